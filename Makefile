@@ -1,0 +1,54 @@
+# Two habits matter: `make demo` and `make test`. Both set themselves up. `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test quick lint docs bench pipelines clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"retune needs Python 3.11 or newer, this is {v[0]}.{v[1]}; set PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.all: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing what is pinned in constraints.txt (a few minutes, once)"
+	$(PIP) --editable '.[all]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing what is pinned in constraints.txt (a few minutes, once)"
+	$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.all
+
+demo: $(VENV)/.all ## run a whole small study, from raw data to a promoted adapter (about 3 minutes on 2 cores)
+	$(BIN)/retune run examples/01-first-study/study.yaml
+
+test: $(VENV)/.dev ## run every test
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+quick: $(VENV)/.dev ## run the tests that take seconds
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+lint: $(VENV)/.dev ## ruff, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.dev ## write the generated pages anew: docs/cli.md, examples/study.schema.json
+	$(BIN)/python docs/generate.py
+
+pipelines: $(VENV)/.dev ## compile the KFP pipelines anew
+	$(BIN)/python -m retune.pipelines
+
+bench: $(VENV)/.dev ## measure: trial speed against transformers.Trainer, benchmarks, suggestions
+	$(BIN)/python benchmarks/bench_trial.py
+	$(BIN)/python benchmarks/bench_eval.py
+	$(BIN)/python benchmarks/bench_suggest.py
+
+clean: ## remove the virtual environment and everything a study wrote here
+	rm -rf $(VENV) artifacts mlflow.db mlartifacts local_outputs

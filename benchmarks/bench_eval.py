@@ -1,0 +1,124 @@
+"""Our benchmark loop against one prompt at a time, on the same model, questions and machine; predictions must be equal.
+
+Both go from the questions' text to the predictions. The baseline does what Instruct-Eval does, question by question:
+count the prompt's tokens, drop shots until it fits, then transformers' `generate` on the whole prompt. Ours reads
+each text once, computes what prompts have in common once, and answers in batches. Both take turns, subject by
+subject, so that a busy machine slows both. Subjects are asked whole, as a real run asks them.
+
+    python benchmarks/bench_eval.py --model MODEL --mmlu FOLDER [--every 10] [--out result.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from retune import models
+from retune.evaluation import mmlu
+from retune.evaluation.generate import Decoder
+from retune.evaluation.prompts import fit
+from retune.evaluation.question import Question
+from retune.records import now, versions
+from retune.study import Model
+
+
+def one_at_a_time(base: models.LoadedBase, questions: list[Question], context: int) -> list[str]:
+    """Return the answers, each from a call of its own."""
+    task = mmlu.TASK
+    limit = min(task.input_limit, context - task.new_tokens)
+    texts = []
+    for question in questions:
+        shots = len(question.shots)
+        while shots > 0 and len(base.tokenizer(question.prompt(shots))["input_ids"]) > limit:
+            shots -= 1
+        ids = base.tokenizer(question.prompt(shots), return_tensors="pt")["input_ids"][:, -limit:].to(
+            base.device
+        )
+        with torch.inference_mode():
+            out = base.model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=task.new_tokens, do_sample=False,
+                temperature=None, top_p=None, pad_token_id=base.tokenizer.pad_token_id,
+            )  # fmt: skip
+        texts.append(base.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+    return texts
+
+
+def ours(base: models.LoadedBase, questions: list[Question], context: int, batch_size: int) -> list[str]:
+    """Return the answers as `retune bench` computes them."""
+    prompts, _ = fit(base.tokenizer, questions, mmlu.TASK, context)
+    return Decoder(base.model, base.tokenizer, base.device, context, batch_size).complete(
+        prompts, mmlu.TASK.new_tokens
+    )
+
+
+def timed(work: Callable[[], list[str]]) -> tuple[list[str], float, float]:
+    """Return the result, the wall seconds and the CPU seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = work()
+    return result, time.perf_counter() - wall, time.process_time() - cpu
+
+
+def main() -> None:
+    """Measure, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--mmlu", required=True, type=Path)
+    parser.add_argument("--every", type=int, default=10, help="every how-manyth subject of the alphabet")
+    parser.add_argument(
+        "--limit", type=int, help="questions per subject; default: all of them, as a real run asks"
+    )
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument(
+        "--context", type=int, help="default: the model's own; 2048 + 2 gives the protocol's own prompts"
+    )
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    words = parser.parse_args()
+    torch.set_num_threads(words.threads)
+    base = models.load_base(Model(base=words.model, dtype=words.dtype))
+    context = words.context or base.model.config.max_position_embeddings
+    every = mmlu.read(words.mmlu)
+    names = sorted({question.group for question in every})[:: words.every]
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        questions: list[Question] = [question for question in every if question.group == name][: words.limit]
+        ours(base, questions[:4], context, words.batch_size), one_at_a_time(base, questions[:2], context)
+        fast, wall, cpu = timed(lambda: ours(base, questions, context, words.batch_size))  # noqa: B023
+        slow, slow_wall, slow_cpu = timed(lambda: one_at_a_time(base, questions, context))  # noqa: B023
+        rows.append({"subject": name, "questions": len(questions), "ours_s": wall,
+                     "ours_cpu_s": cpu, "one_s": slow_wall, "one_cpu_s": slow_cpu, "equal": fast == slow})  # fmt: skip
+        print(f"{name:<40} {len(questions):5} questions  {wall:8.2f} s  {slow_wall:8.2f} s one at a time"
+              f"  {slow_wall / wall:6.1f}×"
+              f"  (CPU {slow_cpu / cpu:5.1f}×)  {'equal' if fast == slow else 'DIFFERENT'}", flush=True)  # fmt: skip
+    total = {
+        key: sum(row[key] for row in rows)
+        for key in ("questions", "ours_s", "ours_cpu_s", "one_s", "one_cpu_s")
+    }
+    result = {
+        "benchmark": "bench_eval", "model": Path(words.model).name, "dtype": words.dtype, "batch_size": words.batch_size,
+        "context": context,
+        "threads": words.threads, "subjects": rows, **total, "speedup": total["one_s"] / total["ours_s"],
+        "speedup_cpu": total["one_cpu_s"] / total["ours_cpu_s"], "equal": all(row["equal"] for row in rows),
+        "device": str(base.device), "machine": platform.machine(), "cores": os.cpu_count(), "finished": now(),
+        "versions": versions("torch", "transformers"),
+    }  # fmt: skip
+    print(f"all: {total['questions']} questions, {total['questions'] / total['ours_s']:.1f} per second against "
+          f"{total['questions'] / total['one_s']:.1f}: {result['speedup']:.1f}× (CPU time {result['speedup_cpu']:.1f}×), "
+          f"predictions {'equal' if result['equal'] else 'DIFFERENT'}")  # fmt: skip
+    if words.out:
+        words.out.write_text(json.dumps(result, indent=2) + "\n")
+    if not result["equal"]:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

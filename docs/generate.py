@@ -1,0 +1,53 @@
+"""Write the pages that the program itself decides: docs/cli.md and examples/study.schema.json.
+
+`python docs/generate.py` writes them, `python docs/generate.py --check` fails if they differ; a test calls it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from retune import study
+from retune.cli import VERBS, cli
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def cli_page() -> str:
+    """Return the page of all verbs with their help texts."""
+    parts = ["# The command line\n", "Written by `make docs` from the program's own help.\n"]
+    for verb in ("", *VERBS):
+        words = ["--help"] if not verb else [verb, "--help"]
+        with click.Context(cli, info_name="retune", max_content_width=100) as parent:
+            command = cli.get_command(parent, verb) if verb else cli
+            assert command is not None
+            context = click.Context(
+                command, info_name=verb or "retune", parent=parent if verb else None, max_content_width=100
+            )
+            text = command.get_help(context)
+        parts.append(f"## `retune {' '.join(words)}`\n\n```text\n{text}\n```\n")
+    return "\n".join(parts)
+
+
+def pages() -> dict[Path, str]:
+    """Return every generated file with its content."""
+    return {
+        ROOT / "docs/cli.md": cli_page(),
+        ROOT / "examples/study.schema.json": json.dumps(study.json_schema(), indent=2) + "\n",
+    }
+
+
+if __name__ == "__main__":
+    stale = [path for path, text in pages().items() if not path.exists() or path.read_text() != text]
+    if "--check" in sys.argv:
+        sys.exit(
+            f"run `make docs`: {[str(path.relative_to(ROOT)) for path in stale]} are not what the program says"
+            if stale
+            else 0
+        )
+    for path, text in pages().items():
+        path.write_text(text)

@@ -1,0 +1,5 @@
+"""`python -m retune` is `retune`."""
+
+from retune.cli import main
+
+main()

@@ -1,0 +1,60 @@
+"""The command line: one file a verb, no logic. A verb is imported only when it is used, so `--help` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from retune import __version__
+from retune.errors import RetuneError
+
+# verb -> its line in `retune --help`; the module retune.cli.<verb> holds `command`.
+VERBS = {
+    "init": "Write a study file to start from.",
+    "validate": "Check a study file and all it points to; nothing is run.",
+    "run": "Run a study to the end, or carry on where it stopped.",
+    "mix": "Mix the data sets of a study into train and validation.",
+    "trial": "Train and validate one setting.",
+    "bench": "Score a base model and adapters on benchmarks.",
+    "suggest": "Show which settings would be tried next, and why.",
+    "serve": "Serve the search algorithms to Katib or to a local study.",
+    "promote": "Put a registered adapter through the gate, or roll back.",
+    "report": "Write the report of a study again.",
+}
+
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"retune.cli.{name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="retune")
+def cli() -> None:
+    """Find, score and promote the best LoRA adapter.
+
+    \b
+    Start:   retune init study.yaml && retune run study.yaml
+    Look:    open artifacts/<study>/report.html; mlflow ui --backend-store-uri sqlite:///mlflow.db
+    """
+
+
+def main() -> None:
+    """Run the command line; errors made for people are printed without a traceback."""
+    try:
+        cli(standalone_mode=True)
+    except RetuneError as error:
+        click.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,198 @@
+"""How a run looks in a terminal: the steps, a progress bar while they run, and the table at the end."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from retune.steps.outcome import Outcome
+    from retune.steps.progress import Progress as StudyProgress
+
+BEST_ROWS = 5
+_SHORT = {"learning_rate": "lr", "weight_decay": "decay"}
+LABELS = {
+    "mix": "mix the data",
+    "search": "search",
+    "benchmark": "benchmark",
+    "select": "select",
+    "register": "register",
+    "promote": "gate and promote",
+    "report": "report",
+}
+
+
+class Display:
+    """Shows which steps are up to date and how far the running one is.
+
+    In a terminal a bar moves; elsewhere a line is printed whenever a trial is done.
+
+    Args:
+        states: step -> whether it is up to date before the run.
+        quiet: show nothing.
+
+    """
+
+    def __init__(self, states: dict[str, bool], quiet: bool = False) -> None:
+        self._states = states
+        self._console = Console(quiet=quiet, stderr=True, highlight=False)
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[best]}"),
+            TextColumn("{task.fields[left]}"), console=self._console, transient=True, disable=not self._console.is_terminal,
+        )  # fmt: skip
+        self._task: TaskID | None = None
+        self._step = ""
+        self._last = (-1, -1)
+
+    def __enter__(self) -> Display:
+        for step, done in self._states.items():
+            if done:
+                self._console.print(f"[green]✓[/] {LABELS[step]}: up to date")
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._finish_step(ok=kind is None)
+        self._bar.stop()
+
+    def update(self, progress: StudyProgress | None) -> None:
+        """Show the latest progress."""
+        if progress is None:
+            return
+        if progress.step != self._step:
+            self._finish_step()
+            self._step = progress.step
+            self._task = self._bar.add_task(LABELS.get(self._step, self._step), total=None, best="", left="")
+        share = progress.done + sum(progress.running.values())
+        total = progress.total or max(1, len(progress.running))
+        best = "" if progress.best is None else f"best {progress.best:.4f}"
+        if progress.base is not None and best:
+            best += f" (base {progress.base:.4f})"
+        if progress.failed:
+            best += f", {progress.failed} failed"
+        left = "" if progress.left is None else f"{duration(progress.left)} left"
+        assert self._task is not None
+        self._bar.update(self._task, completed=round(share, 2), total=total, best=best, left=left)
+        if (
+            not self._console.is_terminal
+            and progress.step == "search"
+            and (progress.done, progress.total) != self._last
+        ):
+            self._last = (progress.done, progress.total)
+            self._console.print(
+                f"search: {progress.done} of {progress.total} trials, {best or 'no result yet'}, {left or '…'}"
+            )
+
+    def _finish_step(self, ok: bool = True) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None
+        if self._step and ok:
+            self._console.print(f"[green]✓[/] {LABELS.get(self._step, self._step)}")
+        self._step = ""
+
+
+def show_outcome(outcome: Outcome, study_file: str, overrides: tuple[str, ...]) -> None:
+    """Print the best trials beside base and default, the decision, and what to open and type next."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 110  # a pipe or log has no width of its own
+    selection = outcome.selection
+    console.print()
+    console.print(_table(outcome))
+    for name, spread in selection.spread.items():
+        console.print(
+            f"{_label(name, outcome)}: {spread.mean:.4f} ± {spread.sd:.4f} over {spread.n} seeds (mean, standard deviation)"
+        )
+    if outcome.failed:
+        console.print(f"{outcome.failed} of {outcome.trials} trials failed; the report says why")
+    if outcome.stopped_by != "trials":
+        console.print(f"[yellow]the search was ended by its limit of {outcome.stopped_by}[/]")
+    for finding in selection.findings:
+        console.print(f"[yellow]note:[/] {finding}")
+    console.print(f"chosen: {selection.chosen}, {selection.rule}")
+    decision = {
+        "promote": f"[green]promoted[/]: {outcome.model} version {outcome.gate.challenger} is now the champion",
+        "keep": f"[yellow]not promoted[/]: {outcome.model} version {outcome.gate.champion or '(none)'} stays the champion",
+        "same": f"{outcome.model} version {outcome.gate.challenger} is the champion already",
+    }
+    console.print(decision[outcome.gate.decision])
+    for rule in outcome.gate.rules:
+        if not rule["passed"]:
+            console.print(f"  [red]✗[/] {rule['text']}")
+    again = " ".join(["retune run", study_file, *overrides])
+    console.print()
+    console.print(f"open   {_near(outcome.report)}", soft_wrap=True)
+    console.print(f"look   mlflow ui --backend-store-uri {_near(outcome.tracking)}", soft_wrap=True)
+    console.print(f"more   {again} search.trials={outcome.trials * 2}", soft_wrap=True)
+    console.print(
+        f"undo   retune promote {outcome.model} --rollback --tracking {_near(outcome.tracking)}",
+        soft_wrap=True,
+    )
+
+
+def _table(outcome: Outcome) -> Table:
+    selection = outcome.selection
+    singles = [row for row in selection.rows if row.role != "repeat"]
+    best = [row for row in singles if row.role != "base"][:BEST_ROWS]
+    marked = [row for row in singles if row.trial in (selection.base, selection.default, selection.chosen)]
+    rows = sorted({row.trial: row for row in best + marked}.values(), key=lambda row: singles.index(row))
+    names = list(next((row.assignment for row in rows if row.assignment), {}))
+    table = Table(
+        title=f"{outcome.study}: {outcome.trials} settings",
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE,
+    )
+    for heading in (
+        "trial",
+        *(_SHORT.get(name, name) for name in names),
+        selection.metric.replace("_", " "),
+        "gain",
+    ):
+        table.add_column(
+            heading, justify="left" if heading == "trial" else "right", no_wrap=heading == "trial"
+        )
+    for task in selection.tasks:
+        table.add_column(task, justify="right", no_wrap=True)
+    for row in rows:
+        gain = "" if row.role == "base" or row.gain_over_base is None else f"{row.gain_over_base:+.4f}"
+        scores = [f"{100 * row.scores[task]:.1f}" if task in row.scores else "" for task in selection.tasks]
+        values = [_value(row.assignment.get(name)) for name in names]
+        style = "bold" if row.trial == selection.chosen else None
+        table.add_row(_label(row.trial, outcome), *values, f"{row.objective:.4f}", gain, *scores, style=style)
+    return table
+
+
+def _label(trial: str, outcome: Outcome) -> str:
+    selection = outcome.selection
+    notes = {selection.base: "base", selection.default: "default"}
+    return trial.removeprefix("trial-") + (f" {notes[trial]}" if trial in notes else "")
+
+
+def _value(value: object) -> str:
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _near(uri: str) -> str:
+    """Return a path below the current folder without the folder: shorter to read and to type."""
+    here = f"{Path.cwd()}/"
+    return uri.replace(f"sqlite:///{here}", "sqlite:///").removeprefix(here)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them: ``48 s``, ``3:05``, ``2 h 10 min``."""
+    if seconds < 60:
+        return f"{math.ceil(seconds)} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"

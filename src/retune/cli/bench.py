@@ -1,0 +1,141 @@
+"""`retune bench`: score a base model and adapters on benchmarks."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+from pydantic import ValidationError
+
+from retune.errors import InputError
+from retune.study import Benchmark, Model, TaskName
+
+if TYPE_CHECKING:
+    from retune.evaluation.bench import Candidate
+    from retune.records import BenchRecord
+
+
+@click.command("bench")
+@click.option(
+    "--model",
+    "base",
+    required=True,
+    metavar="BASE",
+    help="Base model: a folder, an s3:// folder or a hub name.",
+)
+@click.option("--revision", metavar="SHA", help="Revision of a hub name.")
+@click.option(
+    "--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True
+)
+@click.option(
+    "--adapter", "adapters", multiple=True, metavar="[NAME=]URI", help="An adapter to score; may be repeated."
+)
+@click.option("--tasks", required=True, metavar="TASK,…", help=f"Of {', '.join(get_args(TaskName))}.")
+@click.option("--data", multiple=True, metavar="TASK=PATH", help="File or folder of a task, local or a URI.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Questions per task at most, drawn evenly over its subjects."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides which questions a limit draws.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option(
+    "--allow-code-execution", is_flag=True, help="Let humaneval run, in a sandbox, code that the model wrote."
+)
+@click.option(
+    "--out",
+    default="bench",
+    show_default=True,
+    metavar="DIR",
+    help="Where the records go; finished ones are kept.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON lines.")
+def command(
+    base: str,
+    revision: str | None,
+    dtype: str,
+    adapters: tuple[str, ...],
+    tasks: str,
+    data: tuple[str, ...],
+    limit: int | None,
+    seed: int,
+    batch_size: int,
+    allow_code_execution: bool,
+    out: str,
+    as_json: bool,
+) -> None:
+    """Score a base model, untuned and with adapters, by the Instruct-Eval protocol.
+
+    \b
+    Examples:
+      retune bench --model models/llama --tasks mmlu,bbh --data mmlu=data/mmlu --data bbh=data/bbh
+      retune bench --model llama --adapter seven=runs/trial-007 --tasks mmlu --data mmlu=data/mmlu --limit 570
+    """
+    settings = {
+        "tasks": [task.strip() for task in tasks.split(",") if task.strip()],
+        "data": dict(_pair(text, "--data") for text in data),
+        "limit": limit,
+        "batch_size": batch_size,
+        "allow_code_execution": allow_code_execution,
+    }
+    try:
+        benchmark = Benchmark.model_validate(settings)
+    except ValidationError as error:
+        raise InputError([_sentence(one) for one in error.errors()], "retune bench") from error
+    from retune.evaluation import bench
+
+    model = Model(base=base, revision=revision, dtype=dtype)  # type: ignore[arg-type]
+    records = bench.run(model, candidates(adapters), benchmark, seed, out, None if as_json else _progress)
+    if as_json:
+        for record in records:
+            click.echo(json.dumps(record.model_dump(mode="json", exclude={"answers"})))
+        return
+    _table(records)
+    click.echo(f"records, one answer per question: {out}/<model>/<task>.json")
+
+
+def candidates(adapters: tuple[str, ...]) -> list[Candidate]:
+    """Return the untuned base and the adapters; a name is the last part of a URI that tells them apart."""
+    from retune.evaluation.bench import Candidate
+
+    found = [Candidate("base")]
+    for text in adapters:
+        name, equals, uri = text.partition("=")
+        if not equals:
+            name, uri = "", text
+        parts = [part for part in uri.rstrip("/").split("/") if part not in ("", "adapter", ".", "..")]
+        found.append(Candidate(name or (parts[-1] if parts else "adapter"), uri))
+    return found
+
+
+def _pair(text: str, option: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise InputError(f"`{option}` has the form TASK=PATH, but got {text!r}", "command line")
+    return name, value
+
+
+def _sentence(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"] if part != "[key]")
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}, but got {error['input']!r}" if where else message
+
+
+def _progress(event: dict[str, Any]) -> None:
+    if event["event"] == "progress":
+        text = f"{event['model']} {event['task']}: {event['done']}/{event['total']}, {event['seconds_left']:.0f} s left"
+        click.echo(f"\r{text:<70}", nl=False, err=True)
+    else:
+        word = "kept" if event["kept"] else f"{event['n']} questions"
+        click.echo(f"\r{event['model']} {event['task']}: {event['score']:.4f} ({word}){'':<30}", err=True)
+
+
+def _table(records: list[BenchRecord]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    tasks = list(dict.fromkeys(record.task for record in records))
+    scores = {(r.model, r.task): f"{100 * r.score:.2f} ± {100 * r.stderr:.2f}" for r in records}
+    table = Table("model", *tasks, title="score and standard error in %, Instruct-Eval protocol")
+    for model in dict.fromkeys(record.model for record in records):
+        table.add_row(model, *(scores[model, task] for task in tasks))
+    Console().print(table)

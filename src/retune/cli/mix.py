@@ -1,0 +1,83 @@
+"""`retune mix`: mix the data sets of a study into train and validation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from retune.data.mix_record import MixRecord
+
+
+@click.command("mix")
+@click.argument("study_file", metavar="STUDY")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--out", metavar="URI", help="The folder to write to.  [default: <artifacts>/<study>/data-<digest>]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the record (mix.json) and the folder as JSON.")
+def command(study_file: str, overrides: tuple[str, ...], out: str | None, as_json: bool) -> None:
+    """Mix the data sets of a study into train and validation.
+
+    Writes train.jsonl, validation.jsonl and, last, mix.json. The counts are exact, every source has its share
+    in both splits, and no prompt is in both. Does nothing if the folder holds this very mix already.
+
+    \b
+    Examples:
+      retune mix study.yaml
+      retune mix study.yaml data.train=1000 data.validation=200 --out ./mixed
+      retune mix study.yaml --json | jq .digest
+    """
+    import json
+
+    from rich.console import Console
+
+    from retune import models, study
+    from retune.data import mixing
+    from retune.steps import folders
+
+    loaded = study.load(study_file, overrides)
+    uri = out or folders.data_folder(loaded)
+    with Console(stderr=True).status("reading") as status:
+        record = mixing.mix(loaded.data, loaded.seed, models.locate(loaded.model), uri, status.update)
+    if as_json:
+        click.echo(json.dumps({"uri": uri, **record.model_dump(mode="json")}))
+        return
+    console = Console(highlight=False)
+    console.print(_table(record))
+    console.print(f"digest {record.digest}\nfolder {uri}", soft_wrap=True)
+
+
+def _table(record: MixRecord) -> Table:
+    """Return what became of each source's records, and how long those are that were drawn."""
+    from rich.table import Table
+
+    table = Table("", *(source.name for source in record.sources), "together")
+    for column in table.columns[1:]:
+        column.justify, column.overflow = "right", "fold"
+    parts = {
+        split: [*(s.splits[split] for s in record.sources), whole] for split, whole in record.splits.items()
+    }
+    table.add_row("share", *(f"{source.share:.1%}" for source in record.sources), "")
+    for name in ("read", "empty", "duplicate", "shared", "too_long"):
+        numbers = [getattr(source, name) for source in record.sources]
+        table.add_row(name.replace("_", " "), *_counts([*numbers, sum(numbers)]))
+    table.add_section()
+    for split, given in parts.items():
+        table.add_row(f"{split} records", *_counts([part.records for part in given]), style="bold")
+    for split, given in parts.items() if record.tokenizer else ():
+        table.add_section()
+        table.add_row(f"{split} tokens", *_counts([part.tokens or 0 for part in given]))
+        table.add_row("records cut", *_counts([part.truncated or 0 for part in given]))
+        for name in ("prompt", "completion"):
+            lengths = [part.lengths.get(name) for part in given]
+            shown = [f"{length.mean:.1f}, {length.p95}" if length else "" for length in lengths]
+            table.add_row(f"{name}: mean, p95", *shown)
+    return table
+
+
+def _counts(numbers: list[int]) -> list[str]:
+    return [f"{number:,}" for number in numbers]

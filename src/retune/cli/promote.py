@@ -1,0 +1,60 @@
+"""`retune promote`: see, move and take back the champion of a registered model."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command("promote")
+@click.argument("model")
+@click.option(
+    "--tracking", "uri", default="sqlite:///mlflow.db", show_default=True, help="MLflow tracking URI."
+)
+@click.option("--to", "version", metavar="VERSION", help="Promote this version, whatever its gate said.")
+@click.option("--rollback", is_flag=True, help="Make the champion before this one champion again.")
+@click.option("--show", is_flag=True, help="Only show which version is what.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(model: str, uri: str, version: str | None, rollback: bool, show: bool, as_json: bool) -> None:
+    """Make the challenger of MODEL its champion, if its gate let it through.
+
+    The old champion stays as `previous`: --rollback brings it back. Of two promotions at once one wins; the
+    other is told so and changes nothing. Exit codes: 0 done, 1 the gate or another promotion forbids it, 2
+    bad input.
+
+    \b
+    Examples:
+      retune promote alpaca-dolly --show
+      retune promote alpaca-dolly
+      retune promote alpaca-dolly --tracking https://mlflow.example --to 7
+      retune promote alpaca-dolly --rollback
+    """
+    from retune.registry import promotion
+
+    if sum([version is not None, rollback, show]) > 1:
+        raise click.UsageError("give one of --to, --rollback and --show")
+    if rollback:
+        promotion.rollback(uri, model)
+    elif version is not None:
+        promotion.promote(uri, model, version, promotion.aliases(uri, model).champion)
+    elif not show:
+        promotion.promote_challenger(uri, model)
+    shown = promotion.describe(uri, model)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(shown, indent=2))
+        return
+    for alias in ("champion", "previous", "challenger"):
+        click.echo(f"{alias:<11}{_line(shown[alias])}")
+
+
+def _line(facts: dict[str, str] | None) -> str:
+    if facts is None:
+        return "none"
+    words = [f"version {facts['version']}"]
+    words += [f"{name} {facts[key]}" for key, name in (("trial", "trial"), ("study", "of")) if facts.get(key)]
+    if facts.get("objective_value"):
+        words.append(f"{facts.get('objective')} {facts['objective_value']}")
+    if facts.get("gate"):
+        words.append(f"gate: {facts['gate']}")
+    return ", ".join(words)

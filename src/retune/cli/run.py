@@ -1,0 +1,41 @@
+"""`retune run`: a study from raw data to a promoted adapter."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command("run")
+@click.argument("study_file", metavar="STUDY")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON, and nothing else.")
+def command(study_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Run a study: mix, search, benchmark, select, register, gate, promote, report.
+
+    Run it again to carry on after a stop, a kill or a crash; what is done is not done again. Ctrl-C saves the
+    running trials. Exit codes: 0 done, 2 bad input, 75 stopped, 1 failed.
+
+    \b
+    Examples:
+      retune run study.yaml
+      retune run study.yaml search.trials=20 search.parallel=2
+      retune run study.yaml search.algorithm=tpe name=my-study-tpe
+    """
+    from retune import study
+    from retune.cli._show import Display, show_outcome
+    from retune.pipelines import here
+    from retune.steps import outcome
+    from retune.steps.check import check
+    from retune.steps.plan import plan
+
+    loaded = study.load(study_file, overrides)
+    check(loaded)
+    states = plan(loaded)
+    with Display(states, quiet=as_json) as display:
+        if not all(states.values()):
+            here.run(loaded, display.update)
+    result = outcome.read(loaded)
+    if as_json:
+        click.echo(result.model_dump_json(indent=2))
+    else:
+        show_outcome(result, study_file, overrides)

@@ -1,0 +1,32 @@
+"""`retune serve`: the suggestion service."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+
+@click.command()
+@click.option("--port", default=6789, show_default=True, help="Port to listen on; 0 takes a free one.")
+@click.option("--host", default="[::]", show_default=True, help="Address to listen on.")
+@click.option("--metrics-port", type=int, help="Port for Prometheus metrics over HTTP; none by default.")
+@click.option("--die-with-parent", is_flag=True, help="End when the process that started this one ends.")
+def command(port: int, host: str, metrics_port: int | None, die_with_parent: bool) -> None:
+    """Serve the search algorithms over gRPC, to Katib or to a local study.
+
+    Needs no files and no state. Prints `serving on HOST:PORT` when ready, logs JSON lines to stderr, and ends
+    on SIGTERM after the calls under way.
+
+    \b
+    Examples:
+      retune serve                             as Katib wants it, port 6789
+      retune serve --host 127.0.0.1 --port 0   a free port of this machine
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy: more threads only slow small matrices
+    from retune import processes
+    from retune.suggestion.service import serve
+
+    if die_with_parent:
+        processes.die_with_parent()
+    serve(host, port, metrics_port)

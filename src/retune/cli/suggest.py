@@ -1,0 +1,78 @@
+"""`retune suggest`: what would be tried next, and why."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from retune.search import Observation
+
+
+@click.command("suggest")
+@click.option("--study", "study_file", required=True, metavar="FILE", help="The study file.")
+@click.option(
+    "--history",
+    metavar="DIR",
+    help="Folder or URI of a search, the one that holds `trials`; else a new study.",
+)
+@click.option("--count", default=1, show_default=True, type=click.IntRange(1), help="How many settings.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a setting.")
+def command(study_file: str, history: str | None, count: int, as_json: bool) -> None:
+    """Show which settings a study would try next, and where each comes from.
+
+    Trials that were issued but have no record yet count as running. Nothing is run or written; the same question
+    gives the same answer.
+
+    \b
+    Examples:
+      retune suggest --study study.yaml --count 9
+      retune suggest --study study.yaml --history artifacts/my-study/search --count 4 --json
+    """
+    from retune import search, study
+
+    loaded = study.load(study_file)
+    wanted = loaded.search
+    objective = search.Objective(wanted.objective.metric, wanted.objective.goal, tuple(wanted.constraints))
+    known = _history(history) if history else []
+    proposals = search.explain(
+        wanted.algorithm, wanted.space, objective, wanted.settings, known, count, loaded.seed
+    )
+    if as_json:
+        for proposal in proposals:
+            click.echo(json.dumps({"assignment": proposal.assignment, "origin": proposal.origin}))
+        return
+    done = sum(entry.status == "completed" for entry in known)
+    failed = sum(entry.status == "failed" for entry in known)
+    click.echo(
+        f"{wanted.algorithm}, knowing {done} completed, {failed} failed, {len(known) - done - failed} running"
+    )
+    width = max(len(proposal.origin) for proposal in proposals)
+    for proposal in proposals:
+        setting = "  ".join(f"{name}={value}" for name, value in proposal.assignment.items())
+        click.echo(f"{proposal.origin:{width}}  {setting}")
+
+
+def _history(folder: str) -> list[Observation]:
+    from retune.engines.ledger import Ledger
+    from retune.errors import InputError
+    from retune.search import Observation
+
+    ledger = Ledger(folder)
+    tasks = [task for task in ledger.tasks.values() if task.role in ("default", "search")]
+    if not tasks:
+        raise InputError(
+            f"a search's folder holds `trials/trial-001` and so on, but {folder} has none", "--history"
+        )
+    found = []
+    for task in tasks:
+        record = ledger.records.get(task.trial)
+        if record is None:
+            found.append(Observation(task.assignment, "running", {}, task.trial, task.number))
+        elif record.status == "completed":
+            found.append(Observation(task.assignment, "completed", record.values, task.trial, task.number))
+        else:
+            found.append(Observation(task.assignment, "failed", {}, task.trial, task.number))
+    return found

@@ -1,0 +1,162 @@
+"""`retune trial`: train and validate one setting; the same program under every engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from retune.errors import EXIT_FAILED, InputError
+from retune.records import Role, TrialRecord, now
+from retune.study import Study, load, parse
+
+if TYPE_CHECKING:
+    from retune.training.events import Event
+
+
+class _Number(click.ParamType):  # type: ignore[type-arg]
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
+        """Return a whole number as int, so that records show what was meant."""
+        try:
+            return int(value)
+        except ValueError:
+            try:
+                return float(value)
+            except ValueError:
+                self.fail(f"must be a number, but got {value!r}", param, ctx)
+
+
+def _hyper_parameter(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    flag = "--" + name.replace("_", "-")
+    return click.option(
+        flag, name, type=_Number(), envvar=f"RETUNE_HP_{name.upper()}", help=f"env RETUNE_HP_{name.upper()}"
+    )
+
+
+@click.command()
+@click.argument("study")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--data", required=True, metavar="URI", help="Folder of mixed data (retune mix).")
+@click.option(
+    "--out", required=True, metavar="URI", help="Folder for the record, the adapter and checkpoints."
+)
+@click.option("--trial", "name", help="Name in the study.  [default: trial-<number>]")
+@click.option(
+    "--number", type=click.IntRange(min=0), default=1, show_default=True, help="Place in the study."
+)
+@click.option(
+    "--role", type=click.Choice(get_args(Role)), default="search", show_default=True, help="base: no adapter."
+)
+@click.option("--seed", type=click.IntRange(min=0), help="[default: the study's]")
+@_hyper_parameter("rank")
+@_hyper_parameter("alpha")
+@_hyper_parameter("dropout")
+@_hyper_parameter("learning_rate")
+@_hyper_parameter("weight_decay")
+def command(
+    study: str, overrides: tuple[str, ...], data: str, out: str, name: str | None, number: int, role: Role,
+    seed: int | None, **setting: float | None,
+) -> None:  # fmt: skip
+    """Train and validate one setting of STUDY (YAML; or resolved JSON: a .json path or URI, or - for stdin).
+
+    \b
+    Examples:
+      retune trial study.yaml --data artifacts/data --out artifacts/t1 --rank 16 --learning-rate 2e-4
+      RETUNE_HP_RANK=16 retune trial s3://b/study.json --data s3://b/data --out s3://b/t1
+      torchrun --nproc-per-node 8 -m retune trial study.yaml --data … --out …
+
+    What is not given is the study's own (section `training`). One line per measurement goes to stdout:
+    `<time> validation_loss=<value>`. SIGTERM saves a checkpoint; run again to carry on.
+
+    \b
+    Exit codes: 0 done; 1 failed (why: trial.json); 2 bad input; 75 interrupted, run again
+    """
+    with _asked() as asked:  # before the heavy imports: a stop must not be missed
+        from retune.training.resident import ResidentBase
+        from retune.training.trial import TrialTask, run_trial
+
+        chosen = _read(study, overrides)
+        given = {key: value for key, value in setting.items() if value is not None}
+        task = TrialTask(
+            trial=name or f"trial-{number:03d}",
+            number=number,
+            role=role,
+            assignment={} if role == "base" else given,
+            seed=chosen.seed if seed is None else seed,
+            folder=out,
+        )
+        printer = _Printer()
+        record = run_trial(chosen, data, task, ResidentBase(chosen.model), printer, asked)
+    printer.end(record)
+    if record.status != "completed":
+        click.secho(f"failed: {record.reason}", fg="red", err=True)
+        sys.exit(EXIT_FAILED)
+
+
+def _read(study: str, overrides: tuple[str, ...]) -> Study:
+    if study != "-" and not study.endswith(".json"):
+        return load(Path(study), overrides)
+    if overrides:
+        raise InputError(f"a resolved study takes no overrides, but got {list(overrides)}", study)
+    import json
+
+    from retune import store
+
+    try:
+        content = json.loads(sys.stdin.buffer.read() if study == "-" else store.read(study))
+    except (OSError, ValueError) as error:
+        raise InputError(f"the study must be readable JSON: {error}", study) from error
+    if not isinstance(content, dict):
+        raise InputError("a study is a JSON object", study)
+    return parse(content, study)
+
+
+@contextmanager
+def _asked() -> Iterator[Callable[[], bool]]:
+    """Yield the question whether SIGTERM or SIGINT asked this program to stop."""
+    asked: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda number, frame: asked.append(number)) for number in numbers]
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+class _Printer:
+    """Metrics to stdout, one a line, for Katib's collector and for people; the rest to stderr. The first process speaks."""
+
+    def __init__(self) -> None:
+        self.silent = os.environ.get("RANK", "0") != "0"
+        self.measured = False
+
+    def __call__(self, event: Event) -> None:
+        if self.silent:
+            return
+        if event.kind == "metric":
+            self.measured = True
+            click.echo(f"{now()} {event.name}={event.value!r}")
+        elif event.kind == "note":
+            click.echo(event.text, err=True)
+        else:
+            text = f"step {event.step}/{event.steps}  loss {event.loss:.4f}  {event.tokens_per_second:,.0f} tokens/s"
+            click.echo(text, err=True)
+
+    def end(self, record: TrialRecord) -> None:
+        """Print the metrics of a record that was already there: a pod that is started again still reports them."""
+        if self.silent or self.measured:
+            return
+        for point in record.curves.get("validation_loss", []):
+            click.echo(f"{point.time or record.finished} validation_loss={point.value!r}")
+        for name in ("train_loss", "adapter_mib", "tokens_per_second"):
+            if name in record.values:
+                click.echo(f"{record.finished} {name}={record.values[name]!r}")

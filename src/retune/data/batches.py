@@ -1,0 +1,100 @@
+"""Batches without padding: the records of one optimiser step stand one behind the other in a single sequence.
+
+The records of a step, and so the meaning of batch size, learning rate and number of steps, stay those of ordinary
+padded batches ("padding-free", arXiv 2407.09105). Each record's positions start at 0, and `lengths` tells the
+attention where the next record begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from retune.data.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some records in one sequence.
+
+    Attributes:
+        ids: int64, shape ``(1, tokens)``.
+        positions: place of each token in its own record, int64, shape ``(1, tokens)``.
+        lengths: tokens of each record.
+        tails: tokens of each record from its first counted prediction to its end.
+        rows: places in the sequence whose prediction is counted, int64, shape ``(counted,)``.
+        targets: the token each of them should predict, int64, shape ``(counted,)``.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    lengths: list[int]
+    tails: list[int]
+    rows: Tensor
+    targets: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on `device`; from the CPU the copy does not wait for the device."""
+        if device.type == "cpu":
+            return self
+        tensors = (self.ids, self.positions, self.rows, self.targets)
+        ids, positions, rows, targets = (t.pin_memory().to(device, non_blocking=True) for t in tensors)
+        return Batch(ids, positions, self.lengths, self.tails, rows, targets)
+
+
+def flatten(tokens: Tokens, records: Sequence[int]) -> Batch:
+    """Return the given records, in the given order, as one `Batch`."""
+    import torch
+
+    starts = tokens.offsets[list(records)].tolist()
+    ends = tokens.offsets[[record + 1 for record in records]].tolist()
+    lengths = [end - start for start, end in zip(starts, ends, strict=True)]
+    ids = torch.cat([tokens.ids[start:end] for start, end in zip(starts, ends, strict=True)])
+    flags = [tokens.counted[start:end] for start, end in zip(starts, ends, strict=True)]
+    tails = [length - int(flag.int().argmax()) + 1 for length, flag in zip(lengths, flags, strict=True)]
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    places = torch.cat(flags).nonzero().squeeze(1)
+    return Batch(ids.unsqueeze(0), positions.unsqueeze(0), lengths, tails, places - 1, ids[places])
+
+
+def epoch_order(records: int, seed: int, epoch: int) -> list[int]:
+    """Return the order in which an epoch visits the records: a permutation that depends on seed and epoch only."""
+    import torch
+
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    order: list[int] = torch.randperm(records, generator=generator).tolist()
+    return order
+
+
+def epoch_batches(records: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Return the records of each optimiser step of an epoch; the last step takes what is left."""
+    order = epoch_order(records, seed, epoch)
+    return [order[start : start + batch_size] for start in range(0, records, batch_size)]
+
+
+def share(records: Sequence[int], rank: int, world: int) -> list[int]:
+    """Return the records of one optimiser step that process `rank` of `world` takes (none, if there are too few)."""
+    return list(records[rank::world])
+
+
+def passes(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Split records into runs of at most `max_tokens` tokens, so that one pass fits into memory; at least one record each.
+
+    Yields:
+        places in `lengths`, in order.
+    """
+    run: list[int] = []
+    size = 0
+    for place, length in enumerate(lengths):
+        if run and size + length > max_tokens:
+            yield run
+            run, size = [], 0
+        run.append(place)
+        size += length
+    if run:
+        yield run

@@ -1,0 +1,124 @@
+"""Which records go where: exact counts, no prompt in both splits, decided by a seed and the texts alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+Keys = tuple[bytes, bytes]  # a record's prompt and its whole text, hashed
+Group = list[tuple[int, list[int]]]  # one prompt: for each source that has it, the places of its records
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn.
+
+    Attributes:
+        train: source and place in it of each record, in the order of the draw, which is a shuffled one.
+        validation: the same.
+        missing: for each source, the records that the two splits together lack.
+    """
+
+    train: list[tuple[int, int]]
+    validation: list[tuple[int, int]]
+    missing: list[int]
+
+
+def counts(total: int, shares: Sequence[float]) -> list[int]:
+    """Return whole counts that add up to `total`, each less than one away from its share of it.
+
+    The method of largest remainders (Hamilton's); of equal remainders the first wins. The shares need not add
+    up to exactly one. Computed in fractions of the shares as written: 0.7 of 54,000 is 37,800.
+    """
+    parts = [Fraction(str(share)) for share in shares]
+    quotas = [total * part / sum(parts) for part in parts]
+    whole = [int(quota) for quota in quotas]
+    by_remainder = sorted(range(len(shares)), key=lambda k: whole[k] - quotas[k])
+    for k in by_remainder[: total - sum(whole)]:
+        whole[k] += 1
+    return whole
+
+
+def grouped(stocks: Sequence[Sequence[Keys]], seed: int) -> list[Group]:
+    """Return the records with equal prompts together, the groups in the order of a hash of seed and prompt.
+
+    Args:
+        stocks: for each source its records, all different.
+        seed: decides the order.
+    """
+    found: dict[bytes, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for source, stock in enumerate(stocks):
+        in_order = sorted((text, prompt, place) for place, (prompt, text) in enumerate(stock))
+        for _, prompt, place in in_order:
+            found[prompt][source].append(place)
+    salt = seed.to_bytes(8, "big")
+    ranked = sorted(found, key=lambda prompt: hashlib.blake2b(prompt, key=salt, digest_size=16).digest())
+    return [list(found[prompt].items()) for prompt in ranked]
+
+
+def draw(groups: Sequence[Group], train: Sequence[int], validation: Sequence[int]) -> Drawn:
+    """Draw without replacement, from each source as many records as asked for.
+
+    A group never serves both splits. The validation set takes each group that it can use up; if it still
+    lacks records, it takes parts of groups, first of those that lose least by it. The train set takes from
+    the other groups in order. So the validation set does not depend on `train`, and a larger train set holds
+    a smaller one.
+
+    Args:
+        groups: the records of all sources, from `grouped`.
+        train: how many records of each source are asked for.
+        validation: the same.
+    """
+    lacking = list(validation)
+    taken: list[tuple[int, int]] = []
+    left = []
+    for group in groups:
+        if all(len(places) <= lacking[source] for source, places in group):
+            taken += _take(group, lacking)
+        else:
+            left.append(group)
+    if any(lacking):
+        losses = [sum(max(0, len(places) - lacking[source]) for source, places in group) for group in left]
+        used = set()
+        for k in sorted(range(len(left)), key=losses.__getitem__):  # stable: in order among equals
+            part = _take(left[k], lacking)
+            taken += part
+            if part:
+                used.add(k)
+        left = [group for k, group in enumerate(left) if k not in used]
+    wanting = list(train)
+    trained = [place for group in left for place in _take(group, wanting)]
+    return Drawn(trained, taken, [a + b for a, b in zip(lacking, wanting, strict=True)])
+
+
+def _take(group: Group, lacking: list[int]) -> list[tuple[int, int]]:
+    """Take from a group what is lacking, and count it off."""
+    taken = []
+    for source, places in group:
+        part = places[: lacking[source]]
+        lacking[source] -= len(part)
+        taken += [(source, place) for place in part]
+    return taken
+
+
+def largest(
+    groups: Sequence[Group], shares: Sequence[float], train: int, validation: int
+) -> tuple[int, int] | None:
+    """Return the largest train and validation counts, in proportion, that work; None if none do."""
+    size = max(train, validation)
+
+    def scaled(part: int) -> tuple[int, int]:
+        return max(1, train * part // size), max(1, validation * part // size)
+
+    def fits(part: int) -> bool:
+        first, second = scaled(part)
+        return not any(draw(groups, counts(first, shares), counts(second, shares)).missing)
+
+    low, high = 0, size
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return scaled(low) if low else None

@@ -1,0 +1,108 @@
+"""What was mixed from what, and how long it is in tokens: the content of `mix.json`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from pydantic import BaseModel, Field
+
+from retune.records import Record
+
+
+class Lengths(BaseModel):
+    """Token counts per record; percentiles by nearest rank."""
+
+    min: int
+    mean: float
+    p50: int
+    p95: int
+    max: int
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> Lengths:
+        """Return the statistics of at least one length."""
+        ordered = sorted(lengths)
+        at = {share: ordered[math.ceil(share * len(ordered)) - 1] for share in (0.5, 0.95)}
+        mean = round(sum(ordered) / len(ordered), 2)
+        return cls(min=ordered[0], mean=mean, p50=at[0.5], p95=at[0.95], max=ordered[-1])
+
+
+class SplitRecord(BaseModel):
+    """What a split, or one source's part of it, holds.
+
+    Attributes:
+        records: how many.
+        tokens: what a trial reads in an epoch, after the cut to `max_length`; None without a tokenizer.
+        truncated: records that lose their end by that cut.
+        lengths: of `prompt`, `completion` (with its end-of-text token) and `total`, before the cut.
+        sha256: of the split's file; None for one source's part.
+    """
+
+    records: int
+    tokens: int | None = None
+    truncated: int | None = None
+    lengths: dict[str, Lengths] = Field(default_factory=dict)
+    sha256: str | None = None
+
+    @classmethod
+    def of(cls, lengths: Sequence[tuple[int, int]] | None, records: int, max_length: int) -> SplitRecord:
+        """Return the statistics of records with these prompt and completion lengths, if they are known."""
+        if lengths is None or not records:
+            return cls(records=records)
+        totals = [prompt + completion for prompt, completion in lengths]
+        return cls(
+            records=records,
+            tokens=sum(min(total, max_length) for total in totals),
+            truncated=sum(total > max_length for total in totals),
+            lengths={
+                "prompt": Lengths.of([prompt for prompt, _ in lengths]),
+                "completion": Lengths.of([completion for _, completion in lengths]),
+                "total": Lengths.of(totals),
+            },
+        )
+
+
+class SourceRecord(BaseModel):
+    """What became of a source's records: ``read = empty + duplicate + shared + too_long + available``.
+
+    Attributes:
+        name: the file's, without folder. format, share: as in the study. sha256: of the file's bytes.
+        duplicate: same as an earlier record of the source. shared: same as a record of another source.
+        available: what could be drawn from. splits: what was drawn, by split.
+    """
+
+    name: str
+    format: str
+    share: float
+    sha256: str
+    read: int
+    empty: int
+    duplicate: int
+    shared: int
+    too_long: int
+    available: int
+    splits: dict[str, SplitRecord] = Field(default_factory=dict)
+
+
+class MixRecord(Record):
+    """What was mixed from what, by which rules (`mix.json`). The same inputs give the same bytes.
+
+    Attributes:
+        digest: of the mixed data: over the recipe and the content of both splits.
+        recipe: the digest of all that went in, see `retune.data.mixing.recipe_digest`.
+        rules: the version of the mixing rules.
+        max_length: tokens per record at most. tokenizer: its digest. Both are None without a tokenizer.
+        sources: the one with the largest share first.
+        splits: `train` and `validation`.
+    """
+
+    digest: str
+    recipe: str
+    rules: int
+    seed: int
+    max_length: int | None
+    tokenizer: str | None
+    sources: list[SourceRecord]
+    splits: dict[str, SplitRecord]
+    versions: dict[str, str] = Field(default_factory=dict)

@@ -1,0 +1,96 @@
+"""The trials of one search on disk: what was issued and what came of it.
+
+Layout below the search's folder, one folder a trial::
+
+    trials/trial-007/assignment.json   written before the trial starts: a restart asks for the same setting again
+    trials/trial-007/trial.json        the TrialRecord, written last: while it is missing, the trial is not done
+    trials/trial-007/adapter/          PEFT's own files
+"""
+
+from __future__ import annotations
+
+import json
+
+from retune import store
+from retune.records import Role, TrialRecord
+from retune.registry.ranking import candidates
+from retune.space import Assignment
+from retune.study import Search
+from retune.training.trial import TrialTask
+
+BASE = "trial-000"
+DEFAULT = "trial-001"
+
+
+def trial_name(number: int, repeat: int = 0) -> str:
+    """Return the name of a trial; `repeat` counts the further seeds of one setting from 1."""
+    return f"trial-{number:03d}" + (f"-seed-{repeat}" if repeat else "")
+
+
+class Ledger:
+    """The issued tasks and finished records of one search, in memory and on disk.
+
+    Args:
+        folder: URI of the search's folder.
+
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.tasks: dict[str, TrialTask] = {}
+        self.records: dict[str, TrialRecord] = {}
+        names = {entry.split("/")[0] for entry in store.listing(store.join(folder, "trials"))}
+        for name in sorted(names):
+            self._read(name)
+
+    def _read(self, name: str) -> None:
+        issued = store.join(self._trial_folder(name), "assignment.json")
+        if not store.exists(issued):
+            return
+        self.tasks[name] = TrialTask.model_validate_json(store.read(issued))
+        done = store.join(self._trial_folder(name), "trial.json")
+        if store.exists(done):
+            self.records[name] = TrialRecord.model_validate_json(store.read(done))
+
+    def _trial_folder(self, name: str) -> str:
+        return store.join(self.folder, "trials", name)
+
+    def issue(self, number: int, role: Role, assignment: Assignment, seed: int, repeat: int = 0) -> TrialTask:
+        """Write down that this trial is to run, and return its task; an issued trial stays as it was."""
+        name = trial_name(number, repeat)
+        if name not in self.tasks:
+            task = TrialTask(
+                trial=name,
+                number=number,
+                role=role,
+                assignment=assignment,
+                seed=seed,
+                folder=self._trial_folder(name),
+            )
+            content = json.dumps(task.model_dump(mode="json"), indent=2) + "\n"
+            store.write(store.join(task.folder, "assignment.json"), content.encode())
+            self.tasks[name] = task
+        return self.tasks[name]
+
+    def finish(self, record: TrialRecord, write: bool = False) -> None:
+        """Take a finished trial in; `write` if the trial could not write its record itself (its process died)."""
+        if write:
+            store.write(store.join(self._trial_folder(record.trial), "trial.json"), record.to_json())
+        self.records[record.trial] = record
+
+    def search_record(self, number: int) -> TrialRecord | None:
+        """Return the finished record of search trial `number`, if it is finished."""
+        return self.records.get(trial_name(number))
+
+    def ranking(self, search: Search) -> list[TrialRecord]:
+        """Return the completed default and search trials that keep the constraints, best first; equal ones by number."""
+        return candidates(list(self.records.values()), search.objective, search.constraints)
+
+    def prune(self, keep: set[str]) -> None:
+        """Delete the adapters of all finished search trials but `keep`; their records stay, without an adapter."""
+        for record in list(self.records.values()):
+            if record.trial in keep or record.adapter_uri is None:
+                continue
+            pruned = record.model_copy(update={"adapter_uri": None})
+            self.finish(pruned, write=True)  # first the record: it must never point to files that are gone
+            store.remove(record.adapter_uri)

@@ -1,0 +1,277 @@
+"""The engine `local`: runs the trials of a study in worker processes on this machine.
+
+Which setting trial i gets depends on i alone. It is asked for once trials 1 .. i - parallel are finished; the service
+is shown exactly those as finished and the ones between as running, even if some of them happen to be done. So a
+run that was killed and started again, or whose trials finished in another order, tries the same settings as an
+undisturbed one. The price is that a worker may wait for a slow trial `parallel` places before.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from retune.engines.ledger import DEFAULT, Ledger, trial_name
+from retune.engines.service import SuggestionProcess
+from retune.engines.workers import Event, Worker
+from retune.errors import InputError, Interrupted, RetuneError
+from retune.records import TrialRecord, now, versions
+from retune.search import Observation
+from retune.space import Assignment
+from retune.study import Study
+from retune.suggestion.client import SuggestionClient
+from retune.training.trial import TrialTask
+
+ATTEMPTS = 2
+"""How often a trial is started whose worker process dies under it (out of memory killer, segmentation fault)."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search gave: all records, and why it ended (``trials``, ``failures`` or ``hours``)."""
+
+    records: list[TrialRecord]
+    stopped_by: str
+
+
+class LocalEngine:
+    """One search on this machine.
+
+    Args:
+        study: the resolved study.
+        data_uri: folder of the mixed data.
+        folder: URI of the search's folder, where the trials are kept.
+        work: local folder for logs.
+        threads: CPU threads per worker.
+        observe: called with every event: ``{"kind": "issued" | "progress" | "metric" | "finished", "trial": …}``.
+        should_stop: asked several times a second; True saves checkpoints and ends with `Interrupted`.
+        hours_used: hours that earlier runs of this search have spent.
+
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        data_uri: str,
+        folder: str,
+        work: Path,
+        threads: int,
+        observe: Callable[[dict[str, Any]], None],
+        should_stop: Callable[[], bool],
+        hours_used: float = 0.0,
+    ) -> None:
+        self.study, self.data_uri, self.folder, self.work = study, data_uri, folder, work
+        self.threads, self.observe, self.should_stop = threads, observe, should_stop
+        self.ledger = Ledger(folder)
+        self._deadline = None
+        if study.search.max_hours is not None:
+            self._deadline = time.monotonic() + (study.search.max_hours - hours_used) * 3600
+        self._events: queue.Queue[Event] = queue.Queue()
+        self._workers: list[Worker] = []
+        self._service = SuggestionProcess(work / "suggestion.log")
+        self._warm = list(_warm_start(study))
+        self._attempts: dict[str, int] = {}
+
+    def run(self) -> Outcome:
+        """Run what is missing and return every record of the search.
+
+        Raises:
+            Interrupted: if `should_stop` said so; checkpoints are saved.
+            RetuneError: if workers cannot start, or the service cannot be reached.
+
+        """
+        try:
+            stopped_by = self._search()
+            if stopped_by != "hours":
+                self._repeat()
+        finally:
+            self._close()
+        ranked = self.ledger.ranking(self.study.search)
+        self.ledger.prune(self._kept(ranked))
+        return Outcome([self.ledger.records[name] for name in sorted(self.ledger.records)], stopped_by)
+
+    def _search(self) -> str:
+        """Run the base, the default and the search trials."""
+        search = self.study.search
+        default = search.space.default()
+        assert default is not None  # the study model demands a default of every parameter
+        waiting = [
+            self.ledger.issue(0, "base", {}, self.study.seed),
+            self.ledger.issue(1, "default", default, self.study.seed),
+        ]
+        issued = 1
+        while True:
+            reason = self._stop_reason(issued)
+            while reason is None and issued < search.trials and self._may_issue(issued + 1):
+                if len([t for t in waiting if not self._done(t)]) >= search.parallel:
+                    break
+                issued += 1
+                waiting.append(self.ledger.issue(issued, "search", self._suggest(issued), self.study.seed))
+                reason = self._stop_reason(issued)
+            waiting = [task for task in waiting if not self._done(task)]
+            if not waiting and (reason or issued >= search.trials):
+                return reason or "trials"
+            self._dispatch(waiting)
+
+    def _repeat(self) -> None:
+        """Train the best and the default setting again with other seeds, to show the spread."""
+        ranked = self.ledger.ranking(self.study.search)
+        chosen = {record.trial: record for record in ranked[:1] + [r for r in ranked if r.trial == DEFAULT]}
+        waiting = [
+            self.ledger.issue(record.number, "repeat", record.assignment, self.study.seed + k, repeat=k)
+            for record in chosen.values()
+            for k in range(1, self.study.search.repeats + 1)
+        ]
+        while waiting := [task for task in waiting if not self._done(task)]:
+            self._dispatch(waiting)
+
+    def _done(self, task: TrialTask) -> bool:
+        return task.trial in self.ledger.records
+
+    def _may_issue(self, number: int) -> bool:
+        """Return whether all trials are finished whose result the setting of trial `number` depends on."""
+        return all(self.ledger.search_record(k) for k in range(1, number - self.study.search.parallel + 1))
+
+    def _stop_reason(self, issued: int) -> str | None:
+        """Return why no further trial is issued, if so. Failures count in trial order, so that every run stops alike."""
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            return "hours"
+        limit = self.study.search.max_failed
+        if limit is not None:
+            settled = max(0, issued + 1 - self.study.search.parallel)
+            records = [self.ledger.search_record(k) for k in range(1, settled + 1)]
+            if sum(record is not None and record.status == "failed" for record in records) > limit:
+                return "failures"
+        return None
+
+    def _suggest(self, number: int) -> Assignment:
+        """Return the setting for trial `number`: as it was issued before, else from the service."""
+        issued = self.ledger.tasks.get(trial_name(number))
+        if issued:
+            return issued.assignment
+        settled = number - self.study.search.parallel
+        history = self._warm + [self._observation(k, finished=k <= settled) for k in range(1, number)]
+        for attempt in range(3):
+            try:
+                with SuggestionClient(self._service.address()) as client:
+                    return client.suggest(self.study, history, count=1)[0]
+            except ConnectionError as error:  # it died under the call: the next one starts it again
+                if attempt == 2:
+                    raise RetuneError(
+                        f"the suggestion service failed three times: {error}; see {self.work}"
+                    ) from error
+                self._service.close()
+        raise AssertionError("unreachable")
+
+    def _observation(self, number: int, finished: bool) -> Observation:
+        name = trial_name(number)
+        assignment = self.ledger.tasks[name].assignment
+        record = self.ledger.records.get(name) if finished else None
+        if record is None:
+            return Observation(assignment, "running", {}, name, number)
+        status: Literal["completed", "failed"] = "completed" if record.status == "completed" else "failed"
+        return Observation(assignment, status, dict(record.values), name, number)
+
+    def _dispatch(self, waiting: Sequence[TrialTask]) -> None:
+        """Give free workers the waiting tasks and take in one event."""
+        busy = {worker.task.trial for worker in self._workers if worker.task}
+        for task in waiting:
+            if task.trial in busy or len(busy) >= self.study.search.parallel:
+                continue
+            worker = next((worker for worker in self._workers if worker.task is None), None) or self._hire()
+            worker.run(task)
+            busy.add(task.trial)
+            self.observe({"kind": "issued", **task.model_dump(mode="json", exclude={"folder"})})
+        if self.should_stop():
+            self._interrupt()
+        try:
+            self._take(self._events.get(timeout=0.2))
+        except queue.Empty:
+            self.observe({"kind": "tick"})
+
+    def _hire(self) -> Worker:
+        number = min(set(range(self.study.search.parallel)) - {worker.number for worker in self._workers})
+        log = self.work / f"worker-{number}.log"
+        worker = Worker(number, self.study, self.data_uri, self.threads, log, self._events)
+        self._workers.append(worker)
+        return worker
+
+    def _take(self, event: Event) -> None:
+        if event.kind == "done":
+            record = TrialRecord.model_validate(event.content["record"])
+            event.worker.task = None
+            self._finish(record)
+        elif event.kind == "refused":
+            raise InputError(event.content["reason"])
+        elif event.kind == "exit":
+            self._worker_ended(event.worker, event.content["code"])
+        elif event.kind in ("progress", "metric"):
+            self.observe({"kind": event.kind, **event.content})
+
+    def _finish(self, record: TrialRecord, write: bool = False) -> None:
+        self.ledger.finish(record, write)
+        self.observe({"kind": "finished", "trial": record.trial, "record": record})
+        if record.role == "base" and record.status == "failed":  # nothing could be compared with it
+            raise RetuneError(f"the untuned base could not be validated: {record.reason}")
+        self.ledger.prune(self._kept(self.ledger.ranking(self.study.search)))
+
+    def _kept(self, ranked: Sequence[TrialRecord]) -> set[str]:
+        """Return the trials whose adapters stay: the best, the default, and the worst if they are to be benchmarked."""
+        bottom = self.study.benchmark.bottom
+        return (
+            {r.trial for r in ranked[: self.study.artifacts.keep]}
+            | {r.trial for r in ranked[-bottom:] if bottom}
+            | {DEFAULT}
+        )
+
+    def _worker_ended(self, worker: Worker, code: int) -> None:
+        """Start the trial of a dead worker again, or record it as failed after `ATTEMPTS` starts."""
+        if worker in self._workers:
+            self._workers.remove(worker)
+        task = worker.task
+        if task is None or self._done(task):
+            return
+        self._attempts[task.trial] = self._attempts.get(task.trial, 0) + 1
+        if self._attempts[task.trial] < ATTEMPTS:
+            return  # still waiting, so it is dispatched again, to a new worker
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        record = TrialRecord(
+            trial=task.trial, number=task.number, role=task.role, assignment=task.assignment, seed=task.seed,
+            status="failed", failure="killed", base=self.study.model.base, versions=versions("torch", "peft"), finished=now(),
+            reason=f"its worker process ended with {how} in {ATTEMPTS} attempts; see {self.work}/worker-{worker.number}.log",
+        )  # fmt: skip
+        self._finish(record, write=True)
+
+    def _interrupt(self) -> None:
+        """Let running trials save a checkpoint, then end."""
+        for worker in self._workers:
+            worker.interrupt()
+        for worker in self._workers:
+            worker.close(seconds=60)
+        running = sorted(worker.task.trial for worker in self._workers if worker.task)
+        raise Interrupted(
+            f"stopped on request; {len(running)} running trials saved ({', '.join(running) or 'none'})"
+        )
+
+    def _close(self) -> None:
+        for worker in self._workers:
+            worker.close()
+        self._workers.clear()
+        self._service.close()
+
+
+def _warm_start(study: Study) -> list[Observation]:
+    """Return the finished search trials of earlier studies, as far as they fit this study's parameters."""
+    found: list[Observation] = []
+    for uri in study.search.warm_start:
+        for record in Ledger(uri).records.values():
+            if record.role not in ("default", "search") or not study.search.space.contains(record.assignment):
+                continue
+            status: Literal["completed", "failed"] = "completed" if record.status == "completed" else "failed"
+            name = f"warm-{len(found)}"
+            found.append(Observation(record.assignment, status, dict(record.values), name, warm=True))
+    return found

@@ -1,0 +1,106 @@
+"""The worker processes of the local engine, seen from the engine: start, hand a task, hear events, end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from retune.study import Study
+from retune.training.trial import TrialTask
+
+
+@dataclass
+class Event:
+    """What a worker said, or ``exit`` with the exit code when its process ended (negative: killed by that signal)."""
+
+    worker: Worker
+    kind: str
+    content: dict[str, Any] = field(default_factory=dict)
+
+
+class Worker:
+    """One worker process, `retune.engines.worker`.
+
+    Args:
+        number: which of the workers, from 0; decides its GPU.
+        study, data_uri: what it works on.
+        threads: CPU threads it may use.
+        log: file that gets its messages.
+        events: queue that gets its events.
+
+    """
+
+    def __init__(
+        self, number: int, study: Study, data_uri: str, threads: int, log: Path, events: queue.Queue[Event]
+    ) -> None:
+        self.number = number
+        self.task: TrialTask | None = None
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        devices = _gpus()
+        if devices:
+            env["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "retune.engines.worker"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True, env=env,
+            )  # fmt: skip
+        self._send({"study": study.model_dump(mode="json"), "data_uri": data_uri})
+        threading.Thread(target=self._listen, args=(events,), daemon=True).start()
+
+    def run(self, task: TrialTask) -> None:
+        """Hand it a task; its events follow on the queue."""
+        self.task = task
+        self._send(task.model_dump(mode="json"))
+
+    def interrupt(self) -> None:
+        """Ask it to save a checkpoint of its trial and end."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+        self._close_input()
+
+    def close(self, seconds: float = 10) -> None:
+        """End it: gently by the end of its input, then by force."""
+        self._close_input()
+        try:
+            self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _send(self, content: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        # A worker that is gone is reported by its exit event; the write may fail before that arrives.
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            self.process.stdin.write(json.dumps(content) + "\n")
+            self.process.stdin.flush()
+
+    def _close_input(self) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            self.process.stdin.close()
+
+    def _listen(self, events: queue.Queue[Event]) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with contextlib.suppress(json.JSONDecodeError):  # the last line of a killed process may be cut
+                content = json.loads(line)
+                events.put(Event(self, content.pop("kind"), content))
+        events.put(Event(self, "exit", {"code": self.process.wait()}))
+
+
+def _gpus() -> list[str]:
+    """Return the GPUs that workers share out, without paying for an import of torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [device for device in visible.split(",") if device]
+    return [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]

@@ -1,0 +1,67 @@
+"""Errors a person can act on.
+
+    RetuneError
+     +-- InputError      the study, data or arguments are wrong; running again without a change is useless
+     +-- Interrupted     stopped by SIGTERM or SIGINT after saving; running again carries on
+     +-- TrialFailed     one trial ended without a number; the study goes on
+
+Every message names the rule and the value that broke it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 75
+
+
+class RetuneError(Exception):
+    """The base of every error that retune raises on purpose."""
+
+    exit_code = EXIT_FAILED
+
+
+class InputError(RetuneError):
+    """Input that can never work. Carries all problems found, not only the first.
+
+    Args:
+        problems: one sentence each: the rule, then the value.
+        subject: what was read, e.g. a file name; printed above the problems.
+
+    """
+
+    exit_code = EXIT_BAD_INPUT
+
+    def __init__(self, problems: str | Sequence[str], subject: str | None = None) -> None:
+        self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
+        self.subject = subject
+        head = f"{subject}: " if subject else ""
+        if len(self.problems) == 1:
+            text = head + self.problems[0]
+        else:
+            lines = "\n".join(f"  - {problem}" for problem in self.problems)
+            text = f"{head}{len(self.problems)} problems\n{lines}"
+        super().__init__(text)
+
+
+class Interrupted(RetuneError):
+    """Work stopped on request after it was saved; not a failure (exit code 75, EX_TEMPFAIL)."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
+class TrialFailed(RetuneError):
+    """A trial ended without a usable result, e.g. a NaN loss or no memory left.
+
+    Args:
+        reason: one line for the record.
+        kind: a stable word for programs: ``nan``, ``out_of_memory``, ``killed``, ``error``.
+
+    """
+
+    def __init__(self, reason: str, kind: str = "error") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.kind = kind

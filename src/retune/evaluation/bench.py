@@ -1,0 +1,332 @@
+"""Benchmarks: one loaded base, every candidate on it in turn, every task; one record per candidate and task.
+
+A record is written when its task is done; a run on the same inputs keeps it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from retune import models, store
+from retune.errors import InputError, RetuneError
+from retune.evaluation import adapters, bbh, drop, hellaswag, humaneval, mmlu, sandbox
+from retune.evaluation.generate import Decoder
+from retune.evaluation.prompts import fit, pairs
+from retune.evaluation.question import Question, Task, draw, file_digest
+from retune.records import BenchRecord, digest, now, versions
+from retune.study import Benchmark, Model
+
+TASKS: dict[str, Task] = {
+    task.name: task for task in (mmlu.TASK, bbh.TASK, drop.TASK, humaneval.TASK, hellaswag.TASK)
+}
+Report = Callable[[dict[str, Any]], None]
+_REPORT_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to score: the base with the adapter at `adapter_uri` on it, or the bare base.
+
+    `adapter_digest` names the adapter's weights; where it is None, it is computed from the adapter's files.
+    """
+
+    name: str
+    adapter_uri: str | None = None
+    adapter_digest: str | None = None
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A task with the questions that are asked and the prompts as tokens."""
+
+    task: Task
+    questions: list[Question]
+    data_digest: str
+    tokens: list[list[int]]
+    shots: list[int]
+
+
+def check(benchmark: Benchmark) -> list[str]:
+    """Return every problem with the files of the tasks; no model is needed."""
+    problems: list[str] = []
+    for name in benchmark.tasks:
+        try:
+            _read(benchmark, TASKS[name])
+        except InputError as error:
+            problems += [f"{name}: {problem}" for problem in error.problems]
+        if name == "humaneval":
+            problems += _may_run_code(benchmark)
+    return problems
+
+
+def check_candidates(model: Model, candidates: Sequence[Candidate]) -> list[str]:
+    """Return every problem with the base and the adapters: none at that URI, or made for another base."""
+    names = [candidate.name for candidate in candidates]
+    problems = [
+        f"{name}: candidates need different names"
+        for name in sorted({n for n in names if names.count(n) > 1})
+    ]
+    try:
+        base = models.locate(model)
+    except InputError as error:
+        return problems + error.problems
+    for candidate in candidates:
+        if candidate.adapter_uri is None:
+            continue
+        try:
+            folder = store.download(candidate.adapter_uri)
+        except FileNotFoundError:
+            problems.append(f"{candidate.name}: there is no adapter at {candidate.adapter_uri}")
+            continue
+        except RetuneError as error:
+            problems.append(
+                f"{candidate.name}: the adapter at {candidate.adapter_uri} cannot be fetched: {error}"
+            )
+            continue
+        problems += adapters.problems(candidate.name, folder, base)
+    return problems
+
+
+def run(
+    model: Model,
+    candidates: Sequence[Candidate],
+    benchmark: Benchmark,
+    seed: int,
+    out_uri: str,
+    report: Report | None = None,
+) -> list[BenchRecord]:
+    """Score every candidate on every task of `benchmark`; return the records, candidate by candidate.
+
+    Each record is written to ``<out_uri>/<candidate>/<task>.json``. Records that are there already and were made
+    from the same inputs are kept, and where all are, the model is not even loaded.
+
+    Args:
+        seed: decides which questions a `limit` draws.
+        report: called with ``{"event": "progress", "model", "task", "done", "total", "seconds_left"}`` about once a
+            second, and with ``{"event": "task", "model", "task", "score", "stderr", "n", "kept"}`` after each task.
+
+    Raises:
+        InputError: with every problem of data and adapters, before a model is loaded.
+        RetuneError: if a model gives no finite output, or does not fit into memory.
+
+    """
+    problems = check(benchmark) + check_candidates(model, candidates)
+    if problems:
+        raise InputError(problems, "benchmark")
+    report = report or (lambda event: None)
+    prepared = [_prepare(model, benchmark, TASKS[name], seed) for name in benchmark.tasks]
+    base_digest = models.base_digest(models.locate(model))
+    base: models.LoadedBase | None = None
+    records: list[BenchRecord] = []
+    for candidate in candidates:
+        folder = store.download(candidate.adapter_uri) if candidate.adapter_uri else None
+        weights = candidate.adapter_digest or (adapters.digest(folder) if folder else None)
+        blanks = [
+            _blank(model, base_digest, candidate.name, weights, benchmark, seed, item) for item in prepared
+        ]
+        uris = [store.join(out_uri, candidate.name, f"{blank.task}.json") for blank in blanks]
+        kept = {uri: record for uri, blank in zip(uris, blanks, strict=True) if (record := _kept(uri, blank))}
+        if len(kept) < len(uris):
+            base = base or models.load_base(model)
+            _score_all(
+                base,
+                folder,
+                [job for job in zip(uris, prepared, blanks, strict=True) if job[0] not in kept],
+                report,
+            )
+        for uri in uris:
+            record = kept.get(uri) or BenchRecord.model_validate_json(store.read(uri))
+            records.append(record)
+            report({"event": "task", "model": record.model, "task": record.task, "score": record.score,
+                    "stderr": record.stderr, "n": record.n, "kept": uri in kept})  # fmt: skip
+    return records
+
+
+def _score_all(
+    base: models.LoadedBase,
+    folder: Path | None,
+    jobs: Sequence[tuple[str, _Prepared, BenchRecord]],
+    report: Report,
+) -> None:
+    """Score one candidate on the tasks that it has no record of, and write each record when it is made."""
+    with adapters.attached(base.model, folder) as tuned:
+        for uri, item, blank in jobs:
+            decoder = Decoder(
+                tuned, base.tokenizer, base.device, _context(base.model.config), blank.batch_size
+            )
+            dtype = str(base.dtype).removeprefix("torch.")
+            record = _score(decoder, item, blank.model_copy(update={"dtype": dtype}), report)
+            store.write(uri, record.to_json())
+
+
+def _read(benchmark: Benchmark, task: Task) -> tuple[list[Question], str]:
+    uri = benchmark.data[task.name]  # type: ignore[index]
+    try:
+        path = store.download(uri)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file or folder {uri}") from error
+    except RetuneError as error:
+        raise InputError(str(error)) from error
+    return task.read(path), file_digest(task.files(path))
+
+
+def _may_run_code(benchmark: Benchmark) -> list[str]:
+    if not benchmark.allow_code_execution:
+        return ["humaneval: it runs code written by a model, which `allow_code_execution` must allow"]
+    missing = sandbox.missing()
+    return [f"humaneval: {missing}"] if missing else []
+
+
+def _prepare(model: Model, benchmark: Benchmark, task: Task, seed: int) -> _Prepared:
+    questions, data_digest = _read(benchmark, task)
+    questions = draw(questions, benchmark.limit, seed)
+    config = _config(model)
+    tokens, shots = fit(models.load_tokenizer(model), questions, task, _context(config))
+    return _Prepared(task, questions, data_digest, tokens, shots)
+
+
+def _config(model: Model) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(models.locate(model))
+
+
+def _context(config: Any) -> int:
+    """Return the longest sequence the model was made for, in tokens."""
+    return int(
+        getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 4096
+    )
+
+
+def _blank(
+    model: Model,
+    base_digest: str,
+    name: str,
+    weights: str | None,
+    benchmark: Benchmark,
+    seed: int,
+    item: _Prepared,
+) -> BenchRecord:
+    """Return the record of a task that is not yet answered, with the digest of all that decides the answers."""
+    task = item.task
+    prompts = digest(
+        [question.prompt(shots) for question, shots in zip(item.questions, item.shots, strict=True)]
+    )
+    dtype = f"auto on {models.pick_device().type}" if model.dtype == "auto" else model.dtype
+    settings = {
+        "decoding": "greedy",
+        "input_limit": task.input_limit,
+        "new_tokens": task.new_tokens,
+        "seed": seed,
+        "base": model.base,
+        "base_digest": base_digest,
+    }
+    decides = {**settings, "base": None, "task": task.name, "protocol": task.protocol, "prompts": prompts, "dtype": dtype,
+               "data": item.data_digest, "limit": benchmark.limit, "adapter": weights}  # fmt: skip
+    return BenchRecord(
+        model=name,
+        task=task.name,
+        score=0.0,
+        stderr=0.0,
+        n=len(item.questions),
+        shots=task.shots,
+        protocol=task.protocol,
+        limit=benchmark.limit,
+        prompt_digest=prompts,
+        data_digest=item.data_digest,
+        adapter_digest=weights,
+        batch_size=benchmark.batch_size,
+        inputs_digest=digest(decides),
+        settings=settings,
+    )
+
+
+def _kept(uri: str, blank: BenchRecord) -> BenchRecord | None:
+    """Return the record at `uri` if it was made from the same inputs."""
+    if not store.exists(uri):
+        return None
+    try:
+        found = BenchRecord.model_validate_json(store.read(uri))
+    except ValidationError:
+        return None
+    return found if found.inputs_digest == blank.inputs_digest else None
+
+
+def _score(decoder: Decoder, item: _Prepared, blank: BenchRecord, report: Report) -> BenchRecord:
+    """Answer and grade all questions of a task."""
+    begin = time.monotonic()
+    progress = _Progress(blank.model, blank.task, len(item.questions), report)
+    try:
+        predictions, others = _predict(decoder, item, progress)
+    except RetuneError as error:
+        raise RetuneError(f"{blank.model} on {blank.task}: {error}") from error
+    verdicts = item.task.grade(item.questions, predictions)
+    right = [verdict.right for verdict in verdicts]
+    score = item.task.average(item.questions, right)
+    entries = [
+        {
+            "id": question.id,
+            "prompt": digest(question.prompt(shots)),
+            "shots": shots,
+            "prediction": prediction,
+            "right": verdict.right,
+            **({"reason": verdict.reason} if verdict.reason else {}),
+        }
+        for question, shots, prediction, verdict in zip(
+            item.questions, item.shots, predictions, verdicts, strict=True
+        )
+    ]
+    return blank.model_copy(
+        update={
+            "score": score.value,
+            "stderr": score.stderr,
+            "groups": {**score.groups, **others},
+            "answers": entries,
+            "seconds": round(time.monotonic() - begin, 3),
+            "versions": versions("torch", "transformers", "peft", "tokenizers"),
+            "finished": now(),
+        }
+    )
+
+
+def _predict(decoder: Decoder, item: _Prepared, progress: _Progress) -> tuple[list[str], dict[str, float]]:
+    """Return the predictions, and further scores by name where choices are compared."""
+    task = item.task
+    if task.choose is None:
+        texts = decoder.complete(item.tokens, task.new_tokens, task.stop, progress.add)
+        return [task.tidy(text) for text in texts], {}
+    contexts, endings = pairs(decoder.tokenizer, item.questions, decoder.context)
+    share = len(item.questions) / len(contexts)
+    likelihoods = iter(decoder.likelihoods(contexts, endings, lambda count: progress.add(count * share)))
+    by_question = [[next(likelihoods) for _ in question.choices] for question in item.questions]
+    predictions = [
+        task.choose(question, each) for question, each in zip(item.questions, by_question, strict=True)
+    ]
+    return predictions, task.others(item.questions, by_question) if task.others else {}
+
+
+class _Progress:
+    """Counts answered questions and reports about once a second how long the rest takes."""
+
+    def __init__(self, model: str, task: str, total: int, report: Report) -> None:
+        self._event = {"event": "progress", "model": model, "task": task}
+        self._total, self._report = total, report
+        self._done = 0.0
+        self._begin = self._last = time.monotonic()
+
+    def add(self, count: float) -> None:
+        self._done += count
+        moment = time.monotonic()
+        if moment - self._last < _REPORT_SECONDS and self._done < self._total - 0.5:
+            return
+        self._last = moment
+        left = (moment - self._begin) / self._done * (self._total - self._done)
+        self._report(
+            {**self._event, "done": round(self._done), "total": self._total, "seconds_left": round(left, 1)}
+        )

@@ -1,0 +1,105 @@
+"""Prompts as tokens: shots dropped until they fit, the same text never read twice by the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from retune.evaluation.question import Question, Task
+
+_EDGE = 8  # characters before a cut that may decide how the text after it is read
+
+
+def fit(
+    tokenizer: Any, questions: Sequence[Question], task: Task, context: int
+) -> tuple[list[list[int]], list[int]]:
+    """Return the prompts as tokens and how many shots each has: the last are dropped until the prompt fits.
+
+    The limit is the protocol's, or what the model's context leaves beside the answer where that is less. A
+    question too long even without shots is asked whole, as the original does; what exceeds the context itself
+    is cut at its beginning.
+
+    Args:
+        tokenizer: a transformers tokenizer; its own special tokens are added, as in the original.
+        questions: what to ask.
+        task: gives the limits.
+        context: the longest sequence that the model takes, in tokens.
+    """
+    beside = max(context - task.new_tokens, 1)
+    limit = min(task.input_limit, beside) if task.shots else task.input_limit
+    shots = [len(question.shots) for question in questions]
+    reader = _Reader(tokenizer)
+    tokens: list[list[int]] = [[] for _ in questions]
+    waiting = list(range(len(questions)))
+    while waiting:
+        for k, ids in zip(
+            waiting, reader.read([questions[k].pieces(shots[k]) for k in waiting]), strict=True
+        ):
+            tokens[k] = ids
+        waiting = [k for k in waiting if len(tokens[k]) > limit and shots[k] > 0]
+        for k in waiting:
+            shots[k] -= 1
+    room = (
+        beside if task.shots else max(beside, context // 2)
+    )  # a long answer may be cut short, a question not
+    return [ids[-room:] for ids in tokens], shots
+
+
+def pairs(
+    tokenizer: Any, questions: Sequence[Question], context: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Return context and ending of every choice of every question as tokens, choices of a question in order.
+
+    As in lm-evaluation-harness the two are read as one text and cut where the context alone ends; what exceeds the
+    model's context is cut at the beginning.
+    """
+    contexts: list[list[int]] = []
+    endings: list[list[int]] = []
+    for question in questions:
+        start = question.prompt()
+        length = len(tokenizer(start)["input_ids"])
+        for whole in tokenizer([start + choice for choice in question.choices])["input_ids"]:
+            kept = whole[:length][-max(context - (len(whole) - length), 1) :]
+            contexts.append(kept)
+            endings.append(whole[length:])
+    return contexts, endings
+
+
+class _Reader:
+    """Reads prompts that are a start, shared by many, and a body: each is read once, where joining them is exact.
+
+    They are cut before the white space between them, which tokenizers keep with what follows. Whether joining is
+    exact depends on the characters at the cut: a tokenizer looks hardly further. Each such edge is tried once on
+    a whole prompt; where the tokens differ, all prompts with that edge are read whole.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._starts: dict[str, list[int]] = {}
+        self._ends: dict[str, list[int]] = {}
+        self._exact: dict[tuple[str, str], bool] = {}
+
+    def read(self, prompts: Sequence[tuple[str, str]]) -> list[list[int]]:
+        """Return the tokens of each prompt, given as start and body."""
+        cut = [(start.rstrip(), start[len(start.rstrip()) :] + body) for start, body in prompts]
+        new = list({end for start, end in cut if start} - self._ends.keys())
+        if new:
+            read = self._tokenizer(new, add_special_tokens=False)["input_ids"]
+            self._ends.update(zip(new, read, strict=True))
+        return [self._one(start, end) for start, end in cut]
+
+    def _one(self, start: str, end: str) -> list[int]:
+        if not start:
+            return self._whole(end)
+        if start not in self._starts:
+            self._starts[start] = self._whole(start)
+        joined = self._starts[start] + self._ends[end]
+        first = end[: len(end) - len(end.lstrip()) + 1]
+        edge = start[-_EDGE:], first
+        if edge not in self._exact:
+            self._exact[edge] = self._whole(start + end) == joined
+        return joined if self._exact[edge] else self._whole(start + end)
+
+    def _whole(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text)["input_ids"]
+        return ids

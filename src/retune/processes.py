@@ -1,0 +1,49 @@
+"""What the processes of a study share: they end when the one that started them ends, however it ended."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PARENT = "RETUNE_PARENT_PID"
+"""Environment variable naming the process to end with, where it is not the direct parent (a shell is in between)."""
+
+
+def die_with_parent(poll_seconds: float = 0.5) -> None:
+    """End this process soon after its parent is gone, SIGKILL of the parent included.
+
+    Polls: Linux's PR_SET_PDEATHSIG would fire when the *thread* that started this process ends, and macOS has
+    nothing like it.
+    """
+    parent = os.getppid()
+    _end_when(lambda: os.getppid() != parent, poll_seconds)
+
+
+def die_with_run(poll_seconds: float = 0.5) -> None:
+    """End this process soon after the process named by ``RETUNE_PARENT_PID`` is gone; without the variable do nothing."""
+    if PARENT in os.environ:
+        pid = int(os.environ[PARENT])
+        _end_when(lambda: not alive(pid), poll_seconds)
+
+
+def alive(pid: int) -> bool:
+    """Return whether the process runs; one that ended but was not waited for (a zombie) does not."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except (PermissionError, FileNotFoundError):  # another user's, or no /proc on this system
+        return True
+
+
+def _end_when(over: Callable[[], bool], poll_seconds: float) -> None:
+    def watch() -> None:
+        while not over():
+            time.sleep(poll_seconds)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-the-run", daemon=True).start()

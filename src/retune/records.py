@@ -1,0 +1,187 @@
+"""The JSON that the steps of a study hand to each other and that is kept for ever.
+
+A record is written once, atomically and last: while it is not there, the work is not done. Old records must
+stay readable: fields are only ever added, with a default; `schema_version` tells a reader what it holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from retune.space import Assignment
+
+Status = Literal["completed", "failed", "interrupted", "early_stopped"]
+Role = Literal["base", "default", "search", "repeat"]
+
+
+def now() -> str:
+    """Return the time in UTC as RFC 3339 with milliseconds, e.g. ``2026-11-22T13:30:00.123Z``."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def canonical(content: Any) -> str:
+    """Return `content` as JSON with sorted keys and no spaces: equal content gives equal text."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest(content: Any) -> str:
+    """Return the first 16 hex digits of the SHA-256 of `content` (bytes as they are, else its canonical JSON)."""
+    data = content if isinstance(content, bytes) else canonical(content).encode()
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Return the versions of Python, retune and the named packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in ("retune", *packages):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+class Record(BaseModel):
+    """The base of all records: unknown fields of a newer writer are kept, not refused."""
+
+    # "constants": pydantic would else write NaN as null where it does not know the type, before we can refuse it.
+    model_config = ConfigDict(extra="allow", ser_json_inf_nan="constants")
+
+    schema_version: int = 1
+
+    def to_json(self) -> bytes:
+        """Return the record as indented UTF-8 JSON, ready for a file. NaN and infinity are refused.
+
+        Raises:
+            ValueError: if a number is not finite: a record never holds a result that is none.
+
+        """
+        text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
+        return (text + "\n").encode()
+
+
+class Metric(BaseModel):
+    """One measured value: ``step`` is the optimiser step it was measured after, ``epoch`` the share of the data seen."""
+
+    step: int
+    value: float
+    epoch: float = 0.0
+    time: str = ""
+
+
+class TrialRecord(Record):
+    """What one trial was, did and gave (`trial.json`).
+
+    Attributes:
+        trial: name, unique in the study, e.g. ``trial-007``.
+        number: its place in the study; 0 is the untuned base, 1 the default setting.
+        role: why it was run. ``repeat`` trials train a setting again with another seed, to show the spread.
+        assignment: hyper-parameters by name; empty for the untuned base.
+        status: ``completed`` alone has an objective value.
+        reason: one line on why it did not complete.
+        failure: a stable word for programs: ``nan``, ``out_of_memory``, ``killed``, ``error``.
+        values: the final number of each metric, e.g. ``validation_loss`` in nats per counted token.
+        curves: every measurement of each metric.
+        tokens: real (non-padding) tokens trained on. seconds: wall time of training and validation.
+        adapter_uri: the folder with PEFT's own files; None once pruned or for the base.
+        adapter_digest: over the adapter's weights, so that equal trainings are seen to be equal.
+
+    """
+
+    trial: str
+    number: int
+    role: Role
+    assignment: Assignment
+    seed: int
+    status: Status
+    reason: str | None = None
+    failure: str | None = None
+    values: dict[str, float] = Field(default_factory=dict)
+    curves: dict[str, list[Metric]] = Field(default_factory=dict)
+    tokens: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    peak_memory_gib: float | None = None
+    trainable_parameters: int = 0
+    data_digest: str = ""
+    settings_digest: str = ""
+    base: str = ""
+    base_revision: str | None = None
+    adapter_uri: str | None = None
+    adapter_digest: str | None = None
+    device: str = "cpu"
+    versions: dict[str, str] = Field(default_factory=dict)
+    started: str = ""
+    finished: str = ""
+
+    def objective(self, metric: str) -> float | None:
+        """Return the final value of `metric`, or None if the trial did not complete with a finite one."""
+        value = self.values.get(metric)
+        if self.status != "completed" or value is None or not math.isfinite(value):
+            return None
+        return value
+
+
+class BenchRecord(Record):
+    """The score of one model on one benchmark task.
+
+    Attributes:
+        model: the trial's name, e.g. ``trial-007`` or ``trial-000`` for the untuned base.
+        score: share of right answers (pass@1 for HumanEval), 0 to 1. stderr: its standard error.
+        n: questions answered. shots: examples in the prompt. limit: questions asked at most, None for all.
+        protocol: whose prompts and scoring rule, e.g. ``instruct-eval``.
+        prompt_digest: over all prompts in order. data_digest: over the files read.
+        answers: one entry per question: id, prompt digest, prediction, right or wrong.
+        settings: decoding, limits in tokens, seed, base model. inputs_digest: over all that decides the answers.
+
+    """
+
+    model: str
+    task: str
+    score: float
+    stderr: float
+    n: int
+    shots: int
+    protocol: str
+    limit: int | None = None
+    prompt_digest: str = ""
+    data_digest: str = ""
+    adapter_digest: str | None = None
+    batch_size: int = 1
+    dtype: str = "float32"
+    seconds: float = 0.0
+    groups: dict[str, float] = Field(default_factory=dict)
+    answers: list[dict[str, Any]] = Field(default_factory=list)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    inputs_digest: str = ""
+    versions: dict[str, str] = Field(default_factory=dict)
+    finished: str = ""
+
+
+class GateRecord(Record):
+    """Why a challenger was or was not promoted.
+
+    Attributes:
+        model: name in the registry. challenger, champion: versions; champion is None before the first promotion.
+        decision: ``promote``, ``keep`` (the champion stays) or ``same`` (the challenger is the champion).
+        rules: each rule with its inputs, numbers and outcome; the decision is ``promote`` if all passed.
+
+    """
+
+    model: str
+    challenger: str
+    champion: str | None
+    decision: Literal["promote", "keep", "same"]
+    rules: list[dict[str, Any]] = Field(default_factory=list)
+    trial: str = ""
+    study: str = ""
+    data_digest: str = ""
+    decided: str = ""

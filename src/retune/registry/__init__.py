@@ -1,0 +1,1 @@
+"""From trials to a promoted adapter: selection, registration, gate, promotion and rollback."""

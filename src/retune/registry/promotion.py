@@ -1,0 +1,354 @@
+"""Adapters in MLflow's model registry: registration, promotion, rollback.
+
+Aliases of a registered model: ``challenger`` is the version that was registered last, ``champion`` the one to
+serve, ``previous`` the champion before it. Champion is only ever moved, never removed: whatever crashes,
+there is one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retune.errors import InputError, RetuneError
+from retune.records import BenchRecord, GateRecord, TrialRecord, now
+from retune.registry.gate import ChampionFacts
+from retune.registry.lock import Lock
+from retune.tracking.runs import TRIAL, connect, ensure_experiment, tracking_uri, trial_run
+
+log = logging.getLogger("retune.registry")
+
+CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
+_SAFE_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+class Overtaken(RetuneError):
+    """Another promotion moved the champion after this one was decided."""
+
+
+@dataclass(frozen=True)
+class Aliases:
+    """Which version each alias points to; None where it points to none."""
+
+    champion: str | None
+    previous: str | None
+    challenger: str | None
+
+
+def register(
+    uri: str,
+    model: str,
+    trial: TrialRecord,
+    adapter: Path,
+    *,
+    study: str,
+    objective: str = "validation_loss",
+    scores: Sequence[BenchRecord] = (),
+    tags: Mapping[str, str] | None = None,
+    search_digest: str | None = None,
+) -> str:
+    """Register an adapter as a new version with the alias ``challenger``; return the version.
+
+    The version's source is the artifact ``adapter`` of the trial's run: PEFT's own files and nothing else. An
+    adapter that is registered already (same digest) keeps its version.
+
+    Args:
+        uri: MLflow tracking URI.
+        model: name in the registry, made if it is new.
+        trial: what gave the adapter.
+        adapter: the folder with PEFT's files.
+        study: name of the study.
+        objective: the metric whose value becomes a tag.
+        scores: benchmark scores of the trial, become tags.
+        tags: more tags, e.g. the git commit.
+        search_digest: the tracker's tag of that name, to find the trial's run among several searches.
+
+    Raises:
+        InputError: if the folder is no adapter.
+
+    """
+    missing = [name for name in _SAFE_FILES if not (adapter / name).is_file()]
+    if missing:
+        raise InputError(f"an adapter folder holds {list(_SAFE_FILES)}, but {adapter} lacks {missing}", model)
+    client = connect(tracking_uri(uri))
+    digest = trial.adapter_digest or adapter_digest(adapter)
+    _ensure_model(client, model)
+    with Lock(client, model):
+        version = _registered(client, model, digest)
+        if version is None:
+            run = _run_with_adapter(client, tracking_uri(uri), study, trial, adapter, search_digest)
+            made = client.create_model_version(
+                model,
+                source=f"{run.info.artifact_uri}/adapter",
+                run_id=run.info.run_id,
+                tags=_tags(trial, digest, study, objective, scores, tags or {}),
+            )
+            version = str(made.version)
+        client.set_registered_model_alias(model, CHALLENGER, version)
+    return version
+
+
+def adapter_digest(adapter: Path) -> str:
+    """Return a digest of an adapter's files, for a trial that recorded none."""
+    sha = hashlib.sha256()
+    for name in _SAFE_FILES:
+        sha.update(name.encode() + (adapter / name).read_bytes())
+    return sha.hexdigest()[:16]
+
+
+def _ensure_model(client: Any, model: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(model)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _registered(client: Any, model: str, digest: str) -> str | None:
+    for version in client.search_model_versions(f"name = '{model}'"):
+        if version.tags.get("adapter_digest") == digest and version.status == "READY":
+            return str(version.version)
+    return None
+
+
+def _run_with_adapter(
+    client: Any, uri: str, study: str, trial: TrialRecord, adapter: Path, key: str | None
+) -> Any:
+    """Return the trial's run, with the adapter among its artifacts."""
+    run = trial_run(client, study, trial.trial, key)
+    if run is None:  # tracking was lost or is late: the version needs a run to belong to
+        experiment = ensure_experiment(client, uri, study)
+        run = client.create_run(experiment, run_name=trial.trial, tags={TRIAL: trial.trial})
+        client.set_terminated(run.info.run_id)
+    sizes = {item.path: item.file_size for item in client.list_artifacts(run.info.run_id, "adapter")}
+    here = {f"adapter/{path.name}": path.stat().st_size for path in adapter.iterdir() if path.is_file()}
+    if any(sizes.get(name) != size for name, size in here.items()):
+        client.log_artifacts(run.info.run_id, str(adapter), "adapter")
+    return run
+
+
+def _tags(
+    trial: TrialRecord,
+    digest: str,
+    study: str,
+    objective: str,
+    scores: Sequence[BenchRecord],
+    more: Mapping[str, str],
+) -> dict[str, str]:
+    found = {
+        "adapter_digest": digest,
+        "base": trial.base,
+        "base_revision": trial.base_revision or "",
+        "data_digest": trial.data_digest,
+        "study": study,
+        "trial": trial.trial,
+        "seed": str(trial.seed),
+        "assignment": json.dumps(trial.assignment),
+        "objective": objective,
+        "objective_value": repr(trial.objective(objective)),
+        "registered": now(),
+    }
+    found |= {f"bench.{score.task}": repr(score.score) for score in scores}
+    return {**found, **{name: str(value) for name, value in more.items()}}
+
+
+def aliases(uri: str, model: str) -> Aliases:
+    """Return which version is champion, previous and challenger.
+
+    Raises:
+        InputError: if there is no such model.
+
+    """
+    return _aliases(connect(tracking_uri(uri)), model)
+
+
+def _aliases(client: Any, model: str) -> Aliases:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client.get_registered_model(model).aliases
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise InputError("there is no registered model of that name", model) from error
+    versions = {name: str(version) for name, version in found.items()}
+    return Aliases(versions.get(CHAMPION), versions.get(PREVIOUS), versions.get(CHALLENGER))
+
+
+def champion_facts(uri: str, model: str, tasks: Sequence[str] = ()) -> ChampionFacts | None:
+    """Return what the registry knows of the champion; None before the first promotion.
+
+    Its objective was measured on its own study's data: compare `data_digest` before using it, and where it
+    differs validate the adapter (`download_adapter`) on the new data and replace the value.
+
+    Args:
+        uri: MLflow tracking URI.
+        model: name in the registry.
+        tasks: benchmark tasks whose scores are of interest; all if empty.
+
+    """
+    client = connect(tracking_uri(uri))
+    try:
+        champion = _aliases(client, model).champion
+    except InputError:
+        return None
+    if champion is None:
+        return None
+    tags = client.get_model_version(model, champion).tags
+    scores = {name[6:]: _number(text) for name, text in tags.items() if name.startswith("bench.")}
+    return ChampionFacts(
+        version=champion,
+        objective=_number(tags.get("objective_value")),
+        scores={t: s for t, s in scores.items() if s is not None and (not tasks or t in tasks)},
+        adapter_digest=tags.get("adapter_digest"),
+        data_digest=tags.get("data_digest", ""),
+        trial=tags.get("trial", ""),
+        study=tags.get("study", ""),
+        base=tags.get("base", ""),
+        base_revision=tags.get("base_revision") or None,
+    )
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
+
+
+def download_adapter(uri: str, model: str, version: str, folder: Path) -> Path:
+    """Copy a registered adapter into `folder` and return where `PeftModel.from_pretrained` finds it."""
+    client = connect(tracking_uri(uri))
+    run_id = client.get_model_version(model, version).run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(client.download_artifacts(run_id, "adapter", str(folder)))
+
+
+def note_gate(uri: str, record: GateRecord) -> None:
+    """Keep the gate's decision and reasons as tags of the challenger's version, for `retune promote`."""
+    client = connect(tracking_uri(uri))
+    reasons = [f"{rule['rule']}: {rule['outcome']}: {rule['text']}" for rule in record.rules]
+    client.set_model_version_tag(record.model, record.challenger, "gate", record.decision)
+    client.set_model_version_tag(record.model, record.challenger, "gate_champion", record.champion or "")
+    client.set_model_version_tag(record.model, record.challenger, "gate_reasons", "\n".join(reasons)[:5000])
+
+
+def promote(uri: str, model: str, version: str, expected: str | None) -> Aliases:
+    """Make `version` the champion and keep the old one as ``previous``.
+
+    Args:
+        uri: MLflow tracking URI.
+        model: name in the registry.
+        version: the new champion; if it is champion already, nothing is done.
+        expected: the champion that the decision compared it with, None for no champion. If it has changed
+            since, the decision is out of date and nothing is moved.
+
+    Returns:
+        The aliases afterwards.
+
+    Raises:
+        Overtaken: if the champion is no longer `expected`.
+        InputError: if there is no such model or version.
+
+    """
+    client = connect(tracking_uri(uri))
+    _require_version(client, model, version)
+    with Lock(client, model) as lock:
+        present = _aliases(client, model)
+        if present.champion == version:
+            return present
+        if present.champion != expected:
+            raise Overtaken(
+                f"version {version} of {model} was decided on against champion {expected or 'none'}, but the "
+                f"champion is {present.champion or 'none'} by now: run the gate again"
+            )
+        if present.champion is not None:  # first, so that a crash leaves the old champion in both places
+            lock.check()
+            client.set_registered_model_alias(model, PREVIOUS, present.champion)
+        lock.check()
+        client.set_registered_model_alias(model, CHAMPION, version)
+        client.set_model_version_tag(model, version, "promoted", now())
+        return _aliases(client, model)
+
+
+def promote_challenger(uri: str, model: str) -> Aliases:
+    """Promote the challenger if its gate let it through; nothing happens if it is champion already.
+
+    Raises:
+        RetuneError: if there is no challenger, no gate decided on it, or the gate kept the champion.
+        Overtaken: if the champion has changed since the gate decided.
+
+    """
+    client = connect(tracking_uri(uri))
+    present = _aliases(client, model)
+    if present.challenger is None:
+        raise RetuneError(f"{model} has no challenger to promote; register one, or name a version with --to")
+    if present.challenger == present.champion:
+        return present
+    tags = client.get_model_version(model, present.challenger).tags
+    decision = tags.get("gate")
+    if decision != "promote":
+        why = tags.get("gate_reasons") or "no gate has decided on it"
+        raise RetuneError(
+            f"the gate did not let version {present.challenger} of {model} through (decision: {decision}); "
+            f"--to {present.challenger} promotes it all the same\n{why}"
+        )
+    return promote(uri, model, present.challenger, tags.get("gate_champion") or None)
+
+
+def describe(uri: str, model: str) -> dict[str, dict[str, str] | None]:
+    """Return for each alias its version and that version's tags; None where it points to none."""
+    client = connect(tracking_uri(uri))
+    present = _aliases(client, model)
+    found: dict[str, dict[str, str] | None] = {}
+    for alias in (CHAMPION, PREVIOUS, CHALLENGER):
+        version = getattr(present, alias)
+        tags = client.get_model_version(model, version).tags if version else {}
+        found[alias] = {"version": version, **tags} if version else None
+    return found
+
+
+def rollback(uri: str, model: str) -> Aliases:
+    """Make ``previous`` the champion again; the present champion becomes ``previous``, so twice is back.
+
+    Raises:
+        InputError: if there is no champion, or no version before it.
+
+    """
+    client = connect(tracking_uri(uri))
+    with Lock(client, model) as lock:
+        present = _aliases(client, model)
+        if present.champion is None or present.previous in (None, present.champion):
+            raise InputError(
+                f"a rollback needs a champion and another version before it, but champion is "
+                f"{present.champion or 'none'} and previous is {present.previous or 'none'}",
+                model,
+            )
+        lock.check()
+        client.set_registered_model_alias(model, CHAMPION, present.previous)  # first: it must take effect
+        lock.check()
+        client.set_registered_model_alias(model, PREVIOUS, present.champion)
+        client.set_model_version_tag(model, present.champion, "rolled_back", now())
+        return _aliases(client, model)
+
+
+def _require_version(client: Any, model: str, version: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    _aliases(client, model)
+    try:
+        client.get_model_version(model, version)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        known = sorted(
+            (int(v.version) for v in client.search_model_versions(f"name = '{model}'")), reverse=True
+        )
+        raise InputError(f"there is no version {version!r}; the newest are {known[:10]}", model) from error

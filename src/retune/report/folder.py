@@ -1,0 +1,97 @@
+"""Writes the page again from the records in a study's folder, which is all that it needs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from retune import store, study
+from retune.errors import InputError
+from retune.records import BenchRecord, GateRecord, TrialRecord
+from retune.registry.selection import Selection
+from retune.report.page import write_report
+
+PAGE = "report.html"
+
+
+def rewrite(folder: str, out: str | None = None) -> str:
+    """Write the page of a study and return where it is.
+
+    Args:
+        folder: path or URI of a study's folder, or of one of its searches. Of several searches the one with
+            the trial that ended last is taken.
+        out: where to write; None for ``report.html`` beside the records.
+
+    Raises:
+        InputError: if there is no study in the folder, or records in it cannot be read: all of them at once.
+
+    """
+    search = _search(folder)
+    problems: list[str] = []
+    asked = study.parse(_read(store.join(search, "study.json"), problems) or {}, search)
+    trials = _all(TrialRecord, store.join(search, "trials"), "trial.json", problems)
+    benches = _all(BenchRecord, store.join(search, "bench"), ".json", problems)
+    selection = _maybe(Selection, store.join(search, "selection.json"), problems)
+    gate = _maybe(GateRecord, store.join(search, "gate.json"), problems)
+    digests = {trial.data_digest for trial in trials}
+    mix = _mix(search.rstrip("/").rpartition("/")[0], digests, problems)
+    if problems:
+        raise InputError(problems, search)
+    page = out or store.join(search, PAGE)
+    trials.sort(key=lambda trial: (trial.number, trial.trial))
+    write_report(asked, mix, trials, benches, selection, gate, page)
+    return page
+
+
+def _search(folder: str) -> str:
+    """Return the folder of the search that is meant."""
+    if store.exists(store.join(folder, "study.json")):
+        return folder
+    found = {name.split("/")[0] for name in store.listing(folder) if name.endswith("/study.json")}
+    searches = sorted(name for name in found if name.startswith("search-"))
+    if not searches:
+        raise InputError("a study's folder holds search-<digest>/study.json, but this one has none", folder)
+    return max((store.join(folder, name) for name in searches), key=_last_end)
+
+
+def _last_end(search: str) -> str:
+    return max(
+        (t.finished for t in _all(TrialRecord, store.join(search, "trials"), "trial.json", [])), default=""
+    )
+
+
+def _read(uri: str, problems: list[str]) -> Any:
+    try:
+        return json.loads(store.read(uri))
+    except ValueError as error:
+        problems.append(f"{uri} is not JSON: {error}")
+        return None
+
+
+def _record(kind: Any, uri: str, problems: list[str]) -> Any:
+    content = _read(uri, problems)
+    try:
+        return kind.model_validate(content) if content is not None else None
+    except ValueError as error:
+        problems.append(f"{uri} is no {kind.__name__}: {str(error).splitlines()[0]}")
+        return None
+
+
+def _maybe(kind: Any, uri: str, problems: list[str]) -> Any:
+    return _record(kind, uri, problems) if store.exists(uri) else None
+
+
+def _all(kind: Any, folder: str, ending: str, problems: list[str]) -> list[Any]:
+    names = [name for name in store.listing(folder) if name.endswith(ending) and name.count("/") == 1]
+    found = [_record(kind, store.join(folder, name), problems) for name in names]
+    return [record for record in found if record is not None]
+
+
+def _mix(root: str, digests: set[str], problems: list[str]) -> dict[str, Any] | None:
+    """Return the record of the data that the trials were trained on."""
+    for name in store.listing(root):
+        if name.count("/") == 1 and name.startswith("data-") and name.endswith("/mix.json"):
+            content = _read(store.join(root, name), problems)
+            if isinstance(content, dict) and content.get("digest") in digests:
+                return content
+    return None

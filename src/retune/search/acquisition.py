@@ -1,0 +1,168 @@
+"""Where a model of the results promises most: expected improvement, with failures and constraints.
+
+The value of a point is its expected improvement (Jones et al. 1998) times the probability that the trial does
+not fail (a process on the outcomes) and that it keeps each constraint (Gardner et al. 2014). Points under way
+count with their expected value (Ginsbourger et al. 2010), so that a batch spreads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.special import log_ndtr
+
+from retune.search.gaussian import Gaussian, fit
+from retune.search.lattice import Floats, Ints, Lattice
+from retune.search.problem import Candidate, Levels, Problem
+
+_MODELLED = 400  # points in a model at most: the best ones
+_RANDOM, _NEAR = 1000, 1000
+_KEPT = 500
+_CLIMBS = 16  # points of a batch that are improved step by step
+_STEPS = (1, 2, 5, 10, 20, 50)
+
+
+class Promise:
+    """The models of one history, and the points they promise most of.
+
+    `count` points can be taken one after the other with `best`; each is believed to give its expected value.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self.lattice = Lattice(problem.space)
+        ok = sorted(problem.ok, key=lambda point: point.merit)[:_MODELLED]
+        inputs = self.lattice.features([point.levels for point in ok])
+        values = squashed(np.array([point.value for point in ok]))
+        self._objective = fit(inputs, values, self.lattice.groups)
+        self._constraints = [
+            fit(inputs, np.array([point.excesses[k] for point in ok]), self.lattice.groups)
+            for k in range(problem.constraints)
+        ]
+        self._survival = self._survives([point.levels for point in ok])
+        feasible = np.array([point.violation == 0 for point in ok])
+        self._feasible = inputs[feasible]
+        self._pool = np.zeros((0, len(self.lattice.tops)), dtype=np.int64)
+        self._climbs = _CLIMBS
+        self._believe([point.levels for point in problem.running])
+
+    def _survives(self, ok: Sequence[Levels]) -> Gaussian | None:
+        failed = [point.levels for point in self._problem.failed][-_MODELLED:]
+        if not failed:
+            return None
+        labels = np.array([1.0] * len(ok) + [-1.0] * len(failed))
+        return fit(self.lattice.features([*ok, *failed]), labels, self.lattice.groups)
+
+    def _believe(self, levels: Sequence[Levels]) -> None:
+        if levels:
+            inputs = self.lattice.features(levels)
+            self._objective = self._objective.believing(inputs, self._objective.predict(inputs)[0])
+
+    def value(self, levels: Ints) -> Floats:
+        """Return the logarithm of the acquisition at `levels`, shape (m, d)."""
+        inputs = self.lattice.features(levels)
+        total = np.zeros(len(inputs))
+        if len(self._feasible):
+            mean, deviation = self._objective.predict(inputs)
+            target = float(self._objective.predict(self._feasible)[0].min())
+            total += _log_improvement((target - mean) / deviation) + np.log(deviation)
+        for constraint in self._constraints:
+            mean, deviation = constraint.predict(inputs)
+            total += log_ndtr(-mean / deviation)
+        if self._survival is not None:
+            mean, deviation = self._survival.predict(inputs)
+            total += log_ndtr(mean / np.sqrt(0.25 + deviation**2))
+        return total
+
+    def mean(self, levels: Sequence[Levels]) -> Floats:
+        """Return the expected (squashed) objective at `levels`."""
+        return self._objective.predict(self.lattice.features(levels))[0]
+
+    def best(self, taken: set[Levels], rng: np.random.Generator) -> Levels | None:
+        """Return the point that promises most and is not in `taken`, and believe in its expected value."""
+        pool = self._pool if len(self._pool) else self._draw(rng)
+        values = self.value(pool)
+        order = np.argsort(-values, kind="stable")
+        self._pool = pool[order[:_KEPT]]  # the first draw is good enough for the whole batch
+        climbed: Sequence[Ints] = ()
+        if self._climbs > 0:
+            self._climbs -= 1
+            climbed = list(climb(self.lattice, self.value, pool[order[:3]], values[order[:3]]))
+        for row in (*climbed, *pool[order]):
+            levels = self._problem.snap(row.tolist())
+            if levels not in taken:
+                self._believe([levels])
+                return levels
+        return None
+
+    def ranked(self, candidates: Sequence[Candidate], taken: set[Levels]) -> Candidate | None:
+        """Return the candidate that promises most and is not in `taken`, and believe in its expected value."""
+        free = [candidate for candidate in candidates if candidate.levels not in taken]
+        if not free:
+            return None
+        values = self.value(np.array([candidate.levels for candidate in free]))
+        chosen = free[int(values.argmax())]
+        self._believe([chosen.levels])
+        return chosen
+
+    def _draw(self, rng: np.random.Generator) -> Ints:
+        """Return random points, and points near the best ones at several distances, shape (m, d)."""
+        dimension = len(self.lattice.tops)
+        leaders = sorted(self._problem.ok, key=lambda point: point.merit)[:5]
+        centers = self.lattice.places([point.levels for point in leaders])
+        near = centers[rng.integers(len(centers), size=_NEAR)]
+        moved = rng.random((_NEAR, dimension)) < rng.choice([0.3, 0.6, 1.0], size=(_NEAR, 1))
+        reach = rng.choice([0.01, 0.03, 0.1, 0.3], size=(_NEAR, 1))
+        near = near + moved * np.where(
+            self.lattice.ordered,
+            reach * rng.standard_normal((_NEAR, dimension)),
+            rng.random((_NEAR, dimension)) - near,
+        )
+        places = np.vstack([rng.random((_RANDOM, dimension)), np.clip(near, 0, 1)])
+        return np.unique(self.lattice.levels(places), axis=0)
+
+
+def climb(
+    lattice: Lattice, value: Callable[[Ints], Floats], rows: Ints, values: Floats, rounds: int = 20
+) -> Ints:
+    """Improve each of `rows` by steps along single parameters; return them, best first."""
+    moves = []
+    for axis, (top, ordered) in enumerate(zip(lattice.tops, lattice.ordered, strict=True)):
+        steps = [s for s in _STEPS if s <= top] if ordered else list(range(1, int(top) + 1))
+        for step in steps:
+            for sign in (1, -1):
+                move = np.zeros(len(lattice.tops), dtype=np.int64)
+                move[axis] = sign * step
+                moves.append(move)
+    if not moves:
+        return rows
+    rows, values = rows.copy(), values.copy()
+    for _ in range(rounds):
+        around = np.clip(rows[:, None, :] + np.array(moves)[None], 0, lattice.tops)
+        found = value(around.reshape(-1, around.shape[-1])).reshape(len(rows), -1)
+        best = found.argmax(axis=1)
+        better = found[np.arange(len(rows)), best] > values + 1e-9
+        if not better.any():
+            break
+        rows[better] = around[np.arange(len(rows)), best][better]
+        values[better] = found[np.arange(len(rows)), best][better]
+    climbed: Ints = rows[np.argsort(-values, kind="stable")]
+    return climbed
+
+
+def squashed(values: Floats) -> Floats:
+    """Return values with the bad half compressed: how bad a bad point is says little about where the good ones are."""
+    middle = np.median(values)
+    spread = middle - values.min() or np.ptp(values) or 1.0
+    relative = (values - middle) / spread
+    return np.where(relative > 0, np.log1p(np.maximum(relative, 0)), relative)
+
+
+def _log_improvement(z: Floats) -> Floats:
+    """Return log(phi(z) + z Phi(z)), the logarithm of the expected improvement in units of the deviation."""
+    safe = np.maximum(z, -5.0)
+    direct = np.log(np.exp(-0.5 * safe**2) / np.sqrt(2 * np.pi) + safe * np.exp(log_ndtr(safe)))
+    tail = np.minimum(z, -5.0)
+    total: Floats = np.where(z > -5.0, direct, -0.5 * tail**2 - 2 * np.log(-tail) - 0.5 * np.log(2 * np.pi))
+    return total

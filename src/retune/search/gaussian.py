@@ -1,0 +1,145 @@
+"""Gaussian-process regression (Rasmussen and Williams 2006) for a few hundred points, in NumPy.
+
+Matérn 5/2 kernel with a length scale a parameter, a noise term, and log-normal priors; the hyper-parameters
+are the maximum of the posterior. Written here because the libraries that have it bring torch or refit in
+seconds, and the service's image must stay small.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.optimize import minimize
+from scipy.spatial.distance import cdist
+
+from retune.search.lattice import Floats, Ints
+
+_SQRT5 = np.sqrt(5.0)
+_JITTER = 1e-8
+_FITTED = 150  # points used to fit the hyper-parameters; the cost grows with the cube
+
+# Priors on the logarithms: length scale (of the unit cube), signal variance, noise variance of standardised values.
+_PRIOR_MEAN = {"length": np.log(0.5), "signal": 0.0, "noise": np.log(0.01)}
+_PRIOR_SD = {"length": 1.0, "signal": 1.0, "noise": 1.5}
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """A fitted process. `inputs` has shape (n, columns), `values` (n,), standardised by `shift` and `scale`."""
+
+    inputs: Floats
+    values: Floats
+    log_lengths: Floats
+    log_signal: float
+    log_noise: float
+    groups: Ints
+    shift: float
+    scale: float
+    factor: Floats
+    weights: Floats
+
+    def predict(self, inputs: Floats) -> tuple[Floats, Floats]:
+        """Return mean and standard deviation of the noise-free function at `inputs`, each of shape (m,)."""
+        cross = _kernel(inputs, self.inputs, self.log_lengths[self.groups], self.log_signal)
+        mean = cross @ self.weights
+        half = solve_triangular(self.factor, cross.T, lower=True, check_finite=False)
+        variance = np.exp(self.log_signal) - np.einsum("ij,ij->j", half, half)
+        return self.shift + self.scale * mean, self.scale * np.sqrt(np.maximum(variance, 1e-12))
+
+    def believing(self, inputs: Floats, values: Floats) -> Gaussian:
+        """Return the process with further points, the hyper-parameters kept."""
+        standard = (values - self.shift) / self.scale
+        return _condition(
+            np.vstack([self.inputs, inputs]),
+            np.concatenate([self.values, standard]),
+            (self.log_lengths, self.log_signal, self.log_noise),
+            self.groups,
+            (self.shift, self.scale),
+        )
+
+
+def fit(inputs: Floats, values: Floats, groups: Ints) -> Gaussian:
+    """Fit a process to `values`, shape (n,), at `inputs`, shape (n, columns)."""
+    shift = float(np.mean(values))
+    scale = float(np.std(values)) or 1.0
+    standard = (values - shift) / scale
+    chosen = np.argsort(standard, kind="stable")[:_FITTED]  # the good ones: there the model must be right
+    count = int(groups.max()) + 1 if len(groups) else 0
+    squares = _squares(inputs[chosen], inputs[chosen], groups)
+    mean = np.array([_PRIOR_MEAN["length"]] * count + [_PRIOR_MEAN["signal"], _PRIOR_MEAN["noise"]])
+    deviation = np.array([_PRIOR_SD["length"]] * count + [_PRIOR_SD["signal"], _PRIOR_SD["noise"]])
+    bounds = [(np.log(0.03), np.log(20.0))] * count + [
+        (np.log(0.05), np.log(20.0)),
+        (np.log(1e-5), np.log(1.0)),
+    ]
+    found = minimize(
+        _objective,
+        mean,
+        args=(squares, standard[chosen], mean, deviation),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
+        options={"maxiter": 60},
+    )
+    *lengths, signal, noise = found.x.tolist()
+    return _condition(inputs, standard, (np.array(lengths), signal, noise), groups, (shift, scale))
+
+
+def _condition(
+    inputs: Floats,
+    standard: Floats,
+    logs: tuple[Floats, float, float],
+    groups: Ints,
+    units: tuple[float, float],
+) -> Gaussian:
+    lengths, signal, noise = logs
+    covariance = _kernel(inputs, inputs, lengths[groups], signal)
+    covariance[np.diag_indices_from(covariance)] += np.exp(noise) + _JITTER
+    factor = cholesky(covariance, lower=True, check_finite=False)
+    weights = cho_solve((factor, True), standard, check_finite=False)
+    return Gaussian(inputs, standard, lengths, signal, noise, groups, *units, factor, weights)
+
+
+def _squares(left: Floats, right: Floats, groups: Ints) -> Floats:
+    """Return the squared differences by group, shape (groups, n, m)."""
+    count = int(groups.max()) + 1 if len(groups) else 0
+    found = np.zeros((count, len(left), len(right)))
+    for column, group in enumerate(groups):
+        found[group] += (left[:, None, column] - right[None, :, column]) ** 2
+    return found
+
+
+def _kernel(left: Floats, right: Floats, log_lengths: Floats, log_signal: float) -> Floats:
+    """Return the covariance of two sets of points; `log_lengths` has one entry a column."""
+    scale = np.exp(-log_lengths)
+    distance = _SQRT5 * cdist(left * scale, right * scale)
+    kernel: Floats = np.exp(log_signal) * (1 + distance + distance**2 / 3) * np.exp(-distance)
+    return kernel
+
+
+def _objective(
+    logs: Floats, squares: Floats, values: Floats, prior_mean: Floats, prior_sd: Floats
+) -> tuple[float, Floats]:
+    """Return the negative log posterior of the hyper-parameters and its gradient."""
+    lengths, signal, noise = logs[:-2], np.exp(logs[-2]), np.exp(logs[-1])
+    scaled = np.exp(-2 * lengths)[:, None, None] * squares
+    distance = _SQRT5 * np.sqrt(scaled.sum(axis=0))
+    decay = np.exp(-distance)
+    kernel = signal * (1 + distance + distance**2 / 3) * decay
+    covariance = kernel + (noise + _JITTER) * np.eye(len(values))
+    factor = cholesky(covariance, lower=True, check_finite=False)
+    weights = cho_solve((factor, True), values, check_finite=False)
+    inverse = cho_solve((factor, True), np.eye(len(values)), check_finite=False)
+    outer = np.outer(weights, weights) - inverse
+    slope = (
+        signal * (5 / 3) * (1 + distance) * decay
+    )  # of the kernel by the log length, over the scaled square
+    gradient = np.empty_like(logs)
+    gradient[:-2] = -0.5 * np.einsum("ij,gij->g", outer * slope, scaled)
+    gradient[-2] = -0.5 * np.sum(outer * kernel)
+    gradient[-1] = -0.5 * noise * np.trace(outer)
+    value = 0.5 * values @ weights + np.log(np.diag(factor)).sum()
+    off = (logs - prior_mean) / prior_sd
+    return float(value + 0.5 * off @ off), gradient + off / prior_sd

@@ -1,0 +1,75 @@
+"""The lattice of a space as arrays: many points at once, for models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retune.space import Parameter, Space
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+class Lattice:
+    """Levels and features of many points.
+
+    Attributes:
+        tops: the highest level of each parameter.
+        ordered: whether each parameter is ordered.
+        groups: for each feature column, the number of the length scale that it shares; one a parameter that
+            varies.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self._parameters = space.parameters
+        self.tops: Ints = np.array([p.levels - 1 for p in space.parameters], dtype=np.int64)
+        self.ordered: NDArray[np.bool_] = np.array([p.ordered for p in space.parameters])
+        groups: list[int] = []
+        for parameter in self._varying():
+            group = groups[-1] + 1 if groups else 0
+            groups += [group] * (1 if parameter.ordered else parameter.levels)
+        self.groups: Ints = np.array(groups, dtype=np.int64)
+
+    def _varying(self) -> list[Parameter]:
+        return [p for p in self._parameters if p.levels > 1]
+
+    def levels(self, places: Floats) -> Ints:
+        """Return the levels, shape (m, d), at places of the unit cube, shape (m, d)."""
+        found = np.minimum((places * (self.tops + 1)).astype(np.int64), self.tops)
+        for axis, parameter in enumerate(self._parameters):
+            if _by_value(parameter):
+                low, high = float(parameter.value(0)), float(parameter.value(parameter.levels - 1))
+                found[:, axis] = np.clip(
+                    np.rint(low * (high / low) ** places[:, axis] - low), 0, self.tops[axis]
+                )
+        return found
+
+    def places(self, levels: Any) -> Floats:
+        """Return the middle of the cell of each point in the unit cube, shape (m, d); the inverse of `levels`."""
+        array = np.asarray(levels, dtype=np.float64).reshape(-1, len(self.tops))
+        units = (array + 0.5) / (self.tops + 1)
+        for axis, parameter in enumerate(self._parameters):
+            if _by_value(parameter) and parameter.levels > 1:
+                low, high = float(parameter.value(0)), float(parameter.value(parameter.levels - 1))
+                units[:, axis] = np.log((array[:, axis] + low) / low) / np.log(high / low)
+        return units
+
+    def features(self, levels: Any) -> Floats:
+        """Return model inputs, shape (m, columns): ordered parameters on [0, 1], others as one column a category."""
+        array = np.asarray(levels, dtype=np.int64).reshape(-1, len(self.tops))
+        units, columns = self.places(array), []
+        for axis, parameter in enumerate(self._parameters):
+            if parameter.levels == 1:
+                continue
+            if parameter.ordered:
+                columns.append(units[:, axis : axis + 1])
+            else:  # two different categories are as far apart as half the range
+                columns.append(np.eye(parameter.levels)[array[:, axis]] * np.sqrt(0.125))
+        return np.hstack(columns) if columns else np.zeros((len(array), 0))
+
+
+def _by_value(parameter: Parameter) -> bool:
+    return parameter.kind == "integer" and parameter.scale == "log" and parameter.step is None

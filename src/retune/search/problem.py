@@ -1,0 +1,254 @@
+"""What every algorithm sees: the history as points on the lattice of levels, in a fixed order.
+
+Algorithms work in level coordinates (`Space.encode`), minimise one number and know constraints as excesses
+that must not be positive. All of Katib's and of a study's peculiarities (goals, units, duplicates, missing
+numbers, foreign trials) end here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import fmean, median
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from retune.space import Assignment, Space, Value
+from retune.study import Constraint
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from retune.search.settings import Settings
+
+Levels = tuple[int, ...]
+Outcome = Literal["ok", "failed", "running"]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One trial as the search sees it.
+
+    Attributes:
+        assignment: hyper-parameters by name; it is snapped to the grid. One that lies outside the space is
+            ignored.
+        status: a ``completed`` trial without a finite objective, or without a constrained metric, counts as
+            ``failed``.
+        values: the final number of each metric.
+        name: the trial's name; orders trials without `number`, digits by their value.
+        number: the trial's place in the study; gives the order in which results are read.
+        warm: from an earlier study: known to the algorithm, but not one of this study's trials.
+    """
+
+    assignment: Mapping[str, Value]
+    status: Literal["completed", "failed", "running", "early_stopped"]
+    values: Mapping[str, float] = field(default_factory=dict)
+    name: str = ""
+    number: int | None = None
+    warm: bool = False
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is improved: the metric, its goal, and limits on other metrics."""
+
+    metric: str = "validation_loss"
+    goal: Literal["minimize", "maximize"] = "minimize"
+    constraints: tuple[Constraint, ...] = ()
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A point to try next. `origin` says where it came from, e.g. ``start``, ``poll``, ``random fill``."""
+
+    assignment: Assignment
+    origin: str
+
+
+class Candidate(NamedTuple):
+    """A proposal of an algorithm, in levels."""
+
+    levels: Levels
+    origin: str
+
+
+class Point(NamedTuple):
+    """What is known of one lattice point.
+
+    Attributes:
+        levels: its place. outcome: ``ok`` alone has a value.
+        value: to be minimised; the mean if the point was tried more than once.
+        excesses: one number a constraint, relative to its limit; satisfied if not positive.
+    """
+
+    levels: Levels
+    outcome: Outcome
+    value: float = math.nan
+    excesses: tuple[float, ...] = ()
+
+    @property
+    def violation(self) -> float:
+        """Return h of Audet and Dennis (2009): the sum of squared positive excesses; 0 if feasible."""
+        return sum(max(excess, 0.0) ** 2 for excess in self.excesses)
+
+    @property
+    def merit(self) -> tuple[float, float]:
+        """Return a key that orders ok points: feasible ones by value, before infeasible ones by violation."""
+        violation = self.violation
+        return (violation, self.value) if violation > 0 else (0.0, self.value)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A search problem at one moment. `propose` of an algorithm is a function of this alone.
+
+    Attributes:
+        points: this study's distinct points, in the order of their first trial. warm: those of earlier
+            studies.
+        issued: how many points were asked for so far; at least as many as are visible.
+        seed: of the study. settings: the algorithm's own.
+        constraints: how many there are.
+    """
+
+    space: Space
+    points: tuple[Point, ...]
+    warm: tuple[Point, ...]
+    settings: Settings
+    seed: int
+    issued: int
+    constraints: int = 0
+
+    @cached_property
+    def seen(self) -> frozenset[Levels]:
+        """All points that need no further trial: finished, running or known from earlier studies."""
+        return frozenset(point.levels for point in (*self.warm, *self.points))
+
+    @cached_property
+    def ok(self) -> tuple[Point, ...]:
+        """The points with a value, earlier studies' first."""
+        return tuple(p for p in (*self.warm, *self.points) if p.outcome == "ok")
+
+    @cached_property
+    def failed(self) -> tuple[Point, ...]:
+        """The points known to give no value."""
+        return tuple(p for p in (*self.warm, *self.points) if p.outcome == "failed")
+
+    @cached_property
+    def running(self) -> tuple[Point, ...]:
+        """The points whose trials are under way."""
+        return tuple(p for p in self.points if p.outcome == "running")
+
+    @property
+    def best(self) -> Point | None:
+        """The best point so far, feasible ones first; the earlier one of equals."""
+        return min(self.ok, key=lambda point: point.merit, default=None)
+
+    def snap(self, levels: Sequence[int]) -> Levels:
+        """Return the canonical levels of a point: two levels that print the same value are one."""
+        return self.space.encode(self.space.decode(levels))
+
+    def call_seed(self, purpose: str, below: int = 2**31) -> int:
+        """Return a seed in [0, below): a hash of the study's seed, the points issued and the purpose."""
+        return hashed(self.seed, self.issued, purpose) % below
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """Return a fresh generator for this call and purpose."""
+        import numpy as np
+
+        return np.random.default_rng(hashed(self.seed, self.issued, purpose))
+
+
+def hashed(*parts: Any) -> int:
+    """Return a 63-bit integer from the text of `parts`; the same in every process."""
+    text = "\x1f".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+
+
+def pose(
+    space: Space,
+    objective: Objective,
+    settings: Settings,
+    history: Iterable[Observation],
+    seed: int,
+    issued: int | None,
+) -> Problem:
+    """Build the problem from a history in any order.
+
+    Observations outside the space are dropped: they are another study's, or the bounds have shrunk since.
+    Early-stopped trials count with a value no better than the median of the completed ones: what they had
+    reached when they were stopped is not what they would have given.
+    """
+    inside = [(levels, entry) for entry in history if (levels := _levels(space, entry)) is not None]
+    inside.sort(key=_order)
+    points = _merge(objective, [(levels, entry) for levels, entry in inside if not entry.warm])
+    warm = _merge(objective, [(levels, entry) for levels, entry in inside if entry.warm])
+    known = {point.levels for point in points}
+    return Problem(
+        space=space,
+        points=points,
+        warm=tuple(point for point in warm if point.levels not in known),
+        settings=settings,
+        seed=seed,
+        issued=sum(not entry.warm for _, entry in inside) if issued is None else issued,
+        constraints=len(objective.constraints),
+    )
+
+
+def _levels(space: Space, entry: Observation) -> Levels | None:
+    """Return the levels of an observation, None if it lies outside the space."""
+    try:
+        return space.encode(entry.assignment) if space.contains(entry.assignment) else None
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def _order(placed: tuple[Levels, Observation]) -> tuple[Any, ...]:
+    levels, entry = placed
+    number = math.inf if entry.number is None else entry.number
+    name = [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", entry.name)]
+    values = sorted((metric, repr(value)) for metric, value in entry.values.items())
+    return number, name, levels, entry.status, values
+
+
+def _merge(objective: Objective, entries: Sequence[tuple[Levels, Observation]]) -> tuple[Point, ...]:
+    """Return one point for each place, in the order of the entries."""
+    by_levels: dict[Levels, list[tuple[Observation, Outcome, tuple[float, ...]]]] = {}
+    for levels, entry in entries:
+        by_levels.setdefault(levels, []).append((entry, *_read(objective, entry)))
+    completed = [
+        numbers[0]
+        for found in by_levels.values()
+        for entry, outcome, numbers in found
+        if outcome == "ok" and entry.status == "completed"
+    ]
+    floor = median(completed) if completed else -math.inf
+    points = []
+    for levels, found in by_levels.items():
+        rows = [
+            (max(n[0], floor), *n[1:]) if e.status == "early_stopped" else n for e, o, n in found if o == "ok"
+        ]
+        if rows:
+            value, *excesses = (fmean(column) for column in zip(*rows, strict=True))
+            points.append(Point(levels, "ok", value, tuple(excesses)))
+        else:
+            running = any(outcome == "running" for _, outcome, _ in found)
+            points.append(Point(levels, "running" if running else "failed"))
+    return tuple(points)
+
+
+def _read(objective: Objective, entry: Observation) -> tuple[Outcome, tuple[float, ...]]:
+    """Return the outcome of a trial, the value to minimise and the excess of each constraint."""
+    if entry.status in ("failed", "running"):
+        return ("running" if entry.status == "running" else "failed"), ()
+    value = entry.values.get(objective.metric, math.nan)
+    numbers = [-value if objective.goal == "maximize" else value]
+    for constraint in objective.constraints:
+        measured = entry.values.get(constraint.metric, math.nan)
+        limit = constraint.max if constraint.max is not None else constraint.min
+        assert limit is not None
+        excess = measured - limit if constraint.max is not None else limit - measured
+        numbers.append(excess / (abs(limit) or 1.0))
+    return ("ok", tuple(numbers)) if all(map(math.isfinite, numbers)) else ("failed", ())

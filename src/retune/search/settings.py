@@ -1,0 +1,38 @@
+"""Settings of an algorithm: typed, with ranges and a line of help each; all problems of a mapping at once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class Settings(BaseModel):
+    """The settings that every algorithm knows; values may be text, as Katib sends them (``"8"``)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int | None = Field(None, ge=0, lt=2**31, description="instead of the study's seed")
+
+
+def problems(kind: type[Settings], given: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the settings: unknown names, with the valid ones, and values out of range."""
+    try:
+        kind.model_validate(dict(given))
+    except ValidationError as error:
+        return [_sentence(kind, given, entry) for entry in error.errors()]
+    return []
+
+
+def _sentence(kind: type[Settings], given: Mapping[str, Any], error: Any) -> str:
+    name = str(error["loc"][0]) if error["loc"] else ""
+    if error["type"] == "extra_forbidden":
+        valid = sorted(kind.model_fields)
+        near = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"unknown setting {name!r}; {hint}valid settings are {valid}"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    return f"setting {name!r}: {message}, but got {given.get(name)!r}" if name else message

@@ -1,0 +1,146 @@
+"""Simultaneous optimistic optimisation (Munos 2011), as Algorithm 3.3 of Davouse (2024).
+
+The space is cut into K cells along one axis after the other; a cell's score is the value at its centre. A sweep goes
+down the depths and cuts, at each, the best leaf if it is as good as all cut above it in this sweep. The tree is grown
+anew from the known values at each call; centres that are not known are the proposals, and the sweeps go on with the
+other cells meanwhile, so a batch comes from several nodes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from retune.search import design
+from retune.search.problem import Candidate, Levels, Point, Problem
+from retune.search.settings import Settings
+
+_SWEEPS = 10_000
+
+
+class SooSettings(Settings):
+    """Settings of `soo`."""
+
+    sections: int = Field(
+        3, ge=2, le=9, description="K, the parts a cell is cut into; odd ones keep its centre"
+    )
+
+
+@dataclass
+class Cell:
+    """A box of the unit cube. `score` is to be minimised, None while it is not known."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    center: Levels
+    score: float | None
+    hope: float
+
+
+Score = Callable[[Levels, int], float | None]
+"""The score of a centre, given how many centres were scored before; None if it must be measured."""
+
+
+def propose(problem: Problem, count: int) -> list[Candidate]:
+    """Return the default setting first, then the unknown centres that the sweeps come to."""
+    known = penalised(problem)
+    return grow(problem, count, lambda levels, _: known.get(levels))
+
+
+def penalised(problem: Problem) -> dict[Levels, float]:
+    """Return the score of each finished point: its value; failed and infeasible ones are worse than all others."""
+    worst = max((point.value for point in problem.ok), default=0.0)
+
+    def score(point: Point) -> float:
+        if point.outcome == "failed":
+            return worst + 2.0
+        return point.value if point.violation == 0 else worst + 1.0 + math.tanh(point.violation)
+
+    finished = (p for p in (*problem.warm, *problem.points) if p.outcome != "running")
+    return {point.levels: score(point) for point in finished}
+
+
+def grow(problem: Problem, count: int, score: Score) -> list[Candidate]:
+    """Grow the tree until it asks for `count` centres that are not seen; fewer if the lattice is used up."""
+    settings = problem.settings
+    assert isinstance(settings, SooSettings)
+    found = [point for point in design.start(problem, 0) if point.levels not in problem.seen]
+    asked = {point.levels: point for point in found}
+    dimension = len(problem.space.parameters)
+    scored = 0
+
+    def cell(low: tuple[float, ...], high: tuple[float, ...], hope: float) -> Cell:
+        nonlocal scored
+        middle = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
+        center = problem.snap(problem.space.from_unit(middle))
+        scored += 1
+        value = score(center, scored)
+        if value is None and center not in problem.seen:
+            asked.setdefault(
+                center, Candidate(center, f"centre of a cell of {_share(low, high):.2g} of the space")
+            )
+        return Cell(low, high, center, value, hope)
+
+    depths: list[list[Cell]] = [[cell((0.0,) * dimension, (1.0,) * dimension, math.inf)]]
+    for _ in range(_SWEEPS):
+        if len(asked) >= count or not _sweep(problem, depths, settings.sections, cell):
+            break
+    return list(asked.values())[:count]
+
+
+def _sweep(
+    problem: Problem,
+    depths: list[list[Cell]],
+    sections: int,
+    cell: Callable[[tuple[float, ...], tuple[float, ...], float], Cell],
+) -> bool:
+    """Cut the best leaf of each depth if it beats those above it; return whether anything was cut.
+
+    While all scores are awaited, a cell is taken for as good as the one it was cut from.
+    """
+    for awaited in (False, True):
+        best, cut = math.inf, False
+        for depth in range(len(depths)):
+            leaves = [c for c in depths[depth] if awaited or c.score is not None]
+            leaf = min(leaves, key=_expected, default=None)
+            if leaf is None or _expected(leaf) > best:
+                continue
+            depths[depth].remove(leaf)
+            axis = _axis(problem, leaf)
+            if axis is None:  # a single lattice point
+                cut = True
+                continue
+            best, cut = _expected(leaf), True
+            if depth + 1 == len(depths):
+                depths.append([])
+            for k in range(sections):
+                width = (leaf.high[axis] - leaf.low[axis]) / sections
+                low, high = leaf.low[axis] + k * width, leaf.low[axis] + (k + 1) * width
+                part = (*leaf.low[:axis], low, *leaf.low[axis + 1 :])
+                end = (*leaf.high[:axis], high, *leaf.high[axis + 1 :])
+                depths[depth + 1].append(cell(part, end, _expected(leaf)))
+        if cut:
+            return True
+    return False
+
+
+def _expected(cell: Cell) -> float:
+    return cell.hope if cell.score is None else cell.score
+
+
+def _axis(problem: Problem, cell: Cell) -> int | None:
+    """Return the longest axis along which the cell still holds several levels."""
+    first, last = problem.space.from_unit(cell.low), problem.space.from_unit([h - 1e-9 for h in cell.high])
+    widths = [
+        (high - low, -axis)
+        for axis, (low, high) in enumerate(zip(cell.low, cell.high, strict=True))
+        if last[axis] > first[axis]
+    ]
+    return -max(widths)[1] if widths else None
+
+
+def _share(low: tuple[float, ...], high: tuple[float, ...]) -> float:
+    return math.prod(b - a for a, b in zip(low, high, strict=True))

@@ -1,0 +1,1 @@
+"""The steps of a study: one plain function each, skipped when it is up to date."""

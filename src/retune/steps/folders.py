@@ -1,0 +1,42 @@
+"""Where a study keeps what it makes; every name is a function of what decides the content.
+
+::
+
+    <artifacts>/<study>/
+        data-<digest>/            train.jsonl, validation.jsonl, mix.json
+        search-<digest>/          study.json, search.json, selection.json, gate.json, report.html
+            trials/trial-007/     assignment.json, trial.json, adapter/
+            bench/trial-007/      mmlu.json, …
+            steps/                what each step was made from, so that it is not done again
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from retune import models, store
+from retune.data import mixing
+from retune.study import Study
+
+
+def data_folder(study: Study) -> str:
+    """Return the URI of the mixed data of this study: another recipe or changed files give another folder."""
+    return store.join(
+        study.root, f"data-{mixing.recipe_digest(study.data, study.seed, models.locate(study.model))}"
+    )
+
+
+def search_folder(study: Study, data_digest: str) -> str:
+    """Return the URI of this study's search on the data with that digest."""
+    base = models.base_digest(models.locate(study.model))
+    return store.join(study.root, f"search-{study.search_digest(data_digest, base)}")
+
+
+def work_folder(study: Study) -> Path:
+    """Return the local folder for logs, locks and progress: the study's own, or one in the cache if that is remote."""
+    if "://" not in study.root:
+        return Path(study.root)
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    return cache / "retune" / "work" / hashlib.sha256(study.root.encode()).hexdigest()[:16]

@@ -1,0 +1,32 @@
+"""Step `mix`: one instruction data set out of several, split into train and validation."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from retune import models
+from retune.data import mixing
+from retune.steps import folders
+from retune.study import Data, Model, Study
+
+
+class Recipe(BaseModel):
+    """All that decides the mixed data: the argument, and so the cache key, of the pipeline's first step.
+
+    `folder` names the content of the source files too, so that changed data is mixed again.
+    """
+
+    data: Data
+    model: Model
+    seed: int
+    folder: str
+
+
+def recipe(study: Study) -> Recipe:
+    """Return the recipe of a study."""
+    return Recipe(data=study.data, model=study.model, seed=study.seed, folder=folders.data_folder(study))
+
+
+def mix(recipe: Recipe) -> mixing.MixRecord:
+    """Mix the data into the recipe's folder, unless it is there already."""
+    return mixing.mix(recipe.data, recipe.seed, models.locate(recipe.model), recipe.folder)

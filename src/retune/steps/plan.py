@@ -1,0 +1,46 @@
+"""What of a study is done and what is not, told from stamps and records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from retune import store
+from retune.data import mixing
+from retune.steps import benchmark, folders, promote, register, report, search, select
+from retune.steps.stamps import STEPS, Stamps
+from retune.study import Study
+
+_INPUTS: dict[str, Callable[[Study, str], object]] = {
+    "search": search.inputs,
+    "benchmark": benchmark.inputs,
+    "select": select.inputs,
+    "register": register.inputs,
+    "promote": promote.inputs,
+    "report": report.inputs,
+}
+
+
+def plan(study: Study) -> dict[str, bool]:
+    """Return for every step, in order, whether it is up to date; what follows a step that is not, is not either."""
+    states = _states(study)
+    found: dict[str, bool] = {}
+    for step in STEPS:
+        found[step] = all(found.values()) and next(states)
+    return found
+
+
+def _states(study: Study) -> Iterator[bool]:
+    data = folders.data_folder(study)
+    yield store.exists(store.join(data, "mix.json"))
+    folder = folders.search_folder(study, mixing.read_mix_record(data).digest)
+    for step, inputs in _INPUTS.items():
+        yield Stamps(folder).outputs(step, inputs(study, folder)) is not None
+
+
+def search_of(study: Study) -> str | None:
+    """Return the folder of this study's search if there is one, finished or not."""
+    data = folders.data_folder(study)
+    if not store.exists(store.join(data, "mix.json")):
+        return None
+    folder = folders.search_folder(study, mixing.read_mix_record(data).digest)
+    return folder if store.exists(store.join(folder, "study.json")) else None

@@ -1,0 +1,126 @@
+"""Progress of a running study, as a small JSON file that `retune run` (or any watcher) reads while the steps write it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from retune.records import TrialRecord, now
+from retune.study import Objective
+
+WRITE_EVERY_SECONDS = 0.5
+
+
+class Progress(BaseModel):
+    """Where a study stands. Times are in seconds; `left` is None until there is something to estimate from."""
+
+    step: str = ""
+    done: int = 0
+    total: int = 0
+    failed: int = 0
+    best: float | None = None
+    best_trial: str | None = None
+    base: float | None = None
+    running: dict[str, float] = Field(default_factory=dict, description="trial or benchmark -> share done")
+    left: float | None = None
+    search_seconds: float = 0.0
+    updated: str = ""
+
+
+def read(path: Path) -> Progress | None:
+    """Return the progress in a file, or None if there is none yet."""
+    try:
+        return Progress.model_validate_json(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def write(path: Path, progress: Progress) -> None:
+    """Write the file atomically. A full disk only costs the display: the error is swallowed."""
+    progress.updated = now()
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(json.dumps(progress.model_dump(), allow_nan=True))
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+
+
+class SearchProgress:
+    """Turns the engine's events into a progress file.
+
+    Args:
+        path: the file.
+        objective: what "best" means.
+        total: trials to do in all, base and repeats included.
+        parallel: how many run at a time.
+        done: records finished by earlier runs.
+        seconds_before: search seconds spent by earlier runs.
+
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        objective: Objective,
+        total: int,
+        parallel: int,
+        done: list[TrialRecord],
+        seconds_before: float,
+    ) -> None:
+        self.path, self.objective, self.parallel = path, objective, parallel
+        self.progress = Progress(step="search", total=total, search_seconds=seconds_before)
+        self._before = seconds_before
+        self._started = self._written = time.monotonic()
+        self._durations: list[float] = []
+        for record in done:
+            self._count(record)
+        write(path, self.progress)
+
+    @property
+    def seconds(self) -> float:
+        """Search seconds of this run and earlier ones."""
+        return self._before + time.monotonic() - self._started
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Take one engine event."""
+        trial = event.get("trial", "")
+        if event["kind"] == "issued":
+            self.progress.running[trial] = 0.0
+        elif event["kind"] == "progress" and event.get("steps"):
+            self.progress.running[trial] = event["step"] / event["steps"]
+        elif event["kind"] == "finished":
+            self.progress.running.pop(trial, None)
+            self._durations.append(event["record"].seconds)
+            self._count(event["record"])
+        if event["kind"] == "finished" or time.monotonic() - self._written > WRITE_EVERY_SECONDS:
+            self._written = time.monotonic()
+            self.progress.search_seconds = self.seconds
+            self.progress.left = self._left()
+            write(self.path, self.progress)
+
+    def _count(self, record: TrialRecord) -> None:
+        progress = self.progress
+        progress.done += 1
+        progress.failed += record.status == "failed"
+        value = record.objective(self.objective.metric)
+        if value is None:
+            return
+        if record.role == "base":
+            progress.base = value
+        elif record.role != "repeat":
+            sign = 1 if self.objective.goal == "minimize" else -1
+            if progress.best is None or sign * value < sign * progress.best:
+                progress.best, progress.best_trial = value, record.trial
+
+    def _left(self) -> float | None:
+        if not self._durations:
+            return None
+        mean = sum(self._durations) / len(self._durations)
+        open_trials = self.progress.total - self.progress.done - sum(self.progress.running.values())
+        return max(0.0, mean * open_trials / self.parallel)

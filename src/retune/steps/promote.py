@@ -1,0 +1,115 @@
+"""Step `promote`: the gate between challenger and champion, and the alias that moves if it opens."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from retune import models, store
+from retune.engines.ledger import BASE, DEFAULT, Ledger
+from retune.records import GateRecord, digest
+from retune.registry import gate, promotion
+from retune.registry.gate import ChampionFacts
+from retune.steps.benchmark import read_benches
+from retune.steps.select import read_selection
+from retune.steps.stamps import Stamps
+from retune.study import Study
+from retune.training.resident import ResidentBase, data_digest
+
+
+def inputs(study: Study, folder: str) -> dict[str, Any]:
+    """Return what decides the outcome of this step."""
+    selection = digest(store.read(store.join(folder, "selection.json")))
+    version = (Stamps(folder).last("register") or {}).get("version")
+    return {"selection": selection, "version": version, "promote": study.promote.model_dump(mode="json")}
+
+
+def promote(study: Study, folder: str, data_uri: str) -> GateRecord:
+    """Decide on the challenger, write `gate.json`, and make it champion if all rules pass.
+
+    Raises:
+        RetuneError: if the registry cannot be reached, or another promotion came in between.
+
+    """
+    stamps, ask = Stamps(folder), inputs(study, folder)
+    if stamps.outputs("promote", ask) is not None:
+        return read_gate(folder)
+    with stamps.step("promote", ask) as outputs:
+        uri, model = study.tracking.uri, study.promote.model
+        decided = _decided(folder, str(ask["version"]))
+        if (
+            decided
+        ):  # killed between the alias and the stamp: the decision stands, the alias may have to move yet
+            with suppress(promotion.Overtaken):
+                _carry_out(uri, decided)
+                outputs["decision"] = decided.decision
+                return decided
+        trials, benches, selection = (
+            Ledger(folder).records,
+            read_benches(study, folder),
+            read_selection(folder),
+        )
+        assert selection.chosen is not None  # `register` refuses a study without a winner
+        challenger = trials[selection.chosen]
+        champion = promotion.champion_facts(uri, model, study.benchmark.tasks)
+        record = gate.decide(
+            study.promote.gate,
+            study.search.objective,
+            model,
+            str(ask["version"]),
+            challenger,
+            [bench for bench in benches if bench.model == challenger.trial],
+            trials.get(BASE),
+            [bench for bench in benches if bench.model == BASE],
+            trials.get(DEFAULT),
+            champion and _on_this_data(study, champion, data_uri),
+            selection.spread_for(challenger.trial),
+            study.name,
+        )
+        store.write(store.join(folder, "gate.json"), record.to_json())
+        _carry_out(uri, record)
+        outputs["decision"] = record.decision
+    return record
+
+
+def _decided(folder: str, version: str) -> GateRecord | None:
+    """Return the decision on this version that was written down but perhaps not carried out."""
+    if Stamps(folder).last("promote") is not None or not store.exists(store.join(folder, "gate.json")):
+        return None
+    record = read_gate(folder)
+    return record if record.challenger == version else None
+
+
+def _carry_out(uri: str, record: GateRecord) -> None:
+    promotion.note_gate(uri, record)
+    if record.decision == "promote":
+        promotion.promote(uri, record.model, record.challenger, record.champion)
+
+
+def _on_this_data(study: Study, champion: ChampionFacts, data_uri: str) -> ChampionFacts:
+    """Return the champion with its objective on this study's validation data: measured anew where that is other data.
+
+    A champion on another base cannot be loaded onto this one; it then has no objective, which fails the rule.
+    """
+    if champion.data_digest == data_digest(data_uri):
+        return champion
+    if study.search.objective.metric != "validation_loss" or not _same_base(study, champion):
+        return replace(champion, objective=None)
+    with tempfile.TemporaryDirectory() as folder:
+        adapter = promotion.download_adapter(
+            study.tracking.uri, study.promote.model, champion.version, Path(folder)
+        )
+        return replace(champion, objective=ResidentBase(study.model).evaluate(str(adapter), data_uri, study))
+
+
+def _same_base(study: Study, champion: ChampionFacts) -> bool:
+    here = models.base_digest(models.locate(study.model))
+    return champion.base == study.model.base and champion.base_revision in (None, study.model.revision, here)
+
+
+def read_gate(folder: str) -> GateRecord:
+    """Return the gate's record of a search."""
+    return GateRecord.model_validate_json(store.read(store.join(folder, "gate.json")))

@@ -1,0 +1,65 @@
+"""Step `register`: put the chosen adapter into the model registry, as challenger."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from retune import store
+from retune.engines.ledger import Ledger
+from retune.errors import RetuneError
+from retune.registry import promotion
+from retune.steps.benchmark import read_benches, read_search
+from retune.steps.search import open_tracker
+from retune.steps.select import read_selection
+from retune.steps.stamps import Stamps
+from retune.study import Study
+
+FLUSH_SECONDS = 60.0
+
+
+def inputs(study: Study, folder: str) -> dict[str, Any]:
+    """Return what decides the outcome of this step."""
+    chosen = Ledger(folder).records[_chosen(folder)]
+    return {"adapter": chosen.adapter_digest, "model": study.promote.model, "tracking": study.tracking.uri}
+
+
+def register(study: Study, folder: str) -> str:
+    """Register the chosen adapter and return its version; the same adapter keeps its version.
+
+    Raises:
+        RetuneError: if the registry cannot be reached, or there is nothing to register.
+
+    """
+    stamps, ask = Stamps(folder), inputs(study, folder)
+    done = stamps.outputs("register", ask)
+    if done is not None:
+        return str(done["version"])
+    with stamps.step("register", ask) as outputs:
+        tracker = open_tracker(study, folder, read_search(folder).data_digest)
+        tracker.flush(FLUSH_SECONDS)  # the version belongs to its trial's run, which must be there first
+        tracker.close(0)
+        trial = Ledger(folder).records[_chosen(folder)]
+        if trial.adapter_uri is None:
+            raise RetuneError(
+                f"the adapter of {trial.trial} is gone; `artifacts.keep` ({study.artifacts.keep}) was too small"
+            )
+        outputs["version"] = promotion.register(
+            study.tracking.uri,
+            study.promote.model,
+            trial,
+            store.download(trial.adapter_uri),
+            study=study.name,
+            objective=study.search.objective.metric,
+            scores=[record for record in read_benches(study, folder) if record.model == trial.trial],
+            search_digest=folder.rsplit("/", 1)[-1],
+        )
+    return str(outputs["version"])
+
+
+def _chosen(folder: str) -> str:
+    chosen = read_selection(folder).chosen
+    if chosen is None:
+        raise RetuneError(
+            "no trial completed, so there is nothing to register; see the failed trials in the report"
+        )
+    return chosen

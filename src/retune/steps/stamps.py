@@ -1,0 +1,61 @@
+"""Stamps: what a step was made from, kept beside its result, so that nothing is done twice.
+
+A stamp is written last. A step whose stamp names the same inputs is up to date; any other is done again, and
+each step must give the same result however often it is done.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from retune import store
+from retune.records import digest, now
+
+STEPS = ("mix", "search", "benchmark", "select", "register", "promote", "report")
+
+
+class Stamps:
+    """The stamps of one search.
+
+    Args:
+        folder: URI of the search's folder.
+
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def outputs(self, step: str, inputs: Any) -> dict[str, Any] | None:
+        """Return what the step gave when it was done from these inputs, or None if it has to be done."""
+        stamp = self._read(step)
+        return stamp["outputs"] if stamp and stamp["inputs"] == digest(inputs) else None
+
+    def last(self, step: str) -> dict[str, Any] | None:
+        """Return what the step gave when it was last done, from whatever inputs."""
+        stamp = self._read(step)
+        return stamp["outputs"] if stamp else None
+
+    def _read(self, step: str) -> dict[str, Any] | None:
+        uri = self._uri(step)
+        return json.loads(store.read(uri)) if store.exists(uri) else None
+
+    @contextmanager
+    def step(self, step: str, inputs: Any) -> Iterator[dict[str, Any]]:
+        """Do a step: fill the yielded mapping with its outputs; the stamp is written if no error came."""
+        outputs: dict[str, Any] = {}
+        started = time.monotonic()
+        yield outputs
+        stamp = {
+            "inputs": digest(inputs),
+            "outputs": outputs,
+            "seconds": time.monotonic() - started,
+            "finished": now(),
+        }
+        store.write(self._uri(step), (json.dumps(stamp, indent=2) + "\n").encode())
+
+    def _uri(self, step: str) -> str:
+        return store.join(self.folder, "steps", f"{step}.json")

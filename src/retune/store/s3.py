@@ -1,0 +1,304 @@
+"""Objects on S3 and on servers that speak its protocol, by boto3."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from retune.errors import RetuneError
+from retune.store.local import LocalPlace
+
+MULTIPART_BYTES = 8 << 20  # larger files are sent in parts of this size, several at once
+
+
+@dataclass(frozen=True)
+class S3Place:
+    """An object, or all objects below ``key/``. The methods are described in `retune.store`."""
+
+    bucket: str
+    key: str
+
+    @property
+    def uri(self) -> str:
+        """The URI."""
+        return f"s3://{self.bucket}/{self.key}"
+
+    def read(self) -> bytes:
+        """Return the object's bytes. A transfer that breaks off is taken up again, unlike a plain GET."""
+        content = io.BytesIO()
+        with _spoken(self.uri):
+            _client().download_fileobj(self.bucket, self.key, content, Config=_transfer())
+        return content.getvalue()
+
+    def write(self, data: bytes) -> None:
+        """Write the object. S3 shows it once all of it has arrived."""
+        self._send(io.BytesIO(data), hashlib.sha256(data).hexdigest())
+
+    def create(self, data: bytes) -> bool:
+        """Write the object if there is none.
+
+        If the answer to a successful write is lost, the repeated one is refused: then the object itself says
+        whose it is.
+        """
+        from botocore.exceptions import ClientError
+
+        writer = uuid4().hex
+        with _spoken(self.uri):
+            for _ in range(20):
+                try:
+                    metadata = {"writer": writer, "sha256": hashlib.sha256(data).hexdigest()}
+                    _client().put_object(
+                        Bucket=self.bucket, Key=self.key, Body=data, IfNoneMatch="*", Metadata=metadata
+                    )
+                except ClientError as error:
+                    code = error.response["Error"]["Code"]
+                    if code in ("PreconditionFailed", "412"):
+                        head = self._head()
+                        return head is not None and head["Metadata"].get("writer") == writer
+                    if (
+                        code != "ConditionalRequestConflict"
+                    ):  # another write is under way; S3 asks to try again
+                        raise
+                else:
+                    return True
+        raise RetuneError(f"{self.uri} cannot be created: other writers were in the way 20 times; run again")
+
+    def take(self, file: Path) -> None:
+        """Send a local file, a large one in parts."""
+        with file.open("rb") as content:
+            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+            content.seek(0)
+            self._send(content, sha256)
+
+    def exists(self) -> bool:
+        """Return whether there is such an object, or any below it."""
+        with _spoken(self.uri):
+            return (bool(self.key) and self._head() is not None) or any(True for _ in self._objects())
+
+    def listing(self) -> list[str]:
+        """Return the names of all objects below."""
+        with _spoken(self.uri):
+            return sorted(name for name, _, _ in self._objects())
+
+    def download(self) -> Path:
+        """Return the path of the object, or of a folder with all objects below, in the cache."""
+        with _spoken(self.uri):
+            head = self._head() if self.key else None
+            if head is not None:
+                return self._fetch(head["ETag"], head["ContentLength"])
+            objects = sorted(self._objects())
+        if not objects:
+            raise FileNotFoundError(errno.ENOENT, "No such object or folder", self.uri)
+        folder = _cache(self.bucket, self.key, repr(objects)) / (self.key.rpartition("/")[2] or self.bucket)
+        if not folder.is_dir():
+            self._fetch_folder(objects, folder)
+        return folder
+
+    def remove(self) -> None:
+        """Delete the object and all below it."""
+        with _spoken(self.uri):
+            keys = [f"{self._prefix}{name}" for name in self.listing()]
+            if self.key:
+                _client().delete_object(Bucket=self.bucket, Key=self.key)
+            for start in range(0, len(keys), 1000):  # S3's limit for one request
+                batch = [{"Key": key} for key in keys[start : start + 1000]]
+                answer = _client().delete_objects(
+                    Bucket=self.bucket, Delete={"Objects": batch, "Quiet": True}
+                )
+                if failed := answer.get("Errors"):
+                    raise RetuneError(
+                        f"{len(failed)} objects below {self.uri} cannot be deleted: {failed[0]['Message']}"
+                    )
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.key}/" if self.key else ""
+
+    def _objects(self) -> Iterator[tuple[str, str, int]]:
+        """Yield the name relative to this folder, ETag and size in bytes of each object below."""
+        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._prefix)
+        for page in pages:
+            for item in page.get("Contents", ()):
+                name = item["Key"].removeprefix(self._prefix)
+                if name and not name.endswith("/"):  # consoles make empty objects to stand for folders
+                    yield name, item["ETag"], item["Size"]
+
+    def _head(self) -> Any:
+        from botocore.exceptions import ClientError
+
+        try:
+            return _client().head_object(Bucket=self.bucket, Key=self.key)
+        except ClientError as error:
+            if error.response["Error"]["Code"] in ("404", "NoSuchKey", "NotFound"):
+                return None
+            raise
+
+    def _send(self, content: Any, sha256: str) -> None:
+        extra = {"Metadata": {"sha256": sha256}}
+        with _spoken(self.uri):
+            _client().upload_fileobj(content, self.bucket, self.key, ExtraArgs=extra, Config=_transfer())
+
+    def _fetch(self, etag: str, size: int) -> Path:
+        """Return this object's file in the cache; bring it there if it is new or has been cut short."""
+        path = _cache(self.bucket, self.key, etag) / self.key.rpartition("/")[2]
+        if not path.is_file() or path.stat().st_size != size:
+            arriving = _arriving(path)
+            try:
+                with arriving.open("xb") as file:
+                    _client().download_fileobj(self.bucket, self.key, file, Config=_transfer())
+                    file.flush()
+                    os.fsync(file.fileno())
+                self._verify(arriving, etag, size)
+                os.replace(arriving, path)
+            finally:
+                arriving.unlink(missing_ok=True)
+        return path
+
+    def _verify(self, file: Path, etag: str, size: int) -> None:
+        """Compare what arrived with what the server says: size, MD5 of a plain ETag, our own checksum."""
+        head = self._head() or {}
+        asked = {"size": str(size), "etag": etag}
+        found = {"size": str(file.stat().st_size), "etag": head.get("ETag")}
+        encrypted = head.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in head
+        if (
+            "-" not in etag and not encrypted
+        ):  # in parts or under a key of one's own, the ETag is no MD5 of the content
+            asked["md5"] = etag.strip('"')
+            with file.open("rb") as content:
+                found["md5"] = hashlib.file_digest(content, "md5").hexdigest()
+        if "sha256" in head.get("Metadata", {}):
+            asked["sha256"] = head["Metadata"]["sha256"]
+            with file.open("rb") as content:
+                found["sha256"] = hashlib.file_digest(content, "sha256").hexdigest()
+        if asked != found:
+            raise RetuneError(
+                f"{self.uri} arrived damaged: the server holds {asked}, but here is {found}; run again"
+            )
+
+    def _fetch_folder(self, objects: list[tuple[str, str, int]], folder: Path) -> None:
+        """Fetch every object, then link them together: a killed download goes on where it was."""
+        arriving = _arriving(folder)
+        try:
+            for name, etag, size in objects:
+                with _spoken(self.uri):
+                    file = S3Place(self.bucket, f"{self._prefix}{name}")._fetch(etag, size)
+                link = arriving / name
+                link.parent.mkdir(parents=True, exist_ok=True)
+                os.link(file, link)
+            try:
+                os.replace(arriving, folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster; its folder is the same
+                    raise
+        finally:
+            LocalPlace(arriving).remove()
+
+
+def _arriving(path: Path) -> Path:
+    """Return a temporary name beside `path`, in a folder that exists."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RetuneError(
+            f"the cache folder {path.parent} cannot be made: {error.strerror}; name another in RETUNE_CACHE"
+        ) from error
+    return path.parent / f".{uuid4().hex}.tmp"
+
+
+def _cache(*parts: str) -> Path:
+    """Return the cache folder of what `parts` and the server identify."""
+    named = os.environ.get("RETUNE_CACHE")
+    root = (
+        Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retune"
+    )
+    sha = hashlib.sha256("\0".join((_client().meta.endpoint_url, *parts)).encode())
+    return root / "s3" / sha.hexdigest()[:24]
+
+
+def _transfer() -> Any:
+    from boto3.s3.transfer import TransferConfig
+
+    return TransferConfig(multipart_threshold=MULTIPART_BYTES, multipart_chunksize=MULTIPART_BYTES)
+
+
+def _client() -> Any:
+    """Return this process's S3 client; a new one after a fork or when a setting has changed."""
+    return _client_for(
+        os.getpid(), tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _client_for(pid: int, settings: tuple[tuple[str, str], ...]) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    # Throttling, 5xx answers and broken connections are tried again, with growing pauses.
+    retries = {"mode": "standard", "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS") or 5)}
+    return boto3.session.Session().client(
+        "s3", config=Config(retries=retries, connect_timeout=10, read_timeout=60)
+    )
+
+
+@contextmanager
+def _spoken(uri: str) -> Iterator[None]:
+    """Say in words what the server, or the way to it, refused."""
+    import s3transfer.exceptions as transfer  # type: ignore[import-untyped]
+    from boto3.exceptions import Boto3Error
+    from botocore import exceptions as aws
+
+    try:
+        yield
+    except aws.ClientError as error:
+        raise _refusal(uri, error.response["Error"]) from error
+    except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound) as error:
+        raise RetuneError(
+            f"{uri}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        ) from error
+    except (aws.ConnectionError, aws.HTTPClientError, transfer.RetriesExceededError) as error:
+        server = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        place = (
+            f"the server {server} of AWS_ENDPOINT_URL"
+            if server
+            else "the S3 server (AWS_ENDPOINT_URL is not set)"
+        )
+        raise RetuneError(f"{uri}: {place} cannot be reached or broke off: {error}") from error
+    except (aws.BotoCoreError, Boto3Error, transfer.S3DownloadFailedError) as error:
+        raise RetuneError(f"{uri}: {error}") from error
+    except OSError as error:
+        if isinstance(error, FileNotFoundError | FileExistsError):
+            raise
+        raise RetuneError(
+            f"{uri}: {error.strerror} ({error.filename}); free some space or set RETUNE_CACHE"
+        ) from error
+
+
+def _refusal(uri: str, error: Any) -> Exception:
+    code, message = str(error.get("Code")), error.get("Message", "")
+    if code == "NoSuchBucket":
+        return FileNotFoundError(errno.ENOENT, "No such bucket", uri)
+    if code in ("404", "NoSuchKey", "NotFound"):
+        return FileNotFoundError(errno.ENOENT, "No such object", uri)
+    if code in (
+        "401",
+        "403",
+        "AccessDenied",
+        "Forbidden",
+        "InvalidAccessKeyId",
+        "SignatureDoesNotMatch",
+        "ExpiredToken",
+    ):
+        return RetuneError(
+            f"{uri}: the server refused ({code}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or"
+            " AWS_PROFILE, to ones that may list the bucket, read it and write to it"
+        )
+    return RetuneError(f"{uri}: {message or 'the server refused'} ({code})")

@@ -1,0 +1,122 @@
+"""Asks a suggestion service as Katib asks it; the local engine's way to the algorithms."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Self
+
+import grpc
+
+from retune.errors import InputError
+from retune.search import Objective, Observation
+from retune.space import Assignment
+from retune.study import Study
+from retune.suggestion import messages as katib
+from retune.suggestion.experiment import experiment_of, search_of
+from retune.suggestion.service import UNLIMITED
+from retune.suggestion.trials import trial_of
+
+_CALL_SECONDS = 60.0  # as Katib's
+_PAUSE_SECONDS = 0.2
+
+
+class SuggestionClient:
+    """A connection to the service at `address` (``host:port``).
+
+    A call that finds the service away is made again for `patience` seconds: the answer depends on the request
+    alone, so asking twice is harmless.
+    """
+
+    def __init__(self, address: str, patience: float = 5.0) -> None:
+        self._address, self._patience = address, patience
+        backoff = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
+        self._channel = grpc.insecure_channel(address, options=[*UNLIMITED, *backoff])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def validate(self, study: Study) -> list[str]:
+        """Return what the service has against a study's search; nothing if it can run.
+
+        Raises:
+            ConnectionError: if the service stays away.
+        """
+        request = katib.ValidateAlgorithmSettingsRequest(experiment=_experiment(study))
+        try:
+            self._call("ValidateAlgorithmSettings", request, katib.ValidateAlgorithmSettingsReply)
+        except InputError as error:
+            return error.problems
+        return []
+
+    def suggest(
+        self, study: Study, history: Sequence[Observation], count: int = 1, issued: int | None = None
+    ) -> list[Assignment]:
+        """Return the next `count` settings of a study, on the grid of its space.
+
+        `history` holds all that is known, in any order; `issued` is how many points were asked for so far, by
+        default the number of observations that are not from an earlier study.
+
+        Raises:
+            InputError: if the service refuses the search.
+            ConnectionError: if the service stays away or breaks.
+        """
+        experiment = _experiment(study)
+        found = search_of(experiment)
+        before = sum(not entry.warm for entry in history) if issued is None else issued
+        request = katib.GetSuggestionsRequest(
+            experiment=experiment,
+            trials=[trial_of(found, entry) for entry in history],
+            current_request_number=count,
+            total_request_number=before + count,
+        )
+        reply = self._call("GetSuggestions", request, katib.GetSuggestionsReply)
+        space = study.search.space
+        settings = [
+            space.snap({pair.name: pair.value for pair in entry.assignments})
+            for entry in reply.parameter_assignments
+        ]
+        if len(settings) != count:
+            raise ConnectionError(
+                f"the service at {self._address} must give {count} points, but gave {len(settings)}"
+            )
+        return settings
+
+    def _call(self, method: str, request: Any, reply: Any) -> Any:
+        call = self._channel.unary_unary(
+            f"/{katib.SERVICE}/{method}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=reply.FromString,
+        )
+        until = time.monotonic() + self._patience
+        while True:
+            try:
+                return call(request, timeout=_CALL_SECONDS)
+            except grpc.RpcError as error:
+                if error.code() == grpc.StatusCode.INVALID_ARGUMENT:
+                    raise InputError(_problems(error.details()), "search") from error
+                if error.code() != grpc.StatusCode.UNAVAILABLE or time.monotonic() > until:
+                    reason = f"{error.code().name}: {error.details()}"
+                    raise ConnectionError(f"the suggestion service at {self._address}: {reason}") from error
+            time.sleep(_PAUSE_SECONDS)
+
+
+def _experiment(study: Study) -> Any:
+    search = study.search
+    objective = Objective(search.objective.metric, search.objective.goal, tuple(search.constraints))
+    return experiment_of(
+        study.name, search.algorithm, search.space, objective, search.settings, study.seed, search.parallel
+    )
+
+
+def _problems(details: str | None) -> list[str]:
+    """Return the single problems from the message of an `InputError`."""
+    lines = [line.removeprefix("  - ") for line in (details or "").splitlines() if line.startswith("  - ")]
+    return lines or [details or "refused without a reason"]

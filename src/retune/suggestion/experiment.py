@@ -1,0 +1,304 @@
+"""Katib's Experiment and our search, each from the other.
+
+What Katib's message has no field for travels as algorithm settings: ``seed``; ``default.<parameter>`` (the
+start); ``constraints`` (``"peak_gpu_gib <= 80, accuracy >= 0.5"``); ``log_step.<parameter>`` (a step in
+log10).
+
+Meaning of Katib's fields here: ``min`` and ``max`` are inclusive; values are ``min + k * step``; without a
+step the grid is the default one of `retune.space`. The log distributions use a log scale; with a ``step`` its
+values are those of the linear grid nearest to even places on the log scale. The normal distributions say
+where a search may begin: their mean, the middle of the range on its scale, is the default unless one is
+given.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from retune import search
+from retune.errors import InputError
+from retune.search import Objective
+from retune.space import LOG10_GRID, Assignment, Parameter, Space, Value, tidy
+from retune.study import Constraint
+from retune.suggestion import messages as katib
+
+_CONSTRAINT = re.compile(r"^\s*(?P<metric>\S+?)\s*(?P<sign><=|>=)\s*(?P<limit>\S+)\s*$")
+_KINDS = {
+    "real": katib.DOUBLE,
+    "integer": katib.INT,
+    "discrete": katib.DISCRETE,
+    "categorical": katib.CATEGORICAL,
+}
+ISSUED = "retune.issued"
+"""The setting that brings back the points issued so far; Katib stores it with the suggestions."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search as an Experiment describes it.
+
+    `texts` holds, for each list parameter, the words of the list: Katib wants them back as they were written.
+    """
+
+    name: str
+    algorithm: str
+    space: Space
+    objective: Objective
+    settings: dict[str, str]
+    issued: str = ""
+    parallel: int = 1
+    texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def text(self, name: str, value: Value) -> str:
+        """Return a value as Katib wants it: the word of the list, or the shortest exact number."""
+        if name in self.texts:
+            return self.texts[name][self.space[name].level(value)]
+        return repr(value)
+
+    def value(self, name: str, text: str) -> Value:
+        """Return the value of a parameter from Katib's text.
+
+        Raises:
+            ValueError: if the text is none of the list, or not a number.
+        """
+        if name in self.texts:
+            words = self.texts[name]
+            level = words.index(text) if text in words else self.space[name].level(_number(text))
+            return self.space[name].value(level)
+        return float(text)
+
+
+def experiment_of(
+    name: str,
+    algorithm: str,
+    space: Space,
+    objective: Objective,
+    settings: Mapping[str, Value],
+    seed: int,
+    parallel: int = 1,
+) -> Any:
+    """Return the Experiment message of a search; `search_of` gives the same search back."""
+    experiment = katib.Experiment(name=name)
+    spec = experiment.spec
+    own: dict[str, Value] = {"seed": seed, **settings}
+    for parameter in space.parameters:
+        spec.parameter_specs.parameters.append(_parameter_spec(parameter))
+        if parameter.default is not None:
+            own[f"default.{parameter.name}"] = parameter.default
+        if parameter.scale == "log" and parameter.step is not None:
+            own[f"log_step.{parameter.name}"] = parameter.step
+    if objective.constraints:
+        own["constraints"] = ", ".join(
+            f"{c.metric} <= {c.max!r}" if c.max is not None else f"{c.metric} >= {c.min!r}"
+            for c in objective.constraints
+        )
+    spec.objective.type = katib.MINIMIZE if objective.goal == "minimize" else katib.MAXIMIZE
+    spec.objective.objective_metric_name = objective.metric
+    spec.objective.additional_metric_names.extend(sorted({c.metric for c in objective.constraints}))
+    spec.algorithm.algorithm_name = algorithm
+    spec.parallel_trial_count = parallel
+    for key, value in own.items():
+        spec.algorithm.algorithm_settings.add(name=key, value=_text(value))
+    return experiment
+
+
+def _text(value: Value) -> str:
+    return value if isinstance(value, str) else repr(value)
+
+
+def _parameter_spec(parameter: Parameter) -> Any:
+    spec = katib.ParameterSpec(name=parameter.name, parameter_type=_KINDS[parameter.kind])
+    feasible = spec.feasible_space
+    feasible.distribution = katib.LOG_UNIFORM if parameter.scale == "log" else katib.UNIFORM
+    if parameter.values is not None:
+        feasible.list.extend(_text(value) for value in parameter.values)
+        return spec
+    for bound in ("min", "max"):
+        number = parameter.low if bound == "min" else parameter.high
+        assert number is not None
+        setattr(feasible, bound, repr(int(number) if parameter.kind == "integer" else number))
+    if parameter.step is not None and parameter.scale == "linear":
+        feasible.step = repr(int(parameter.step) if parameter.kind == "integer" else parameter.step)
+    return spec
+
+
+def search_of(experiment: Any) -> Search:
+    """Read an Experiment.
+
+    Raises:
+        InputError: with all that is wrong: Katib's webhook lets through empty lists, crossed bounds, words
+            for numbers, and any setting.
+    """
+    spec, problems = experiment.spec, []
+    settings = {entry.name: entry.value for entry in spec.algorithm.algorithm_settings}
+    issued = settings.pop(ISSUED, "")
+    parameters, texts = [], {}
+    for entry in spec.parameter_specs.parameters:
+        own = {key: settings.pop(f"{key}.{entry.name}", None) for key in ("default", "log_step")}
+        try:
+            parameter, words = _parameter(entry, own["default"], own["log_step"])
+        except InputError as error:
+            problems += error.problems
+            continue
+        parameters.append(parameter)
+        if words:
+            texts[entry.name] = words
+    objective = _objective(spec.objective, settings.pop("constraints", ""), problems)
+    for key in [k for k in settings if k.startswith(("default.", "log_step."))]:
+        del settings[key]
+        problems.append(f"setting {key!r} names no parameter; there are {[p.name for p in parameters]}")
+    if spec.HasField("nas_config"):
+        problems.append("neural architecture search is not supported, but `nasConfig` is given")
+    space = _space(parameters, spec, problems)
+    problems += search.validate(spec.algorithm.algorithm_name, space or _ANY_SPACE, settings)
+    if problems or space is None:
+        raise InputError(problems, f"experiment {experiment.name!r}")
+    algorithm = spec.algorithm.algorithm_name
+    parallel = max(spec.parallel_trial_count, 1)
+    return Search(experiment.name, algorithm, space, objective, settings, issued, parallel, texts)
+
+
+_ANY_SPACE = Space(parameters=(Parameter(name="any", kind="categorical", values=("any",)),))
+
+
+def _space(parameters: list[Parameter], spec: Any, problems: list[str]) -> Space | None:
+    if not spec.parameter_specs.parameters:
+        problems.append("a search needs at least one parameter, but got none")
+    if len(parameters) < max(len(spec.parameter_specs.parameters), 1):
+        return None
+    try:
+        return Space(parameters=tuple(parameters))
+    except ValidationError as error:
+        problems += [_plain(entry["msg"]) for entry in error.errors()]
+        return None
+
+
+def _objective(spec: Any, constraints: str, problems: list[str]) -> Objective:
+    goals = {katib.MINIMIZE: "minimize", katib.MAXIMIZE: "maximize"}
+    if spec.type not in goals:
+        problems.append(f"`objective.type` must be minimize or maximize, but got {spec.type}")
+    if not spec.objective_metric_name:
+        problems.append("`objective.objectiveMetricName` is required, but got ''")
+    found = []
+    for text in filter(None, map(str.strip, re.split(r"[,;]", constraints))):
+        match = _CONSTRAINT.match(text)
+        limit = _finite(match["limit"]) if match else None
+        if match is None or limit is None:
+            problems.append(f"a constraint reads `metric <= number` or `metric >= number`, but got {text!r}")
+            continue
+        if match["metric"] not in spec.additional_metric_names:
+            problems.append(
+                f"a constrained metric must be one of `additionalMetricNames` "
+                f"{list(spec.additional_metric_names)}, but got {match['metric']!r}"
+            )
+        found.append(Constraint(metric=match["metric"], **{"max" if match["sign"] == "<=" else "min": limit}))
+    goal: Any = goals.get(spec.type, "minimize")
+    return Objective(spec.objective_metric_name, goal, tuple(found))
+
+
+def _parameter(spec: Any, default: str | None, log_step: str | None) -> tuple[Parameter, tuple[str, ...]]:
+    """Return the parameter of a spec and, for a list, its words in the order of the levels."""
+    if not spec.name:
+        raise InputError("a parameter needs a name, but got ''")
+    if spec.parameter_type in (katib.DISCRETE, katib.CATEGORICAL):
+        return _list(spec, default)
+    if spec.parameter_type in (katib.DOUBLE, katib.INT):
+        return _range(spec, default, log_step)
+    kinds = "double, int, discrete or categorical"
+    raise InputError(f"`parameterType` of {spec.name!r} must be {kinds}, but got {spec.parameter_type}")
+
+
+def _list(spec: Any, default: str | None) -> tuple[Parameter, tuple[str, ...]]:
+    words = list(spec.feasible_space.list)
+    if spec.parameter_type == katib.CATEGORICAL:
+        return _build(spec, kind="categorical", values=tuple(words), default=default), tuple(words)
+    bad = [word for word in words if _finite(word) is None]
+    if bad:
+        raise InputError(f"`list` of the discrete parameter {spec.name!r} must hold numbers, but got {bad}")
+    words.sort(key=float)
+    values = tuple(_number(word) for word in words)
+    number: Value | None = default
+    if default is not None and _finite(default) is not None:
+        number = next((value for value in values if value == _number(default)), _number(default))
+    return _build(spec, kind="discrete", values=values, default=number), tuple(words)
+
+
+def _range(spec: Any, default: str | None, log_step: str | None) -> tuple[Parameter, tuple[str, ...]]:
+    feasible, name = spec.feasible_space, spec.name
+    numbers: dict[str, float | None] = {}
+    given = {"min": feasible.min, "max": feasible.max, "step": feasible.step or None}
+    given |= {f"setting default.{name}": default, f"setting log_step.{name}": log_step}
+    for what, text in given.items():
+        numbers[what] = None if text is None else _finite(text)
+        if text is not None and numbers[what] is None:
+            raise InputError(f"`{what}` of {name!r} must be a finite number, but got {text!r}")
+    low, high, step, start, in_log = numbers.values()
+    assert low is not None
+    assert high is not None
+    log = feasible.distribution in (katib.LOG_UNIFORM, katib.LOG_NORMAL)
+    kind = "integer" if spec.parameter_type == katib.INT else "real"
+    normal = feasible.distribution in (katib.NORMAL, katib.LOG_NORMAL)
+    if start is None and normal and low <= high and (low > 0 or not log):
+        start = math.sqrt(low * high) if log else (low + high) / 2
+    bounds = {"low": low, "high": high, "scale": "log" if log else "linear"}
+    parameter = _build(spec, kind=kind, **bounds, step=in_log if log else step, default=start)
+    if not log or step is None:
+        return parameter, ()
+    if step <= 0:
+        raise InputError(f"`step > 0` must hold for {name!r}, but got step={step:g}")
+    return _stepped_log(spec, parameter, step)
+
+
+def _stepped_log(spec: Any, parameter: Parameter, step: float) -> tuple[Parameter, tuple[str, ...]]:
+    """Return the values ``min + k * step`` that are nearest to an even ladder on the log scale."""
+    low, high = parameter.low, parameter.high
+    assert low is not None
+    assert high is not None
+    count = math.ceil(math.log10(high / low) / LOG10_GRID) + 1
+    most = math.floor((high - low) / step + 1e-9)
+    places = (low * (high / low) ** (k / max(count - 1, 1)) for k in range(count))
+    values: tuple[Value, ...] = tuple(
+        sorted({tidy(low + min(round((place - low) / step), most) * step) for place in places})
+    )
+    if parameter.kind == "integer":
+        values = tuple(int(value) for value in values)
+    default = parameter.default
+    if default is not None:
+        start = float(default)
+        default = min(values, key=lambda value: abs(float(value) - start))
+    listed = Parameter(name=spec.name, kind="discrete", values=values, default=default)
+    return listed, tuple(repr(value) for value in values)
+
+
+def _build(spec: Any, **fields: Any) -> Parameter:
+    try:
+        return Parameter(name=spec.name, **fields)
+    except ValidationError as error:
+        raise InputError([_plain(entry["msg"]) for entry in error.errors()]) from error
+
+
+def _plain(message: str) -> str:
+    return message.removeprefix("Value error, ")
+
+
+def _number(text: str) -> float | int:
+    return int(text) if re.fullmatch(r"[-+]?\d+", text.strip()) else float(text)
+
+
+def _finite(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def strings(found: Search, assignment: Assignment) -> dict[str, str]:
+    """Return an assignment as Katib wants it."""
+    return {name: found.text(name, value) for name, value in assignment.items()}

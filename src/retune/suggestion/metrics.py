@@ -1,0 +1,58 @@
+"""Prometheus metrics of the service: calls, points, seconds, refusals and fallbacks."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+
+from retune.errors import InputError
+
+
+class Metrics:
+    """The counters of one service, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._points = Counter(
+            "retune_suggested_points", "Points proposed", ["algorithm"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "retune_suggest_seconds",
+            "Seconds per GetSuggestions",
+            ["algorithm"],
+            buckets=(0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 40),
+            registry=self.registry,
+        )
+        self._fallbacks = Counter(
+            "retune_fallbacks",
+            "Calls answered with random points",
+            ["algorithm", "reason"],
+            registry=self.registry,
+        )
+        self._refused = Counter("retune_refused", "Experiments refused as invalid", registry=self.registry)
+
+    def suggested(self, algorithm: str, count: int, seconds: float) -> None:
+        """Count an answered call."""
+        self._points.labels(algorithm).inc(count)
+        self._seconds.labels(algorithm).observe(seconds)
+
+    def fell_back(self, algorithm: str, reason: str) -> None:
+        """Count a call whose algorithm broke or took too long."""
+        self._fallbacks.labels(algorithm, reason).inc()
+
+    def refused(self) -> None:
+        """Count an invalid experiment."""
+        self._refused.inc()
+
+    def serve(self, port: int) -> None:
+        """Serve the metrics over HTTP.
+
+        Raises:
+            InputError: if the port is taken.
+
+        """
+        try:
+            start_http_server(port, registry=self.registry)
+        except OSError as error:
+            raise InputError(
+                f"`--metrics-port` must be free, but {port} cannot be bound: {error}", "retune serve"
+            ) from error

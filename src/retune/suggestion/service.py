@@ -1,0 +1,182 @@
+"""The gRPC service: Katib's `api.v1.beta1.Suggestion` and `grpc.health.v1`, for any number of experiments.
+
+An answer is a function of the request alone: the service keeps nothing between calls, so a restart, a lost
+reply or a second copy cannot confuse it. NOMAD runs in a process of its own for each call. An answer that
+takes too long, or an algorithm that breaks, is replaced by random points before Katib's deadline.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from retune import search
+from retune.errors import InputError
+from retune.search import Observation, Proposal
+from retune.suggestion import messages as katib
+from retune.suggestion.experiment import ISSUED, Search, search_of, strings
+from retune.suggestion.metrics import Metrics
+from retune.suggestion.trials import encode_issued, history_of
+
+_LOG = logging.getLogger("retune.suggestion")
+_ANSWER_SECONDS = 45.0  # Katib gives up after 60
+_STOP_SECONDS = 25.0  # Kubernetes kills after 30
+_WORKERS = 10
+UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+
+
+class SuggestionService:
+    """The two methods of the service, without the wire."""
+
+    def __init__(self, answer_seconds: float = _ANSWER_SECONDS, metrics: Metrics | None = None) -> None:
+        self._answer_seconds = answer_seconds
+        self._metrics = metrics or Metrics()
+        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="search")
+
+    def get_suggestions(self, request: Any, context: Any) -> Any:
+        """Answer `GetSuggestions` with exactly the asked number of assignments."""
+        begun = time.monotonic()
+        found = self._read(request.experiment, context)
+        history = history_of(found, request.trials)
+        count = request.current_request_number
+        reply = katib.GetSuggestionsReply()
+        if count > 0:
+            before = request.total_request_number - count
+            issued = before if before >= 0 else None
+            proposals = self._search(found, history, count, issued)
+            for proposal in proposals:
+                entry = reply.parameter_assignments.add()
+                for name, text in strings(found, proposal.assignment).items():
+                    entry.assignments.add(name=name, value=text)
+            log = encode_issued(found, history, [proposal.assignment for proposal in proposals])
+            reply.algorithm.algorithm_name = found.algorithm
+            reply.algorithm.algorithm_settings.add(name=ISSUED, value=log)
+        seconds = time.monotonic() - begun
+        self._metrics.suggested(found.algorithm, count, seconds)
+        _LOG.info(
+            "suggested",
+            extra={
+                "experiment": found.name,
+                "algorithm": found.algorithm,
+                "count": count,
+                "trials": len(request.trials),
+                "used": len(history),
+                "seconds": round(seconds, 3),
+            },
+        )
+        return reply
+
+    def validate_algorithm_settings(self, request: Any, context: Any) -> Any:
+        """Answer `ValidateAlgorithmSettings`: INVALID_ARGUMENT with every problem, or nothing."""
+        self._read(request.experiment, context)
+        return katib.ValidateAlgorithmSettingsReply()
+
+    def _read(self, experiment: Any, context: Any) -> Search:
+        try:
+            return search_of(experiment)
+        except InputError as error:
+            self._metrics.refused()
+            _LOG.warning("refused", extra={"experiment": experiment.name, "problems": error.problems})
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            raise  # abort has raised already; this is for the type checker
+
+    def _search(
+        self, found: Search, history: list[Observation], count: int, issued: int | None
+    ) -> list[Proposal]:
+        """Return `count` proposals; random ones if the algorithm breaks or takes too long."""
+        arguments = (found.space, found.objective, found.settings, history, count, 0, issued)
+        future = self._pool.submit(search.explain, found.algorithm, *arguments)
+        try:
+            return future.result(self._answer_seconds)
+        except Exception as error:  # whatever it was: an error would stop the experiment for ever
+            self._metrics.fell_back(found.algorithm, type(error).__name__)
+            _LOG.exception(
+                "random points instead", extra={"experiment": found.name, "reason": type(error).__name__}
+            )
+        settings = {key: value for key, value in found.settings.items() if key == "seed"}
+        return search.explain("random", found.space, found.objective, settings, history, count, 0, issued)
+
+
+def start(host: str = "[::]", port: int = 6789, metrics: Metrics | None = None) -> tuple[grpc.Server, int]:
+    """Start serving; return the server and its port (a free one if `port` is 0).
+
+    Raises:
+        InputError: if the port is taken.
+    """
+    service = SuggestionService(metrics=metrics)
+    server = grpc.server(ThreadPoolExecutor(_WORKERS), options=[*UNLIMITED, ("grpc.so_reuseport", 0)])
+    handlers = {
+        "GetSuggestions": _handler(service.get_suggestions, katib.GetSuggestionsRequest),
+        "ValidateAlgorithmSettings": _handler(
+            service.validate_algorithm_settings, katib.ValidateAlgorithmSettingsRequest
+        ),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(katib.SERVICE, handlers),))
+    checks = health.HealthServicer()
+    for name in ("", katib.HEALTH_SERVICE, katib.SERVICE):
+        checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    try:
+        bound = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError:
+        bound = 0
+    if bound == 0:
+        raise InputError(f"`--port` must be free on {host}, but {port} cannot be bound", "retune serve")
+    server.start()
+    return server, bound
+
+
+def _handler(method: Callable[[Any, Any], Any], request: Any) -> Any:
+    return grpc.unary_unary_rpc_method_handler(
+        method,
+        request_deserializer=request.FromString,
+        response_serializer=lambda reply: reply.SerializeToString(),
+    )
+
+
+def serve(host: str, port: int, metrics_port: int | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; print the address when ready, finish the calls under way at the end."""
+    _log_as_json()
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    metrics = Metrics()
+    server, bound = start(host, port, metrics)
+    if metrics_port is not None:
+        metrics.serve(metrics_port)
+    print(f"serving on {host}:{bound}", flush=True)
+    ended.wait()
+    server.stop(_STOP_SECONDS).wait()
+
+
+class _JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, message and what the call gave as `extra`."""
+
+    _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **{key: value for key, value in vars(record).items() if key not in self._KNOWN},
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def _log_as_json() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

@@ -1,0 +1,130 @@
+"""Katib's trials and our observations, each from the other.
+
+Katib sends trials in any order, of equally named experiments in other namespaces too, running and failed ones
+without metrics, and metrics as text that may be empty, ``unavailable`` or ``NaN``. Trials whose metrics never
+came are not sent at all: the points issued so far come back as a setting (`experiment.ISSUED`), and what is
+missing there counts as failed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from retune.search import Observation
+from retune.space import Assignment
+from retune.suggestion import messages as katib
+from retune.suggestion.experiment import Search, strings
+
+_NUMBER, _WARM = "retune.number", "retune.warm-start"
+_STATUS: dict[int, Literal["completed", "failed", "running", "early_stopped"]] = {
+    katib.CREATED: "running",
+    katib.RUNNING: "running",
+    katib.SUCCEEDED: "completed",
+    katib.EARLY_STOPPED: "early_stopped",
+}
+_CONDITION = {
+    "running": katib.RUNNING,
+    "completed": katib.SUCCEEDED,
+    "early_stopped": katib.EARLY_STOPPED,
+    "failed": katib.FAILED,
+}
+
+
+def trial_of(found: Search, entry: Observation) -> Any:
+    """Return the Trial message of an observation; its place travels as a label, which Katib never fills."""
+    trial = katib.Trial(name=entry.name)
+    for name, text in strings(found, dict(entry.assignment)).items():
+        trial.spec.parameter_assignments.assignments.add(name=name, value=text)
+    if entry.number is not None:
+        trial.spec.labels.add(key=_NUMBER, value=str(entry.number))
+    if entry.warm:
+        trial.spec.labels.add(key=_WARM, value="true")
+    trial.status.condition = _CONDITION[entry.status]
+    for metric, value in entry.values.items():
+        trial.status.observation.metrics.add(name=metric, value=repr(float(value)))
+    return trial
+
+
+def history_of(found: Search, trials: Iterable[Any]) -> list[Observation]:
+    """Return what the trials tell of this search, without foreign trials and with the missing ones."""
+    own = [entry for trial in sorted(trials, key=_order) if (entry := _observation(found, trial)) is not None]
+    history = [
+        Observation(e.assignment, e.status, e.values, e.name, place if e.number is None else e.number, e.warm)
+        for place, e in enumerate(own)
+    ]
+    issued = decode_issued(found)
+    if not issued:
+        return history
+    ours = {levels for levels, _ in issued}
+    history = [e for e in history if e.warm or found.space.encode(e.assignment) in ours]
+    visible = {found.space.encode(e.assignment) for e in history}
+    return history + [
+        Observation(
+            found.space.decode(levels),
+            "running" if place >= len(issued) - found.parallel else "failed",
+            name=f"hidden-{place}",
+            number=len(own) + place,
+        )
+        for levels, place in issued
+        if levels not in visible
+    ]
+
+
+def encode_issued(found: Search, history: Sequence[Observation], replied: Sequence[Assignment]) -> str:
+    """Return the setting that tells the next call which points were issued: ``3.0.17;4.1.200``."""
+    before = found.issued or ";".join(_levels(found, e.assignment) for e in history if not e.warm)
+    return ";".join(filter(None, [before, *(_levels(found, assignment) for assignment in replied)]))
+
+
+def decode_issued(found: Search) -> list[tuple[tuple[int, ...], int]]:
+    """Return the points issued so far with their place; what is not in the space is left out."""
+    points = []
+    for place, text in enumerate(filter(None, found.issued.split(";"))):
+        if not re.fullmatch(r"\d+(\.\d+)*", text):
+            continue
+        levels = tuple(map(int, text.split(".")))
+        tops = [parameter.levels for parameter in found.space.parameters]
+        if len(levels) == len(tops) and all(level < top for level, top in zip(levels, tops, strict=True)):
+            points.append((levels, place))
+    return points
+
+
+def _levels(found: Search, assignment: Any) -> str:
+    return ".".join(map(str, found.space.encode(assignment)))
+
+
+def _order(trial: Any) -> tuple[Any, ...]:
+    """Order by completion, unfinished ones last and by start; then by name, digits by their value."""
+    done, begun = trial.status.completion_time, trial.status.start_time
+    name = [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", trial.name)]
+    return done == "", done, begun, name
+
+
+def _observation(found: Search, trial: Any) -> Observation | None:
+    given = {entry.name: entry.value for entry in trial.spec.parameter_assignments.assignments}
+    metric = trial.spec.objective.objective_metric_name
+    if set(given) != set(found.space.names) or metric not in ("", found.objective.metric):
+        return None
+    try:
+        assignment = {name: found.value(name, given[name]) for name in found.space.names}
+    except ValueError:
+        return None
+    if not found.space.contains(assignment):
+        return None
+    values: dict[str, float] = {}
+    for entry in trial.status.observation.metrics:
+        values.setdefault(entry.name, _float(entry.value))
+    labels = {entry.key: entry.value for entry in trial.spec.labels}
+    number = int(labels[_NUMBER]) if labels.get(_NUMBER, "").isdigit() else None
+    status = _STATUS.get(trial.status.condition, "failed")
+    return Observation(assignment, status, values, trial.name, number, labels.get(_WARM) == "true")
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

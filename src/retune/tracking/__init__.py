@@ -1,0 +1,6 @@
+"""Tracking in MLflow: study = parent run, trial = child run; it never stops or delays a training."""
+
+from retune.tracking.runs import tracking_uri, trial_run
+from retune.tracking.tracker import Tracker
+
+__all__ = ["Tracker", "tracking_uri", "trial_run"]

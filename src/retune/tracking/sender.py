@@ -1,0 +1,172 @@
+"""Sends the outbox to MLflow, in order, from a daemon thread.
+
+What goes wrong is one of three things:
+
+* the server is away, slow or asks for patience: the same operation is tried again, later and with more time;
+* the server will never take the operation (a param too long, an artifact that is gone): it is set aside in
+  ``refused.jsonl`` and the next one is sent;
+* the server forgot the study (a new database): everything is sent again from the start.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+
+from retune.tracking.applied import StudyOnServer
+from retune.tracking.outbox import Operation, Outbox
+
+log = logging.getLogger("retune.tracking")
+
+FIRST_TIMEOUT = 10  # seconds for one request; doubled each time the same operation fails
+LONGEST_TIMEOUT = 320
+FIRST_WAIT = 0.5  # seconds before the second try; doubled each time
+LONGEST_WAIT = 30.0
+POISON_TRIES = 8  # tries before an operation is suspected to be the cause itself
+_BATCH = 2000
+_NEVER = {
+    "BAD_REQUEST",
+    "INVALID_PARAMETER_VALUE",
+    "NOT_FOUND",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+}
+
+
+class Forgotten(Exception):
+    """The server no longer knows the study's parent run."""
+
+
+class Sender:
+    """Carries operations from the outbox to a study on the server, in a thread of its own.
+
+    Args:
+        outbox: what to send.
+        study: whom to send it to.
+
+    """
+
+    def __init__(self, outbox: Outbox, study: StudyOnServer) -> None:
+        self.outbox = outbox
+        self.study = study
+        self.wake = threading.Event()
+        self._stopping = threading.Event()
+        self._tries = 0
+        self._checked = False  # whether the server was asked if it still knows the parent run
+        self._timeout_is_ours = "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
+        self._thread = threading.Thread(target=self._run, name="retune-tracking", daemon=True)
+
+    def start(self) -> None:
+        """Begin to send."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """End the thread after the operation in hand, waiting at most `timeout` seconds."""
+        self._stopping.set()
+        self.wake.set()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self.wake.clear()
+            wait = 1.0  # another process may append to the same outbox
+            try:
+                self.outbox.sync()
+                if self.outbox.left():
+                    with self.outbox.sending() as ours:
+                        if ours:
+                            self._send_all()
+                        else:
+                            wait = 0.2
+            except Exception as error:
+                wait = min(FIRST_WAIT * 2 ** min(max(self._tries - 1, 0), 10), LONGEST_WAIT)
+                log.info("tracking waits %.1f s: %s", wait, _line(error))
+                if self._stopping.wait(min(wait, FIRST_WAIT)):
+                    return
+            self.wake.wait(wait)
+
+    def _send_all(self) -> None:
+        position = self.study.position = self.outbox.position()  # another process may have sent meanwhile
+        while not self._stopping.is_set():
+            batch = self.outbox.read(position.offset, _BATCH)
+            if not batch:
+                return
+            size = 1
+            if _is_metric(batch[0][0]):
+                while size < len(batch) and _is_metric(batch[size][0]):
+                    size += 1
+            self._send([operation for operation, _ in batch[:size] if operation is not None])
+            position.offset = batch[size - 1][1]
+            self.outbox.save(position)
+
+    def _send(self, operations: list[Operation]) -> None:
+        """Send operations of one kind; return once they need not be sent again.
+
+        Raises:
+            Exception: whatever the server or the network said; to be tried again.
+
+        """
+        if not operations:
+            return
+        try:
+            self._allow_time()
+            self._check()
+            self.study.apply(operations)
+        except Exception as error:
+            self._tries += 1
+            if not self._is_hopeless(error):
+                raise
+            if len(operations) > 1:  # find the one that is at fault
+                self._tries = 0
+                for operation in operations:
+                    self._send([operation])
+                return
+            self.outbox.refuse(operations[0], _line(error))
+            log.warning("tracking set an operation aside (%s): %s", operations[0].get("op"), _line(error))
+        self._tries = 0
+
+    def _allow_time(self) -> None:
+        """Set the patience of the next requests: MLflow's own is 120 s, seven times over."""
+        if self._timeout_is_ours:
+            seconds = min(FIRST_TIMEOUT * 2 ** min(self._tries, 10), LONGEST_TIMEOUT)
+            os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(seconds)
+            os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+
+    def _check(self) -> None:
+        if not self._checked:
+            if self.study.is_forgotten():
+                self._forget()
+            self._checked = True
+
+    def _forget(self) -> None:
+        log.warning("the tracking server has forgotten study %s: sending all of it again", self.study.study)
+        self.study.forget()
+        raise Forgotten
+
+    def _is_hopeless(self, error: Exception) -> bool:
+        """Return whether the operation itself is at fault.
+
+        Raises:
+            Forgotten: if it is the whole study that is gone.
+
+        """
+        if isinstance(error, Forgotten):
+            return False
+        if isinstance(error, FileNotFoundError):
+            return True
+        if getattr(error, "error_code", None) in _NEVER or self._tries >= POISON_TRIES:
+            self.study.ask()  # raises while the server is not well: then it is not the operation's fault
+            if self.study.is_forgotten():
+                self._forget()
+            return True
+        return False
+
+
+def _is_metric(operation: Operation | None) -> bool:
+    return operation is not None and operation.get("op") == "metric"
+
+
+def _line(error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    return text.splitlines()[0][:500]

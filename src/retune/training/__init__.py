@@ -1,0 +1,1 @@
+"""LoRA trials: the model, the loop, checkpoints, and a base that stays loaded."""

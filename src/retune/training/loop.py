@@ -1,0 +1,275 @@
+"""The training of one adapter, from the first step or from a checkpoint, to the last validation.
+
+A step takes `batch_size` records, over all processes, as one sequence without padding; its loss is the mean over the
+counted tokens of the step, so neither the number of processes nor the split into passes changes what is learnt.
+Order of things as in transformers' Trainer: backward, clip, AdamW, schedule; validation after each epoch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from retune.data.batches import epoch_batches, flatten, passes, share
+from retune.data.tokens import Tokens
+from retune.errors import Interrupted, RetuneError, TrialFailed
+from retune.study import Training
+from retune.training import checkpoint, lora, schedule
+from retune.training.devices import Devices
+from retune.training.events import Event, Measured, Note, Progress
+from retune.training.loss import loss_sum
+from retune.training.validate import validation_loss
+
+PASS_TOKENS = 16384
+_DRAIN_STEPS = 16  # on a GPU, reading a number waits for all queued work: losses are read every so many steps
+_REPORT_SECONDS = 0.2
+
+
+@dataclass
+class State:
+    """Where a training stands; saved in its checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    train_seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    counted: list[int] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Loop:
+    """One training. `model` is the base with its new adapter, inside `by_segments`.
+
+    Attributes:
+        folder: URI where the checkpoint is kept. identity: who may resume from it.
+    """
+
+    model: Any
+    train: Tokens
+    validation: Tokens
+    training: Training
+    chosen: lora.Setting
+    seed: int
+    devices: Devices
+    folder: str
+    identity: str
+    report: Callable[[Event], None]
+    should_stop: Callable[[], bool]
+
+    def __post_init__(self) -> None:
+        self.state = State()
+        self.per_epoch = math.ceil(len(self.train) / self.training.batch_size)
+        self.steps = self.per_epoch * self.training.epochs
+        self.warmup = schedule.warmup_steps(self.steps, self.training.warmup_share)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.devices.same(self.parameters)
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, lr=self.chosen.learning_rate, weight_decay=self.chosen.weight_decay, fused=True
+        )
+        self._lengths = self.train.lengths.tolist()
+        self._counts = self.train.counts.tolist()
+        self._pending: list[tuple[Tensor, Tensor]] = []
+        self._batches: tuple[int, list[list[int]]] = (-1, [])
+        self._reported = -math.inf
+
+    def run(self) -> State:
+        """Train to the end and return the final state.
+
+        Raises:
+            Interrupted: after `should_stop` and a checkpoint.
+            TrialFailed: if a loss or gradient is not finite.
+        """
+        # Dropout differs between processes, as it does between the records of one.
+        torch.manual_seed(self.seed * 1009 + self.devices.rank)
+        self._resume()
+        self.model.train()
+        self._started = self._mark = self._saved = time.monotonic()
+        while True:
+            self._stop_or_save()
+            done, rest = divmod(self.state.step, self.per_epoch)
+            if rest == 0 and len(self.state.validation) < done:
+                self._validate()
+            if self.state.step == self.steps:
+                self._clock()
+                return self.state
+            self._step()
+
+    def _records(self) -> list[int]:
+        epoch, place = divmod(self.state.step, self.per_epoch)
+        if self._batches[0] != epoch:
+            self._batches = (
+                epoch,
+                epoch_batches(len(self.train), self.training.batch_size, self.seed, epoch),
+            )
+        return self._batches[1][place]
+
+    def _step(self) -> None:
+        records = self._records()
+        counted = sum(self._counts[record] for record in records)
+        loss = self._backward(records, counted)
+        self.devices.add_gradients(self.parameters)
+        norm = clip_grad_norm_(self.parameters, self.training.max_grad_norm)
+        factor = schedule.factor(self.training.schedule, self.state.step, self.steps, self.warmup)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.chosen.learning_rate * factor
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.state.step += 1
+        self.state.tokens += sum(self._lengths[record] for record in records)
+        self.state.counted.append(counted)
+        self._pending.append((loss, norm.detach()))
+        if self.devices.device.type == "cpu" or len(self._pending) >= _DRAIN_STEPS:
+            self._drain()
+
+    def _backward(self, records: list[int], counted: int) -> Tensor:
+        """Add the gradients of one optimiser batch; return this process's sum of -log p."""
+        mine = share(records, self.devices.rank, self.devices.world)
+        runs = list(passes([self._lengths[record] for record in mine], PASS_TOKENS))
+        rounds = self.devices.most(max(1, len(runs)))
+        total = torch.zeros((), device=self.devices.device)
+        for places in runs:
+            batch = flatten(self.train, [mine[place] for place in places]).to(self.devices.device)
+            loss = loss_sum(self.model, batch)
+            (loss / counted).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        for _ in range(rounds - len(runs)):
+            # Fewer records than other processes have, or none: take part in what they exchange, and add nothing.
+            batch = flatten(self.train, records[:1]).to(self.devices.device)
+            (loss_sum(self.model, batch) * 0).backward()  # type: ignore[no-untyped-call]
+        return total
+
+    def _drain(self) -> None:
+        """Read the losses of the steps since the last time, and look for what is not finite."""
+        if not self._pending:
+            return
+        losses = self.devices.sum(torch.stack([loss for loss, _ in self._pending])).tolist()
+        norms = torch.stack([norm for _, norm in self._pending]).tolist()
+        first = self.state.step - len(self._pending)
+        self._pending.clear()
+        for step, loss, norm in zip(range(first, self.state.step), losses, norms, strict=True):
+            self._watch("loss", loss, step + 1)
+            self._watch("gradient's norm", norm, step + 1)
+            self.state.losses.append(loss / self.state.counted[step])
+        self._clock(training=True)
+        if time.monotonic() - self._reported >= _REPORT_SECONDS or self.state.step == self.steps:
+            self._reported = time.monotonic()
+            speed = self.state.tokens / max(self.state.train_seconds, 1e-9)
+            self.report(Progress(self.state.step, self.steps, self._epoch, self.state.losses[-1], speed))
+
+    def _watch(self, what: str, value: float, step: int) -> None:
+        if not math.isfinite(value):
+            reason = (
+                f"the {what} must be finite, but it is {value} in step {step} of {self.steps} "
+                f"(learning rate {self.chosen.learning_rate:g}, rank {self.chosen.rank}, alpha {self.chosen.alpha:g})"
+            )
+            raise TrialFailed(reason, "nan")
+
+    @property
+    def _epoch(self) -> float:
+        return self.state.step / self.per_epoch
+
+    def _clock(self, training: bool = False) -> None:
+        now = time.monotonic()
+        self.state.seconds += now - self._mark
+        if training:
+            self.state.train_seconds += now - self._mark
+        self._mark = now
+
+    def _validate(self) -> None:
+        self._drain()
+        loss = validation_loss(self.model, self.validation, self.devices, poll=self._poll)
+        self._clock()
+        self._watch("validation loss", loss, self.state.step)
+        self.state.validation.append(loss)
+        self.report(Measured("train_loss", self.train_loss(), self.state.step, self._epoch))
+        self.report(Measured("validation_loss", loss, self.state.step, self._epoch))
+
+    def train_loss(self) -> float:
+        """Return the mean over the counted tokens of the latest epoch."""
+        first = (self.state.step - 1) // self.per_epoch * self.per_epoch
+        counted = self.state.counted[first:]
+        return sum(loss * n for loss, n in zip(self.state.losses[first:], counted, strict=True)) / sum(
+            counted
+        )
+
+    def _stop_or_save(self) -> None:
+        """Between two steps: stop if any process was asked to, or save if it is time, for all processes alike."""
+        due = self.state.step > 0 and time.monotonic() - self._saved > self.training.checkpoint_minutes * 60
+        asked = self.should_stop()
+        if self.devices.world > 1:
+            if self.devices.device.type != "cpu" and self.state.step % _DRAIN_STEPS:
+                return
+            flags = torch.tensor([asked, due], dtype=torch.float32, device=self.devices.device)
+            asked, due = (bool(flag) for flag in self.devices.sum(flags).tolist())
+        if asked:
+            self._interrupt()
+        if due:
+            self._drain()
+            self._save()
+
+    def _poll(self) -> None:
+        """Inside the validation; processes take different numbers of passes, so several are not asked there."""
+        if self.devices.world == 1 and self.should_stop():
+            self._interrupt()
+
+    def _interrupt(self) -> NoReturn:
+        self._drain()
+        self._clock()
+        saved = self._save() if self.state.step else False
+        where = "a checkpoint was saved" if saved else "nothing new was saved"
+        raise Interrupted(
+            f"stopped after step {self.state.step} of {self.steps}; {where}, run again to carry on"
+        )
+
+    def _save(self) -> bool:
+        """Write a checkpoint; a full disk costs the checkpoint, not the training."""
+        self._saved = time.monotonic()
+        rng = {"cpu": torch.get_rng_state()}
+        if self.devices.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.devices.device)
+        rngs = self.devices.gather_object(rng)
+        if not self.devices.first:
+            return True
+        content = {
+            "adapter": {
+                name: p.detach().cpu() for name, p in self.model.named_parameters() if p.requires_grad
+            },
+            "optimiser": self.optimiser.state_dict(),
+            "rng": rngs,
+            "state": vars(self.state),
+        }
+        try:
+            checkpoint.save(self.folder, self.identity, content)
+        except (OSError, RetuneError) as error:
+            self.report(Note(f"no checkpoint after step {self.state.step}, the training goes on: {error}"))
+            return False
+        return True
+
+    def _resume(self) -> None:
+        try:
+            content = checkpoint.load(self.folder, self.identity, torch.device("cpu"))
+        except checkpoint.Refused as error:
+            self.report(Note(f"the checkpoint is not used, the training starts anew: {error}"))
+            return
+        if content is None:
+            return
+        named = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, value in content["adapter"].items():
+                named[name].copy_(value)
+        self.optimiser.load_state_dict(content["optimiser"])
+        rng = content["rng"][self.devices.rank]
+        torch.set_rng_state(rng["cpu"])
+        if "cuda" in rng:
+            torch.cuda.set_rng_state(rng["cuda"], self.devices.device)
+        self.state = State(**content["state"])
+        self.report(Note(f"carrying on after step {self.state.step} of {self.steps}"))

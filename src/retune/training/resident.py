@@ -1,0 +1,115 @@
+"""A base model that stays loaded and trains one adapter after the other."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+
+from retune import store
+from retune.data import mixing, prompts
+from retune.data.tokens import Tokens, tokenize
+from retune.models import LoadedBase, load_base
+from retune.study import Data, Model, Study
+from retune.training import lora, lora_linear
+from retune.training.attention import by_segments
+from retune.training.devices import Devices
+from retune.training.validate import validation_loss
+
+
+def data_digest(data_uri: str) -> str:
+    """Return the digest of mixed data.
+
+    Raises:
+        InputError: if there is none.
+    """
+    return mixing.read_mix_record(data_uri).digest
+
+
+class ResidentBase:
+    """The frozen base model of a study, loaded once, when it is first needed.
+
+    Between trials the base is exactly as it was loaded: same modules, same bits. Tokenised splits are kept, so that a
+    trial on a loaded base starts at once.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._base: LoadedBase | None = None
+        self._devices: Devices | None = None
+        self._splits: dict[tuple[Any, ...], Tokens] = {}
+
+    @property
+    def devices(self) -> Devices:
+        """The processes that train together."""
+        if self._devices is None:
+            self._devices = Devices()
+        return self._devices
+
+    def load(self) -> LoadedBase:
+        """Return the base, loading it the first time.
+
+        Raises:
+            InputError: if it cannot be found or read.
+        """
+        if self._base is None:
+            self._base = load_base(self.model)
+            self.devices.shard(self._base.model)
+        return self._base
+
+    def tokens(self, data_uri: str, split: Literal["train", "validation"], data: Data) -> Tokens:
+        """Return a tokenised split of mixed data; tokenised once as long as the data stays the same.
+
+        Raises:
+            InputError: if there is no mixed data at `data_uri`.
+        """
+        key = (data_digest(data_uri), split, data.max_length, data.loss_on)
+        if key not in self._splits:
+            pairs = [prompts.render(example) for example in mixing.load_split(data_uri, split)]
+            self._splits[key] = tokenize(pairs, self.load().tokenizer, data.max_length, data.loss_on)
+        return self._splits[key]
+
+    @contextmanager
+    def adapter(self, study: Study, chosen: lora.Setting, seed: int) -> Iterator[Any]:
+        """Yield the base with a new adapter, ready for flattened batches; afterwards the base is untouched again."""
+        base = self.load().model
+        targets = study.training.target_modules
+        with by_segments(base), lora.adapted(base, chosen, targets, self.model.base, seed) as model:
+            lora_linear.install(model)
+            yield model
+
+    @contextmanager
+    def bare(self) -> Iterator[Any]:
+        """Yield the base without an adapter, ready for flattened batches."""
+        base = self.load()
+        with by_segments(base.model):
+            yield base.model
+
+    def evaluate(self, adapter_uri: str | None, data_uri: str, study: Study) -> float:
+        """Return the validation loss of a saved adapter, or of the base alone, on the given mixed data.
+
+        Raises:
+            InputError: if the adapter or the data cannot be read or do not fit.
+        """
+        tokens = self.tokens(data_uri, "validation", study.data)
+        if adapter_uri is None:
+            with self.bare() as model:
+                return validation_loss(model, tokens, self.devices)
+        folder = store.download(adapter_uri)
+        base = self.load().model
+        with by_segments(base), lora.loaded(base, folder) as model:
+            return validation_loss(model, tokens, self.devices)
+
+    def release(self, failed: bool = False) -> None:
+        """Free what the last trial held.
+
+        Args:
+            failed: also look for cycles of garbage, as exceptions leave them; it takes a good part of a second.
+        """
+        if failed:
+            gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -1,0 +1,270 @@
+"""One trial: a setting is trained and validated, and what came of it is written down, atomically and last."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from retune import records, store
+from retune.errors import InputError, Interrupted, TrialFailed
+from retune.records import Metric, TrialRecord
+from retune.space import Assignment
+from retune.study import Study
+from retune.training.events import Event, Measured
+
+if TYPE_CHECKING:
+    from retune.training.loop import Loop, State
+    from retune.training.resident import ResidentBase
+
+RECORD = "trial.json"
+CURVE_POINTS = 200
+
+
+class TrialTask(BaseModel):
+    """What is to be tried: `folder` is the URI for everything the trial writes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    trial: str
+    number: int = Field(ge=0)
+    role: records.Role
+    assignment: Assignment = Field(default_factory=dict)
+    seed: int = 0
+    folder: str
+
+
+def run_trial(
+    study: Study,
+    data_uri: str,
+    task: TrialTask,
+    base: ResidentBase,
+    report: Callable[[Event], None] = lambda event: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrialRecord:
+    """Run a trial to its record, carry it on from its checkpoint, or return the record that is already there.
+
+    Role ``base`` validates the base without an adapter. A trial that fails gets a record too, with status ``failed``.
+
+    Args:
+        study: the whole study.
+        data_uri: folder of mixed data.
+        task: what is tried, and where it is written.
+        base: the loaded base; as it was before, when this returns.
+        report: called with each `Event`.
+        should_stop: asked after every step; if true, a checkpoint is saved.
+
+    Raises:
+        Interrupted: after a checkpoint; run again to carry on.
+        InputError: if study, data, model or assignment can never work. Nothing is written.
+    """
+    from retune.training import resident
+
+    digest = study.settings_digest(resident.data_digest(data_uri), base.load().digest)
+    done = finished(task, digest)
+    if done is not None:
+        return done
+    record = _begin(study, data_uri, task, base, digest)
+    start = time.monotonic()
+    try:
+        if task.role == "base":
+            _validate_base(study, data_uri, base, record, report)
+        else:
+            _train(study, data_uri, task, base, record, report, should_stop)
+    except (Interrupted, InputError):
+        raise
+    except Exception as error:
+        _failed(record, error)
+        store.remove(store.join(task.folder, "adapter"))
+        record.seconds = round(time.monotonic() - start, 3)
+    finally:
+        base.release(failed=record.status != "completed")
+    return _write(record, task, base)
+
+
+def finished(task: TrialTask, settings_digest: str) -> TrialRecord | None:
+    """Return the record in the task's folder if it is of this very trial, else None."""
+    uri = store.join(task.folder, RECORD)
+    if not store.exists(uri):
+        return None
+    try:
+        record = TrialRecord.model_validate_json(store.read(uri))
+    except ValidationError:
+        return None
+    same = (record.assignment, record.seed, record.settings_digest, record.role == "base") == (
+        task.assignment, task.seed, settings_digest, task.role == "base"
+    )  # fmt: skip
+    return record if same and record.status in ("completed", "failed") else None
+
+
+def _begin(study: Study, data_uri: str, task: TrialTask, base: ResidentBase, digest: str) -> TrialRecord:
+    from retune.training import memory, resident
+
+    loaded = base.load()
+    memory.reset_peak(loaded.device)
+    return TrialRecord(
+        trial=task.trial,
+        number=task.number,
+        role=task.role,
+        assignment=task.assignment,
+        seed=task.seed,
+        status="failed",
+        data_digest=resident.data_digest(data_uri),
+        settings_digest=digest,
+        base=study.model.base,
+        base_revision=loaded.revision,
+        device=_device_name(loaded.device),
+        versions=_versions(),
+        started=records.now(),
+    )
+
+
+@lru_cache(maxsize=1)
+def _versions() -> dict[str, str]:
+    return records.versions("torch", "transformers", "peft", "accelerate")
+
+
+def _device_name(device: Any) -> str:
+    import torch
+
+    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else str(device)
+
+
+def _validate_base(
+    study: Study, data_uri: str, base: ResidentBase, record: TrialRecord, report: Callable[[Event], None]
+) -> None:
+    start = time.monotonic()
+    loss = base.evaluate(None, data_uri, study)
+    if loss != loss or loss in (float("inf"), float("-inf")):
+        raise TrialFailed(f"the validation loss of the base must be finite, but it is {loss}", "nan")
+    report(Measured("validation_loss", loss, 0, 0.0))
+    record.status = "completed"
+    record.seconds = round(time.monotonic() - start, 3)
+    record.values = {"validation_loss": loss, "best_validation_loss": loss, "seconds": record.seconds}
+    record.curves = {"validation_loss": [Metric(step=0, value=loss, time=records.now())]}
+
+
+def _train(
+    study: Study,
+    data_uri: str,
+    task: TrialTask,
+    base: ResidentBase,
+    record: TrialRecord,
+    report: Callable[[Event], None],
+    should_stop: Callable[[], bool],
+) -> None:
+    from retune.training import checkpoint, lora
+    from retune.training.loop import Loop
+
+    chosen = lora.setting(study.training, task.assignment)
+    train = base.tokens(data_uri, "train", study.data)
+    validation = base.tokens(data_uri, "validation", study.data)
+    world = base.devices.world
+    identity = checkpoint.identity(
+        assignment=task.assignment, seed=task.seed, settings=record.settings_digest, world=world
+    )
+    with base.adapter(study, chosen, task.seed) as model:
+        loop = Loop(
+            model, train, validation, study.training, chosen, task.seed, base.devices, task.folder, identity,
+            report, should_stop,
+        )  # fmt: skip
+        state = loop.run()
+        files = lora.files(model)
+        record.trainable_parameters = sum(p.numel() for p in loop.parameters)
+        _completed(record, loop, state, len(files[lora.WEIGHTS]))
+    record.adapter_digest = lora.weights_digest(files[lora.WEIGHTS])
+    record.adapter_uri = store.join(task.folder, "adapter")
+    for name in ("adapter_mib", "tokens_per_second"):
+        report(Measured(name, record.values[name], state.step, study.training.epochs))
+    if base.devices.first:
+        for name, content in files.items():
+            store.write(store.join(record.adapter_uri, name), content)
+
+
+def _completed(record: TrialRecord, loop: Loop, state: State, adapter_bytes: int) -> None:
+    now = records.now()
+    record.status = "completed"
+    record.steps = state.step
+    record.tokens = state.tokens
+    record.seconds = round(state.seconds, 3)
+    record.values = {
+        "validation_loss": state.validation[-1],
+        "best_validation_loss": min(state.validation),
+        "train_loss": loop.train_loss(),
+        "adapter_mib": adapter_bytes / 2**20,
+        "tokens_per_second": state.tokens / max(state.train_seconds, 1e-9),
+        "seconds": record.seconds,
+    }
+    per_epoch = loop.per_epoch
+    record.curves = {
+        "validation_loss": [
+            Metric(step=epoch * per_epoch, value=loss, epoch=epoch, time=now)
+            for epoch, loss in enumerate(state.validation, 1)
+        ],
+        "train_loss": thin(state.losses, per_epoch),
+    }
+
+
+def thin(losses: list[float], per_epoch: int) -> list[Metric]:
+    """Return at most `CURVE_POINTS` points: means over equally long runs of steps, each at its last step."""
+    stride = -(-len(losses) // CURVE_POINTS) or 1
+    points = []
+    for start in range(0, len(losses), stride):
+        run = losses[start : start + stride]
+        step = start + len(run)
+        points.append(Metric(step=step, value=sum(run) / len(run), epoch=step / per_epoch))
+    return points
+
+
+def _failed(record: TrialRecord, error: Exception) -> None:
+    """Turn an exception into the record's status, reason and failure."""
+    record.status = "failed"
+    record.values, record.curves, record.adapter_uri, record.adapter_digest = {}, {}, None, None
+    record.failure, record.reason = describe(error)
+
+
+def describe(error: Exception) -> tuple[str, str]:
+    """Return the stable word and the one-line reason of a failure."""
+    if isinstance(error, TrialFailed):
+        return error.kind, error.reason
+    text = " ".join(str(error).split())
+    if is_out_of_memory(error):
+        return "out_of_memory", f"out of memory: {text}{_gpu_numbers()}"
+    return "error", f"{type(error).__name__}: {text}"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory ran out, on the GPU or on the CPU."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def _gpu_numbers() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""
+    free, total = torch.cuda.mem_get_info()
+    peak = torch.cuda.max_memory_allocated()
+    return f" (GPU: {total / 2**30:.1f} GiB in all, {free / 2**30:.1f} GiB free, {peak / 2**30:.1f} GiB used at most)"
+
+
+def _write(record: TrialRecord, task: TrialTask, base: ResidentBase) -> TrialRecord:
+    from retune.training import checkpoint, memory
+
+    peaks = memory.peak(base.load().device)
+    record.peak_memory_gib = round(peaks["peak_memory_gib"], 4)
+    if record.status == "completed":
+        record.values |= {name: round(value, 4) for name, value in peaks.items()}
+    record.finished = records.now()
+    if base.devices.first:
+        store.write(store.join(task.folder, RECORD), record.to_json())
+        checkpoint.remove(task.folder)
+    base.devices.barrier()
+    return record

@@ -1,0 +1,57 @@
+"""Validation loss (DESIGN 3.2): the sum of -log p over the counted tokens of a whole split, divided by their number.
+
+Sums are kept in float64, so the value does not depend on how the records are put together into passes, beyond the
+rounding of the float32 loss itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from retune.data.batches import flatten, passes, share
+from retune.data.tokens import Tokens
+from retune.training.devices import Devices
+from retune.training.loss import loss_sum
+
+PASS_TOKENS = 4096
+
+
+def validation_loss(
+    model: Any,
+    tokens: Tokens,
+    devices: Devices,
+    pass_tokens: int = PASS_TOKENS,
+    poll: Callable[[], None] | None = None,
+) -> float:
+    """Return the mean of -log p in nats per counted token, over all records.
+
+    Args:
+        model: inside `retune.training.attention.by_segments`.
+        tokens: the split; each process takes its share of the records.
+        devices: the processes that validate together.
+        pass_tokens: tokens in one forward pass at most; changes speed and memory only.
+        poll: called between passes; may raise to stop.
+    """
+    mine = share(range(len(tokens)), devices.rank, devices.world)
+    mine.sort(key=lambda record: int(tokens.offsets[record + 1] - tokens.offsets[record]))
+    lengths = tokens.lengths[mine].tolist()
+    total = torch.zeros((), dtype=torch.float64, device=devices.device)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            runs = list(passes(lengths, pass_tokens))
+            rounds = devices.most(len(runs))
+            for places in runs:
+                if poll is not None:
+                    poll()
+                batch = flatten(tokens, [mine[place] for place in places]).to(devices.device)
+                total += loss_sum(model, batch).double()
+            for _ in range(rounds - len(runs)):  # take part in the others' exchange, add nothing
+                loss_sum(model, flatten(tokens, [0]).to(devices.device))
+    finally:
+        model.train(training)
+    return float(devices.sum(total)) / int(tokens.counted.sum())

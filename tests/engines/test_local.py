@@ -1,0 +1,236 @@
+"""The local engine on real trainings: parallel, killed, stopped, failing, started again."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from retune.engines.ledger import Ledger
+from retune.engines.local import LocalEngine
+from retune.errors import InputError, Interrupted
+from retune.steps import mix
+from tests.conftest import wait_for
+
+pytestmark = pytest.mark.slow
+
+
+class Run:
+    """One run of the engine with what it reported."""
+
+    def __init__(self, study, folder, should_stop=lambda: False, react=None):
+        self.events = []
+        self.react = react
+        recipe = mix.recipe(study)
+        mix.mix(recipe)
+        self.engine = LocalEngine(
+            study, recipe.folder, str(folder), Path(folder) / "work", 1, self._observe, should_stop
+        )
+
+    def _observe(self, event):
+        self.events.append(event)
+        if self.react:
+            self.react(self.engine, event)
+
+    def go(self):
+        self.outcome = self.engine.run()
+        return self
+
+    @property
+    def issued(self):
+        return [event["trial"] for event in self.events if event["kind"] == "issued"]
+
+    @property
+    def results(self):
+        return {
+            r.trial: (r.assignment, r.status, r.values.get("validation_loss"), r.adapter_digest)
+            for r in self.outcome.records
+        }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The trials of an undisturbed run of the study of `four`."""
+    from retune.study import load
+    from tests.conftest import DEMO, SMALL
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        run = Run(load(DEMO, [*SMALL, "search.algorithm=nomad", "search.trials=5"]), folder / "search").go()
+    finally:
+        os.chdir(before)
+    return run
+
+
+@pytest.fixture
+def five(small):
+    return small("search.algorithm=nomad", "search.trials=5")
+
+
+def test_runs_base_default_and_search_trials(undisturbed):
+    records = {r.trial: r for r in undisturbed.outcome.records}
+    assert [r.role for r in records.values()] == ["base", "default", "search", "search", "search", "search"]
+    assert all(r.status == "completed" for r in records.values())
+    assert undisturbed.outcome.stopped_by == "trials"
+    assignments = [json.dumps(r.assignment) for r in records.values()]
+    assert len(set(assignments)) == 6
+
+
+def test_run_again_starts_nothing(undisturbed, five):
+    again = Run(five, undisturbed.engine.folder).go()
+    assert again.issued == []
+    assert again.results == undisturbed.results
+
+
+def test_more_trials_carry_on(undisturbed, small, tmp_path):
+    short = Run(small("search.algorithm=nomad", "search.trials=3"), tmp_path / "search").go()
+    longer = Run(small("search.algorithm=nomad", "search.trials=5"), tmp_path / "search").go()
+    assert len(short.outcome.records) == 4
+    assert longer.issued == ["trial-004", "trial-005"]
+    assert longer.results == undisturbed.results
+
+
+def test_a_killed_service_changes_nothing(undisturbed, five, tmp_path):
+    def kill(engine, event):
+        if event["kind"] == "finished" and engine._service.pid:
+            os.kill(engine._service.pid, signal.SIGKILL)
+
+    assert Run(five, tmp_path / "search", react=kill).go().results == undisturbed.results
+
+
+def test_a_killed_worker_costs_its_trial_a_restart_only(undisturbed, five, tmp_path):
+    killed = []
+
+    def kill(engine, event):
+        if event["kind"] == "progress" and event["trial"] == "trial-003" and not killed:
+            killed.append(event["trial"])
+            next(w for w in engine._workers if w.task and w.task.trial == "trial-003").process.kill()
+
+    run = Run(five, tmp_path / "search", react=kill).go()
+    assert killed == ["trial-003"]
+    assert run.issued.count("trial-003") == 2
+    assert run.results == undisturbed.results
+
+
+def test_a_trial_whose_worker_dies_twice_fails_and_the_study_goes_on(five, tmp_path):
+    def kill(engine, event):
+        if event["kind"] == "progress" and event["trial"] == "trial-003":
+            next(w for w in engine._workers if w.task and w.task.trial == "trial-003").process.kill()
+
+    run = Run(five, tmp_path / "search", react=kill).go()
+    record = run.engine.ledger.records["trial-003"]
+    assert (record.status, record.failure) == ("failed", "killed")
+    assert "signal 9 in 2 attempts" in record.reason
+    assert [r.status for r in run.outcome.records].count("completed") == 5
+    assert Ledger(str(tmp_path / "search")).records["trial-003"].status == "failed"
+
+
+def test_stop_saves_running_trials_and_the_next_run_ends_alike(undisturbed, five, tmp_path):
+    events = []
+    stop = Run(five, tmp_path / "search", should_stop=lambda: any(e["kind"] == "progress" for e in events))
+    stop.events = events
+    with pytest.raises(Interrupted, match="running trials saved"):
+        stop.go()
+    assert Run(five, tmp_path / "search").go().results == undisturbed.results
+
+
+def test_failed_trials_are_recorded_and_the_limit_stops_the_search(small, tmp_path):
+    explode = "[{name: learning_rate, kind: real, low: 1.0e+30, high: 1.0e+32, scale: log, default: 1.0e+31}]"
+    study = small(
+        f"search.parameters={explode}", "search.trials=20", "search.max_failed=2", "search.parallel=1"
+    )
+    run = Run(study, tmp_path / "search").go()
+    failed = [r for r in run.outcome.records if r.status == "failed"]
+    assert run.outcome.stopped_by == "failures"
+    assert [r.trial for r in failed] == ["trial-001", "trial-002", "trial-003"]
+    assert all(r.failure == "nan" and r.values.get("validation_loss") is None for r in failed)
+
+
+def test_the_hour_limit_ends_the_search_and_counts_earlier_runs(small, tmp_path):
+    study = small("search.max_hours=0.0001", "search.trials=50")
+    run = Run(study, tmp_path / "search").go()
+    assert run.outcome.stopped_by == "hours"
+    assert len(run.outcome.records) < 20
+
+
+def test_the_best_and_the_default_are_repeated_with_other_seeds(small, tmp_path):
+    run = Run(small("search.repeats=2", "search.trials=3"), tmp_path / "search").go()
+    repeats = [r for r in run.outcome.records if r.role == "repeat"]
+    best = run.engine.ledger.ranking(run.engine.study.search)[0]
+    expected = {best.trial, "trial-001"}
+    assert {r.trial.rpartition("-seed-")[0] for r in repeats} == expected
+    assert len(repeats) == 2 * len(expected)
+    assert {r.seed for r in repeats} == {1, 2}
+
+
+def test_bad_data_is_refused_not_retried(small, tmp_path):
+    study = small()
+    run = Run(study, tmp_path / "search")
+    run.engine.data_uri = str(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="nowhere"):
+        run.go()
+
+
+def test_only_the_best_adapters_are_kept(small, tmp_path):
+    run = Run(small("artifacts.keep=2", "benchmark.top=1"), tmp_path / "search").go()
+    kept = {path.parent.name for path in (tmp_path / "search/trials").glob("*/adapter")}
+    ranked = [r.trial for r in run.engine.ledger.ranking(run.engine.study.search)]
+    assert kept == {*ranked[:2], "trial-001"}
+
+
+RUNNER = """
+import sys
+from pathlib import Path
+from tests.conftest import DEMO, SMALL
+from tests.engines.test_local import Run
+from retune.study import load
+Run(load(DEMO, [*SMALL, "search.algorithm=nomad", "search.trials=5"]), Path("search")).go()
+"""
+
+
+def test_killed_at_random_moments_it_ends_as_an_undisturbed_run(undisturbed, five, tmp_path):
+    draw = random.Random(5)
+    kills = 0
+    root = Path(__file__).resolve().parents[2]
+    while True:
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUNNER], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)}
+        )
+        try:
+            process.wait(timeout=draw.uniform(2, 7) if kills < 3 else 120)
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+            time.sleep(1)  # the workers end by themselves
+    assert process.returncode == 0
+    assert kills > 0
+    assert Run(five, tmp_path / "search").go().results == undisturbed.results
+
+
+def test_workers_and_service_end_with_a_killed_engine(small, tmp_path):
+    root = Path(__file__).resolve().parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUNNER], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)}
+    )
+    children = wait_for(lambda: c if len(c := _children(process.pid)) >= 3 else None)
+    process.kill()
+    process.wait()
+    wait_for(
+        lambda: not any(Path(f"/proc/{pid}").exists() for pid in children),
+        seconds=10,
+        message="a child lived on",
+    )
+
+
+def _children(pid):
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []

@@ -1,0 +1,103 @@
+"""The page in a real browser: on a phone nothing sticks out, and nothing is fetched."""
+
+import json
+import re
+import shutil
+import subprocess
+import threading
+from html import unescape
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from retune.report.page import render
+from tests.report.synthetic import mix, outcome, study, trial
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
+]
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--virtual-time-budget=4000",
+    "--dump-dom",
+]
+LOOK = """<!doctype html><iframe src="/report.html" width="%d" height="900" style="border: 0"></iframe><script>
+onload = () => {
+  const view = document.querySelector("iframe").contentWindow, page = view.document;
+  const width = page.documentElement.clientWidth;
+  const outside = [...page.querySelectorAll("body *")].filter(e =>
+    !e.closest("svg *") && !e.parentElement.closest(".scroll, pre") && e.getBoundingClientRect().right > width + 0.5);
+  const figures = [...page.querySelectorAll("figure svg")].map(e => e.getBoundingClientRect());
+  document.body.textContent = JSON.stringify({
+    width, scroll: page.documentElement.scrollWidth, outside: outside.map(e => e.outerHTML.slice(0, 80)),
+    fetched: view.performance.getEntriesByType("resource").map(e => e.name),
+    narrow: figures.filter(f => f.width < 0.8 * Math.min(width, 400)).length,
+    flat: figures.filter(f => f.height < 80).length,
+    type: parseFloat(view.getComputedStyle(page.body).fontSize),
+  });
+};</script>"""
+
+
+@pytest.fixture
+def look(tmp_path):
+    """Return a function that shows a page in a frame of some width and says what the browser made of it."""
+    asked: list[str] = []
+    pages: dict[str, str] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            page = pages.get(self.path)
+            self.send_response(200 if page else 404)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.end_headers()
+            self.wfile.write((page or "").encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def show(page: str, width: int) -> dict:
+        pages.update({"/report.html": page, "/": LOOK % width})
+        asked.clear()
+        done = subprocess.run(
+            [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", f"http://127.0.0.1:{server.server_port}/"],
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        found = re.search(r"<body>(\{.*\})</body>", done.stdout, flags=re.S)
+        assert found, done.stdout[-500:] + done.stderr[-500:]
+        assert set(asked) <= {"/", "/report.html", "/favicon.ico"}
+        return json.loads(unescape(found.group(1)))
+
+    yield show
+    server.shutdown()
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+def test_nothing_sticks_out_and_nothing_is_fetched(look, width):
+    asked, records, scores, selection, gate = outcome()
+    selection.findings.append("a finding with/a/very/long/path" * 8)
+    records.append(trial(99, "search", {"rank": 8}, None).model_copy(update={"reason": "x" * 400}))
+    seen = look(render(asked, mix(), records, scores, selection, gate), width)
+    assert seen["scroll"] <= seen["width"] <= width
+    assert seen["outside"] == []
+    assert seen["fetched"] == []
+    assert (seen["narrow"], seen["flat"]) == (0, 0)
+    assert seen["type"] >= 16
+
+
+def test_an_empty_study_fits_too(look):
+    seen = look(render(study(), None, [], [], None, None), 375)
+    assert seen["scroll"] <= seen["width"]
+    assert seen["outside"] == []

@@ -1,0 +1,259 @@
+"""NOMAD where it hurts: crashes, hangs, frames, meshes, warm starts, constraints and long histories."""
+
+import logging
+import math
+import os
+import random
+import time
+
+import pytest
+
+from retune import search
+from retune.search import Objective, Observation, nomad, nomad_solver
+from retune.space import Parameter, Space, tribes2024
+from retune.study import Constraint
+
+LOSS = Objective()
+
+
+def smooth(assignment):
+    return (
+        (math.log10(assignment["learning_rate"]) + 4.23) ** 2
+        + 0.05 * (math.log2(assignment["rank"]) - 5) ** 2
+        + ((assignment["alpha"] - 40) / 100) ** 2
+    )
+
+
+def play(trials, batch=4, function=smooth, space=None, settings=None, history=(), objective=LOSS):
+    space, history = space or tribes2024(), list(history)
+    origins = []
+    end = len(history) + trials
+    while len(history) < end:
+        for proposal in search.explain("nomad", space, objective, settings or {}, history, batch, 0):
+            values = {
+                "validation_loss": function(proposal.assignment),
+                "rank": float(proposal.assignment.get("rank", 0)),
+            }
+            origins.append(proposal.origin)
+            history.append(Observation(proposal.assignment, "completed", values, number=len(history)))
+    return history, origins
+
+
+def best(history):
+    return min(history, key=lambda entry: entry.values["validation_loss"])
+
+
+def test_the_learning_rate_is_searched_between_the_decades():
+    """With real variables NOMAD rounds its frame to whole decades; on levels it does not."""
+    history, _ = play(60, batch=1)
+    logs = [math.log10(entry.assignment["learning_rate"]) for entry in history]
+    assert any(abs(value - round(value)) > 0.02 for value in logs[9:30])
+    assert abs(math.log10(best(history).assignment["learning_rate"]) + 4.23) <= 0.05
+
+
+def test_proposals_say_where_they_come_from():
+    _, origins = play(60)
+    assert origins[:2] == ["start: default", "start: Latin hypercube"]
+    assert {"poll", "model search"} <= set(origins)
+
+
+@pytest.fixture
+def broken(monkeypatch, tmp_path):
+    """A solver that breaks in a chosen way, for the first calls."""
+
+    def use(body, times=99):
+        counter = tmp_path / "count"
+        counter.write_text("0")
+        script = tmp_path / "solver.py"
+        script.write_text(
+            "import os, signal, sys, time\n"
+            f"path = {str(counter)!r}\n"
+            "number = int(open(path).read()) + 1\n"
+            "open(path, 'w').write(str(number))\n"
+            f"if number > {times}:\n"
+            f"    os.execv(sys.executable, [sys.executable, '-I', {nomad_solver.__file__!r}])\n"
+            f"{body}\n"
+        )
+        monkeypatch.setattr(nomad_solver, "__file__", str(script))
+        return lambda: int(counter.read_text())
+
+    return use
+
+
+FAULTS = {
+    "abort": "os.abort()",
+    "segmentation fault": "os.kill(os.getpid(), signal.SIGSEGV)",
+    "garbage": "open('answer.json', 'w').write('[[[1, 2')",
+    "no answer": "os._exit(0)",
+    "nothing new": "open('answer.json', 'w').write('[]')",
+    "killed": "os.kill(os.getpid(), signal.SIGKILL)",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_solver_that_breaks_costs_the_call_nothing(broken, fault, caplog):
+    history, _ = play(12)
+    calls = broken(FAULTS[fault])
+    with caplog.at_level(logging.WARNING):
+        found = search.explain("nomad", tribes2024(), LOSS, {}, history, 6, 0)
+    assert len(found) == 6
+    assert {proposal.origin for proposal in found} == {"random fill"}
+    assert calls() == (1 if fault == "nothing new" else 4)
+    assert len(caplog.records) == (0 if fault == "nothing new" else 4)
+
+
+def test_a_solver_that_hangs_is_ended(broken, monkeypatch):
+    history, _ = play(12)
+    monkeypatch.setattr(nomad, "_WALL_SECONDS", 1)
+    broken("time.sleep(600)")
+    begun = time.monotonic()
+    assert len(search.suggest("nomad", tribes2024(), LOSS, {}, history, 3, 0)) == 3
+    assert time.monotonic() - begun < 15
+
+
+def test_after_a_crash_a_simpler_search_is_tried(broken):
+    history, _ = play(12)
+    calls = broken("os.abort()", times=1)
+    found = search.explain("nomad", tribes2024(), LOSS, {}, history, 3, 0)
+    assert calls() == 2
+    assert {proposal.origin for proposal in found} <= {"poll", "model search"}
+
+
+def test_crashes_leave_no_process_file_or_descriptor_behind(broken, monkeypatch, tmp_path):
+    history, _ = play(12)
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    broken("os.abort()")
+    search.suggest("nomad", tribes2024(), LOSS, {}, history, 3, 0)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        search.suggest("nomad", tribes2024(), LOSS, {}, history, 3, 0)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert list(folder.iterdir()) == []
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.mark.slow
+def test_a_converged_mesh_goes_on_and_leaves_the_basin():
+    space = Space(
+        parameters=tuple(Parameter(name=n, kind="integer", low=0, high=40, default=30) for n in ("x", "y"))
+    )
+
+    def two(a):
+        return min((a["x"] - 30) ** 2 + (a["y"] - 28) ** 2 + 5, 2 * (a["x"] - 6) ** 2 + 2 * (a["y"] - 5) ** 2)
+
+    history, origins = play(150, 2, two, space, {"LH_SEARCH": 2})
+    assert best(history).values["validation_loss"] < 5, "the deeper basin is found"
+    assert any("restart 1" in origin and "away" in origin for origin in origins)
+    assert len({tuple(entry.assignment.values()) for entry in history}) == 150
+
+
+def test_a_thousand_points_of_an_earlier_study_are_used_at_once():
+    space, rng = tribes2024(), random.Random(0)
+    warm = []
+    for number in range(1000):
+        given = space.decode(space.from_unit([rng.random() for _ in space.names]))
+        if number % 10 == 0:
+            given = {
+                **given,
+                "learning_rate": given["learning_rate"] * 1.004,
+            }  # off the grid, perhaps out of bounds
+        status = "failed" if number % 7 == 0 else "completed"
+        warm.append(
+            Observation(given, status, {"validation_loss": smooth(given)}, f"warm-{number}", warm=True)
+        )
+    begun = time.monotonic()
+    found = search.explain("nomad", space, LOSS, {"LH_SEARCH": 0}, warm, 5, 0)
+    assert time.monotonic() - begun < 10
+    seen = {space.encode(entry.assignment) for entry in warm if space.contains(entry.assignment)}
+    assert not {space.encode(proposal.assignment) for proposal in found} & seen
+    top = best([entry for entry in warm if entry.status == "completed"]).assignment
+    near = [p for p in found if abs(math.log10(p.assignment["learning_rate"] / top["learning_rate"])) < 0.6]
+    assert found[0].origin == "start: default"
+    assert len(near) >= 3, "NOMAD starts from the best known point"
+    assert search.explain("nomad", space, LOSS, {"LH_SEARCH": 0}, warm, 5, 0) == found
+
+
+@pytest.mark.parametrize("barrier", ["PB", "EB"])
+def test_constraints_are_kept_and_nomad_takes_them(barrier, caplog):
+    limit = Objective(constraints=(Constraint(metric="rank", max=16),))
+    with caplog.at_level(logging.WARNING):
+        history, _ = play(48, settings={"BB_OUTPUT_TYPE": barrier}, objective=limit)
+    assert not caplog.records, "no call of NOMAD failed"
+    feasible = [entry for entry in history if entry.values["rank"] <= 16]
+    assert len(feasible) > 15
+    assert best(feasible).values["validation_loss"] < 0.1, "the best with rank 16 is 0.05"
+
+
+@pytest.mark.parametrize("direction", ["ORTHO N+1 QUAD", "ORTHO N+1 NEG", "ORTHO 2N", "DOUBLE", "SINGLE"])
+def test_each_direction_type_works(direction, caplog):
+    with caplog.at_level(logging.WARNING):
+        play(14, settings={"DIRECTION_TYPE": direction})
+    assert not caplog.records
+
+
+def test_settings_are_refused_with_the_valid_ones():
+    problems = search.validate(
+        "nomad", tribes2024(), {"VNS_MADS_SEARCH": "yes", "DIRECTION_TYPE": "ORTHO 3N"}
+    )
+    assert len(problems) == 2
+    assert any("'VNS_MADS_SEARCH'" in p and "'NM_SEARCH'" in p for p in problems)
+    assert any("'ORTHO 2N'" in p for p in problems)
+
+
+def test_categories_are_tried_around_the_best_point():
+    space = Space(
+        parameters=(
+            Parameter(name="schedule", kind="categorical", values=("a", "b", "c"), default="a"),
+            Parameter(name="x", kind="integer", low=0, high=100, default=10),
+        )
+    )
+
+    def function(a):
+        return (a["x"] - 50) ** 2 / 100 + {"a": 3, "b": 1, "c": 0}[a["schedule"]]
+
+    history, origins = play(40, 4, function, space)
+    assert best(history).assignment == {"schedule": "c", "x": 50}
+    assert "poll of categories" in origins
+
+
+def test_repeated_measurements_of_a_point_count_as_their_mean():
+    history, _ = play(20)
+    top = best(history)
+    lucky = Observation(top.assignment, "completed", {"validation_loss": 9.0}, number=99)
+    changed = search.suggest("nomad", tribes2024(), LOSS, {}, [*history, lucky], 2, 0, issued=20)
+    assert changed != search.suggest("nomad", tribes2024(), LOSS, {}, history, 2, 0, issued=20)
+
+
+def test_another_kind_of_processor_proposes_the_same(monkeypatch):
+    history, _ = play(30, batch=3)
+    here = search.suggest("nomad", tribes2024(), LOSS, {"EVAL_QUEUE_SORT": "RANDOM"}, history, 4, 0)
+    run = nomad.subprocess.run
+
+    def without_fma(command, **more):
+        tunables = {"GLIBC_TUNABLES": "glibc.cpu.hwcaps=-FMA,-AVX2,-AVX,-AVX512F"}
+        return run(command, **{**more, "env": {**more["env"], **tunables}})
+
+    monkeypatch.setattr(nomad.subprocess, "run", without_fma)
+    assert search.suggest("nomad", tribes2024(), LOSS, {"EVAL_QUEUE_SORT": "RANDOM"}, history, 4, 0) == here
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_asynchronous_trials_that_end_in_any_order(seed):
+    """One new point whenever one of P trials ends; a fifth of them fail. No point is ever asked for twice."""
+    rng, space = random.Random(seed), tribes2024()
+    places = rng.choice([2, 4, 8])
+    done, running, issued = [], [], 0
+    while issued < 28:
+        history = done + [Observation(a, "running", number=n) for n, a in running]
+        rng.shuffle(history)
+        for assignment in search.suggest("nomad", space, LOSS, {}, history, places - len(running), seed):
+            assert assignment not in [entry.assignment for entry in history]
+            running.append((issued, assignment))
+            issued += 1
+        number, assignment = running.pop(rng.randrange(len(running)))
+        failed = rng.random() < 0.2
+        values = {} if failed else {"validation_loss": smooth(assignment)}
+        done.append(Observation(assignment, "failed" if failed else "completed", values, number=number))

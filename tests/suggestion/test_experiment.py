@@ -1,0 +1,124 @@
+"""Spaces and histories through Katib's messages and back."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from retune.errors import InputError
+from retune.search import Objective, Observation
+from retune.space import davouse2024, tribes2024
+from retune.study import Constraint
+from retune.suggestion import messages as katib
+from retune.suggestion.experiment import experiment_of, search_of, strings
+from retune.suggestion.trials import history_of, trial_of
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "search"))
+from search_spaces import spaces
+
+
+def there_and_back(space, **more):
+    wire = experiment_of("s", "nomad", space, Objective(), {}, 3, **more).SerializeToString()
+    return search_of(katib.Experiment.FromString(wire))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(space=spaces())
+def test_a_space_comes_back_with_an_equal_lattice(space):
+    found = there_and_back(space)
+    back = found.space
+    assert back.names == space.names
+    for ours, theirs in zip(space.parameters, back.parameters, strict=True):
+        assert theirs.levels == ours.levels
+        some = {0, ours.levels - 1, *range(0, ours.levels, 1 + ours.levels // 50)}
+        assert [theirs.value(k) for k in some] == [ours.value(k) for k in some]
+        assert [theirs.unit(k) for k in some] == [ours.unit(k) for k in some]
+    assert back.default() == space.default()
+    top = back.decode([p.levels - 1 for p in back.parameters])
+    texts = strings(found, top)
+    assert {name: found.value(name, text) for name, text in texts.items()} == top
+
+
+@pytest.mark.parametrize("space", [tribes2024(), davouse2024()])
+def test_the_spaces_of_the_papers_come_back_equal(space):
+    assert there_and_back(space).space == space
+
+
+def test_an_observation_comes_back_equal():
+    found = there_and_back(tribes2024())
+    given_ = tribes2024().default()
+    history = [
+        Observation(given_, "completed", {"validation_loss": 1.2345678901234567, "x": math.inf}, "a", 4),
+        Observation({**given_, "alpha": 3}, "failed", {}, "b", 5),
+        Observation({**given_, "alpha": 4}, "running", {}, "c", 6),
+        Observation({**given_, "alpha": 5}, "early_stopped", {"validation_loss": 2.0}, "d", 7),
+        Observation({**given_, "alpha": 6}, "completed", {"validation_loss": 2.0}, "e", 1, True),
+    ]
+    back = history_of(found, [trial_of(found, entry) for entry in history])
+    assert sorted(back, key=lambda e: e.name) == history
+
+
+def test_constraints_and_settings_come_back():
+    limits = (Constraint(metric="peak_gpu_gib", max=79.5), Constraint(metric="accuracy", min=1e-3))
+    objective = Objective("loss", "maximize", limits)
+    found = search_of(experiment_of("s", "nomad", tribes2024(), objective, {"LH_SEARCH": 4}, 3, parallel=5))
+    assert found.objective == objective
+    assert found.settings == {"seed": "3", "LH_SEARCH": "4"}
+    assert (found.algorithm, found.parallel) == ("nomad", 5)
+
+
+def double(low, high, step="", distribution=katib.UNIFORM, kind=katib.DOUBLE):
+    experiment = experiment_of("s", "random", tribes2024(), Objective(), {}, 0)
+    del experiment.spec.parameter_specs.parameters[:]
+    settings_ = experiment.spec.algorithm.algorithm_settings
+    for entry in [e for e in settings_ if e.name.startswith("default")]:
+        settings_.remove(entry)
+    spec = experiment.spec.parameter_specs.parameters.add(name="x", parameter_type=kind)
+    feasible = spec.feasible_space
+    feasible.min, feasible.max, feasible.step, feasible.distribution = low, high, step, distribution
+    return search_of(experiment).space["x"]
+
+
+def values(parameter):
+    return [parameter.value(k) for k in range(parameter.levels)]
+
+
+def test_a_step_counts_from_the_minimum():
+    assert values(double("3", "10", "4", kind=katib.INT)) == [3, 7]
+    assert values(double("0.1", "0.5", "0.1")) == [0.1, 0.2, 0.3, 0.4, 0.5]
+
+
+def test_a_step_on_a_log_scale_keeps_to_the_linear_grid():
+    found = values(double("0.001", "0.1", "0.001", katib.LOG_UNIFORM))
+    assert all(abs(v / 0.001 - round(v / 0.001)) < 1e-6 for v in found)
+    assert (found[0], found[-1]) == (0.001, 0.1)
+    low = [v for v in found if v <= 0.01]
+    assert len(low) == 10, "where the grid is coarser than the scale, all of it"
+    assert len(found) < 100, "where it is finer, only what the scale can tell apart"
+    assert values(double("2", "64", "2", katib.LOG_UNIFORM, katib.INT))[:4] == [2, 4, 6, 8]
+
+
+def test_normal_distributions_begin_at_their_mean():
+    assert double("0", "10", "", katib.NORMAL).default == 5
+    assert double("-4", "2", "", katib.NORMAL).default == -1
+    assert double("0.001", "0.1", "", katib.LOG_NORMAL).default == pytest.approx(0.01)
+    assert double("0", "10").default is None
+    assert double("0.001", "0.1", "", katib.LOG_NORMAL).scale == "log"
+
+
+def test_text_that_is_no_number_is_refused_with_its_name():
+    with pytest.raises(InputError, match="`max` of 'x' must be a finite number, but got 'ten'"):
+        double("1", "ten")
+    with pytest.raises(InputError, match="`step > 0`"):
+        double("1", "2", "-1", katib.LOG_UNIFORM)
+
+
+def test_numbers_of_other_programs_are_read():
+    found = there_and_back(davouse2024())
+    for text in ("1e-05", "0.00001", "1.0000000000000001e-05"):
+        assert found.space.snap(
+            {**davouse2024().default(), "learning_rate": found.value("learning_rate", text)}
+        )
+    assert found.value("rank", "8.0") == 8

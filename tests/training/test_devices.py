@@ -1,0 +1,112 @@
+"""Two processes on this CPU (gloo, started by torchrun) learn what one process learns."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from retune.records import TrialRecord
+from retune.training.trial import run_trial
+from tests.training.conftest import make_study
+
+ROOT = Path(__file__).parents[2]
+
+_PROGRAM = """
+import json, sys
+import torch
+torch.set_num_threads(1)
+from retune.errors import Interrupted
+from retune.training.resident import ResidentBase
+from retune.training.trial import TrialTask, run_trial
+from tests.training.conftest import make_study
+
+base_folder, data, out, settings = sys.argv[1:5]
+study = make_study(base_folder, **json.loads(settings))
+base = ResidentBase(study.model)
+
+def task(name):
+    return TrialTask(trial=name, number=2, role="search", seed=3, folder=f"{out}/{name}")
+
+questions = []
+def stop():
+    "Only one of the two is asked, in the middle of the second epoch."
+    questions.append(1)
+    return base.devices.rank == 1 and len(questions) > 13
+
+assert base.devices.world == 2
+layer = base.load().model.model.layers[0]
+assert (type(layer.mlp.up_proj.weight).__name__ == "DTensor") == base.devices.sharded
+assert base.devices.sharded == (sys.argv[5] == "true")
+run_trial(study, data, task("whole"), base)
+try:
+    run_trial(study, data, task("stopped"), base, should_stop=stop)
+except Interrupted:
+    pass
+else:
+    raise SystemExit("it was not stopped")
+run_trial(study, data, task("stopped"), base)
+run_trial(study, data, TrialTask(trial="base", number=0, role="base", folder=f"{out}/base"), base)
+torch.distributed.destroy_process_group()
+"""
+
+
+def torchrun(*arguments, **environment):
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        *arguments,
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+
+
+def record(folder):
+    return TrialRecord.model_validate_json(Path(folder, "trial.json").read_bytes())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", ["false", "true"])
+def test_two_processes_learn_what_one_learns(base, base_folder, data, task, tmp_path, sharded):
+    """Batches of 3 leave a last batch of one record: the second process has nothing to do in it."""
+    settings = {"dropout": 0.0, "batch_size": 3}
+    program = tmp_path / "program.py"
+    program.write_text(_PROGRAM)
+    done = torchrun(
+        str(program),
+        str(base_folder),
+        data,
+        str(tmp_path),
+        json.dumps(settings),
+        sharded,
+        ACCELERATE_USE_FSDP=sharded,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone = run_trial(make_study(base_folder, **settings), data, task, base)
+    together, stopped = record(tmp_path / "whole"), record(tmp_path / "stopped")
+    assert together.status == "completed", together.reason
+    for curve in ("train_loss", "validation_loss"):
+        assert len(together.curves[curve]) == len(alone.curves[curve])
+        for ours, theirs in zip(together.curves[curve], alone.curves[curve], strict=True):
+            assert ours.value == pytest.approx(theirs.value, rel=1e-4)
+    assert (together.tokens, together.steps) == (alone.tokens, alone.steps)
+    assert (stopped.status, stopped.adapter_digest) == ("completed", together.adapter_digest)
+    assert stopped.values["validation_loss"] == together.values["validation_loss"]
+    untuned = record(tmp_path / "base").values["validation_loss"]
+    assert untuned == pytest.approx(base.evaluate(None, data, make_study(base_folder)), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_the_program_under_torchrun_speaks_once(study, data, tmp_path):
+    path = tmp_path / "study.json"
+    path.write_text(study.model_dump_json())
+    done = torchrun("-m", "retune", "trial", str(path), "--data", data, "--out", str(tmp_path / "t"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("validation_loss=") == 2
+    assert record(tmp_path / "t").status == "completed"

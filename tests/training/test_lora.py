@@ -1,0 +1,170 @@
+import json
+import weakref
+
+import pytest
+import torch
+from peft import PeftModel
+
+from retune.errors import InputError
+from retune.study import Training
+from retune.training import lora
+from tests.training.test_loss import padded_loss, random_tokens
+
+CHOSEN = lora.Setting(4, 8, 0.1, 1e-3, 0.0)
+TARGETS = ["q_proj", "v_proj"]
+
+
+def snapshot(model):
+    return (
+        {name: (id(module), type(module)) for name, module in model.named_modules()},
+        {name: (id(p), p.requires_grad, p.detach().clone()) for name, p in model.named_parameters()},
+        model.training,
+        set(vars(model)),
+        model.config._attn_implementation,
+    )
+
+
+def assert_same(model, before):
+    after = snapshot(model)
+    assert after[0] == before[0]
+    assert after[1].keys() == before[1].keys()
+    for name, (identity, trainable, value) in before[1].items():
+        assert after[1][name][:2] == (identity, trainable)
+        assert torch.equal(after[1][name][2], value), name
+    assert after[2:] == before[2:]
+
+
+def test_setting_takes_the_studys_values_where_the_assignment_is_silent():
+    chosen = lora.setting(Training(), {"rank": 16, "learning_rate": 2e-4})
+    assert chosen == lora.Setting(16, 32.0, 0.1, 2e-4, 0.0)
+    assert lora.setting(Training(), {"rank": "16"}).rank == 16  # Katib passes text
+
+
+def test_setting_names_every_problem_at_once():
+    given = {
+        "rank": 2.5,
+        "alpha": 0,
+        "dropout": 1.0,
+        "learning_rate": float("nan"),
+        "weight_decay": "much",
+        "gamma": 1,
+    }
+    with pytest.raises(InputError) as caught:
+        lora.setting(Training(), given)
+    text = str(caught.value)
+    assert len(caught.value.problems) == 6
+    for part in (
+        "'gamma'",
+        "`rank` must be a whole number above 0, but got 2.5",
+        "`alpha` must be above 0, but got 0",
+        "`dropout` must be at least 0 and below 1, but got 1",
+        "`learning_rate` must be finite",
+        "'much'",
+    ):
+        assert part in text
+
+
+def test_unknown_target_is_refused_with_the_names_there_are(base):
+    with pytest.raises(InputError, match=r"\['down_proj', .*'v_proj'\], but got \['query'\]"):
+        lora.target_names(base.load().model, ["q_proj", "query"])
+
+
+def test_the_base_is_untouched_afterwards(base):
+    model = base.load().model
+    before = snapshot(model)
+    tokens = random_tokens([20, 30])
+    with torch.no_grad():
+        output = padded_loss(model, tokens, [0, 1])
+    with lora.adapted(model, CHOSEN, TARGETS, "x", 0) as adapted:
+        adapted.train()
+        padded_loss(adapted, tokens, [0, 1]).backward()
+        torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=1.0).step()
+    assert_same(model, before)
+    with torch.no_grad():
+        assert torch.equal(padded_loss(model, tokens, [0, 1]), output)
+
+
+def test_the_base_is_untouched_after_an_error_inside_and_while_putting_the_adapter_in(base, monkeypatch):
+    import peft
+
+    model = base.load().model
+    before = snapshot(model)
+    with pytest.raises(ZeroDivisionError), lora.adapted(model, CHOSEN, TARGETS, "x", 0):
+        1 / 0
+    assert_same(model, before)
+
+    real = peft.tuners.lora.layer.LoraLayer.update_layer
+    calls = []
+
+    def breaks_in_the_third_layer(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise MemoryError
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(peft.tuners.lora.layer.LoraLayer, "update_layer", breaks_in_the_third_layer)
+    with pytest.raises(MemoryError), lora.adapted(model, CHOSEN, TARGETS, "x", 0):
+        pass
+    assert len(calls) == 3
+    assert_same(model, before)
+
+
+def test_the_adapters_memory_is_free_afterwards(base):
+    with lora.adapted(base.load().model, CHOSEN, TARGETS, "x", 0) as adapted:
+        held = [weakref.ref(p) for p in adapted.parameters() if p.requires_grad]
+    del adapted  # and no collector is needed: a trial leaves no cycles
+    assert len(held) == 8
+    assert [ref() for ref in held] == [None] * 8
+
+
+def test_same_seed_same_start_and_other_seed_another(base):
+    starts = []
+    for seed in (0, 0, 1):
+        with lora.adapted(base.load().model, CHOSEN, TARGETS, "x", seed) as adapted:
+            starts.append(lora.weights(adapted))
+    name = next(n for n in starts[0] if "lora_A" in n)
+    assert torch.equal(starts[0][name], starts[1][name])
+    assert not torch.equal(starts[0][name], starts[2][name])
+
+
+def test_files_are_pefts_own_and_the_same_every_time(base, tmp_path):
+    model = base.load().model
+    tokens = random_tokens([20, 30])
+    with lora.adapted(model, CHOSEN, TARGETS, "some/base", 0) as adapted, torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.1)
+        adapted.eval()
+        expected = padded_loss(adapted, tokens, [0, 1])
+        files = lora.files(adapted)
+        assert files == lora.files(adapted)
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["r"], config["lora_alpha"]) == ("some/base", 4, 8)
+    assert config["target_modules"] == ["q_proj", "v_proj"]
+    assert config["inference_mode"] is True
+    before = snapshot(model)
+    with lora.loaded(model, tmp_path) as ours, torch.no_grad():
+        assert torch.equal(padded_loss(ours, tokens, [0, 1]), expected)
+    assert_same(model, before)
+    with torch.no_grad():
+        theirs = PeftModel.from_pretrained(model, tmp_path)
+        assert torch.equal(padded_loss(theirs, tokens, [0, 1]), expected)
+        theirs.unload()
+
+
+def test_a_folder_without_adapter_or_with_a_foreign_one_is_refused(base, tmp_path):
+    model = base.load().model
+    before = snapshot(model)
+    with pytest.raises(InputError, match="adapter folder holds"), lora.loaded(model, tmp_path):
+        pass
+    with lora.adapted(model, CHOSEN, TARGETS, "x", 0) as adapted:
+        files = lora.files(adapted)
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"r": 8}))
+    with pytest.raises(InputError, match="does not fit the base model"), lora.loaded(model, tmp_path):
+        pass
+    assert_same(model, before)
