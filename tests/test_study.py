@@ -83,7 +83,7 @@ def test_a_study_survives_json():
 WRONG = [
     ("data.trian", 5, "data.trian: unknown key; did you mean 'train'?"),
     ("serach", {}, "serach: unknown key; did you mean 'search'?"),
-    ("zzz", 1, "zzz: unknown key; valid keys are ['artifacts', 'benchmark', 'data', 'engine', 'model', 'name'"),
+    ("zzz", 1, "zzz: unknown key; valid keys are ['artifacts', 'benchmark', 'cluster', 'data', 'engine', 'model', 'name'"),
     ("data.sources.1.shrae", 1, "data.sources.1.shrae: unknown key; did you mean 'share'?"),
     ("search.objective", {"metrik": "x"}, "search.objective.metrik: unknown key; did you mean 'metric'?"),
     ("search.parameters", {"preset": "tribes2024", "replce": []}, "search.parameters.replce: unknown key; did you mean 'replace'?"),

@@ -1,0 +1,60 @@
+"""The study file: one pydantic model, validated as a whole, all errors at once.
+
+`load` reads YAML, applies dotted overrides (``search.trials=20``), resolves paths and returns a `Study`. Paths of
+inputs (data, model, benchmark files, warm starts) are relative to the study file; paths of outputs (artifacts,
+tracking) are relative to the current directory. A loaded study holds absolute paths only, so that its JSON means
+the same in every process.
+"""
+
+from retune.study.cluster import Cluster, Katib, Toleration, Volume
+from retune.study.engine import Engine
+from retune.study.load import json_schema, load, parse
+from retune.study.model import (
+    TUNABLE,
+    AlgorithmName,
+    Artifacts,
+    Benchmark,
+    Constraint,
+    Data,
+    Gate,
+    Model,
+    Objective,
+    Preset,
+    Promote,
+    Search,
+    Select,
+    Source,
+    Study,
+    TaskName,
+    Tracking,
+    Training,
+)
+
+__all__ = [
+    "TUNABLE",
+    "AlgorithmName",
+    "Artifacts",
+    "Benchmark",
+    "Cluster",
+    "Constraint",
+    "Data",
+    "Engine",
+    "Gate",
+    "Katib",
+    "Model",
+    "Objective",
+    "Preset",
+    "Promote",
+    "Search",
+    "Select",
+    "Source",
+    "Study",
+    "TaskName",
+    "Toleration",
+    "Tracking",
+    "Training",
+    "Volume",
+    "json_schema",
+    "load",
+    "parse",
+]

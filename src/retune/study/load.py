@@ -1,0 +1,166 @@
+"""Reading a study file: YAML, dotted overrides, paths made absolute, all of it validated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from retune.errors import InputError
+from retune.study.model import Study
+from retune.study.problems import all_problems
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a study file, apply overrides, resolve paths and validate all of it.
+
+    Args:
+        path: the YAML file.
+        overrides: ``dotted.key=value``, the value read as YAML; list items by number (``data.sources.0.share=0.5``).
+
+    Raises:
+        InputError: with every problem found.
+
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"the study file cannot be read: {error.strerror}", str(path)) from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"a study file must be UTF-8, but {error.reason} at byte {error.start}", str(path)
+        ) from error
+    try:
+        content = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"not valid YAML: {error}", str(path)) from error
+    if not isinstance(content, dict):
+        raise InputError("a study file is a mapping of keys to values", str(path))
+    for override in overrides:
+        _override(content, override)
+    _resolve(content, path.resolve().parent, Path.cwd())
+    return parse(content, str(path))
+
+
+def parse(content: Mapping[str, Any], subject: str = "study") -> Study:
+    """Validate the content of a study file.
+
+    Raises:
+        InputError: with every problem found.
+
+    """
+    try:
+        return Study.model_validate(content)
+    except ValidationError as error:
+        raise InputError(all_problems(content, error), subject) from error
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of the study file, for editors."""
+    schema = Study.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "retune study", **schema}
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"an override has the form key.subkey=value, but got {override!r}", "command line")
+    node: Any = content
+    *parents, last = key.split(".")
+    for parent in parents:
+        if isinstance(node, list):
+            node = node[_index(node, parent, override)]
+        else:
+            if not isinstance(node.get(parent), dict | list):
+                node[parent] = {}
+            node = node[parent]
+        if not isinstance(node, dict | list):
+            raise InputError(
+                f"{parent!r} must be a section or a list, but is {node!r} in {override!r}", "command line"
+            )
+    try:
+        value = yaml.load(text, Loader=_Loader) if text else ""
+    except yaml.YAMLError as error:
+        raise InputError(f"the value is not valid YAML in {override!r}: {error}", "command line") from error
+    if isinstance(node, list):
+        node[_index(node, last, override)] = value
+    else:
+        node[last] = value
+
+
+def _index(items: list[Any], text: str, override: str) -> int:
+    if not text.isdigit() or int(text) >= len(items):
+        raise InputError(
+            f"`0 <= index < {len(items)}` must hold, but got {text!r} in {override!r}", "command line"
+        )
+    return int(text)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads ``1e-4`` as text; people mean a number. If a key stands twice it keeps the last, and says nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping, if no key stands twice."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"these keys stand twice: {twice}", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+_FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$")
+for _loader in (yaml.SafeLoader, _Loader):
+    _loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+def _resolve(content: dict[str, Any], inputs: Path, outputs: Path) -> None:
+    """Make the relative paths in `content` absolute, in place; what is not as expected is left to the validation."""
+    for source in _dicts(_get(content, "data", "sources")):
+        _absolute(source, "uri", inputs)
+    model = _get(content, "model")
+    if isinstance(model, dict) and isinstance(model.get("base"), str):
+        base = model["base"]
+        if base.startswith((".", "~")) or (inputs / base).is_dir():
+            _absolute(model, "base", inputs)
+    files = _get(content, "benchmark", "data")
+    if isinstance(files, dict):
+        for task in list(files):
+            _absolute(files, task, inputs)
+    starts = _get(content, "search", "warm_start")
+    if isinstance(starts, list):
+        holder = {str(k): uri for k, uri in enumerate(starts)}
+        for key in holder:
+            _absolute(holder, key, inputs)
+        starts[:] = list(holder.values())
+    artifacts = content.setdefault("artifacts", {})
+    if isinstance(artifacts, dict):
+        artifacts.setdefault("uri", "./artifacts")
+        _absolute(artifacts, "uri", outputs)
+    tracking = content.setdefault("tracking", {})
+    if isinstance(tracking, dict):
+        uri = tracking.setdefault("uri", "sqlite:///mlflow.db")
+        if isinstance(uri, str) and uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+            tracking["uri"] = f"sqlite:///{outputs / uri.removeprefix('sqlite:///')}"
+
+
+def _get(content: Any, *keys: str) -> Any:
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
+
+
+def _dicts(items: Any) -> Iterable[dict[str, Any]]:
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+
+
+def _absolute(holder: dict[str, Any], key: str, folder: Path) -> None:
+    uri = holder.get(key)
+    if isinstance(uri, str) and uri and "://" not in uri:
+        holder[key] = str((folder / Path(uri).expanduser()).resolve())

@@ -1,0 +1,286 @@
+"""What a study file says, section by section, and the rules between the sections."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from retune.records import digest
+from retune.space import PRESETS, Parameter, Space
+from retune.study.cluster import Cluster
+from retune.study.engine import Engine
+from retune.study.section import Section
+
+AlgorithmName = Literal["nomad", "mads-global", "tpe", "random", "lhs", "gp", "soo", "bamsoo"]
+TaskName = Literal["mmlu", "bbh", "drop", "humaneval", "hellaswag"]
+TUNABLE = ("rank", "alpha", "dropout", "learning_rate", "weight_decay")
+_NAME = re.compile(r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$")
+
+
+class Model(Section):
+    """The frozen base model: a local folder, an ``s3://`` folder or a hub name, with the revision pinned."""
+
+    base: str
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto is bfloat16 on a GPU that has it and float32 on a CPU"
+    )
+
+
+class Source(Section):
+    """One instruction data set and its share of both splits."""
+
+    format: Literal["alpaca", "dolly", "jsonl"]
+    uri: str
+    share: float = Field(gt=0, le=1)
+
+
+class Data(Section):
+    """What is mixed: `train` and `validation` are exact record counts; every source keeps its share in both."""
+
+    sources: list[Source] = Field(min_length=1)
+    train: int = Field(gt=0)
+    validation: int = Field(gt=0)
+    max_length: int = Field(512, ge=16, description="tokens; longer records are cut at the end")
+    loss_on: Literal["completion", "all"] = "completion"
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        total = sum(source.share for source in self.sources)
+        if abs(total - 1) > 1e-6:
+            raise ValueError(
+                f"the shares must add up to 1, but got {total:g} from {[s.share for s in self.sources]}"
+            )
+        return self
+
+
+class Training(Section):
+    """How one trial trains; the defaults are those of Tribes et al. 2024 and of the transformers Trainer they used."""
+
+    epochs: int = Field(2, gt=0)
+    batch_size: int = Field(4, gt=0, description="records per optimiser step, over all devices")
+    target_modules: list[str] = Field(default_factory=lambda: ["q_proj", "v_proj"], min_length=1)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_share: float = Field(
+        0.0, ge=0, lt=1, description="share of all steps in which the learning rate rises from 0"
+    )
+    max_grad_norm: float = Field(1.0, gt=0)
+    rank: int = Field(8, gt=0, description="used when the search does not tune it; so are the next four")
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    learning_rate: float = Field(1e-5, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    checkpoint_minutes: float = Field(10.0, gt=0, description="how much work a killed trial may lose at most")
+
+
+class Preset(Section):
+    """A space from a paper, by name; single parameters of it may be replaced."""
+
+    preset: Literal["tribes2024", "davouse2024"]
+    replace: list[Parameter] = Field(default_factory=list)
+
+
+class Objective(Section):
+    """The metric that the search improves."""
+
+    metric: str = "validation_loss"
+    goal: Literal["minimize", "maximize"] = "minimize"
+
+
+class Constraint(Section):
+    """An upper or lower limit on another metric of a trial, e.g. ``{metric: adapter_mib, max: 100}``."""
+
+    metric: str
+    max: float | None = None
+    min: float | None = None
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        if (self.max is None) == (self.min is None):
+            raise ValueError(
+                f"a constraint has either `max` or `min`, but got max={self.max}, min={self.min}"
+            )
+        return self
+
+
+class Search(Section):
+    """How the next settings are found and when to stop."""
+
+    algorithm: AlgorithmName = "nomad"
+    settings: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    parameters: Annotated[
+        Annotated[Preset, Tag("preset of a paper")] | Annotated[list[Parameter], Tag("list of parameters")],
+        Discriminator(lambda given: "list of parameters" if isinstance(given, list) else "preset of a paper"),
+    ] = Field(default_factory=lambda: Preset(preset="tribes2024"))
+    objective: Objective = Field(default_factory=Objective)
+    constraints: list[Constraint] = Field(default_factory=list)
+    trials: int = Field(100, gt=0, description="trained settings, the default setting among them")
+    parallel: int = Field(1, gt=0)
+    max_failed: int | None = Field(None, ge=0, description="stop once more trials than this have failed")
+    max_hours: float | None = Field(None, gt=0)
+    repeats: int = Field(
+        2, ge=0, description="other seeds for the best and the default setting, to show the spread"
+    )
+    warm_start: list[str] = Field(default_factory=list)
+
+    @property
+    def space(self) -> Space:
+        """The parameters, from the preset or as spelled out."""
+        if isinstance(self.parameters, list):
+            return Space(parameters=tuple(self.parameters))
+        preset = PRESETS[self.parameters.preset]()
+        replaced = {parameter.name: parameter for parameter in self.parameters.replace}
+        return Space(
+            parameters=tuple(replaced.pop(p.name, p) for p in preset.parameters) + tuple(replaced.values())
+        )
+
+    @model_validator(mode="after")
+    def _space_is_trainable(self) -> Self:
+        problems = []
+        unknown = [name for name in self.space.names if name not in TUNABLE]
+        if unknown:
+            problems.append(f"a trial can tune {list(TUNABLE)}, but the search names {unknown}")
+        lacking = [p.name for p in self.space.parameters if p.default is None]
+        if lacking:
+            problems.append(
+                f"every parameter needs a `default`, the setting to compare with, but these have none: {lacking}"
+            )
+        return self._checked(problems)
+
+
+class Benchmark(Section):
+    """Which models are scored on what, besides the untuned base and the default setting."""
+
+    tasks: list[TaskName] = Field(default_factory=list)
+    data: dict[TaskName, str] = Field(default_factory=dict, description="file or folder of each task")
+    top: int = Field(3, ge=1, description="how many of the best trials, by the objective")
+    bottom: int = Field(0, ge=0, description="and how many of the worst")
+    limit: int | None = Field(None, gt=0, description="questions per task at most; a seeded, stratified draw")
+    batch_size: int = Field(8, gt=0)
+    allow_code_execution: bool = Field(False, description="humaneval runs code that a model wrote")
+
+    @model_validator(mode="after")
+    def _tasks_have_data(self) -> Self:
+        problems = []
+        lacking = [task for task in self.tasks if task not in self.data]
+        if lacking:
+            problems.append(
+                f"every task needs its file or folder under `benchmark.data`, but these have none: {lacking}"
+            )
+        if "humaneval" in self.tasks and not self.allow_code_execution:
+            problems.append(
+                "humaneval runs code written by a model: set `benchmark.allow_code_execution: true` to allow it, or drop the task"
+            )
+        return self._checked(problems)
+
+
+class Select(Section):
+    """How one of the Pareto-optimal candidates is chosen; never silently by the loss.
+
+    ``weighted`` takes the highest weighted mean of the scores (equal weights unless given); ``lexicographic`` compares
+    the metrics in the given order. ``objective`` in ``order`` stands for the search's own metric, which also breaks ties.
+    """
+
+    rule: Literal["weighted", "lexicographic"] = "weighted"
+    weights: dict[TaskName, float] = Field(default_factory=dict)
+    order: list[TaskName | Literal["objective"]] = Field(
+        default_factory=lambda: list[TaskName | Literal["objective"]](["objective"])
+    )
+
+
+class Gate(Section):
+    """What a challenger must show before it becomes champion."""
+
+    min_gain_over_base: float = Field(0.0, ge=0, description="in units of the objective")
+    min_gain_over_champion: float = Field(
+        0.0, ge=0, description="in units of the objective, on this study's validation data"
+    )
+    max_score_loss: float = Field(
+        0.02, ge=0, description="how far each benchmark score may lie below the champion's, else the base's"
+    )
+
+
+class Promote(Section):
+    """The registered model that the winner becomes a version of."""
+
+    model: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    gate: Gate = Field(default_factory=Gate)
+
+
+class Tracking(Section):
+    """The MLflow tracking server or database."""
+
+    uri: str = "sqlite:///mlflow.db"
+
+
+class Artifacts(Section):
+    """Where data, trials and adapters are kept (a folder or ``s3://bucket/prefix``)."""
+
+    uri: str = "./artifacts"
+    keep: int = Field(5, ge=1, description="adapters kept: those of the best trials")
+
+
+class Study(Section):
+    """A whole study. `load` is the usual way to make one."""
+
+    name: str
+    seed: int = Field(0, ge=0, lt=2**31)
+    model: Model
+    data: Data
+    training: Training = Field(default_factory=Training)
+    search: Search = Field(default_factory=Search)
+    benchmark: Benchmark = Field(default_factory=Benchmark)
+    select: Select = Field(default_factory=Select)
+    promote: Promote
+    engine: Engine = Field(default_factory=Engine)
+    cluster: Cluster = Field(default_factory=Cluster)
+    tracking: Tracking = Field(default_factory=Tracking)
+    artifacts: Artifacts = Field(default_factory=Artifacts)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        problems = []
+        if not _NAME.match(self.name):
+            problems.append(
+                f"`name` must be lower-case letters, digits and inner dashes, at most 40 of them, but got {self.name!r}"
+            )
+        if self.artifacts.keep < self.benchmark.top and self.benchmark.tasks:
+            raise ValueError(
+                "`artifacts.keep >= benchmark.top` must hold, since only kept adapters can be benchmarked, "
+                f"but got keep={self.artifacts.keep}, top={self.benchmark.top}"
+            )
+        if self.engine.kind == "katib" and self.cluster.images.train is None:
+            problems.append(
+                "`engine.kind: katib` needs `cluster.images.train`, the image that its trials run, but it is not given"
+            )
+        outside = [t for t in self.select.weights if t not in self.benchmark.tasks]
+        outside += [t for t in self.select.order if t != "objective" and t not in self.benchmark.tasks]
+        if outside:
+            problems.append(
+                f"`select` may name only tasks of `benchmark.tasks` {self.benchmark.tasks}, but names {outside}"
+            )
+        return self._checked(problems)
+
+    @property
+    def root(self) -> str:
+        """The folder of everything this study writes."""
+        return f"{self.artifacts.uri.rstrip('/')}/{self.name}"
+
+    def settings_digest(self, data_digest: str, base_digest: str) -> str:
+        """Return the digest of all that decides the result of a setting: data, base, training, seed."""
+        training = self.training.model_dump(mode="json", exclude={"checkpoint_minutes"})
+        used = {"data": data_digest, "base": base_digest, "dtype": self.model.dtype, "training": training,
+                "max_length": self.data.max_length, "loss_on": self.data.loss_on, "seed": self.seed}  # fmt: skip
+        return digest(used)
+
+    def search_digest(self, data_digest: str, base_digest: str) -> str:
+        """Return the digest of all that decides which settings are tried; budgets (trials, hours) are not part of it."""
+        search = self.search.model_dump(
+            mode="json", include={"algorithm", "settings", "objective", "constraints", "warm_start"}
+        )
+        space = self.search.space.model_dump(mode="json")
+        return digest(
+            {"settings": self.settings_digest(data_digest, base_digest), "search": search, "space": space}
+        )

@@ -1,0 +1,119 @@
+"""From pydantic's errors to sentences: where, the rule, the value, what to do; all of them at once."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from retune.space import Parameter
+from retune.study.model import Study
+
+
+def all_problems(content: Mapping[str, Any], error: ValidationError) -> list[str]:
+    """Return every problem.
+
+    Rules that span keys are checked only once the single keys are right, so drop the wrong ones and look again.
+    """
+    left: dict[Any, Any] = copy.deepcopy(dict(content))
+    problems: list[str] = []
+    while True:
+        missing = [e for e in error.errors() if e["type"] == "missing"]
+        # What is missing in later rounds we dropped ourselves.
+        found = [e for e in error.errors() if not problems or e not in missing]
+        problems += [sentence for e in found if (sentence := _sentence(e)) not in problems]
+        changes = [_drop(left, _path(e)) for e in reversed(found)]  # of a list the last items first
+        changes += [_stand_in(left, _path(e)[0]) for e in missing]
+        if not any(changes):
+            return problems
+        try:
+            Study.model_validate(left)
+        except ValidationError as further:
+            error = further
+        else:
+            return problems
+
+
+_STAND_INS: dict[str | int, Any] = {
+    "name": "x",
+    "model": {"base": "x"},
+    "data": {"sources": [{"format": "alpaca", "uri": "x", "share": 1}], "train": 1, "validation": 1},
+    "promote": {"model": "x"},
+}
+
+
+def _stand_in(content: dict[Any, Any], section: str | int) -> bool:
+    """Put a valid section in the place of one that lacks a key, so that the rules between sections are checked too."""
+    if section not in _STAND_INS or content.get(section) == _STAND_INS[section]:
+        return False
+    content[section] = copy.deepcopy(_STAND_INS[section])
+    return True
+
+
+def _drop(content: Any, path: Sequence[str | int]) -> bool:
+    """Delete the key at `path`; return whether there was one.
+
+    Of a list with a wrong item the whole list goes, but for the benchmark tasks, which other sections refer to.
+    """
+    while path and isinstance(path[-1], int) and "tasks" not in path:
+        path = path[:-1]
+    try:
+        for part in path[:-1]:
+            content = content[part]
+        del content[path[-1]]
+    except (KeyError, IndexError, TypeError):
+        return False
+    return True
+
+
+def _path(error: Any) -> list[str | int]:
+    """Return the keys that lead to an error, without the names of union members, which mean nothing to a person."""
+    return [part for part in error["loc"] if part not in ("preset of a paper", "list of parameters", "[key]")]
+
+
+def _sentence(error: Any) -> str:
+    """Turn one pydantic error into a sentence: where, the rule, the value, and the nearest valid key."""
+    path = _path(error)
+    where = ".".join(map(str, path))
+    if error["type"] == "extra_forbidden":
+        valid = _valid_keys(path[:-1])
+        near = difflib.get_close_matches(str(path[-1]), valid, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; valid keys are {valid}"
+        return f"{where}: unknown key{hint}"
+    if error["type"] == "missing":
+        return f"{where}: this key is required"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if error["type"] == "value_error":
+        return f"{where}: {message}" if where else message
+    return f"{where}: {message}, but got {error['input']!r}"
+
+
+def _valid_keys(path: Sequence[str | int]) -> list[str]:
+    """Return the keys that the section at `path` knows."""
+    node: Any = Study
+    for part in path:
+        if isinstance(part, int):
+            continue
+        field = (
+            node.model_fields.get(part) if isinstance(node, type) and issubclass(node, BaseModel) else None
+        )
+        if field is None:
+            return []
+        in_list = part == "parameters" and any(isinstance(step, int) for step in path)
+        node = Parameter if in_list else _section(field.annotation)
+    return sorted(node.model_fields) if isinstance(node, type) and issubclass(node, BaseModel) else []
+
+
+def _section(annotation: Any) -> Any:
+    """Return the section class inside a list or union annotation."""
+    if get_origin(annotation) is Annotated:
+        return _section(get_args(annotation)[0])
+    for inner in get_args(annotation):
+        found = _section(inner)
+        if isinstance(found, type) and issubclass(found, BaseModel):
+            return found
+    return annotation
