@@ -15,6 +15,7 @@ from retune import models, store
 from retune.data import mixing
 from retune.engines.ledger import Ledger
 from retune.engines.local import LocalEngine
+from retune.errors import InputError
 from retune.records import Record, digest, now, versions
 from retune.steps import folders, locks, progress
 from retune.steps.stamps import Stamps
@@ -65,6 +66,8 @@ def search(study: Study, data_uri: str) -> tuple[str, SearchRecord]:
         Interrupted: on SIGTERM, SIGINT or the stop file, after running trials saved a checkpoint.
 
     """
+    if study.engine.kind == "katib":  # the local engine must not run it in its place
+        raise InputError("`engine.kind: katib` cannot run yet in this version; use `local`", study.name)
     mix = mixing.read_mix_record(data_uri)
     folder = folders.search_folder(study, mix.digest)
     stamps = Stamps(folder)
