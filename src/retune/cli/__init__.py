@@ -20,6 +20,7 @@ VERBS = {
     "bench": "Score a base model and adapters on benchmarks.",
     "suggest": "Show which settings would be tried next, and why.",
     "serve": "Serve the search algorithms to Katib or to a local study.",
+    "render": "Print what a study would create on a cluster.",
     "promote": "Put a registered adapter through the gate, or roll back.",
     "report": "Write the report of a study again.",
 }

@@ -20,6 +20,7 @@ from retune.space import Assignment, Space
 
 __all__ = [
     "ALGORITHMS",
+    "ALIASES",
     "Algorithm",
     "Objective",
     "Observation",
@@ -56,9 +57,13 @@ ALGORITHMS: dict[str, Algorithm] = {
     "random": Algorithm(random.RandomSettings, random.propose, "uniform random points"),
 }
 
+ALIASES = {"retune-tpe": "tpe", "retune-random": "random"}
+"""Names that mean ours everywhere: under Katib `tpe` and `random` are Katib's own services."""
+
 
 def validate(algorithm: str, space: Space, settings: Mapping[str, Any]) -> list[str]:
     """Return all that is wrong with the settings of an algorithm; nothing if it can run."""
+    algorithm = ALIASES.get(algorithm, algorithm)
     if algorithm not in ALGORITHMS:
         return [f"unknown algorithm {algorithm!r}; there are {sorted(ALGORITHMS)}"]
     return problems(ALGORITHMS[algorithm].settings, settings)
@@ -103,7 +108,7 @@ def explain(
         raise InputError(found, "search.settings")
     if count < 1:
         raise InputError(f"`count >= 1` must hold, but got {count}", "search")
-    chosen = ALGORITHMS[algorithm]
+    chosen = ALGORITHMS[ALIASES.get(algorithm, algorithm)]
     parsed = chosen.settings.model_validate(dict(settings))
     problem = pose(
         space, objective, parsed, history, parsed.seed if parsed.seed is not None else seed, issued

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -13,7 +13,13 @@ from retune.study.cluster import Cluster
 from retune.study.engine import Engine
 from retune.study.section import Section
 
-AlgorithmName = Literal["nomad", "mads-global", "tpe", "random", "lhs", "gp", "soo", "bamsoo"]
+AlgorithmName = Literal[
+    "nomad", "mads-global", "tpe", "random", "lhs", "gp", "soo", "bamsoo", "retune-tpe", "retune-random",
+    "multivariate-tpe", "bayesianoptimization", "cmaes",
+]  # fmt: skip
+KATIB_ONLY = ("multivariate-tpe", "bayesianoptimization", "cmaes")
+"""Katib's own services, with no counterpart here. Under Katib `tpe` and `random` are Katib's too; ours are `retune-tpe`
+and `retune-random`, under either engine."""
 TaskName = Literal["mmlu", "bbh", "drop", "humaneval", "hellaswag"]
 TUNABLE = ("rank", "alpha", "dropout", "learning_rate", "weight_decay")
 _NAME = re.compile(r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$")
@@ -255,6 +261,11 @@ class Study(Section):
             problems.append(
                 "`engine.kind: katib` needs `cluster.images.train`, the image that its trials run, but it is not given"
             )
+        if self.engine.kind == "local" and self.search.algorithm in KATIB_ONLY:
+            problems.append(
+                f"`search.algorithm: {self.search.algorithm}` is Katib's own and needs `engine.kind: katib`; "
+                f"the engine `local` has {[name for name in get_args(AlgorithmName) if name not in KATIB_ONLY]}"
+            )
         outside = [t for t in self.select.weights if t not in self.benchmark.tasks]
         outside += [t for t in self.select.order if t != "objective" and t not in self.benchmark.tasks]
         if outside:
@@ -280,7 +291,11 @@ class Study(Section):
         search = self.search.model_dump(
             mode="json", include={"algorithm", "settings", "objective", "constraints", "warm_start"}
         )
-        space = self.search.space.model_dump(mode="json")
-        return digest(
-            {"settings": self.settings_digest(data_digest, base_digest), "search": search, "space": space}
-        )
+        decides = {
+            "settings": self.settings_digest(data_digest, base_digest),
+            "search": search,
+            "space": self.search.space.model_dump(mode="json"),
+        }
+        if self.engine.kind != "local":  # the same word can mean another algorithm, and trials come in another order
+            decides["engine"] = self.engine.kind
+        return digest(decides)

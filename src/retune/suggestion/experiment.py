@@ -23,10 +23,11 @@ from pydantic import ValidationError
 
 from retune import search
 from retune.errors import InputError
-from retune.search import Objective
+from retune.search import Objective, Observation
 from retune.space import LOG10_GRID, Assignment, Parameter, Space, Value, tidy
 from retune.study import Constraint
 from retune.suggestion import messages as katib
+from retune.suggestion import warm as warm_start
 
 _CONSTRAINT = re.compile(r"^\s*(?P<metric>\S+?)\s*(?P<sign><=|>=)\s*(?P<limit>\S+)\s*$")
 _KINDS = {
@@ -37,6 +38,8 @@ _KINDS = {
 }
 ISSUED = "retune.issued"
 """The setting that brings back the points issued so far; Katib stores it with the suggestions."""
+WARM = "retune.warm_start"
+"""The setting with the results of earlier studies, see `retune.suggestion.warm`."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Search:
     issued: str = ""
     parallel: int = 1
     texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    warm: tuple[Observation, ...] = ()
 
     def text(self, name: str, value: Value) -> str:
         """Return a value as Katib wants it: the word of the list, or the shortest exact number."""
@@ -137,7 +141,7 @@ def search_of(experiment: Any) -> Search:
     """
     spec, problems = experiment.spec, []
     settings = {entry.name: entry.value for entry in spec.algorithm.algorithm_settings}
-    issued = settings.pop(ISSUED, "")
+    issued, earlier = settings.pop(ISSUED, ""), settings.pop(WARM, "")
     parameters, texts = [], {}
     for entry in spec.parameter_specs.parameters:
         own = {key: settings.pop(f"{key}.{entry.name}", None) for key in ("default", "log_step")}
@@ -156,12 +160,13 @@ def search_of(experiment: Any) -> Search:
     if spec.HasField("nas_config"):
         problems.append("neural architecture search is not supported, but `nasConfig` is given")
     space = _space(parameters, spec, problems)
+    warm = tuple(warm_start.decode(space, earlier, problems)) if space else ()
     problems += search.validate(spec.algorithm.algorithm_name, space or _ANY_SPACE, settings)
     if problems or space is None:
         raise InputError(problems, f"experiment {experiment.name!r}")
     algorithm = spec.algorithm.algorithm_name
     parallel = max(spec.parallel_trial_count, 1)
-    return Search(experiment.name, algorithm, space, objective, settings, issued, parallel, texts)
+    return Search(experiment.name, algorithm, space, objective, settings, issued, parallel, texts, warm)
 
 
 _ANY_SPACE = Space(parameters=(Parameter(name="any", kind="categorical", values=("any",)),))

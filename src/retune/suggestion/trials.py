@@ -51,7 +51,7 @@ def trial_of(found: Search, entry: Observation) -> Any:
 def history_of(found: Search, trials: Iterable[Any]) -> list[Observation]:
     """Return what the trials tell of this search, without foreign trials and with the missing ones."""
     own = [entry for trial in sorted(trials, key=_order) if (entry := _observation(found, trial)) is not None]
-    history = [
+    history = list(found.warm) + [
         Observation(e.assignment, e.status, e.values, e.name, place if e.number is None else e.number, e.warm)
         for place, e in enumerate(own)
     ]

@@ -1,0 +1,113 @@
+"""`retune render`: what a study would create on a cluster, as YAML."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from retune.engines.katib.manifest import Place
+    from retune.study import Study
+
+
+@click.group("render")
+def command() -> None:
+    """Print what a study would create on a Kubernetes cluster, as YAML."""
+
+
+@command.command()
+@click.argument("study_file", metavar="STUDY")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--data", metavar="URI", help="Folder of the mixed data.  [default: where `retune mix` puts it]"
+)
+@click.option("--folder", metavar="URI", help="The search's folder.  [default: as `retune run` names it]")
+def experiment(study_file: str, overrides: tuple[str, ...], data: str | None, folder: str | None) -> None:
+    """Print the Katib Experiment of a study's search.
+
+    The trials' pods read the study from the search's folder, so it is written there, unless `--folder` says that it
+    lies elsewhere. `retune run` with `engine.kind: katib` creates the same Experiment and gathers the results.
+
+    \b
+    Examples:
+      retune render experiment study.yaml engine.kind=katib | kubectl create -f -
+      retune render experiment study.yaml --data s3://b/mixed --folder s3://b/search-1
+    """
+    from retune.engines.katib import manifest
+
+    loaded = _load(study_file, overrides)
+    place = _place(loaded, data, folder)
+    _print(manifest.experiment(loaded, place, loaded.search.trials, manifest.failures(loaded)))
+    if folder is None:
+        from retune import store
+
+        store.write(place.study, (loaded.model_dump_json(indent=2) + "\n").encode())
+        click.echo(f"the study is in {place.study}", err=True)
+
+
+@command.command()
+@click.argument("study_file", metavar="STUDY")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def runtime(study_file: str, overrides: tuple[str, ...]) -> None:
+    """Print the TrainingRuntime that TrainJob trials run in: volumes, secrets and node choices are its own.
+
+    \b
+    Example:
+      retune render runtime study.yaml cluster.katib.trial=TrainJob | kubectl apply -f -
+    """
+    from retune.engines.katib import manifest
+
+    _print(manifest.runtime(_load(study_file, overrides)))
+
+
+def _load(study_file: str, overrides: tuple[str, ...]) -> Study:
+    from retune import study
+
+    return study.load(study_file, [*overrides, "engine.kind=katib"])
+
+
+def _place(study: Study, data: str | None, folder: str | None) -> Place:
+    from retune import store
+    from retune.data import mixing
+    from retune.engines.katib.manifest import Place, check
+    from retune.errors import InputError
+    from retune.steps import folders
+
+    if data and folder:
+        return Place(folder, data)
+    check(study)
+    data = data or folders.data_folder(study)
+    if not store.exists(store.join(data, "mix.json")):
+        raise InputError(
+            f"the data must be mixed before its trials can be named, but there is none in {data}: "
+            "run `retune mix`, or give --data and --folder",
+            study.name,
+        )
+    return Place(folder or folders.search_folder(study, mixing.read_mix_record(data).digest), data)
+
+
+def _print(content: dict[str, Any]) -> None:
+    click.echo(as_yaml(content), nl=False)
+
+
+def as_yaml(content: dict[str, Any]) -> str:
+    """Return an object as YAML that every reader takes alike: text that looks like a number is quoted.
+
+    PyYAML leaves ``1e-05`` bare, since YAML 1.1 calls it text; kubectl reads a number there, which Katib refuses.
+    """
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: object) -> bool:
+            return True
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        try:
+            float(value)
+        except ValueError:
+            return dumper.represent_scalar("tag:yaml.org,2002:str", value)
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style='"')
+
+    Dumper.add_representer(str, text)
+    return yaml.dump(content, Dumper=Dumper, sort_keys=False, width=1000)

@@ -1,0 +1,1 @@
+"""The engine `katib`: a study's trials as a Katib Experiment on a Kubernetes cluster."""

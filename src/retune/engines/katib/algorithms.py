@@ -1,0 +1,172 @@
+"""Which algorithm an Experiment names, and its parameters and settings, as the service behind the name expects them.
+
+Ours run in our suggestion image, under the names of `OURS`. Katib's own run in Katib's images and know neither our
+ladders nor constraints nor earlier studies. Under Katib the words ``tpe`` and ``random`` mean Katib's.
+
+Sources: kubeflow/katib v0.19.0, pkg/suggestion/v1beta1/{hyperopt,optuna,skopt,goptuna}, for settings and faults.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from kubeflow_katib_api import models
+
+from retune import search
+from retune.search import Objective, Observation
+from retune.space import Parameter, Value
+from retune.study import Study
+from retune.suggestion import messages as katib
+from retune.suggestion.experiment import WARM, experiment_of, search_of
+from retune.suggestion.warm import encode
+
+OURS = ("nomad", "mads-global", "gp", "lhs", "soo", "bamsoo", "retune-tpe", "retune-random")
+"""`algorithmName` of our algorithms; `retune katib register` puts them into Katib's configuration."""
+
+_STARTS_ANYWHERE = ("retune-random",)  # all others of ours try the default setting first
+
+_KATIBS: dict[str, tuple[str, ...]] = {
+    "tpe": ("gamma", "prior_weight", "n_EI_candidates", "random_state"),
+    "random": ("random_state",),
+    "multivariate-tpe": ("n_startup_trials", "n_ei_candidates", "random_state"),
+    "bayesianoptimization": (
+        "base_estimator",
+        "n_initial_points",
+        "acq_func",
+        "acq_optimizer",
+        "random_state",
+    ),
+    "cmaes": ("sigma", "restart_strategy", "random_state"),
+}
+_TYPES = {
+    katib.DOUBLE: "double",
+    katib.INT: "int",
+    katib.DISCRETE: "discrete",
+    katib.CATEGORICAL: "categorical",
+}
+
+
+def is_ours(algorithm: str) -> bool:
+    """Return whether an algorithm runs in our image under Katib."""
+    return algorithm in OURS
+
+
+def begins_with_default(study: Study, warm: Sequence[Observation] = ()) -> bool:
+    """Return whether the first point of the Experiment will be exactly the default setting.
+
+    Otherwise the default is trained by a Job of its own: for Katib's algorithms, for uniform random search, where an
+    earlier study has tried it, and where it lies between two levels of the ladders.
+    """
+    space, algorithm = study.search.space, study.search.algorithm
+    default = space.default()
+    if default is None or not is_ours(algorithm) or algorithm in _STARTS_ANYWHERE:
+        return False
+    tried = [space.encode(entry.assignment) for entry in warm]
+    return space.snap(default) == default and space.encode(default) not in tried
+
+
+def problems(study: Study) -> list[str]:
+    """Return what keeps the algorithm from running under Katib; nothing if it can."""
+    name, wanted = study.search.algorithm, study.search
+    if is_ours(name):
+        return search.validate(name, wanted.space, wanted.settings)
+    found = []
+    for key in wanted.settings:
+        if key not in _KATIBS[name]:
+            near = difflib.get_close_matches(key, _KATIBS[name], n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            found.append(
+                f"`search.settings` of Katib's `{name}` knows no {key!r}; {hint}it knows {list(_KATIBS[name])}"
+            )
+    if wanted.warm_start:
+        found.append(
+            f"Katib's `{name}` cannot be told of earlier studies: drop `search.warm_start`, or use one of {list(OURS)}"
+        )
+    numbers = [p.name for p in wanted.space.parameters if p.kind in ("real", "integer") and p.step is None]
+    if name == "cmaes" and len(numbers) < 2:
+        found.append(
+            f"`cmaes` needs two or more real or integer parameters without a `step`, but got {numbers}"
+        )
+    if name == "bayesianoptimization":  # skopt samples each double on a log scale, whatever was asked for
+        low = [p.name for p in wanted.space.parameters if p.kind == "real" and p.step is None and p.low == 0]
+        low += [p.name for p in wanted.space.parameters if p.kind == "real" and (p.low or 0) < 0]
+        if low:
+            found.append(
+                f"Katib's `bayesianoptimization` draws real parameters on a log scale, so `low > 0` must hold, but got {low}; "
+                "raise `low`, give a `step`, or use `gp`"
+            )
+    return found
+
+
+def spec(study: Study, warm: Sequence[Observation] = ()) -> models.V1beta1AlgorithmSpec:
+    """Return the Experiment's `algorithm`, with the seed and all that ours are told as settings."""
+    name = study.search.algorithm
+    if is_ours(name):
+        message = _message(study)
+        settings = {entry.name: entry.value for entry in message.spec.algorithm.algorithm_settings}
+        if warm:
+            settings[WARM] = encode(search_of(message).space, warm)
+    else:
+        settings = {"random_state": str(study.seed)} | {k: _text(v) for k, v in study.search.settings.items()}
+    return models.V1beta1AlgorithmSpec(
+        algorithm_name=name,
+        algorithm_settings=[
+            models.V1beta1AlgorithmSetting(name=key, value=value) for key, value in settings.items()
+        ],
+    )
+
+
+def parameters(study: Study) -> list[models.V1beta1ParameterSpec]:
+    """Return the Experiment's `parameters`."""
+    if is_ours(study.search.algorithm):
+        return [_from_message(entry) for entry in _message(study).spec.parameter_specs.parameters]
+    return [_plain(parameter) for parameter in study.search.space.parameters]
+
+
+def _message(study: Study) -> katib.Experiment:
+    wanted = study.search
+    objective = Objective(wanted.objective.metric, wanted.objective.goal, tuple(wanted.constraints))
+    return experiment_of(
+        study.name, wanted.algorithm, wanted.space, objective, wanted.settings, study.seed, wanted.parallel
+    )
+
+
+def _from_message(entry: katib.ParameterSpec) -> models.V1beta1ParameterSpec:
+    feasible = entry.feasible_space
+    scale = "logUniform" if feasible.distribution == katib.LOG_UNIFORM else "uniform"
+    space = models.V1beta1FeasibleSpace(
+        min=feasible.min or None,
+        max=feasible.max or None,
+        step=feasible.step or None,
+        list=list(feasible.list) or None,
+        distribution=None if feasible.list else scale,
+    )
+    return models.V1beta1ParameterSpec(
+        name=entry.name, parameter_type=_TYPES[entry.parameter_type], feasible_space=space
+    )
+
+
+def _plain(parameter: Parameter) -> models.V1beta1ParameterSpec:
+    """Return a parameter for Katib's own services.
+
+    A `step` means another thing in each of them (hyperopt rounds to multiples of it, even out of the range), so a
+    ladder with a step becomes the list of its levels.
+    """
+    if parameter.values is not None or parameter.step is not None:
+        kind = "categorical" if parameter.kind == "categorical" else "discrete"
+        values = parameter.values or tuple(parameter.value(level) for level in range(parameter.levels))
+        feasible = models.V1beta1FeasibleSpace(list=[_text(value) for value in values])
+    else:
+        assert parameter.low is not None
+        assert parameter.high is not None
+        whole = parameter.kind == "integer"
+        kind = "int" if whole else "double"
+        low, high = (repr(int(x) if whole else x) for x in (parameter.low, parameter.high))
+        scale = "logUniform" if parameter.scale == "log" else "uniform"
+        feasible = models.V1beta1FeasibleSpace(min=low, max=high, distribution=scale)
+    return models.V1beta1ParameterSpec(name=parameter.name, parameter_type=kind, feasible_space=feasible)
+
+
+def _text(value: Value | bool) -> str:
+    return value if isinstance(value, str) else repr(value)

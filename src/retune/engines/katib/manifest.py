@@ -1,0 +1,316 @@
+"""What is created on the cluster: the Experiment of a search, Jobs for what Katib does not run, and the TrainJobs' runtime.
+
+A trial's pod runs one line of plain words, because Katib joins command and arguments with spaces into `sh -c`;
+hyper-parameters come as environment variables, which no shell reads. Katib puts values into the template by replacing
+text, so a placeholder always stands for a whole string.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kubeflow_katib_api import models
+from kubernetes import client
+
+from retune import store
+from retune.engines.katib import algorithms, pods
+from retune.errors import InputError
+from retune.search import Observation
+from retune.space import Value
+from retune.study import Study
+from retune.training.trial import TrialTask
+
+SEARCH_LABEL = "retune.dev/search"
+"""Label with the digest of the search, by which a restarted engine finds its objects again."""
+TRIAL_LABEL = "retune.dev/trial"
+TRAINER = "trainer.kubeflow.org/v1alpha1"
+_TRIAL_NAME = "${trialParameters.trialName}"
+_NAME = 24  # Katib adds 5 here, 9 for a trial, 16 for a TrainJob's pod: 63 in all is the limit
+_METRIC = re.compile(r"^[\w|-]+$")  # what the collector's default filter can read
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a search lies, as its pods see it: the search's folder with `study.json` in it, and the mixed data."""
+
+    folder: str
+    data: str
+
+    @property
+    def digest(self) -> str:
+        """The digest in the folder's name, ``search-<digest>``."""
+        return self.folder.rstrip("/").rsplit("/", 1)[-1].removeprefix("search-")
+
+    @property
+    def study(self) -> str:
+        """URI of the resolved study."""
+        return store.join(self.folder, "study.json")
+
+    @property
+    def trials(self) -> str:
+        """URI of the folder that holds one folder for each of Katib's trials, by its name there."""
+        return store.join(self.folder, "katib")
+
+
+def check(study: Study, place: Place | None = None) -> None:
+    """Refuse what cannot run on the cluster.
+
+    Raises:
+        InputError: with every problem.
+
+    """
+    problems = algorithms.problems(study)
+    if study.cluster.images.train is None:
+        problems.append("`cluster.images.train`, the image that trials run, is required under Katib")
+    problems += _unreachable(study, place)
+    metrics = [study.search.objective.metric, *_additional(study)]
+    bad = [name for name in metrics if not _METRIC.match(name)]
+    if bad:
+        problems.append(f"Katib reads metric names of letters, digits, `_`, `-` and `|` alone, but got {bad}")
+    if study.search.objective.metric in {c.metric for c in study.search.constraints}:
+        problems.append(
+            f"Katib takes no constraint on the objective itself, but got one on {study.search.objective.metric!r}"
+        )
+    if place is not None:
+        words = [word.replace(_TRIAL_NAME, "trial") for word in _words(study, place)]
+        odd = [word for word in words if shlex.quote(word) != word]
+        if odd:
+            problems.append(
+                f"Katib gives a trial's command to a shell, so its words must be plain (no spaces or quotes), but got {odd}"
+            )
+    if problems:
+        raise InputError(problems, f"study {study.name!r} under Katib")
+
+
+def _unreachable(study: Study, place: Place | None) -> list[str]:
+    """Return a sentence for each path that a pod on another machine cannot see."""
+    paths = {"artifacts.uri": study.artifacts.uri, "model.base": study.model.base}
+    if place is not None:
+        paths |= {"the search's folder": place.folder, "the mixed data": place.data}
+    mounts = [volume.mount.rstrip("/") + "/" for volume in study.cluster.volumes]
+    return [
+        f"pods must reach `{key}`: an s3:// address, or a path below a mount of `cluster.volumes` {mounts}, but got {path}"
+        for key, path in paths.items()
+        if path.startswith("/") and not any(f"{path}/".startswith(mount) for mount in mounts)
+    ]
+
+
+def _additional(study: Study) -> list[str]:
+    return sorted({constraint.metric for constraint in study.search.constraints})
+
+
+def experiment(
+    study: Study, place: Place, trials: int, max_failed: int | None = None, warm: Sequence[Observation] = ()
+) -> dict[str, Any]:
+    """Return the Experiment of a study's search, complete, as JSON.
+
+    Args:
+        study: what is searched. place: where it lies.
+        trials: how many trials Katib is to run. max_failed: at how many failures it stops.
+        warm: results that the algorithm is told of.
+
+    Raises:
+        InputError: for what cannot run on the cluster, with every problem.
+
+    """
+    check(study, place)
+    wanted, cluster = study.search, study.cluster
+    settings = cluster.katib.early_stopping_settings
+    stop = cluster.katib.early_stopping and models.V1beta1EarlyStoppingSpec(
+        algorithm_name=cluster.katib.early_stopping,
+        algorithm_settings=[
+            models.V1beta1EarlyStoppingSetting(name=key, value=str(value)) for key, value in settings.items()
+        ],
+    )
+    spec = models.V1beta1ExperimentSpec(
+        objective=_objective(study),
+        algorithm=algorithms.spec(study, warm),
+        early_stopping=stop or None,
+        parallel_trial_count=min(wanted.parallel, trials),
+        max_trial_count=trials,
+        max_failed_trial_count=None if max_failed is None else min(max_failed, trials),
+        resume_policy=cluster.katib.resume,
+        metrics_collector_spec=models.V1beta1MetricsCollectorSpec(
+            collector=models.V1beta1CollectorSpec(kind="StdOut")
+        ),
+        parameters=algorithms.parameters(study),
+        trial_template=_template(study, place),
+    )
+    found = models.V1beta1Experiment(api_version="kubeflow.org/v1beta1", kind="Experiment", spec=spec)
+    content: dict[str, Any] = {
+        "apiVersion": found.api_version,
+        "kind": found.kind,
+        "metadata": {
+            "generateName": f"{short(study.name)}-",
+            **_namespaced(study),
+            "labels": _labels(study, place),
+            "annotations": {"retune.dev/folder": place.folder},
+        },
+        "spec": spec.to_dict(),
+    }
+    return content
+
+
+def failures(study: Study) -> int | None:
+    """Return at how many failed trials Katib stops: it says "at", a study says "more than"."""
+    return None if study.search.max_failed is None else study.search.max_failed + 1
+
+
+def _objective(study: Study) -> models.V1beta1ObjectiveSpec:
+    """Return the objective. Every metric is read at its last value, as in a trial's record: Katib would take the minimum."""
+    metric, additional = study.search.objective.metric, _additional(study)
+    return models.V1beta1ObjectiveSpec(
+        type=study.search.objective.goal,
+        objective_metric_name=metric,
+        additional_metric_names=additional or None,
+        metric_strategies=[
+            models.V1beta1MetricStrategy(name=name, value="latest") for name in (metric, *additional)
+        ],
+    )
+
+
+def _template(study: Study, place: Place) -> models.V1beta1TrialTemplate:
+    names = study.search.space.names
+    env = {f"RETUNE_HP_{name.upper()}": f"${{trialParameters.{name}}}" for name in names}
+    of_trial = [models.V1beta1TrialParameterSpec(name=name, reference=name) for name in names]
+    of_trial.append(models.V1beta1TrialParameterSpec(name="trialName", reference="${trialSpec.Name}"))
+    katib = study.cluster.katib
+    make = _train_job if katib.trial == "TrainJob" else _job
+    return models.V1beta1TrialTemplate(
+        primary_container_name="node" if katib.trial == "TrainJob" else pods.CONTAINER,
+        retain=katib.keep,
+        trial_parameters=of_trial,
+        trial_spec=make(study, place, _words(study, place), env),
+        **_CONDITIONS[katib.trial],
+    )
+
+
+_CONDITIONS: dict[
+    str, dict[str, Any]
+] = {  # Katib's defaults, spelled out: they hold for every source of a template
+    "Job": {
+        "success_condition": 'status.conditions.#(type=="Complete")#|#(status=="True")#',
+        "failure_condition": 'status.conditions.#(type=="Failed")#|#(status=="True")#',
+    },
+    "TrainJob": {
+        "success_condition": 'status.conditions.#(type=="Complete")#|#(status=="True")#',
+        "failure_condition": 'status.conditions.#(type=="Failed")#|#(status=="True")#',
+        "primary_pod_labels": {
+            "jobset.sigs.k8s.io/replicatedjob-name": "node",
+            "batch.kubernetes.io/job-completion-index": "0",
+        },
+    },
+}
+
+
+def _words(study: Study, place: Place, task: TrialTask | None = None) -> list[str]:
+    """Return the command of a trial of Katib's, or of a `task` of the engine's own."""
+    start = ["retune"]
+    if study.cluster.gpus > 1:
+        start = ["torchrun", "--standalone", f"--nproc-per-node={study.cluster.gpus}", "-m", "retune"]
+    words = [*start, "trial", place.study, "--data", place.data]
+    if task is None:
+        return [*words, "--out", store.join(place.trials, _TRIAL_NAME), "--trial", _TRIAL_NAME]
+    words += ["--out", task.folder, "--trial", task.trial, "--number", str(task.number)]
+    return [*words, "--role", task.role, "--seed", str(task.seed)]
+
+
+def _job(study: Study, place: Place, words: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
+    made = client.V1Job(
+        api_version="batch/v1",
+        kind="Job",
+        metadata=client.V1ObjectMeta(labels=_labels(study, place)),
+        spec=pods.job_spec(study, words, env),
+    )
+    content: dict[str, Any] = client.ApiClient().sanitize_for_serialization(made)
+    return content
+
+
+def _train_job(study: Study, place: Place, words: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
+    """Return a TrainJob; volumes, secrets and node choices are its runtime's, see `runtime`."""
+    resources = pods.resources(study)
+    return {
+        "apiVersion": TRAINER,
+        "kind": "TrainJob",
+        "metadata": {"labels": _labels(study, place)},
+        "spec": {
+            "runtimeRef": {
+                "apiGroup": TRAINER.split("/", maxsplit=1)[0],
+                "kind": "TrainingRuntime",
+                "name": study.cluster.katib.runtime,
+            },
+            "trainer": {
+                "numNodes": 1,
+                "image": study.cluster.images.train,
+                "command": list(words),
+                "env": [{"name": name, "value": value} for name, value in env.items()],
+                "resourcesPerNode": {"requests": resources.requests, "limits": resources.limits},
+            },
+        },
+    }
+
+
+def runtime(study: Study) -> dict[str, Any]:
+    """Return the TrainingRuntime of TrainJob trials: one job `node`, no initializers (Katib 0.19 would refuse their pods)."""
+    check(study)
+    spec = client.ApiClient().sanitize_for_serialization(
+        pods.job_spec(study, ["retune", "--help"], {}, "node")
+    )
+    return {
+        "apiVersion": TRAINER,
+        "kind": "TrainingRuntime",
+        "metadata": {"name": study.cluster.katib.runtime, **_namespaced(study)},
+        "spec": {
+            "mlPolicy": {"numNodes": 1},
+            "template": {
+                "spec": {
+                    "replicatedJobs": [
+                        {
+                            "name": "node",
+                            "template": {
+                                "metadata": {
+                                    "labels": {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
+                                },
+                                "spec": spec,
+                            },
+                        }
+                    ]
+                }
+            },
+        },
+    }
+
+
+def job(study: Study, place: Place, task: TrialTask) -> dict[str, Any]:
+    """Return a Job for a task that is the engine's own: the untuned base, the default setting, a repeat."""
+    env = {f"RETUNE_HP_{name.upper()}": _word(value) for name, value in task.assignment.items()}
+    content = _job(study, place, _words(study, place, task), env)
+    content["metadata"] |= {
+        "name": f"{short(study.name)}-{place.digest[:8]}-{task.trial}",
+        **_namespaced(study),
+    }
+    content["metadata"]["labels"][TRIAL_LABEL] = task.trial
+    return content
+
+
+def _word(value: Value) -> str:
+    return value if isinstance(value, str) else repr(value)
+
+
+def short(name: str) -> str:
+    """Return a study's name as the beginning of an object's: it begins with a letter and leaves room for suffixes."""
+    found = name if name[0].isalpha() else f"s{name}"
+    return found[:_NAME].rstrip("-")
+
+
+def _labels(study: Study, place: Place) -> dict[str, str]:
+    queue = {"kueue.x-k8s.io/queue-name": study.cluster.queue} if study.cluster.queue else {}
+    return {**pods.LABELS, "retune.dev/study": study.name, SEARCH_LABEL: place.digest, **queue}
+
+
+def _namespaced(study: Study) -> dict[str, str]:
+    return {"namespace": study.cluster.namespace} if study.cluster.namespace else {}

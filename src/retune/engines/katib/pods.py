@@ -1,0 +1,116 @@
+"""The pod of a trial: image, GPUs, volumes, secrets and what Pod Security "restricted" demands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from kubernetes import client
+
+from retune.study import Study
+
+CONTAINER = "training-container"
+USER = 10001
+"""The user of the project's images."""
+LABELS = {"app.kubernetes.io/name": "retune", "app.kubernetes.io/managed-by": "retune"}
+
+
+def job_spec(
+    study: Study, words: Sequence[str], env: Mapping[str, str], container: str = CONTAINER
+) -> client.V1JobSpec:
+    """Return the spec of a Job that runs a trial once.
+
+    A pod that crashes is not started again: Katib would not know, and a failed setting is a result. One that was
+    evicted (preemption, a drained node) is, and carries on from its checkpoint.
+    """
+    hours = study.search.max_hours
+    evicted = client.V1PodFailurePolicyRule(
+        action="Ignore",
+        on_pod_conditions=[
+            client.V1PodFailurePolicyOnPodConditionsPattern(type="DisruptionTarget", status="True")
+        ],
+    )
+    return client.V1JobSpec(
+        backoff_limit=0,
+        active_deadline_seconds=int(hours * 3600) if hours else None,
+        pod_failure_policy=client.V1PodFailurePolicy(rules=[evicted]),
+        template=client.V1PodTemplateSpec(
+            # Istio's sidecar never ends, and Katib's collector waits for all processes of a pod.
+            metadata=client.V1ObjectMeta(labels={**LABELS, "sidecar.istio.io/inject": "false"}),
+            spec=_pod(study, words, env, container),
+        ),
+    )
+
+
+def _pod(study: Study, words: Sequence[str], env: Mapping[str, str], container: str) -> client.V1PodSpec:
+    cluster = study.cluster
+    volumes = [
+        client.V1Volume(name="tmp", empty_dir=client.V1EmptyDirVolumeSource()),
+        client.V1Volume(
+            name="shm",
+            empty_dir=client.V1EmptyDirVolumeSource(medium="Memory", size_limit=cluster.shared_memory),
+        ),
+    ]
+    mounts = [
+        client.V1VolumeMount(name="tmp", mount_path="/tmp"),
+        client.V1VolumeMount(name="shm", mount_path="/dev/shm"),
+    ]
+    for number, volume in enumerate(cluster.volumes):
+        claim = client.V1PersistentVolumeClaimVolumeSource(
+            claim_name=volume.claim, read_only=volume.read_only or None
+        )
+        volumes.append(client.V1Volume(name=f"volume-{number}", persistent_volume_claim=claim))
+        mounts.append(
+            client.V1VolumeMount(
+                name=f"volume-{number}", mount_path=volume.mount, read_only=volume.read_only or None
+            )
+        )
+    # Everything but the mounts is read-only, so home and caches lie in /tmp.
+    fixed = {"HOME": "/tmp", "XDG_CACHE_HOME": "/tmp/cache", "PYTHONUNBUFFERED": "1"}
+    return client.V1PodSpec(
+        restart_policy="Never",
+        service_account_name=cluster.service_account,
+        automount_service_account_token=False,
+        image_pull_secrets=[client.V1LocalObjectReference(name=name) for name in cluster.pull_secrets]
+        or None,
+        node_selector=cluster.node_selector or None,
+        tolerations=[client.V1Toleration(**taint.model_dump()) for taint in cluster.tolerations] or None,
+        security_context=client.V1PodSecurityContext(
+            run_as_non_root=True,
+            run_as_user=USER,
+            run_as_group=USER,
+            fs_group=USER,
+            fs_group_change_policy="OnRootMismatch",
+            seccomp_profile=client.V1SeccompProfile(type="RuntimeDefault"),
+        ),
+        containers=[
+            client.V1Container(
+                name=container,
+                image=cluster.images.train,
+                command=list(words),
+                env=[client.V1EnvVar(name=name, value=value) for name, value in {**fixed, **env}.items()],
+                env_from=[
+                    client.V1EnvFromSource(secret_ref=client.V1SecretEnvSource(name=name))
+                    for name in cluster.secrets
+                ]
+                or None,
+                resources=resources(study),
+                volume_mounts=mounts,
+                security_context=client.V1SecurityContext(
+                    allow_privilege_escalation=False,
+                    read_only_root_filesystem=True,
+                    capabilities=client.V1Capabilities(drop=["ALL"]),
+                ),
+            )
+        ],
+        volumes=volumes,
+    )
+
+
+def resources(study: Study) -> client.V1ResourceRequirements:
+    """Return what a trial asks for; the CPU has no limit, which would only slow it."""
+    cluster = study.cluster
+    gpus = {cluster.gpu_resource: str(cluster.gpus)} if cluster.gpus else {}
+    return client.V1ResourceRequirements(
+        requests={"cpu": cluster.cpu, "memory": cluster.memory, **gpus},
+        limits={"memory": cluster.memory, **gpus},
+    )

@@ -1,0 +1,47 @@
+"""Results of earlier studies as one algorithm setting: Katib has no message for trials that are not its own.
+
+``3.0.17 validation_loss=1.25 peak_gpu_gib=40.1;4.1.2`` are two trials: the levels of each parameter, and the final
+metrics; one without metrics has failed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Literal
+
+from retune.search import Observation
+from retune.space import Space
+
+
+def encode(space: Space, warm: Iterable[Observation]) -> str:
+    """Return finished trials as the text of a setting; those outside the space, and unfinished ones, are left out."""
+    words = []
+    for entry in warm:
+        if entry.status == "running" or not space.contains(entry.assignment):
+            continue
+        values = entry.values if entry.status != "failed" else {}
+        levels = ".".join(map(str, space.encode(entry.assignment)))
+        words.append(" ".join([levels, *(f"{name}={float(value)!r}" for name, value in values.items())]))
+    return ";".join(words)
+
+
+def decode(space: Space, text: str, problems: list[str]) -> list[Observation]:
+    """Return the trials of a setting; what is wrong is added to `problems`."""
+    found = []
+    for place, word in enumerate(filter(None, map(str.strip, text.split(";")))):
+        levels, *metrics = word.split()
+        try:
+            tops = [parameter.levels for parameter in space.parameters]
+            numbers = [int(level) for level in levels.split(".")] if re.fullmatch(r"[\d.]+", levels) else []
+            if len(numbers) != len(tops) or any(n >= top for n, top in zip(numbers, tops, strict=True)):
+                raise ValueError(levels)
+            values = {name: float(value) for name, _, value in (m.rpartition("=") for m in metrics)}
+        except ValueError:
+            problems.append(
+                f"a trial of an earlier study reads `levels metric=number …` with one level below {tops} each, but got {word!r}"
+            )
+            continue
+        status: Literal["completed", "failed"] = "completed" if values else "failed"
+        found.append(Observation(space.decode(numbers), status, values, f"warm-{place}", warm=True))
+    return found

@@ -1,0 +1,159 @@
+"""What is created on the cluster: golden manifests, and what is refused before anything is.
+
+After a wanted change: RETUNE_GOLDEN=write pytest tests/engines/katib/test_manifest.py
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from retune.cli import cli
+from retune.cli.render import as_yaml
+from retune.engines.katib import algorithms, manifest
+from retune.engines.katib.manifest import Place
+from retune.errors import InputError
+from retune.search import Observation, suggest
+from retune.study import load
+from retune.suggestion.experiment import WARM
+from retune.training.trial import TrialTask
+
+HERE = Path(__file__).parent
+PLACE = Place("s3://retune/artifacts/alpaca-dolly-7b/search-0123456789abcdef", "s3://retune/artifacts/data-1")
+
+
+def study(*overrides):
+    return load(HERE / "study.yaml", overrides)
+
+
+def render(*words):
+    words = ["render", words[0], str(HERE / "study.yaml"), *words[1:]]
+    if words[1] == "experiment":
+        words += ["--folder", PLACE.folder, "--data", PLACE.data]
+    result = CliRunner().invoke(cli, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("experiment-job", ["experiment"]),
+        ("experiment-trainjob", ["experiment", "cluster.katib.trial=TrainJob", "search.algorithm=tpe"]),
+        ("runtime", ["runtime", "cluster.katib.trial=TrainJob"]),
+    ],
+)
+def test_golden(name, words):
+    text, file = render(*words), HERE / "golden" / f"{name}.yaml"
+    if os.environ.get("RETUNE_GOLDEN") == "write":
+        file.write_text(text)
+    assert text == file.read_text()
+
+
+def test_numbers_in_text_stay_text_for_every_yaml_reader():
+    """kubectl reads a bare 1e-05 as a number, and Katib refuses the Experiment."""
+    written = as_yaml({"value": "1e-05", "list": ["8", "0.1", "nan", "text"]})
+    assert '"1e-05"' in written
+    assert all(f'"{word}"' in written for word in ("8", "0.1", "nan"))
+    assert yaml.safe_load(written) == {"value": "1e-05", "list": ["8", "0.1", "nan", "text"]}
+
+
+def test_one_word_changes_the_algorithm():
+    ours = yaml.safe_load(render("experiment"))
+    katibs = yaml.safe_load(render("experiment", "search.algorithm=multivariate-tpe"))
+    assert katibs["spec"]["algorithm"] == {
+        "algorithmName": "multivariate-tpe",
+        "algorithmSettings": [{"name": "random_state", "value": "3"}],
+    }
+    for manifest_ in (ours, katibs):
+        del manifest_["spec"]["algorithm"]
+    assert ours == katibs
+
+
+@pytest.mark.parametrize("algorithm", sorted(set(algorithms.OURS)))
+def test_our_algorithms_begin_with_the_default_where_we_say_so(algorithm):
+    wanted = study(f"search.algorithm={algorithm}", "search.constraints=[]")
+    space = wanted.search.space
+    from retune.search import Objective
+
+    first = suggest(algorithm, space, Objective(), {}, [], 1, seed=3)[0]
+    assert (first == space.default()) == algorithms.begins_with_default(wanted)
+
+
+def test_a_default_between_two_levels_or_tried_before_is_a_job_of_its_own():
+    between = study("search.parameters=[{name: alpha, kind: integer, low: 1, high: 64, step: 2, default: 8}]")
+    assert not algorithms.begins_with_default(between)
+    tried = [Observation(study().search.space.default(), "completed", {"validation_loss": 1.0}, warm=True)]
+    assert algorithms.begins_with_default(study())
+    assert not algorithms.begins_with_default(study(), tried)
+
+
+def test_katibs_own_get_levels_where_a_step_is_given_and_a_scale_where_not():
+    space = (
+        "[{name: learning_rate, kind: real, low: 1.0e-6, high: 1.0e-3, scale: log, default: 1.0e-5},"
+        " {name: alpha, kind: integer, low: 3, high: 10, step: 4, default: 3}]"
+    )
+    rate, alpha = algorithms.parameters(study("search.algorithm=tpe", f"search.parameters={space}"))
+    assert rate.feasible_space.to_dict() == {"min": "1e-06", "max": "0.001", "distribution": "logUniform"}
+    assert (alpha.parameter_type, alpha.feasible_space.list) == ("discrete", ["3", "7"])
+
+
+def test_earlier_results_travel_as_a_setting():
+    space = study().search.space
+    warm = [Observation(space.default(), "completed", {"validation_loss": 1.25}, warm=True)]
+    made = manifest.experiment(study(), PLACE, 10, warm=warm)
+    settings = {entry["name"]: entry["value"] for entry in made["spec"]["algorithm"]["algorithmSettings"]}
+    assert settings[WARM] == ".".join(map(str, space.encode(space.default()))) + " validation_loss=1.25"
+
+
+def test_a_job_of_the_engine_names_its_trial_and_has_its_setting_as_env():
+    task = TrialTask(trial="trial-001-seed-1", number=1, role="repeat", assignment={"rank": 8, "learning_rate": 1e-05},
+                     seed=4, folder=f"{PLACE.folder}/trials/trial-001-seed-1")  # fmt: skip
+    job = manifest.job(study("cluster.gpus=1"), PLACE, task)
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    assert job["metadata"]["name"] == "alpaca-dolly-7b-01234567-trial-001-seed-1"
+    assert container["command"][-6:] == ["--number", "1", "--role", "repeat", "--seed", "4"]
+    env = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert (env["RETUNE_HP_RANK"], env["RETUNE_HP_LEARNING_RATE"]) == ("8", "1e-05")
+
+
+@pytest.mark.parametrize("name", ["a", "7b-model", "a" * 40, "alpaca-dolly-llama-70b-x-long"])
+@pytest.mark.parametrize("algorithm", ["bayesianoptimization", "retune-random"])
+def test_names_stay_within_the_limits(name, algorithm):
+    made = manifest.experiment(study(f"name={name}", f"search.algorithm={algorithm}"), PLACE, 10)
+    experiment = made["metadata"]["generateName"] + "x" * 5
+    assert experiment[0].isalpha()
+    assert len(experiment) <= 30
+    assert len(f"{experiment}-{algorithm}") <= 63
+    assert len(f"{experiment}-abcdefgh-node-0-0-abcde") <= 63  # JobSet's limit for TrainJobs
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["artifacts.uri=/home/me/artifacts"], "pods must reach `artifacts.uri`"),
+        (["model.base=/home/me/base"], "pods must reach `model.base`"),
+        (["search.algorithm=tpe", "search.settings={gama: 1}"], "did you mean 'gamma'"),
+        (["search.algorithm=random", "search.warm_start=[s3://b/s]"], "cannot be told of earlier studies"),
+        (["search.algorithm=bayesianoptimization", "search.parameters={preset: davouse2024}"], "'dropout'"),
+        (["search.algorithm=cmaes", "search.parameters=[{name: alpha, kind: real, low: 1, high: 2, default: 1}]"], "two or more"),
+        (["search.constraints=[{metric: validation_loss, max: 2}]"], "on the objective itself"),
+        (["search.constraints=[{metric: eval/loss, max: 2}]"], "metric names of letters"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0].partition("=")[0],
+)  # fmt: skip
+def test_what_cannot_run_is_refused(overrides, message):
+    with pytest.raises(InputError, match=message):
+        manifest.check(study(*overrides))
+
+
+def test_words_that_a_shell_would_split_are_refused():
+    with pytest.raises(InputError, match=r"words must be plain.*my data"):
+        manifest.check(study(), Place(PLACE.folder, "s3://bucket/my data"))
+
+
+def test_katibs_own_need_katib():
+    with pytest.raises(InputError, match="cmaes` is Katib's own"):
+        study("engine.kind=local", "search.algorithm=cmaes")
