@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 
 @click.group("render")
 def command() -> None:
-    """Print what a study would create on a Kubernetes cluster, as YAML."""
+    """Print what a study would create on a Kubernetes cluster, as YAML.
+
+    \b
+    Examples:
+      retune render experiment study.yaml | kubectl create -f -
+      retune render runtime study.yaml | kubectl apply -f -
+    """
 
 
 @command.command()
@@ -31,7 +37,7 @@ def experiment(study_file: str, overrides: tuple[str, ...], data: str | None, fo
 
     \b
     Examples:
-      retune render experiment study.yaml engine.kind=katib | kubectl create -f -
+      retune render experiment study.yaml search.trials=20 | kubectl create -f -
       retune render experiment study.yaml --data s3://b/mixed --folder s3://b/search-1
     """
     from retune.engines.katib import manifest
