@@ -10,16 +10,27 @@ Layout below the search's folder, one folder a trial::
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from typing import Literal
 
 from retune import store
 from retune.records import Role, TrialRecord
 from retune.registry.ranking import candidates
+from retune.search import Observation
 from retune.space import Assignment
-from retune.study import Search
+from retune.study import Search, Study
 from retune.training.trial import TrialTask
 
 BASE = "trial-000"
 DEFAULT = "trial-001"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an engine's search gave: all records, and why it ended (``trials``, ``failures`` or ``hours``)."""
+
+    records: list[TrialRecord]
+    stopped_by: str
 
 
 def trial_name(number: int, repeat: int = 0) -> str:
@@ -55,8 +66,19 @@ class Ledger:
     def _trial_folder(self, name: str) -> str:
         return store.join(self.folder, "trials", name)
 
-    def issue(self, number: int, role: Role, assignment: Assignment, seed: int, repeat: int = 0) -> TrialTask:
-        """Write down that this trial is to run, and return its task; an issued trial stays as it was."""
+    def issue(
+        self,
+        number: int,
+        role: Role,
+        assignment: Assignment,
+        seed: int,
+        repeat: int = 0,
+        folder: str | None = None,
+    ) -> TrialTask:
+        """Write down that this trial is to run, and return its task; an issued trial stays as it was.
+
+        `folder` is where the trial writes its files, by default the folder of its own name here.
+        """
         name = trial_name(number, repeat)
         if name not in self.tasks:
             task = TrialTask(
@@ -65,10 +87,10 @@ class Ledger:
                 role=role,
                 assignment=assignment,
                 seed=seed,
-                folder=self._trial_folder(name),
+                folder=folder or self._trial_folder(name),
             )
             content = json.dumps(task.model_dump(mode="json"), indent=2) + "\n"
-            store.write(store.join(task.folder, "assignment.json"), content.encode())
+            store.write(store.join(self._trial_folder(name), "assignment.json"), content.encode())
             self.tasks[name] = task
         return self.tasks[name]
 
@@ -86,6 +108,27 @@ class Ledger:
         """Return the completed default and search trials that keep the constraints, best first; equal ones by number."""
         return candidates(list(self.records.values()), search.objective, search.constraints)
 
+    def issue_repeats(self, study: Study) -> list[TrialTask]:
+        """Write down the trials that show the spread: the best and the default setting again with other seeds."""
+        ranked = self.ranking(study.search)
+        chosen = {record.trial: record for record in ranked[:1] + [r for r in ranked if r.trial == DEFAULT]}
+        return [
+            self.issue(record.number, "repeat", record.assignment, study.seed + k, repeat=k)
+            for record in chosen.values()
+            for k in range(1, study.search.repeats + 1)
+        ]
+
+    def outcome(self, study: Study, stopped_by: str) -> Outcome:
+        """Drop the adapters that nobody will need, and return all records in the order of their names."""
+        self.prune(self.kept(study))
+        return Outcome([self.records[name] for name in sorted(self.records)], stopped_by)
+
+    def kept(self, study: Study) -> set[str]:
+        """Return the trials whose adapters stay: the best, the default, and the worst if they are to be benchmarked."""
+        ranked, bottom = self.ranking(study.search), study.benchmark.bottom
+        best, worst = ranked[: study.artifacts.keep], ranked[-bottom:] if bottom else []
+        return {record.trial for record in best + worst} | {DEFAULT}
+
     def prune(self, keep: set[str]) -> None:
         """Delete the adapters of all finished search trials but `keep`; their records stay, without an adapter."""
         for record in list(self.records.values()):
@@ -94,3 +137,19 @@ class Ledger:
             pruned = record.model_copy(update={"adapter_uri": None})
             self.finish(pruned, write=True)  # first the record: it must never point to files that are gone
             store.remove(record.adapter_uri)
+
+
+def warm_start(study: Study) -> list[Observation]:
+    """Return the finished search trials of earlier studies, as far as they fit this study's parameters."""
+    found: list[Observation] = []
+    for uri in study.search.warm_start:
+        for record in Ledger(uri).records.values():
+            if record.role in ("default", "search") and study.search.space.contains(record.assignment):
+                found.append(observation(record, f"warm-{len(found)}"))
+    return found
+
+
+def observation(record: TrialRecord, name: str) -> Observation:
+    """Return a finished trial as the search sees one of an earlier study."""
+    status: Literal["completed", "failed"] = "completed" if record.status == "completed" else "failed"
+    return Observation(record.assignment, status, dict(record.values), name, warm=True)

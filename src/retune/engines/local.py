@@ -11,11 +11,10 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from retune.engines.ledger import DEFAULT, Ledger, trial_name
+from retune.engines.ledger import Ledger, Outcome, trial_name, warm_start
 from retune.engines.service import SuggestionProcess
 from retune.engines.workers import Event, Worker
 from retune.errors import InputError, Interrupted, RetuneError
@@ -28,14 +27,6 @@ from retune.training.trial import TrialTask
 
 ATTEMPTS = 2
 """How often a trial is started whose worker process dies under it (out of memory killer, segmentation fault)."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a search gave: all records, and why it ended (``trials``, ``failures`` or ``hours``)."""
-
-    records: list[TrialRecord]
-    stopped_by: str
 
 
 class LocalEngine:
@@ -73,7 +64,7 @@ class LocalEngine:
         self._events: queue.Queue[Event] = queue.Queue()
         self._workers: list[Worker] = []
         self._service = SuggestionProcess(work / "suggestion.log")
-        self._warm = list(_warm_start(study))
+        self._warm = warm_start(study)
         self._attempts: dict[str, int] = {}
 
     def run(self) -> Outcome:
@@ -90,9 +81,7 @@ class LocalEngine:
                 self._repeat()
         finally:
             self._close()
-        ranked = self.ledger.ranking(self.study.search)
-        self.ledger.prune(self._kept(ranked))
-        return Outcome([self.ledger.records[name] for name in sorted(self.ledger.records)], stopped_by)
+        return self.ledger.outcome(self.study, stopped_by)
 
     def _search(self) -> str:
         """Run the base, the default and the search trials."""
@@ -119,13 +108,7 @@ class LocalEngine:
 
     def _repeat(self) -> None:
         """Train the best and the default setting again with other seeds, to show the spread."""
-        ranked = self.ledger.ranking(self.study.search)
-        chosen = {record.trial: record for record in ranked[:1] + [r for r in ranked if r.trial == DEFAULT]}
-        waiting = [
-            self.ledger.issue(record.number, "repeat", record.assignment, self.study.seed + k, repeat=k)
-            for record in chosen.values()
-            for k in range(1, self.study.search.repeats + 1)
-        ]
+        waiting = self.ledger.issue_repeats(self.study)
         while waiting := [task for task in waiting if not self._done(task)]:
             self._dispatch(waiting)
 
@@ -217,16 +200,7 @@ class LocalEngine:
         self.observe({"kind": "finished", "trial": record.trial, "record": record})
         if record.role == "base" and record.status == "failed":  # nothing could be compared with it
             raise RetuneError(f"the untuned base could not be validated: {record.reason}")
-        self.ledger.prune(self._kept(self.ledger.ranking(self.study.search)))
-
-    def _kept(self, ranked: Sequence[TrialRecord]) -> set[str]:
-        """Return the trials whose adapters stay: the best, the default, and the worst if they are to be benchmarked."""
-        bottom = self.study.benchmark.bottom
-        return (
-            {r.trial for r in ranked[: self.study.artifacts.keep]}
-            | {r.trial for r in ranked[-bottom:] if bottom}
-            | {DEFAULT}
-        )
+        self.ledger.prune(self.ledger.kept(self.study))
 
     def _worker_ended(self, worker: Worker, code: int) -> None:
         """Start the trial of a dead worker again, or record it as failed after `ATTEMPTS` starts."""
@@ -262,16 +236,3 @@ class LocalEngine:
             worker.close()
         self._workers.clear()
         self._service.close()
-
-
-def _warm_start(study: Study) -> list[Observation]:
-    """Return the finished search trials of earlier studies, as far as they fit this study's parameters."""
-    found: list[Observation] = []
-    for uri in study.search.warm_start:
-        for record in Ledger(uri).records.values():
-            if record.role not in ("default", "search") or not study.search.space.contains(record.assignment):
-                continue
-            status: Literal["completed", "failed"] = "completed" if record.status == "completed" else "failed"
-            name = f"warm-{len(found)}"
-            found.append(Observation(record.assignment, status, dict(record.values), name, warm=True))
-    return found
