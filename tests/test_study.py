@@ -380,6 +380,35 @@ def test_digests_change_with_what_decides_and_with_nothing_else():
     )  # the same space, spelt out
 
 
+def test_one_objective_or_a_list_of_which_the_first_ranks():
+    two = [{"metric": "validation_loss"}, {"metric": "adapter_mib", "goal": "minimize"}]
+    several = study.parse(changed(("search.objective", two)))
+    assert several.search.objective.metric == "validation_loss"
+    assert [objective.metric for objective in several.search.objectives] == ["validation_loss", "adapter_mib"]
+    assert study.parse(several.model_dump(mode="json")) == several
+    one, listed = (study.parse(changed(("search.objective", given))) for given in (two[0], two[:1]))
+    assert one == listed == study.parse(VALID)
+    assert one.search_digest("d", "b") != several.search_digest("d", "b")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ([], "`objective` holds one to three metrics, but got 0"),
+        ([{"metric": name} for name in "abcd"], "one to three metrics, but got 4"),
+        ([{"metric": "a"}, {"metric": "a"}], "must differ, but got ['a', 'a']"),
+        (
+            [{"metric": "a"}, {"metric": "b", "goal": "up"}],
+            "search.objective.1.goal: input should be 'minimize'",
+        ),
+    ],
+    ids=["none", "four", "twice", "goal"],
+)
+def test_wrong_lists_of_objectives_are_refused_where_they_stand(given, words):
+    (problem,) = problems(("search.objective", given))
+    assert words in problem
+
+
 def test_preset_with_a_replaced_and_an_added_parameter():
     rank = {"name": "rank", "kind": "discrete", "values": [2, 4], "default": 2}
     decay = {

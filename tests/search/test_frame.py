@@ -7,8 +7,13 @@ import sys
 
 import pytest
 
-from retune.search.frame import fold, ladder
+from retune.search import frame as frames
+from retune.search.frame import Steps, ladder
 from retune.search.problem import Point
+
+
+def fold(points, ranges, share, free, **more):
+    return frames.fold(points, Steps(tuple(ranges), share, **more), free)
 
 
 def ok(value, *levels):
@@ -63,6 +68,19 @@ def test_a_converged_mesh_is_opened_again():
     assert min(frame.sizes for frame in shrinking) == (1, 1)
     assert shrinking[-1].restarts >= 1
     assert any(frame.restarts == 1 and frame.sizes == (20, 20) for frame in shrinking)
+
+
+def test_a_smallest_frame_ends_the_refining_before_the_grid():
+    points = [ok(1, 0, 0)] + [ok(2, k, 1) for k in range(1, 200)]
+    found = [fold(points[:k], [300, 300], 0.1, (), least=0.02) for k in range(1, 40)]
+    assert min(frame.sizes for frame in found) == (5, 5)
+    assert found[-1].restarts >= 1
+
+
+def test_failed_iterations_are_counted_until_the_next_success():
+    points = [ok(1, 0, 0)] + [ok(2, k, 1) for k in range(1, 8)]
+    assert fold(points, [300, 300], 0.1, ()).failures == 2
+    assert fold([*points, ok(0, 9, 9)], [300, 300], 0.1, ()).failures == 0
 
 
 def test_a_feasible_point_beats_any_infeasible_one():

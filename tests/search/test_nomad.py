@@ -9,7 +9,7 @@ import time
 import pytest
 
 from retune import search
-from retune.search import Objective, Observation, nomad, nomad_solver
+from retune.search import Objective, Observation, nomad_process, nomad_solver
 from retune.space import Parameter, Space, tribes2024
 from retune.study import Constraint
 
@@ -83,9 +83,11 @@ def broken(monkeypatch, tmp_path):
 FAULTS = {
     "abort": "os.abort()",
     "segmentation fault": "os.kill(os.getpid(), signal.SIGSEGV)",
-    "garbage": "open('answer.json', 'w').write('[[[1, 2')",
+    "garbage": "print('[[[1, 2')",
+    "other garbage": "print('{\"a\": 1}')",
+    "not text": "os.write(1, bytes(range(256)))",
     "no answer": "os._exit(0)",
-    "nothing new": "open('answer.json', 'w').write('[]')",
+    "nothing new": "print('[]')",
     "killed": "os.kill(os.getpid(), signal.SIGKILL)",
 }
 
@@ -96,26 +98,66 @@ def test_a_solver_that_breaks_costs_the_call_nothing(broken, fault, caplog):
     calls = broken(FAULTS[fault])
     with caplog.at_level(logging.WARNING):
         found = search.explain("nomad", tribes2024(), LOSS, {}, history, 6, 0)
-    assert len(found) == 6
-    assert {proposal.origin for proposal in found} == {"random fill"}
-    assert calls() == (1 if fault == "nothing new" else 4)
-    assert len(caplog.records) == (0 if fault == "nothing new" else 4)
+    assert len({tuple(proposal.assignment.values()) for proposal in found}) == 6
+    expected = "random fill" if fault == "nothing new" else "fallback: coordinate poll, NOMAD failed: "
+    assert all(proposal.origin.startswith(expected) for proposal in found)
+    attempts = {"nothing new": 1, "killed": 1}.get(
+        fault, 4
+    )  # killed: out of memory or time; it would be again
+    assert calls() == attempts
+    assert len(caplog.records) == (0 if fault == "nothing new" else attempts)
+    assert search.explain("nomad", tribes2024(), LOSS, {}, history, 6, 0) == found
 
 
 def test_a_solver_that_hangs_is_ended(broken, monkeypatch):
     history, _ = play(12)
-    monkeypatch.setattr(nomad, "_WALL_SECONDS", 1)
-    broken("time.sleep(600)")
-    begun = time.monotonic()
-    assert len(search.suggest("nomad", tribes2024(), LOSS, {}, history, 3, 0)) == 3
-    assert time.monotonic() - begun < 15
+    monkeypatch.setattr(nomad_process, "_WALL_SECONDS", 1)
+    calls = broken("time.sleep(600)")
+    found = search.explain("nomad", tribes2024(), LOSS, {}, history, 3, 0)
+    assert [p.origin for p in found] == ["fallback: coordinate poll, NOMAD failed: no answer within 1 s"] * 3
+    assert calls() == 1
+
+
+def test_a_solver_that_spins_is_ended_by_its_cpu_seconds_not_by_the_clock(broken, monkeypatch):
+    history, _ = play(12)
+    monkeypatch.setattr(nomad_process, "_CPU_SECONDS", 1)
+    calls = broken(
+        "import json, resource\n"
+        "seconds = json.load(sys.stdin)['cpu_seconds']\n"
+        "resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))\n"
+        "while True: pass"
+    )
+    found = search.explain("nomad", tribes2024(), LOSS, {}, history, 3, 0)
+    assert {p.origin for p in found} == {
+        "fallback: coordinate poll, NOMAD failed: no answer within 1 s of CPU"
+    }
+    assert calls() == 1
+
+
+def test_no_answer_needs_a_tenth_of_the_cpu_limit():
+    """What keeps the limit from ever deciding: a slow machine must not give another answer than a fast one."""
+    import resource
+
+    history, space = (
+        [],
+        Space(parameters=tuple(Parameter(name=n, kind="integer", low=0, high=19, default=9) for n in "ab")),
+    )
+    for number in range(300):  # most of a small space is known: the most that NOMAD is ever asked in turn
+        levels = (number % 20, number // 20)
+        values = {"validation_loss": float((levels[0] - 4) ** 2 + (levels[1] - 7) ** 2)}
+        history.append(Observation(space.decode(levels), "completed", values, number=number))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    search.suggest("nomad", space, LOSS, {}, history, 90, 0)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert 0 < used < nomad_process._CPU_SECONDS / 5
 
 
 def test_after_a_crash_a_simpler_search_is_tried(broken):
     history, _ = play(12)
     calls = broken("os.abort()", times=1)
     found = search.explain("nomad", tribes2024(), LOSS, {}, history, 3, 0)
-    assert calls() == 2
+    assert calls() == 2, "one crash, one answer"
     assert {proposal.origin for proposal in found} <= {"poll", "model search"}
 
 
@@ -196,11 +238,100 @@ def test_each_direction_type_works(direction, caplog):
 
 def test_settings_are_refused_with_the_valid_ones():
     problems = search.validate(
-        "nomad", tribes2024(), {"VNS_MADS_SEARCH": "yes", "DIRECTION_TYPE": "ORTHO 3N"}
+        "nomad", tribes2024(), {"SPECULATIVE_SEARCH": "yes", "DIRECTION_TYPE": "ORTHO 3N"}
     )
     assert len(problems) == 2
-    assert any("'VNS_MADS_SEARCH'" in p and "'NM_SEARCH'" in p for p in problems)
+    assert any("'SPECULATIVE_SEARCH'" in p and "'NM_SEARCH'" in p for p in problems)
     assert any("'ORTHO 2N'" in p for p in problems)
+
+
+BAD = {
+    "LH_SEARCH": ["-1", "1.5", "many"],
+    "INITIAL_FRAME_SIZE": ["0", "1.1", "nan"],
+    "INITIAL_MESH_SIZE": ["0", "2"],
+    "MIN_FRAME_SIZE": ["-0.1", "inf"],
+    "QUAD_MODEL_SEARCH": ["perhaps"],
+    "NM_SEARCH": ["2"],
+    "VNS_MADS_SEARCH": ["often"],
+    "ANISOTROPIC_MESH": [""],
+    "EVAL_QUEUE_SORT": ["LEXICOGRAPHICAL"],
+    "BB_OUTPUT_TYPE": ["CSTR"],
+    "SEED": ["-1", "2147483648", "x"],
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name in BAD for text in BAD[name]])
+def test_a_setting_out_of_range_is_refused_with_its_name_and_value(name, text):
+    (problem,) = search.validate("nomad", tribes2024(), {name: text})
+    assert repr(name) in problem
+    assert repr(text) in problem
+
+
+def test_settings_that_contradict_each_other_are_refused():
+    both = {"INITIAL_FRAME_SIZE": 0.1, "INITIAL_MESH_SIZE": 0.01}
+    assert (
+        "either 'INITIAL_FRAME_SIZE' or 'INITIAL_MESH_SIZE'"
+        in search.validate("nomad", tribes2024(), both)[0]
+    )
+    assert "either 'seed' or 'SEED'" in search.validate("nomad", tribes2024(), {"seed": 1, "SEED": "2"})[0]
+
+
+def test_every_setting_changes_what_is_proposed():
+    """None is accepted and then ignored."""
+    history, _ = play(24, batch=8)
+    plain = {"EVAL_QUEUE_SORT": "RANDOM"}
+    usual = search.suggest("nomad", tribes2024(), LOSS, plain, history, 8, 0)
+    for changed in (
+        {"INITIAL_FRAME_SIZE": "0.5"},
+        {"INITIAL_MESH_SIZE": "0.2"},
+        {"DIRECTION_TYPE": "ORTHO 2N"},
+        {"QUAD_MODEL_SEARCH": "no"},
+        {"NM_SEARCH": "no"},
+        {"SEED": "5"},
+        {"EVAL_QUEUE_SORT": "SURROGATE"},
+        {"LH_SEARCH": "20"},
+    ):
+        assert search.suggest("nomad", tribes2024(), LOSS, {**plain, **changed}, history, 8, 0) != usual, (
+            changed
+        )
+    assert search.suggest("nomad", tribes2024(), LOSS, {"SEED": 7}, [], 4, 0) == search.suggest(
+        "nomad", tribes2024(), LOSS, {}, [], 4, 7
+    )
+
+
+def test_variable_neighbourhood_search_leaves_the_incumbent_while_the_polls_fail():
+    def basins(a):  # a wide one that the start lies in, and a deep one on the other side
+        rate = math.log10(a["learning_rate"])
+        return min((rate + 5.5) ** 2 + 0.3, 3 * (rate + 3.4) ** 2) + ((a["alpha"] - 30) / 60) ** 2
+
+    history, origins = play(60, 4, basins, settings={"VNS_MADS_SEARCH": "true", "LH_SEARCH": 0})
+    shaken = [k for k, origin in enumerate(origins) if origin.startswith("VNS: shaken by ")]
+    assert shaken
+    assert len(shaken) <= 60 / 4
+    assert best(history).values["validation_loss"] < 0.3, "the wide basin has nothing better"
+
+
+def test_one_poll_completes_over_several_calls():
+    """The directions do not change from call to call: 2n of them, one trial at a time, are one positive basis."""
+    space = Space(
+        parameters=tuple(
+            Parameter(name=n, kind="integer", low=0, high=200, default=100) for n in ("x", "y", "z")
+        )
+    )
+    given = {"DIRECTION_TYPE": "ORTHO 2N", "QUAD_MODEL_SEARCH": "no", "NM_SEARCH": "no", "LH_SEARCH": "0"}
+    history = [Observation(space.default(), "completed", {"validation_loss": 0.0}, number=0)]
+    at_once = search.suggest("nomad", space, LOSS, given, history, 6, 0)
+    moves = []
+    for number in range(1, 4):  # fewer than make an iteration fail
+        (found,) = search.suggest("nomad", space, LOSS, given, history, 1, 0)
+        assert found in at_once
+        moves.append(found)
+        history.append(Observation(found, "completed", {"validation_loss": 1.0}, number=number))
+    rest = search.suggest("nomad", space, LOSS, given, history, 3, 0)
+    assert sorted(map(str, moves + rest)) == sorted(map(str, at_once))
+    steps = [[a[n] - 100 for n in ("x", "y", "z")] for a in at_once]
+    opposite = [[-step for step in move] for move in steps]
+    assert sorted(steps) == sorted(opposite), "a maximal basis: with each direction its negative"
 
 
 def test_categories_are_tried_around_the_best_point():
@@ -230,13 +361,13 @@ def test_repeated_measurements_of_a_point_count_as_their_mean():
 def test_another_kind_of_processor_proposes_the_same(monkeypatch):
     history, _ = play(30, batch=3)
     here = search.suggest("nomad", tribes2024(), LOSS, {"EVAL_QUEUE_SORT": "RANDOM"}, history, 4, 0)
-    run = nomad.subprocess.run
+    run = nomad_process.subprocess.run
 
     def without_fma(command, **more):
         tunables = {"GLIBC_TUNABLES": "glibc.cpu.hwcaps=-FMA,-AVX2,-AVX,-AVX512F"}
         return run(command, **{**more, "env": {**more["env"], **tunables}})
 
-    monkeypatch.setattr(nomad.subprocess, "run", without_fma)
+    monkeypatch.setattr(nomad_process.subprocess, "run", without_fma)
     assert search.suggest("nomad", tribes2024(), LOSS, {"EVAL_QUEUE_SORT": "RANDOM"}, history, 4, 0) == here
 
 

@@ -60,7 +60,7 @@ def test_metrics_over_http_and_one_json_line_a_call(tmp_path):
         page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
     finally:
         service.close()
-    assert 'retune_suggested_points_total{algorithm="nomad"} 2.0' in page
+    assert 'retune_suggested_points_total{algorithm="nomad",origin="start"} 2.0' in page
     assert 'retune_suggest_seconds_count{algorithm="nomad"} 1.0' in page
     assert "retune_refused_total 1.0" in page
     lines = [json.loads(line) for line in log.read_text().splitlines()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -31,11 +32,14 @@ def command(study_file: str, history: str | None, count: int, as_json: bool) -> 
       retune suggest --study study.yaml --count 9
       retune suggest --study study.yaml --history artifacts/my-study/search --count 4 --json
     """
+    os.environ.setdefault(
+        "OPENBLAS_NUM_THREADS", "1"
+    )  # as the service: sums in another order may choose other points
     from retune import search, study
 
     loaded = study.load(study_file)
     wanted = loaded.search
-    objective = search.Objective(wanted.objective.metric, wanted.objective.goal, tuple(wanted.constraints))
+    objective = search.Objective.of(wanted)
     known = _history(history) if history else []
     proposals = search.explain(
         wanted.algorithm, wanted.space, objective, wanted.settings, known, count, loaded.seed

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec
 
 from retune.errors import InputError
 from retune.search import bamsoo, design, gp, lhs, mads_global, nomad, random, soo, tpe
-from retune.search.problem import Candidate, Levels, Objective, Observation, Problem, Proposal, pose
+from retune.search.problem import FALLBACK, Candidate, Levels, Objective, Observation, Problem, Proposal, pose
 from retune.search.settings import Settings, problems
 from retune.space import Assignment, Space
 
 __all__ = [
     "ALGORITHMS",
     "ALIASES",
+    "FALLBACK",
+    "MOST_OBJECTIVES",
     "Algorithm",
     "Objective",
     "Observation",
@@ -31,65 +33,57 @@ __all__ = [
 ]
 
 
+P = ParamSpec("P")
+MOST_OBJECTIVES = 3
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """One algorithm: its settings, and the function that proposes points.
 
     `propose` may return fewer points than asked, or seen ones; what lacks is filled with random unseen
-    points.
+    points. `several`: whether it can improve two or three objectives at once.
     """
 
     settings: type[Settings]
     propose: Callable[[Problem, int], list[Candidate]]
     summary: str
+    several: bool = False
 
 
 ALGORITHMS: dict[str, Algorithm] = {
-    "nomad": Algorithm(nomad.NomadSettings, nomad.propose, "mesh adaptive direct search by NOMAD 4"),
+    "nomad": Algorithm(
+        nomad.NomadSettings, nomad.propose, "mesh adaptive direct search by NOMAD 4", several=True
+    ),
     "mads-global": Algorithm(
         mads_global.MadsGlobalSettings, mads_global.propose, "MADS with a global model-based search step"
     ),
     "gp": Algorithm(gp.GpSettings, gp.propose, "Bayesian optimisation with a Gaussian process"),
-    "lhs": Algorithm(lhs.LhsSettings, lhs.propose, "Latin-hypercube sampling"),
+    "lhs": Algorithm(lhs.LhsSettings, lhs.propose, "Latin-hypercube sampling", several=True),
     "soo": Algorithm(soo.SooSettings, soo.propose, "simultaneous optimistic optimisation"),
     "bamsoo": Algorithm(bamsoo.BamsooSettings, bamsoo.propose, "SOO that a Gaussian process saves trials"),
     "tpe": Algorithm(tpe.TpeSettings, tpe.propose, "tree-structured Parzen estimator by Optuna"),
-    "random": Algorithm(random.RandomSettings, random.propose, "uniform random points"),
+    "random": Algorithm(random.RandomSettings, random.propose, "uniform random points", several=True),
 }
 
 ALIASES = {"retune-tpe": "tpe", "retune-random": "random"}
 """Names that mean ours everywhere: under Katib `tpe` and `random` are Katib's own services."""
 
 
-def validate(algorithm: str, space: Space, settings: Mapping[str, Any]) -> list[str]:
-    """Return all that is wrong with the settings of an algorithm; nothing if it can run."""
-    algorithm = ALIASES.get(algorithm, algorithm)
+def validate(
+    algorithm: str, space: Space, settings: Mapping[str, Any], objective: Objective | None = None
+) -> list[str]:
+    """Return all that is wrong with the settings of an algorithm and its objective; nothing if it can run."""
     if algorithm not in ALGORITHMS:
         return [f"unknown algorithm {algorithm!r}; there are {sorted(ALGORITHMS)}"]
-    return problems(ALGORITHMS[algorithm].settings, settings)
-
-
-def suggest(
-    algorithm: str,
-    space: Space,
-    objective: Objective,
-    settings: Mapping[str, Any],
-    history: Iterable[Observation],
-    count: int,
-    seed: int,
-    issued: int | None = None,
-) -> list[Assignment]:
-    """Return the next `count` assignments to try.
-
-    `history` holds all that is known, in any order: completed, failed, running and early-stopped trials.
-    `seed` is the study's; `settings["seed"]` goes before it. `issued` is how many points were asked for
-    before, by default the number of this study's observations.
-
-    Raises:
-        InputError: for an unknown algorithm or bad settings, with every problem.
-    """
-    proposals = explain(algorithm, space, objective, settings, history, count, seed, issued)
-    return [proposal.assignment for proposal in proposals]
+    found = problems(ALGORITHMS[algorithm].settings, settings)
+    goals = [goal.metric for goal in objective.goals] if objective else []
+    if len(goals) > 1 and not ALGORITHMS[algorithm].several:
+        able = sorted(name for name, known in ALGORITHMS.items() if known.several)
+        found.append(f"several objectives need one of the algorithms {able}, but got {algorithm!r}")
+    if len(goals) > MOST_OBJECTIVES or len(set(goals)) < len(goals):
+        found.append(f"at most {MOST_OBJECTIVES} different metrics can be objectives, but got {goals}")
+    return found
 
 
 def explain(
@@ -102,19 +96,37 @@ def explain(
     seed: int,
     issued: int | None = None,
 ) -> list[Proposal]:
-    """Like `suggest`, and say of each point where it came from."""
-    found = validate(algorithm, space, settings)
-    if found:
-        raise InputError(found, "search.settings")
+    """Return the next `count` points to try, and where each comes from.
+
+    `history` holds all that is known, in any order: completed, failed, running and early-stopped trials.
+    `seed` is the study's; `settings["seed"]` goes before it. `issued` is how many points were asked for
+    before, by default the number of this study's observations.
+
+    Raises:
+        InputError: for an unknown algorithm or bad settings, with every problem.
+    """
+    found = validate(algorithm, space, settings, objective)
     if count < 1:
-        raise InputError(f"`count >= 1` must hold, but got {count}", "search")
-    chosen = ALGORITHMS[ALIASES.get(algorithm, algorithm)]
+        found.append(f"`count >= 1` must hold, but got {count}")
+    if found:
+        raise InputError(found, "search")
+    chosen = ALGORITHMS[algorithm]
     parsed = chosen.settings.model_validate(dict(settings))
-    problem = pose(
-        space, objective, parsed, history, parsed.seed if parsed.seed is not None else seed, issued
-    )
+    own = parsed.own_seed()
+    problem = pose(space, objective, parsed, history, seed if own is None else own, issued)
     candidates = _complete(problem, chosen.propose(problem, count), count)
     return [Proposal(space.decode(levels), origin) for levels, origin in candidates]
+
+
+def _bare(explained: Callable[P, list[Proposal]]) -> Callable[P, list[Assignment]]:
+    def suggest(*args: P.args, **kwargs: P.kwargs) -> list[Assignment]:
+        """Like `explain`, without where the points come from."""
+        return [proposal.assignment for proposal in explained(*args, **kwargs)]
+
+    return suggest
+
+
+suggest = _bare(explain)
 
 
 def _complete(problem: Problem, proposed: Iterable[Candidate], count: int) -> list[Candidate]:

@@ -2,58 +2,45 @@
 
 NOMAD proposes points from a cache of all results and a frame size (`PyNomad.suggest`: poll, quadratic-model
 and Nelder-Mead search); the frame is folded from the history (`retune.search.frame`). NOMAD sees integer
-levels, so its mesh is the grid of the space. Differences from the textbook: the poll's basis is drawn anew at
-each call, so the convergence theory of MADS is not inherited; a categorical parameter keeps the incumbent's
-value in NOMAD, and its other values are tried by an extended poll (Audet and Dennis 2001).
+levels, so its mesh is the grid of the space. The poll's directions are drawn from the incumbent and its frame,
+so that one poll completes over as many calls as it takes. Differences from the textbook: an iteration fails
+after n + 1 trials without a success, whichever they were; a categorical parameter keeps the incumbent's value
+in NOMAD, and its other values are tried by an extended poll (Audet and Dennis 2001).
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import subprocess
-import sys
-import tempfile
+import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from retune.search import design, nomad_solver
-from retune.search.frame import Frame, fold, ladder
-from retune.search.problem import Candidate, Levels, Point, Problem
+from retune.search import design, front, nomad_process
+from retune.search.frame import Frame, Steps, fold
+from retune.search.problem import FALLBACK, Candidate, Levels, Point, Problem, hashed
 from retune.search.settings import Settings
 
-_LOG = logging.getLogger("retune.search")
-_CPU_SECONDS = 6  # per process; what decides is not the clock, so that a busy machine answers the same
-_WALL_SECONDS = 30
-_MEMORY_MIB = 2048
-_TOO_LATE = "no answer in time"
+if TYPE_CHECKING:
+    from retune.search.acquisition import Promise
+
 _BASIN = 0.2  # a point further away in some coordinate of the unit cube may lie in another basin
 _SEEDS = 1_000_000  # PyNomad takes O(seed) to set one
-
-# What to try when NOMAD crashes or hangs on a history: ever simpler, until only the poll is left.
-_FALLBACKS: tuple[Mapping[str, str], ...] = (
-    {},
-    {"NM_SEARCH": "no"},
-    {"NM_SEARCH": "no", "QUAD_MODEL_SEARCH": "no"},
-    {
-        "NM_SEARCH": "no",
-        "QUAD_MODEL_SEARCH": "no",
-        "DIRECTION_TYPE": "ORTHO 2N",
-        "EVAL_QUEUE_SORT": "DIR_LAST_SUCCESS",
-    },
-)
+_VNS_TURN = 4  # every fourth point is shaken while no poll succeeds
 
 
 class NomadSettings(Settings):
     """Settings of `nomad`, named as NOMAD names them."""
 
     LH_SEARCH: int = Field(8, ge=0, le=1000, description="Latin-hypercube points after the default setting")
-    INITIAL_FRAME_SIZE: float = Field(
-        0.1, gt=0, le=1, description="first frame size, as a share of each range"
+    INITIAL_FRAME_SIZE: float | None = Field(
+        None, gt=0, le=1, description="first frame size, as a share of each range; 0.1 if not given"
+    )
+    INITIAL_MESH_SIZE: float | None = Field(
+        None, gt=0, le=1, description="in its place: the frame is the root of n times it, as in NOMAD"
+    )
+    MIN_FRAME_SIZE: float = Field(
+        0.0, ge=0, le=1, description="a mesh has converged at this share of each range; 0: at the grid"
     )
     DIRECTION_TYPE: Literal["ORTHO N+1 QUAD", "ORTHO N+1 NEG", "ORTHO 2N", "DOUBLE", "SINGLE"] = Field(
         "ORTHO N+1 QUAD", description="how the poll's directions are built"
@@ -62,6 +49,9 @@ class NomadSettings(Settings):
         True, description="search by a quadratic model of the results near the incumbent"
     )
     NM_SEARCH: bool = Field(True, description="search by a Nelder-Mead step over the best results")
+    VNS_MADS_SEARCH: bool = Field(
+        False, description="variable neighbourhood search: leave the incumbent, further with each failure"
+    )
     ANISOTROPIC_MESH: bool = Field(True, description="grow the frame only along the coordinates that moved")
     EVAL_QUEUE_SORT: Literal["SURROGATE", "RANDOM"] = Field(
         "SURROGATE",
@@ -70,6 +60,22 @@ class NomadSettings(Settings):
     BB_OUTPUT_TYPE: Literal["PB", "EB"] = Field(
         "PB", description="constraints as progressive or as extreme barrier"
     )
+    SEED: int | None = Field(None, ge=0, lt=2**31, description="NOMAD's name of `seed`")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if self.INITIAL_FRAME_SIZE is not None and self.INITIAL_MESH_SIZE is not None:
+            raise ValueError(
+                "give either 'INITIAL_FRAME_SIZE' or 'INITIAL_MESH_SIZE', "
+                f"but got {self.INITIAL_FRAME_SIZE:g} and {self.INITIAL_MESH_SIZE:g}"
+            )
+        if self.SEED is not None and self.seed not in (None, self.SEED):
+            raise ValueError(f"give either 'seed' or 'SEED', but got {self.seed} and {self.SEED}")
+        return self
+
+    def own_seed(self) -> int | None:
+        """Return the seed that goes before the study's, under either name."""
+        return self.SEED if self.SEED is not None else self.seed
 
 
 def propose(problem: Problem, count: int) -> list[Candidate]:
@@ -90,26 +96,39 @@ def around_incumbent(problem: Problem, begin: Sequence[Candidate], count: int) -
     NOMAD returns more points than asked, in lexicographic order; the first ones would be biased to low levels.
     `begin` is the start design.
     """
-    settings = _settings(problem)
     free = {c.levels for c in begin} | {p.levels for p in problem.warm}
-    ranges = [p.levels - 1 if p.ordered else 0 for p in problem.space.parameters]
-    history = (*problem.warm, *problem.points)
-    frame = fold(history, ranges, settings.INITIAL_FRAME_SIZE, free, settings.ANISOTROPIC_MESH)
+    steps = _steps(problem)
+    if problem.objectives > 1:
+        problem, frame = front.focus(problem, steps, free)
+    else:
+        frame = fold((*problem.warm, *problem.points), steps, free)
     assert frame.incumbent is not None
     center, shown = _start(problem, frame)
-    axes = [i for i, p in enumerate(problem.space.parameters) if p.ordered and p.levels > 1]
     groups: dict[int, list[Candidate]] = {0: _other_categories(problem, center)}
-    for point, index in _solve(problem, center, shown, axes, _tries(problem, frame, axes, count), count):
-        levels = list(center)
-        for axis, level in zip(axes, point, strict=True):
-            levels[axis] = level
-        groups.setdefault(index, []).append(Candidate(tuple(levels), _origin(frame, center, levels)))
-    return [candidate for index in sorted(groups) for candidate in _sorted(problem, groups[index])]
+    answer = _asked(problem, frame, steps, center, shown, count)
+    for point, index in answer.points:
+        groups.setdefault(index, []).append(Candidate(tuple(point), _origin(frame, center, point)))
+    if answer.failure is not None:
+        groups[1] = _coordinate_poll(problem, frame, center, answer.failure)
+    promise = _promise(problem)
+    ranked = _shaken(problem, frame, promise, count) if promise else []
+    for index in sorted(groups):
+        ranked += _sorted(problem, groups[index], promise, ranked, count)
+    return ranked
 
 
 def _settings(problem: Problem) -> NomadSettings:
     assert isinstance(problem.settings, NomadSettings)
     return problem.settings
+
+
+def _steps(problem: Problem) -> Steps:
+    settings = _settings(problem)
+    ranges = tuple(p.levels - 1 if p.ordered else 0 for p in problem.space.parameters)
+    share = settings.INITIAL_FRAME_SIZE or 0.1
+    if settings.INITIAL_MESH_SIZE is not None:
+        share = min(settings.INITIAL_MESH_SIZE * math.sqrt(sum(reach > 0 for reach in ranges)), 1.0)
+    return Steps(ranges, share, settings.MIN_FRAME_SIZE, settings.ANISOTROPIC_MESH)
 
 
 def _start(problem: Problem, frame: Frame) -> tuple[Levels, list[Point]]:
@@ -130,23 +149,6 @@ def _start(problem: Problem, frame: Frame) -> tuple[Levels, list[Point]]:
     far = [point for point in everything if away(point)]
     best = min((p for p in far if p.outcome == "ok"), key=lambda point: point.merit, default=None)
     return (best.levels, far) if best else (frame.incumbent.levels, everything)
-
-
-def _sorted(problem: Problem, candidates: list[Candidate]) -> list[Candidate]:
-    """Return the candidates in the order in which they should be tried."""
-    order = problem.rng("order").permutation(len(candidates)).tolist()
-    candidates = [candidates[k] for k in order]
-    if _settings(problem).EVAL_QUEUE_SORT == "RANDOM" or len(candidates) < 2 or len(problem.ok) < 2:
-        return candidates
-    from retune.search.acquisition import Promise
-
-    promise = Promise(problem)
-    taken: set[Levels] = set()
-    ranked = []
-    while (candidate := promise.ranked(candidates, taken)) is not None:
-        taken.add(candidate.levels)
-        ranked.append(candidate)
-    return ranked
 
 
 def _origin(frame: Frame, center: Levels, levels: Sequence[int]) -> str:
@@ -171,84 +173,133 @@ def _other_categories(problem: Problem, center: Levels) -> list[Candidate]:
     return found
 
 
-def _tries(problem: Problem, frame: Frame, axes: Sequence[int], count: int) -> list[tuple[int, list[str]]]:
-    """Return what to ask NOMAD in turn until there are enough points: other seeds, then larger frames."""
-    sizes = [frame.sizes[axis] for axis in axes]
-    ladders = [ladder(problem.space.parameters[axis].levels - 1) for axis in axes]
+def _promise(problem: Problem) -> Promise | None:
+    """Return the model that says which of NOMAD's points to try first; None where it is not wanted."""
+    if _settings(problem).EVAL_QUEUE_SORT == "RANDOM" or len(problem.ok) < 2:
+        return None
+    from retune.search.acquisition import Promise
+
+    return Promise(problem)
+
+
+def _sorted(
+    problem: Problem,
+    candidates: list[Candidate],
+    promise: Promise | None,
+    before: Sequence[Candidate],
+    count: int,
+) -> list[Candidate]:
+    """Return the candidates in the order in which they should be tried after those `before`.
+
+    Only the first `count` places are worth a model's while.
+    """
+    taken = {candidate.levels for candidate in before}
+    left = [candidate for candidate in candidates if candidate.levels not in taken]
+    order = problem.rng("order").permutation(len(left)).tolist()
+    left = [left[k] for k in order]
+    ranked: list[Candidate] = []
+    while promise and left and len(before) + len(ranked) < count:
+        best = promise.ranked(left, taken)
+        assert best is not None
+        taken.add(best.levels)
+        ranked.append(best)
+        left = [candidate for candidate in left if candidate.levels != best.levels]
+    return ranked + left
+
+
+def _shaken(problem: Problem, frame: Frame, promise: Promise, count: int) -> list[Candidate]:
+    """Return the points of a variable neighbourhood search (Audet, Bechard and Le Digabel 2008).
+
+    While the polls fail, the incumbent is shaken, further with each failed iteration, and the model's descent
+    from there is proposed. NOMAD cannot do this from a cache: there it ends the process.
+    """
+    assert frame.incumbent is not None
+    turns = [k for k in range(problem.issued, problem.issued + count) if k % _VNS_TURN == 0]
+    if not _settings(problem).VNS_MADS_SEARCH or frame.failures == 0 or not turns:
+        return []
+    import numpy as np
+
+    from retune.search.acquisition import climb
+
+    rng, found = problem.rng("vns"), []
+    home = np.array(problem.space.to_unit(frame.incumbent.levels))
+    reach = min(0.1 * frame.failures, 1.0)
+    for _ in turns:
+        place = np.clip(home + reach * rng.uniform(-1, 1, size=len(home)), 0, 1)
+        row = np.array([problem.space.from_unit(place.tolist())])
+        end = climb(promise.lattice, promise.value, row, promise.value(row))[0]
+        levels = problem.snap(end.tolist())
+        if levels not in problem.seen:
+            found.append(Candidate(levels, f"VNS: shaken by {reach:.1f} of the range"))
+    return found
+
+
+def _coordinate_poll(problem: Problem, frame: Frame, center: Levels, reason: str) -> list[Candidate]:
+    """Return the steps of one frame size along each coordinate: a poll that needs no NOMAD."""
+    found = []
+    for axis, (parameter, size) in enumerate(zip(problem.space.parameters, frame.sizes, strict=True)):
+        for level in (center[axis] - size, center[axis] + size):
+            levels = (*center[:axis], level, *center[axis + 1 :])
+            if parameter.ordered and 0 <= level < parameter.levels and levels not in problem.seen:
+                found.append(Candidate(levels, f"{FALLBACK}: coordinate poll, NOMAD failed: {reason}"))
+    return found
+
+
+def _asked(
+    problem: Problem, frame: Frame, steps: Steps, center: Levels, shown: Sequence[Point], count: int
+) -> nomad_process.Answer:
+    """Ask NOMAD about the ordered parameters around `center`; its points as whole points of the space."""
+    axes = [i for i, p in enumerate(problem.space.parameters) if p.ordered and p.levels > 1]
+    if not axes:
+        return nomad_process.Answer()
+    fixed = [i for i in range(len(center)) if i not in axes]
+    near = [p for p in shown if all(p.levels[i] == center[i] for i in fixed)]
+    known = [
+        [levels[i] for i in axes] for levels in problem.seen if all(levels[i] == center[i] for i in fixed)
+    ]
+    request = nomad_process.Request(
+        _parameters(problem, near, axes),
+        _cache(problem, near, axes),
+        known,
+        _tries(problem, frame, steps, center, axes, count),
+        count,
+    )
+    answer = nomad_process.ask(request)
+    points = []
+    for found, index in answer.points:
+        levels = list(center)
+        for axis, level in zip(axes, found, strict=True):
+            levels[axis] = level
+        points.append((levels, index))
+    return nomad_process.Answer(points, answer.failure)
+
+
+def _tries(
+    problem: Problem, frame: Frame, steps: Steps, center: Levels, axes: Sequence[int], count: int
+) -> list[tuple[int, list[int]]]:
+    """Return what to ask NOMAD in turn until there are enough points: other seeds, then larger frames.
+
+    The seeds come from the center and the frame, not from the call: until one of them changes, every call sees
+    the same poll, less what is known of it.
+    """
+    sizes = list(frame.sizes)
     frames = [sizes] * min(4 + count // 4, 24)
     for _ in range(4):
         sizes = [
-            steps[min(steps.index(size) + 1, len(steps) - 1)]
-            for steps, size in zip(ladders, sizes, strict=True)
+            ladder[min(ladder.index(size) + 1, len(ladder) - 1)]
+            for ladder, size in zip(steps.ladders, sizes, strict=True)
         ]
         frames.append(sizes)
     return [
-        (problem.call_seed(f"nomad {k}", _SEEDS), [f"INITIAL_FRAME_SIZE ( {' '.join(map(str, sizes))} )"])
+        (
+            hashed(problem.seed, center, sizes, frame.restarts, f"nomad {k}") % _SEEDS,
+            [sizes[axis] for axis in axes],
+        )
         for k, sizes in enumerate(frames)
     ]
 
 
-def _solve(
-    problem: Problem,
-    center: Levels,
-    shown: Sequence[Point],
-    axes: Sequence[int],
-    tries: Sequence[tuple[int, list[str]]],
-    count: int,
-) -> list[tuple[list[int], int]]:
-    """Ask NOMAD in a process of its own; simpler and simpler if that process dies. Nothing if all do."""
-    if not axes:
-        return []
-    fixed = [i for i in range(len(center)) if i not in axes]
-    near = [p for p in shown if all(p.levels[i] == center[i] for i in fixed)]
-    request = {
-        "cache": _cache(problem, near, axes),
-        "known": [
-            [levels[i] for i in axes] for levels in problem.seen if all(levels[i] == center[i] for i in fixed)
-        ],
-        "tries": tries,
-        "count": count,
-        "cpu_seconds": _CPU_SECONDS,
-        "memory_mib": _MEMORY_MIB,
-    }
-    for rung, simpler in enumerate(_FALLBACKS):
-        answer = _run({**request, "parameters": _parameters(problem, near, axes, simpler)})
-        if not isinstance(answer, str):
-            return answer
-        _LOG.warning("NOMAD failed", extra={"reason": answer, "rung": rung, "points": len(near)})
-        if answer == _TOO_LATE:  # a simpler one would come later still
-            break
-    return []
-
-
-def _run(request: Mapping[str, Any]) -> list[tuple[list[int], int]] | str:
-    """Return the answer of a solver process, or why there is none."""
-    with tempfile.TemporaryDirectory(prefix="retune-nomad-") as folder:
-        Path(folder, "request.json").write_text(json.dumps(request))
-        try:
-            subprocess.run(
-                [sys.executable, "-I", nomad_solver.__file__],
-                cwd=folder,
-                timeout=_WALL_SECONDS,
-                check=True,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={"OMP_NUM_THREADS": "1", "PATH": os.defpath},
-            )
-            answer: list[tuple[list[int], int]] = json.loads(Path(folder, "answer.json").read_text())
-        except subprocess.CalledProcessError as error:
-            return f"it ended with {error.returncode}"
-        except subprocess.TimeoutExpired:
-            return _TOO_LATE
-        except (OSError, ValueError) as error:
-            return str(error)
-    return answer
-
-
-def _parameters(
-    problem: Problem, near: Sequence[Point], axes: Sequence[int], simpler: Mapping[str, str]
-) -> list[str]:
+def _parameters(problem: Problem, near: Sequence[Point], axes: Sequence[int]) -> Mapping[str, str]:
     settings = _settings(problem)
     highest = [problem.space.parameters[axis].levels - 1 for axis in axes]
     chosen = {
@@ -262,12 +313,11 @@ def _parameters(
         "DIRECTION_TYPE": settings.DIRECTION_TYPE,
         "QUAD_MODEL_SEARCH": "yes" if settings.QUAD_MODEL_SEARCH else "no",
         "NM_SEARCH": "yes" if settings.NM_SEARCH else "no",
-        **simpler,
     }
     violations = sorted(p.violation for p in near if p.outcome == "ok" and p.violation > 0)
     if violations:  # the barrier comes down as better infeasible points are found
         chosen["H_MAX_0"] = repr(violations[(len(violations) - 1) // 2] * 1.000001)
-    return [f"{name} {value}" for name, value in chosen.items()]
+    return chosen
 
 
 def _cache(problem: Problem, points: Sequence[Point], axes: Sequence[int]) -> str:

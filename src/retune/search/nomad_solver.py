@@ -1,24 +1,26 @@
-"""Runs PyNomad in a process of its own: reads ``request.json``, writes ``answer.json`` in the current folder.
+"""Runs PyNomad in a process of its own: a request on standard input, the answer on standard output, both JSON.
 
 PyNomad ends the process on many inputs (std::terminate), keeps its state in singletons, writes to stdout, and
 may spin or eat memory: so this file is started by path for each call, imports nothing of retune, and limits
 itself.
 
 The request holds ``parameters`` of `PyNomad.suggest`, ``cache`` (the text of a cache file), ``tries`` (a seed
-and further parameters each), ``known`` (points not to propose), ``count``, ``cpu_seconds`` and
-``memory_mib``. The tries are made in order until `count` new points are found. The answer is a list of
-[point, index of the try].
+and a frame size each), ``known`` (points not to propose), ``count``, ``cpu_seconds`` and ``memory_mib``. The
+tries are made in order until `count` new points are found; a frame that gave nothing new is not tried with
+another seed. The answer is a list of [point, index of the try].
 """
 
 import json
 import os
 import resource
+import sys
 
 
 def main() -> None:
-    """Answer the request in the current folder."""
-    with open("request.json") as file:
-        request = json.load(file)
+    """Answer one request."""
+    answer = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # NOMAD prints whatever the display degree
+    request = json.load(sys.stdin)
     seconds, memory = request["cpu_seconds"], request["memory_mib"] << 20
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
@@ -27,17 +29,24 @@ def main() -> None:
 
     known = {tuple(point) for point in request["known"]}
     found: dict[tuple[int, ...], int] = {}
-    for index, (seed, extra) in enumerate(request["tries"]):
+    barren = ""
+    for index, (seed, frame) in enumerate(request["tries"]):
+        if frame == barren:
+            continue
         with open("cache.txt", "w") as file:  # afresh each time: NOMAD may rewrite it
             file.write(request["cache"])
         PyNomad.setSeed(seed)
-        for point in PyNomad.suggest([*request["parameters"], *extra, "CACHE_FILE cache.txt"]) or []:
+        before = len(found)
+        given = [*request["parameters"], f"INITIAL_FRAME_SIZE {frame}", "CACHE_FILE cache.txt"]
+        for point in PyNomad.suggest(given) or []:
             levels = tuple(round(coordinate) for coordinate in point)
             if levels not in known:
                 found.setdefault(levels, index)
         if len(found) >= request["count"]:
             break
-    with open("answer.json", "w") as file:
+        if len(found) == before:
+            barren = frame
+    with os.fdopen(answer, "w") as file:
         json.dump(list(found.items()), file)
     os._exit(0)  # no destructors: NOMAD's singletons and threads need not end well
 

@@ -17,7 +17,8 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from retune.space import Assignment, Space, Value
-from retune.study import Constraint
+from retune.study import Constraint, Search
+from retune.study import Objective as Goal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from retune.search.settings import Settings
 
 Levels = tuple[int, ...]
+FALLBACK = "fallback"
+"""How the origin of a point begins that was proposed because something broke or was too late."""
 Outcome = Literal["ok", "failed", "running"]
 
 
@@ -53,11 +56,28 @@ class Observation:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is improved: the metric, its goal, and limits on other metrics."""
+    """What is improved: the metric, its goal, limits on other metrics, and further metrics to improve with it."""
 
     metric: str = "validation_loss"
     goal: Literal["minimize", "maximize"] = "minimize"
     constraints: tuple[Constraint, ...] = ()
+    further: tuple[Goal, ...] = ()
+
+    @classmethod
+    def of(cls, search: Search) -> Objective:
+        """Return what a study file's search improves."""
+        first, further = search.objective, tuple(search.further_objectives)
+        return cls(first.metric, first.goal, tuple(search.constraints), further)
+
+    @property
+    def goals(self) -> tuple[Goal, ...]:
+        """All metrics to improve, the first one first."""
+        return (Goal(metric=self.metric, goal=self.goal), *self.further)
+
+    @property
+    def additional_metrics(self) -> list[str]:
+        """The metrics that a trial must report besides the first objective, sorted."""
+        return sorted({limit.metric for limit in self.constraints} | {goal.metric for goal in self.further})
 
 
 @dataclass(frozen=True)
@@ -82,12 +102,19 @@ class Point(NamedTuple):
         levels: its place. outcome: ``ok`` alone has a value.
         value: to be minimised; the mean if the point was tried more than once.
         excesses: one number a constraint, relative to its limit; satisfied if not positive.
+        further: the values of the further objectives, to be minimised too.
     """
 
     levels: Levels
     outcome: Outcome
     value: float = math.nan
     excesses: tuple[float, ...] = ()
+    further: tuple[float, ...] = ()
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The values of all objectives."""
+        return (self.value, *self.further)
 
     @property
     def violation(self) -> float:
@@ -110,7 +137,7 @@ class Problem:
             studies.
         issued: how many points were asked for so far; at least as many as are visible.
         seed: of the study. settings: the algorithm's own.
-        constraints: how many there are.
+        constraints, objectives: how many there are.
     """
 
     space: Space
@@ -120,6 +147,7 @@ class Problem:
     seed: int
     issued: int
     constraints: int = 0
+    objectives: int = 1
 
     @cached_property
     def seen(self) -> frozenset[Levels]:
@@ -178,7 +206,7 @@ def pose(
     """Build the problem from a history in any order.
 
     Observations outside the space are dropped: they are another study's, or the bounds have shrunk since.
-    Early-stopped trials count with a value no better than the median of the completed ones: what they had
+    Early-stopped trials count with values no better than the medians of the completed ones: what they had
     reached when they were stopped is not what they would have given.
     """
     inside = [(levels, entry) for entry in history if (levels := _levels(space, entry)) is not None]
@@ -194,6 +222,7 @@ def pose(
         seed=seed,
         issued=sum(not entry.warm for _, entry in inside) if issued is None else issued,
         constraints=len(objective.constraints),
+        objectives=len(objective.goals),
     )
 
 
@@ -218,21 +247,24 @@ def _merge(objective: Objective, entries: Sequence[tuple[Levels, Observation]]) 
     by_levels: dict[Levels, list[tuple[Observation, Outcome, tuple[float, ...]]]] = {}
     for levels, entry in entries:
         by_levels.setdefault(levels, []).append((entry, *_read(objective, entry)))
+    objectives = len(objective.goals)
     completed = [
-        numbers[0]
+        numbers[:objectives]
         for found in by_levels.values()
         for entry, outcome, numbers in found
         if outcome == "ok" and entry.status == "completed"
     ]
-    floor = median(completed) if completed else -math.inf
+    floor = [median(column) for column in zip(*completed, strict=True)] or [-math.inf] * objectives
     points = []
     for levels, found in by_levels.items():
         rows = [
-            (max(n[0], floor), *n[1:]) if e.status == "early_stopped" else n for e, o, n in found if o == "ok"
+            [*map(max, n, floor), *n[objectives:]] if e.status == "early_stopped" else n
+            for e, o, n in found
+            if o == "ok"
         ]
         if rows:
-            value, *excesses = (fmean(column) for column in zip(*rows, strict=True))
-            points.append(Point(levels, "ok", value, tuple(excesses)))
+            means = tuple(fmean(column) for column in zip(*rows, strict=True))
+            points.append(Point(levels, "ok", means[0], means[objectives:], means[1:objectives]))
         else:
             running = any(outcome == "running" for _, outcome, _ in found)
             points.append(Point(levels, "running" if running else "failed"))
@@ -240,11 +272,13 @@ def _merge(objective: Objective, entries: Sequence[tuple[Levels, Observation]]) 
 
 
 def _read(objective: Objective, entry: Observation) -> tuple[Outcome, tuple[float, ...]]:
-    """Return the outcome of a trial, the value to minimise and the excess of each constraint."""
+    """Return the outcome of a trial, the values to minimise and the excess of each constraint."""
     if entry.status in ("failed", "running"):
         return ("running" if entry.status == "running" else "failed"), ()
-    value = entry.values.get(objective.metric, math.nan)
-    numbers = [-value if objective.goal == "maximize" else value]
+    numbers = []
+    for goal in objective.goals:
+        value = entry.values.get(goal.metric, math.nan)
+        numbers.append(-value if goal.goal == "maximize" else value)
     for constraint in objective.constraints:
         measured = entry.values.get(constraint.metric, math.nan)
         limit = constraint.max if constraint.max is not None else constraint.min

@@ -16,6 +16,10 @@ class Settings(BaseModel):
 
     seed: int | None = Field(None, ge=0, lt=2**31, description="instead of the study's seed")
 
+    def own_seed(self) -> int | None:
+        """Return the seed that goes before the study's, if one was given."""
+        return self.seed
+
 
 def problems(kind: type[Settings], given: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the settings: unknown names, with the valid ones, and values out of range."""

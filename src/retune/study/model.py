@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -111,6 +111,12 @@ class Constraint(Section):
         return self
 
 
+def _or_several(schema: dict[str, Any]) -> None:
+    """Say in the JSON schema that a list is taken too."""
+    one = {"$ref": schema.pop("$ref")}
+    schema["anyOf"] = [one, {"type": "array", "items": one, "minItems": 1, "maxItems": 3}]
+
+
 class Search(Section):
     """How the next settings are found and when to stop."""
 
@@ -120,7 +126,14 @@ class Search(Section):
         Annotated[Preset, Tag("preset of a paper")] | Annotated[list[Parameter], Tag("list of parameters")],
         Discriminator(lambda given: "list of parameters" if isinstance(given, list) else "preset of a paper"),
     ] = Field(default_factory=lambda: Preset(preset="tribes2024"))
-    objective: Objective = Field(default_factory=Objective)
+    objective: Objective = Field(
+        default_factory=Objective,
+        description="or a list of two or three: the first ranks and gates, all give the Pareto set",
+        json_schema_extra=_or_several,
+    )
+    further_objectives: list[Objective] = Field(
+        default_factory=list, max_length=2, description="the rest of that list; not written by hand"
+    )
     constraints: list[Constraint] = Field(default_factory=list)
     trials: int = Field(100, gt=0, description="trained settings, the default setting among them")
     parallel: int = Field(1, gt=0)
@@ -130,6 +143,22 @@ class Search(Section):
         2, ge=0, description="other seeds for the best and the default setting, to show the spread"
     )
     warm_start: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _several_objectives(cls, given: Any) -> Any:
+        """Take a list of objectives apart, so that `objective` is one for all who rank by it."""
+        if not isinstance(given, dict) or not isinstance(given.get("objective"), list):
+            return given
+        if not 1 <= len(given["objective"]) <= 3:
+            raise ValueError(f"`objective` holds one to three metrics, but got {len(given['objective'])}")
+        first, *further = given["objective"]
+        return {**given, "objective": first, "further_objectives": further}
+
+    @property
+    def objectives(self) -> list[Objective]:
+        """All objectives, the one that ranks first."""
+        return [self.objective, *self.further_objectives]
 
     @property
     def space(self) -> Space:
@@ -145,6 +174,9 @@ class Search(Section):
     @model_validator(mode="after")
     def _space_is_trainable(self) -> Self:
         problems = []
+        metrics = [objective.metric for objective in self.objectives]
+        if len(set(metrics)) < len(metrics):
+            problems.append(f"the metrics of `objective` must differ, but got {metrics}")
         unknown = [name for name in self.space.names if name not in TUNABLE]
         if unknown:
             problems.append(f"a trial can tune {list(TUNABLE)}, but the search names {unknown}")
@@ -291,11 +323,15 @@ class Study(Section):
         search = self.search.model_dump(
             mode="json", include={"algorithm", "settings", "objective", "constraints", "warm_start"}
         )
+        if self.search.further_objectives:  # only then, so that the folders of other studies keep their names
+            search["further_objectives"] = [o.model_dump(mode="json") for o in self.search.further_objectives]
         decides = {
             "settings": self.settings_digest(data_digest, base_digest),
             "search": search,
             "space": self.search.space.model_dump(mode="json"),
         }
-        if self.engine.kind != "local":  # the same word can mean another algorithm, and trials come in another order
+        if (
+            self.engine.kind != "local"
+        ):  # the same word can mean another algorithm, and trials come in another order
             decides["engine"] = self.engine.kind
         return digest(decides)

@@ -71,7 +71,16 @@ def _drop(content: Any, path: Sequence[str | int]) -> bool:
 
 def _path(error: Any) -> list[str | int]:
     """Return the keys that lead to an error, without the names of union members, which mean nothing to a person."""
-    return [part for part in error["loc"] if part not in ("preset of a paper", "list of parameters", "[key]")]
+    path = [part for part in error["loc"] if part not in ("preset of a paper", "list of parameters", "[key]")]
+    match path:
+        case [
+            "search",
+            "further_objectives",
+            int(place),
+            *rest,
+        ]:  # written as the rest of the list `objective`
+            return ["search", "objective", place + 1, *rest]
+    return path
 
 
 def _sentence(error: Any) -> str:

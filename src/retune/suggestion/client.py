@@ -110,9 +110,14 @@ class SuggestionClient:
 
 def _experiment(study: Study) -> Any:
     search = study.search
-    objective = Objective(search.objective.metric, search.objective.goal, tuple(search.constraints))
     return experiment_of(
-        study.name, search.algorithm, search.space, objective, search.settings, study.seed, search.parallel
+        study.name,
+        search.algorithm,
+        search.space,
+        Objective.of(search),
+        search.settings,
+        study.seed,
+        search.parallel,
     )
 
 

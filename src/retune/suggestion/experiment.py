@@ -1,8 +1,8 @@
 """Katib's Experiment and our search, each from the other.
 
 What Katib's message has no field for travels as algorithm settings: ``seed``; ``default.<parameter>`` (the
-start); ``constraints`` (``"peak_gpu_gib <= 80, accuracy >= 0.5"``); ``log_step.<parameter>`` (a step in
-log10).
+start); ``constraints`` (``"peak_gpu_gib <= 80, accuracy >= 0.5"``); ``further_objectives`` (``"minimize
+adapter_mib, maximize accuracy"``, besides the Experiment's own); ``log_step.<parameter>`` (a step in log10).
 
 Meaning of Katib's fields here: ``min`` and ``max`` are inclusive; values are ``min + k * step``; without a
 step the grid is the default one of `retune.space`. The log distributions use a log scale; with a ``step`` its
@@ -26,10 +26,12 @@ from retune.errors import InputError
 from retune.search import Objective, Observation
 from retune.space import LOG10_GRID, Assignment, Parameter, Space, Value, tidy
 from retune.study import Constraint
+from retune.study import Objective as Goal
 from retune.suggestion import messages as katib
 from retune.suggestion import warm as warm_start
 
 _CONSTRAINT = re.compile(r"^\s*(?P<metric>\S+?)\s*(?P<sign><=|>=)\s*(?P<limit>\S+)\s*$")
+_GOAL = re.compile(r"^\s*(?P<goal>minimize|maximize)\s+(?P<metric>\S+)\s*$")
 _KINDS = {
     "real": katib.DOUBLE,
     "integer": katib.INT,
@@ -102,9 +104,11 @@ def experiment_of(
             f"{c.metric} <= {c.max!r}" if c.max is not None else f"{c.metric} >= {c.min!r}"
             for c in objective.constraints
         )
+    if objective.further:
+        own["further_objectives"] = ", ".join(f"{goal.goal} {goal.metric}" for goal in objective.further)
     spec.objective.type = katib.MINIMIZE if objective.goal == "minimize" else katib.MAXIMIZE
     spec.objective.objective_metric_name = objective.metric
-    spec.objective.additional_metric_names.extend(sorted({c.metric for c in objective.constraints}))
+    spec.objective.additional_metric_names.extend(objective.additional_metrics)
     spec.algorithm.algorithm_name = algorithm
     spec.parallel_trial_count = parallel
     for key, value in own.items():
@@ -153,7 +157,9 @@ def search_of(experiment: Any) -> Search:
         parameters.append(parameter)
         if words:
             texts[entry.name] = words
-    objective = _objective(spec.objective, settings.pop("constraints", ""), problems)
+    objective = _objective(
+        spec.objective, settings.pop("constraints", ""), settings.pop("further_objectives", ""), problems
+    )
     for key in [k for k in settings if k.startswith(("default.", "log_step."))]:
         del settings[key]
         problems.append(f"setting {key!r} names no parameter; there are {[p.name for p in parameters]}")
@@ -161,7 +167,7 @@ def search_of(experiment: Any) -> Search:
         problems.append("neural architecture search is not supported, but `nasConfig` is given")
     space = _space(parameters, spec, problems)
     warm = tuple(warm_start.decode(space, earlier, problems)) if space else ()
-    problems += search.validate(spec.algorithm.algorithm_name, space or _ANY_SPACE, settings)
+    problems += search.validate(spec.algorithm.algorithm_name, space or _ANY_SPACE, settings, objective)
     if problems or space is None:
         raise InputError(problems, f"experiment {experiment.name!r}")
     algorithm = spec.algorithm.algorithm_name
@@ -184,27 +190,49 @@ def _space(parameters: list[Parameter], spec: Any, problems: list[str]) -> Space
         return None
 
 
-def _objective(spec: Any, constraints: str, problems: list[str]) -> Objective:
+def _objective(spec: Any, constraints: str, further: str, problems: list[str]) -> Objective:
     goals = {katib.MINIMIZE: "minimize", katib.MAXIMIZE: "maximize"}
     if spec.type not in goals:
         problems.append(f"`objective.type` must be minimize or maximize, but got {spec.type}")
     if not spec.objective_metric_name:
         problems.append("`objective.objectiveMetricName` is required, but got ''")
+    goal: Any = goals.get(spec.type, "minimize")
+    limits, more = _constraints(constraints, problems), _further(further, problems)
+    names = dict.fromkeys((limit.metric for limit in limits), "a constrained")
+    for metric, kind in {**names, **{goal.metric: "a further objective's" for goal in more}}.items():
+        if metric not in spec.additional_metric_names:
+            problems.append(
+                f"{kind} metric must be one of `additionalMetricNames` "
+                f"{list(spec.additional_metric_names)}, but got {metric!r}"
+            )
+    return Objective(spec.objective_metric_name, goal, tuple(limits), tuple(more))
+
+
+def _constraints(text: str, problems: list[str]) -> list[Constraint]:
     found = []
-    for text in filter(None, map(str.strip, re.split(r"[,;]", constraints))):
-        match = _CONSTRAINT.match(text)
+    for part in _parts(text):
+        match = _CONSTRAINT.match(part)
         limit = _finite(match["limit"]) if match else None
         if match is None or limit is None:
-            problems.append(f"a constraint reads `metric <= number` or `metric >= number`, but got {text!r}")
+            problems.append(f"a constraint reads `metric <= number` or `metric >= number`, but got {part!r}")
             continue
-        if match["metric"] not in spec.additional_metric_names:
-            problems.append(
-                f"a constrained metric must be one of `additionalMetricNames` "
-                f"{list(spec.additional_metric_names)}, but got {match['metric']!r}"
-            )
         found.append(Constraint(metric=match["metric"], **{"max" if match["sign"] == "<=" else "min": limit}))
-    goal: Any = goals.get(spec.type, "minimize")
-    return Objective(spec.objective_metric_name, goal, tuple(found))
+    return found
+
+
+def _further(text: str, problems: list[str]) -> list[Goal]:
+    found = []
+    for part in _parts(text):
+        match = _GOAL.match(part)
+        if match is None:
+            problems.append(f"an objective reads `minimize metric` or `maximize metric`, but got {part!r}")
+            continue
+        found.append(Goal.model_validate(match.groupdict()))
+    return found
+
+
+def _parts(text: str) -> list[str]:
+    return [part for part in map(str.strip, re.split(r"[,;]", text)) if part]
 
 
 def _parameter(spec: Any, default: str | None, log_step: str | None) -> tuple[Parameter, tuple[str, ...]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
 
 from retune.errors import InputError
@@ -13,7 +15,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._points = Counter(
-            "retune_suggested_points", "Points proposed", ["algorithm"], registry=self.registry
+            "retune_suggested_points", "Points proposed", ["algorithm", "origin"], registry=self.registry
         )
         self._seconds = Histogram(
             "retune_suggest_seconds",
@@ -24,15 +26,16 @@ class Metrics:
         )
         self._fallbacks = Counter(
             "retune_fallbacks",
-            "Calls answered with random points",
+            "Calls answered by something simpler: the reason is an exception, or solver where NOMAD failed",
             ["algorithm", "reason"],
             registry=self.registry,
         )
         self._refused = Counter("retune_refused", "Experiments refused as invalid", registry=self.registry)
 
-    def suggested(self, algorithm: str, count: int, seconds: float) -> None:
-        """Count an answered call."""
-        self._points.labels(algorithm).inc(count)
+    def suggested(self, algorithm: str, origins: Mapping[str, int], seconds: float) -> None:
+        """Count an answered call and its points by where they came from."""
+        for origin, count in origins.items():
+            self._points.labels(algorithm, origin).inc(count)
         self._seconds.labels(algorithm).observe(seconds)
 
     def fell_back(self, algorithm: str, reason: str) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,7 +24,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from retune import search
 from retune.errors import InputError
-from retune.search import Observation, Proposal
+from retune.search import FALLBACK, Observation, Proposal
 from retune.suggestion import messages as katib
 from retune.suggestion.experiment import ISSUED, Search, search_of, strings
 from retune.suggestion.metrics import Metrics
@@ -50,11 +52,13 @@ class SuggestionService:
         history = history_of(found, request.trials)
         count = request.current_request_number
         reply = katib.GetSuggestionsReply()
+        origins: Counter[str] = Counter()
         if count > 0:
             before = request.total_request_number - count
             issued = before if before >= 0 else None
             proposals = self._search(found, history, count, issued)
             for proposal in proposals:
+                origins[re.split("[:,]", proposal.origin)[0]] += 1
                 entry = reply.parameter_assignments.add()
                 for name, text in strings(found, proposal.assignment).items():
                     entry.assignments.add(name=name, value=text)
@@ -62,7 +66,7 @@ class SuggestionService:
             reply.algorithm.algorithm_name = found.algorithm
             reply.algorithm.algorithm_settings.add(name=ISSUED, value=log)
         seconds = time.monotonic() - begun
-        self._metrics.suggested(found.algorithm, count, seconds)
+        self._metrics.suggested(found.algorithm, origins, seconds)
         _LOG.info(
             "suggested",
             extra={
@@ -71,6 +75,7 @@ class SuggestionService:
                 "count": count,
                 "trials": len(request.trials),
                 "used": len(history),
+                "origins": dict(origins),
                 "seconds": round(seconds, 3),
             },
         )
@@ -97,14 +102,25 @@ class SuggestionService:
         arguments = (found.space, found.objective, found.settings, history, count, 0, issued)
         future = self._pool.submit(search.explain, found.algorithm, *arguments)
         try:
-            return future.result(self._answer_seconds)
+            proposals = future.result(self._answer_seconds)
         except Exception as error:  # whatever it was: an error would stop the experiment for ever
-            self._metrics.fell_back(found.algorithm, type(error).__name__)
-            _LOG.exception(
-                "random points instead", extra={"experiment": found.name, "reason": type(error).__name__}
-            )
+            reason = type(error).__name__
+            self._metrics.fell_back(found.algorithm, reason)
+            _LOG.exception("random points instead", extra={"experiment": found.name, "reason": reason})
+            return self._random(found, history, count, issued, reason)
+        failed = sorted({p.origin for p in proposals if p.origin.startswith(FALLBACK)})
+        if failed:
+            self._metrics.fell_back(found.algorithm, "solver")
+            _LOG.warning("a simpler search instead", extra={"experiment": found.name, "reason": failed})
+        return proposals
+
+    def _random(
+        self, found: Search, history: list[Observation], count: int, issued: int | None, reason: str
+    ) -> list[Proposal]:
         settings = {key: value for key, value in found.settings.items() if key == "seed"}
-        return search.explain("random", found.space, found.objective, settings, history, count, 0, issued)
+        arguments = (found.space, found.objective, settings, history, count, 0, issued)
+        origin = f"{FALLBACK}: random, {found.algorithm} failed: {reason}"
+        return [Proposal(p.assignment, origin) for p in search.explain("random", *arguments)]
 
 
 def start(host: str = "[::]", port: int = 6789, metrics: Metrics | None = None) -> tuple[grpc.Server, int]:
