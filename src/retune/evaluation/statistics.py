@@ -1,0 +1,302 @@
+"""Is one model better than another, or is it noise? Intervals of scores, and paired tests on the same questions.
+
+Two models that answer the same questions are compared question by question: what both get right or both get wrong
+says nothing about which is better, and leaving it out makes the test far sharper than comparing two scores with
+their standard errors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel
+
+from retune.errors import InputError
+from retune.records import BenchRecord
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+LEVEL = 0.95
+RESAMPLES = 10_000
+Test = Literal["McNemar exact", "sign flips", "unpaired normal", "none"]
+
+# Scores that average over groups, not over questions: (protocol, task). The group is the id before its last slash.
+MACRO = frozenset({("instruct-eval", "bbh")})
+_NAMED = 3
+
+
+class Difference(BaseModel):
+    """Score of the first model minus score of the second, between -1 and 1.
+
+    Attributes:
+        low, high: interval at `level`; by paired bootstrap if `paired`, else from the standard errors; None if unknown.
+        p: two-sided, of the hypothesis that the models are equally good; None if it cannot be tested.
+        test: which one gave `p`.
+        n: questions that both answered, or the larger number where they are not paired; 0 if unknown.
+        first_only, second_only: questions that only this one got right; None if not paired.
+
+    """
+
+    difference: float
+    low: float | None = None
+    high: float | None = None
+    level: float = LEVEL
+    p: float | None = None
+    test: Test = "none"
+    n: int = 0
+    paired: bool = False
+    first_only: int | None = None
+    second_only: int | None = None
+
+
+def wilson(right: float, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Return Wilson's score interval of a share of `right` out of `n`.
+
+    Source: Wilson 1927, JASA 22; recommended for all n by Brown, Cai and DasGupta 2001, Statistical Science 16(2).
+
+    Raises:
+        ValueError: unless 0 <= right <= n and n > 0.
+
+    """
+    if not 0 <= right <= n or n < 1:
+        raise ValueError(f"`0 <= right <= n` and `n >= 1` must hold, but got right={right}, n={n}")
+    z = _z(level)
+    share, add = right / n, z * z / n
+    middle = (share + add / 2) / (1 + add)
+    half = z / (1 + add) * math.sqrt(share * (1 - share) / n + add / (4 * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def mcnemar(first_only: int, second_only: int) -> float:
+    """Return the two-sided p-value of McNemar's exact test.
+
+    Under the hypothesis each question that only one of the two models gets right is a fair coin: twice the smaller
+    tail of a binomial distribution with share one half, at most 1.
+
+    Source: McNemar 1947, Psychometrika 12(2); the exact form is in Agresti, Categorical Data Analysis, section 11.1.
+    """
+    n, fewer = first_only + second_only, min(first_only, second_only)
+    tail = term = 1
+    for k in range(1, fewer + 1):
+        term = term * (n - k + 1) // k
+        tail += term
+    return min(1.0, float(Fraction(2 * tail, 2**n)))
+
+
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """Return p-values adjusted for their number (Holm 1979, Scandinavian Journal of Statistics 6); None stays None."""
+    tested = sorted((p, place) for place, p in enumerate(values) if p is not None)
+    adjusted: list[float | None] = [None] * len(values)
+    least = 0.0
+    for done, (p, place) in enumerate(tested):
+        least = max(least, min(1.0, p * (len(tested) - done)))
+        adjusted[place] = least
+    return adjusted
+
+
+def interval(record: BenchRecord, level: float = LEVEL, seed: int = 0) -> tuple[float, float] | None:
+    """Return the interval of one score, None if neither answers nor their number are known.
+
+    Wilson's for a share of right answers; a bootstrap within the groups where the score averages over groups; else
+    the normal one from the standard error.
+    """
+    if is_explained(record):
+        strata = _strata(record, [float(bool(answer["right"])) for answer in record.answers])
+        if len(strata) == 1:
+            return wilson(float(strata[0].values.sum()), len(record.answers), level)
+        return _percentiles(_resample(strata, seed), level)
+    if record.n < 1:
+        return None
+    half = _z(level) * record.stderr
+    return max(0.0, record.score - half), min(1.0, record.score + half)
+
+
+def is_explained(record: BenchRecord) -> bool:
+    """Return whether the answers are kept and their right ones average to the score."""
+    if not record.answers or not all("right" in answer and "id" in answer for answer in record.answers):
+        return False
+    strata = _strata(record, [float(bool(answer["right"])) for answer in record.answers])
+    average = sum(stratum.weight * float(stratum.values.mean()) for stratum in strata)
+    return abs(average - record.score) < 1e-6
+
+
+def mismatches(first: BenchRecord, second: BenchRecord) -> list[str]:
+    """Return why the scores of two records cannot be compared: how many questions or prompts differ, and which."""
+    names = f"{first.model} and {second.model} on {first.task}"
+    if (first.task, first.protocol) != (second.task, second.protocol):
+        return [
+            f"{first.model} and {second.model}: task and protocol must be the same, but got {first.task} "
+            f"({first.protocol}) and {second.task} ({second.protocol})"
+        ]
+    if not first.answers or not second.answers:
+        differ = (
+            bool(first.prompt_digest and second.prompt_digest) and first.prompt_digest != second.prompt_digest
+        )
+        return [f"{names}: the prompts must be the same, but their digests differ"] if differ else []
+    prompts = [{str(a["id"]): a.get("prompt") for a in record.answers} for record in (first, second)]
+    problems = [
+        f"{record.model} on {record.task}: every question is answered once, but {len(record.answers) - len(own)} ids stand twice"
+        for record, own in zip((first, second), prompts, strict=True)
+        if len(own) < len(record.answers)
+    ]
+    apart = sorted(prompts[0].keys() ^ prompts[1].keys())
+    if apart:
+        problems.append(
+            f"{names}: the questions must be the same, but {len(apart)} were asked of one alone: {_few(apart)}"
+        )
+    changed = sorted(
+        key for key in prompts[0].keys() & prompts[1].keys() if prompts[0][key] != prompts[1][key]
+    )
+    if changed:
+        problems.append(f"{names}: the prompts must be the same, but {len(changed)} differ: {_few(changed)}")
+    return problems
+
+
+def compare(first: BenchRecord, second: BenchRecord, seed: int = 0, level: float = LEVEL) -> Difference:
+    """Compare two models on one task; see `compare_means`."""
+    return compare_means([(1.0, first, second)], seed, level)
+
+
+def compare_means(
+    pairs: Sequence[tuple[float, BenchRecord, BenchRecord]], seed: int = 0, level: float = LEVEL
+) -> Difference:
+    """Compare the weighted mean scores of two models over several tasks.
+
+    Where both records hold their answers, questions are resampled in pairs within each task (and within each group
+    where the score averages over groups): the interval is that bootstrap's percentiles. The test is McNemar's for a
+    share of right answers; else its like for weighted averages, in which the sign of each difference is flipped at
+    random. Where answers are missing, interval and test are the normal ones of independent scores, which is too
+    careful for models that mostly get the same questions right.
+
+    Args:
+        pairs: weight (any scale), and the records of the first and the second model on one task.
+        seed: of the bootstrap and the flips; the same seed gives the same numbers.
+        level: of the interval.
+
+    Raises:
+        InputError: if questions or prompts differ, with how many and which.
+
+    """
+    problems = [problem for _, first, second in pairs for problem in mismatches(first, second)]
+    if problems:
+        raise InputError(problems, "paired comparison")
+    total = sum(weight for weight, _, _ in pairs)
+    lead = sum(weight * (first.score - second.score) for weight, first, second in pairs) / total
+    if not all(is_explained(record) for _, *both in pairs for record in both):
+        return _unpaired(pairs, lead, total, level)
+    strata = [s for weight, first, second in pairs for s in _paired(weight / total, first, second)]
+    low, high = _percentiles(_resample(strata, seed), level)
+    wins = sum(int((stratum.values > 0).sum()) for stratum in strata)
+    losses = sum(int((stratum.values < 0).sum()) for stratum in strata)
+    single = len(strata) == 1
+    return Difference(
+        difference=lead,
+        low=low,
+        high=high,
+        level=level,
+        p=mcnemar(wins, losses) if single else _flip(strata, lead, seed),
+        test="McNemar exact" if single else "sign flips",
+        n=sum(len(stratum.values) for stratum in strata),
+        paired=True,
+        first_only=wins,
+        second_only=losses,
+    )
+
+
+@dataclass(frozen=True)
+class _Stratum:
+    """Questions that are resampled among themselves; their mean counts `weight` in the score."""
+
+    weight: float
+    values: NDArray[np.float64]
+
+
+def _z(level: float) -> float:
+    return NormalDist().inv_cdf((1 + level) / 2)
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _strata(record: BenchRecord, values: Sequence[float], weight: float = 1.0) -> list[_Stratum]:
+    """Group one value per answer as the score averages them."""
+    import numpy as np
+
+    groups: dict[str, list[float]] = {}
+    macro = (record.protocol, record.task) in MACRO
+    for answer, value in zip(record.answers, values, strict=True):
+        groups.setdefault(str(answer["id"]).rpartition("/")[0] if macro else "", []).append(value)
+    return [_Stratum(weight / len(groups), np.array(group)) for group in groups.values()]
+
+
+def _paired(weight: float, first: BenchRecord, second: BenchRecord) -> list[_Stratum]:
+    other = {str(answer["id"]): bool(answer["right"]) for answer in second.answers}
+    values = [float(bool(a["right"])) - float(other[str(a["id"])]) for a in first.answers]
+    return _strata(first, values, weight)
+
+
+def _resample(strata: Sequence[_Stratum], seed: int) -> NDArray[np.float64]:
+    """Return the weighted mean of each of RESAMPLES bootstrap samples.
+
+    Drawing n values with replacement is drawing how often each distinct value comes: one multinomial draw.
+    """
+    import numpy as np
+
+    dice = np.random.default_rng(seed)
+    means = np.zeros(RESAMPLES)
+    for stratum in strata:
+        n = len(stratum.values)
+        distinct, counts = np.unique(stratum.values, return_counts=True)
+        means += stratum.weight / n * (dice.multinomial(n, counts / n, RESAMPLES) @ distinct)
+    return means
+
+
+def _percentiles(means: NDArray[np.float64], level: float) -> tuple[float, float]:
+    import numpy as np
+
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _flip(strata: Sequence[_Stratum], lead: float, seed: int) -> float:
+    """Return the share of random sign flips (and the one observed) that give a lead at least as large."""
+    import numpy as np
+
+    dice = np.random.default_rng(seed)
+    leads = np.zeros(RESAMPLES)
+    for stratum in strata:
+        sizes, counts = np.unique(np.abs(stratum.values[stratum.values != 0]), return_counts=True)
+        for size, count in zip(sizes, counts, strict=True):
+            ups = dice.binomial(count, 0.5, RESAMPLES)
+            leads += stratum.weight / len(stratum.values) * size * (2 * ups - count)
+    return float((1 + (np.abs(leads) >= abs(lead) - 1e-12).sum()) / (1 + RESAMPLES))
+
+
+def _unpaired(
+    pairs: Sequence[tuple[float, BenchRecord, BenchRecord]], lead: float, total: float, level: float
+) -> Difference:
+    records = [record for _, *both in pairs for record in both]
+    if any(record.n < 1 for record in records):
+        return Difference(difference=lead, level=level)
+    spread = math.sqrt(sum((w / total) ** 2 * (_error(a) ** 2 + _error(b) ** 2) for w, a, b in pairs))
+    half = _z(level) * spread
+    p = 2 * NormalDist().cdf(-abs(lead) / spread)
+    n = sum(max(a.n, b.n) for _, a, b in pairs)
+    return Difference(
+        difference=lead, low=lead - half, high=lead + half, level=level, p=p, test="unpaired normal", n=n
+    )
+
+
+def _error(record: BenchRecord) -> float:
+    """Return the standard error; where all answers were right or all wrong, that of one success and failure more."""
+    share = (record.score * record.n + 1) / (record.n + 2)
+    return record.stderr or math.sqrt(share * (1 - share) / (record.n + 2))
