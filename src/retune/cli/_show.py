@@ -109,6 +109,8 @@ def show_outcome(outcome: Outcome, study_file: str, overrides: tuple[str, ...]) 
     selection = outcome.selection
     console.print()
     console.print(_table(outcome))
+    if outcome.pareto:
+        console.print(_pareto_table(outcome))
     for name, spread in selection.spread.items():
         console.print(
             f"{_label(name, outcome)}: {spread.mean:.4f} ± {spread.sd:.4f} over {spread.n} seeds (mean, standard deviation)"
@@ -156,7 +158,7 @@ def _table(outcome: Outcome) -> Table:
     for heading in (
         "trial",
         *(_SHORT.get(name, name) for name in names),
-        selection.metric.replace("_", " "),
+        _words(selection.metric),
         "gain",
     ):
         table.add_column(
@@ -171,6 +173,27 @@ def _table(outcome: Outcome) -> Table:
         style = "bold" if row.trial == selection.chosen else None
         table.add_row(_label(row.trial, outcome), *values, f"{row.objective:.4f}", gain, *scores, style=style)
     return table
+
+
+def _pareto_table(outcome: Outcome) -> Table:
+    first = outcome.pareto[0]
+    names = [*first.assignment, *first.values]
+    table = Table(
+        title=f"Pareto set: no other setting is better in all of {_words(', '.join(first.values))}",
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE,
+    )
+    for heading in ("trial", *(_SHORT.get(name, _words(name)) for name in names)):
+        table.add_column(heading, justify="left" if heading == "trial" else "right")
+    for row in outcome.pareto:
+        values = [f"{row.values[name]:.4f}" for name in row.values]
+        table.add_row(_label(row.trial, outcome), *map(_value, row.assignment.values()), *values)
+    return table
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _label(trial: str, outcome: Outcome) -> str:

@@ -10,6 +10,7 @@ import yaml
 
 from retune import store
 from retune.records import BenchRecord, GateRecord, Record, TrialRecord
+from retune.registry.front import pareto_set
 from retune.registry.selection import Row, Selection, select
 from retune.report.data_tables import data_tables, number
 from retune.report.figures import draw
@@ -99,6 +100,7 @@ def render(
         metric=words(selection.metric),
         parameters=_parameters(study, trials),
         rows=selection.rows,
+        pareto=pareto_set(trials, study.search),
         tasks=tasks,
         bench_rows=[row for row in selection.rows if row.scores],
         best_scores=_best_scores(selection.rows, tasks),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from retune import store
+from retune.engines.ledger import Ledger
 from retune.errors import RetuneError
 from retune.records import GateRecord
+from retune.registry.front import ParetoTrial, pareto_set
 from retune.registry.selection import Selection
 from retune.steps import benchmark, plan
 from retune.steps.promote import read_gate
@@ -21,6 +23,7 @@ class Outcome(BaseModel):
     Attributes:
         folder: where its records are. report: the page to open. version: of the registered model.
         left: tracking operations that MLflow has not got yet.
+        pareto: of a study with several objectives, the trials that none beats in all of them.
 
     """
 
@@ -35,6 +38,7 @@ class Outcome(BaseModel):
     hours: float
     selection: Selection
     gate: GateRecord
+    pareto: list[ParetoTrial] = Field(default_factory=list)
 
 
 def read(study: Study) -> Outcome:
@@ -60,4 +64,5 @@ def read(study: Study) -> Outcome:
         hours=search.hours,
         selection=read_selection(folder),
         gate=read_gate(folder),
+        pareto=pareto_set(list(Ledger(folder).records.values()), study.search),
     )
