@@ -8,19 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from retune.errors import RetuneError
+from retune.evaluation.prefix import Prefix, can_be_split, common_prefix, runs, worth_sharing
 
 if TYPE_CHECKING:
     import torch
 
-_T = TypeVar("_T")
+    from retune.evaluation.packed import Layers
 
-# A prefix is computed by a call of its own, which pays from about so many tokens on.
-_SHORTEST_SHARED = 16
-_LEAST_SAVED = 128
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Decoder:
 
         """
 
-        def answer(rows: list[int], shared: _Prefix | None) -> list[str]:
+        def answer(rows: list[int], shared: Prefix | None) -> list[str]:
             return self._batch([prompts[k] for k in rows], shared, new_tokens, stop)
 
         return self._each(prompts, new_tokens, answer, done)
@@ -82,7 +81,7 @@ class Decoder:
             RetuneError: as `complete` does.
         """
 
-        def measure(rows: list[int], shared: _Prefix | None) -> list[float]:
+        def measure(rows: list[int], shared: Prefix | None) -> list[float]:
             whole = [[*contexts[k], *endings[k]] for k in rows]
             return self._measure(whole, [len(endings[k]) for k in rows], shared)
 
@@ -92,7 +91,7 @@ class Decoder:
         self,
         prompts: Sequence[Sequence[int]],
         new_tokens: int,
-        work: Callable[[list[int], _Prefix | None], list[_T]],
+        work: Callable[[list[int], Prefix | None], list[_T]],
         done: Callable[[int], None],
     ) -> list[_T]:
         """Do `work` on every prompt, in batches that share a prefix and are of like lengths."""
@@ -118,8 +117,8 @@ class Decoder:
         return [results[k] for k in range(len(prompts))]
 
     def _leaves(
-        self, prompts: Sequence[Sequence[int]], places: list[int], above: _Prefix | None, new_tokens: int
-    ) -> Iterator[tuple[list[int], _Prefix | None]]:
+        self, prompts: Sequence[Sequence[int]], places: list[int], above: Prefix | None, new_tokens: int
+    ) -> Iterator[tuple[list[int], Prefix | None]]:
         """Walk the tree of common prefixes; give the prompts that end at each node with the node's cached prefix.
 
         Args:
@@ -129,7 +128,7 @@ class Decoder:
         node = self._extended([prompts[k] for k in places], above, new_tokens)
         start = node.length if node else 0
         alone: list[int] = []
-        for run in _runs(prompts, places, start):
+        for run in runs(prompts, places, start):
             if worth_sharing([prompts[k] for k in run], start):
                 yield from self._leaves(prompts, run, node, new_tokens)
             else:
@@ -138,49 +137,75 @@ class Decoder:
             yield alone, node
 
     def _extended(
-        self, prompts: Sequence[Sequence[int]], above: _Prefix | None, new_tokens: int
-    ) -> _Prefix | None:
+        self, prompts: Sequence[Sequence[int]], above: Prefix | None, new_tokens: int
+    ) -> Prefix | None:
         """Return the cached common prefix of all prompts, which goes on from the one `above`."""
         start = above.length if above else 0
-        if not worth_sharing(prompts, start) or not _plain_cache(self.model):
+        if not worth_sharing(prompts, start) or not can_be_split(self.model):
             return above
+        length, room = common_prefix(prompts), max(map(len, prompts)) + new_tokens
+        made = self._states(prompts[0][start:length], above)
+        if above is None:
+            return Prefix(length, room, made)
         import torch
+
+        layers = [
+            (torch.cat([keys, more_keys], 1), torch.cat([values, more_values], 1))
+            for (keys, values), (more_keys, more_values) in zip(above.layers, made, strict=True)
+        ]
+        return Prefix(length, room, layers)
+
+    def _states(self, ids: Sequence[int], above: Prefix | None) -> Layers:
+        """Return keys and values of tokens that go on from the prefix `above`."""
+        import torch
+
+        before, start = (above.layers, above.length) if above else ([], 0)
+        if self._packs:
+            from retune.evaluation import packed
+
+            return packed.first_pass(self.model, [ids], [0], before, start)[1]
         from transformers import DynamicCache
 
-        length = common_prefix(prompts)
-        ids = torch.tensor([list(prompts[0][start:length])], device=self.device)
-        cache = DynamicCache(above.layers) if above else None
-        out = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        room = max(map(len, prompts)) + new_tokens
-        return _Prefix(length, room, [(layer.keys, layer.values) for layer in out.past_key_values.layers])
+        cache = DynamicCache([(keys[None], values[None]) for keys, values in before]) if before else None
+        out = self.model(
+            input_ids=torch.tensor([list(ids)], device=self.device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return [
+            (layer.keys[0, :, start:], layer.values[0, :, start:]) for layer in out.past_key_values.layers
+        ]
+
+    @cached_property
+    def _packs(self) -> bool:
+        """Whether the first pass is our own, without padding."""
+        from retune.evaluation import packed
+
+        return packed.fits(self.model) and can_be_split(self.model)
 
     def _batch(
         self,
         prompts: Sequence[Sequence[int]],
-        shared: _Prefix | None,
+        shared: Prefix | None,
         new_tokens: int,
         stop: Callable[[str], bool] | None,
     ) -> list[str]:
         import torch
 
-        ids, mask, places, cache = self._inputs(prompts, shared)
         rows = [
             _Row(number, min(new_tokens, self.context - len(prompt))) for number, prompt in enumerate(prompts)
         ]
         asked = list(rows)
+        ids, mask, places, cache = self._inputs(prompts, shared)
+        if self._packs:
+            logits, cache = self._packed(prompts, shared, new_tokens)
+        else:
+            logits, cache = self._step(ids, mask, places, cache)
         while True:
-            out = self.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=places,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            logits = out.logits[:, -1].float()
             if not torch.isfinite(logits).all():
                 raise RetuneError("the model's output is not finite: it gives no answer to score")
-            chosen, cache = logits.argmax(-1), out.past_key_values
+            chosen = logits.argmax(-1)
             for row, token in zip(rows, chosen.tolist(), strict=True):
                 if not row.ended:
                     self._add(row, token, stop)
@@ -198,8 +223,34 @@ class Decoder:
                 )
             ids, places = chosen[:, None], places[:, -1:] + 1
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+            logits, cache = self._step(ids, mask, places, cache)
 
-    def _inputs(self, prompts: Sequence[Sequence[int]], shared: _Prefix | None) -> tuple[Any, Any, Any, Any]:
+    def _step(self, ids: Any, mask: Any, places: Any, cache: Any) -> tuple[Any, Any]:
+        """Return the logits behind each row, shape (rows, vocabulary), and the cache with the rows in it."""
+        out = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=places,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return out.logits[:, -1].float(), out.past_key_values
+
+    def _packed(
+        self, prompts: Sequence[Sequence[int]], shared: Prefix | None, new_tokens: int
+    ) -> tuple[Any, Any]:
+        """Return what `_step` does on whole prompts, without padding."""
+        from retune.evaluation import packed
+
+        before, start = (shared.layers, shared.length) if shared else ([], 0)
+        tails = [prompt[start:] for prompt in prompts]
+        logits, made = packed.first_pass(self.model, tails, [1] * len(tails), before, start)
+        lengths = [len(tail) for tail in tails]
+        prefix = shared or Prefix(0, max(lengths) + new_tokens, [(k[:, :0], v[:, :0]) for k, v in made])
+        return logits, prefix.filled(lengths, made)
+
+    def _inputs(self, prompts: Sequence[Sequence[int]], shared: Prefix | None) -> tuple[Any, Any, Any, Any]:
         """Return ids, mask, positions and cache of a batch: what follows the prefix, padded on the left."""
         import torch
 
@@ -212,23 +263,36 @@ class Decoder:
         return ids, mask, places, shared.cache(len(prompts)) if shared else None
 
     def _measure(
-        self, prompts: Sequence[Sequence[int]], counts: Sequence[int], shared: _Prefix | None
+        self, prompts: Sequence[Sequence[int]], counts: Sequence[int], shared: Prefix | None
     ) -> list[float]:
         """Return the log-likelihood of the last tokens of each prompt, as many as `counts` says."""
         import torch
 
-        ids, mask, places, cache = self._inputs(prompts, shared)
-        out = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=places,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=max(counts) + 1,  # the logits before a token tell its likelihood
-        )
-        scores = torch.log_softmax(out.logits.float(), -1)[:, :-1]
-        each = scores.gather(-1, ids[:, -scores.shape[1] :, None])[..., 0]
-        sums = [float(row[-count:].sum()) for row, count in zip(each, counts, strict=True)]
+        if self._packs:
+            from retune.evaluation import packed
+
+            before, start = (shared.layers, shared.length) if shared else ([], 0)
+            tails = [prompt[start:] for prompt in prompts]
+            logits, _ = packed.first_pass(self.model, tails, [count + 1 for count in counts], before, start)
+            parts = torch.split(torch.log_softmax(logits, -1), [count + 1 for count in counts])
+            wanted = [torch.tensor(prompt[-count:]) for prompt, count in zip(prompts, counts, strict=True)]
+            sums = [
+                float(part[:-1].gather(1, ids[:, None]).sum())
+                for part, ids in zip(parts, wanted, strict=True)
+            ]
+        else:
+            ids, mask, places, cache = self._inputs(prompts, shared)
+            out = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=places,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=max(counts) + 1,  # the logits before a token tell its likelihood
+            )
+            scores = torch.log_softmax(out.logits.float(), -1)[:, :-1]
+            each = scores.gather(-1, ids[:, -scores.shape[1] :, None])[..., 0]
+            sums = [float(row[-count:].sum()) for row, count in zip(each, counts, strict=True)]
         if not all(map(math.isfinite, sums)):
             raise RetuneError("the model's output is not finite: it gives no likelihood to score")
         return sums
@@ -256,101 +320,6 @@ class _Row:
     ended: bool = False
 
 
-class _Prefix:
-    """Keys and values of a prefix, and the memory in which batches continue it.
-
-    Args:
-        length: tokens of the prefix. room: tokens of the longest prompt and its answer.
-        layers: keys and values per layer, each of shape (1, heads, length, head size).
-    """
-
-    def __init__(self, length: int, room: int, layers: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        self.length, self.layers = length, layers
-        self._room = room
-        self._blocks: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def cache(self, rows: int) -> Any:
-        """Return a cache for a batch that begins behind the prefix. It is void once the next one is asked for."""
-        from transformers import DynamicCache
-
-        if not self._blocks or len(self._blocks[0][0]) < rows:
-            self._blocks = []  # freed before the larger ones are made
-            self._blocks = [
-                (self._block(keys, rows), self._block(values, rows)) for keys, values in self.layers
-            ]
-        cache = DynamicCache()
-        cache.layers = [
-            _block_layer(keys[:rows], values[:rows], self.length) for keys, values in self._blocks
-        ]
-        return cache
-
-    def _block(self, prefix: torch.Tensor, rows: int) -> torch.Tensor:
-        block = prefix.new_empty(rows, prefix.shape[1], self._room, prefix.shape[3])
-        block[:, :, : self.length] = prefix
-        return block
-
-
-def _block_layer(keys: torch.Tensor, values: torch.Tensor, length: int) -> Any:
-    """Return a layer of a cache that writes into memory it is given, instead of copying all it has for every token."""
-    from transformers.cache_utils import DynamicLayer
-
-    class Block(DynamicLayer):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.blocks = (keys, values)
-            self.length = length
-            self.is_initialized = True
-
-        def update(
-            self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-        ) -> Any:
-            end = self.length + key_states.shape[-2]
-            for block, states in zip(self.blocks, (key_states, value_states), strict=True):
-                block[:, :, self.length : end] = states
-            self.length = end
-            self.keys, self.values = (block[:, :, :end] for block in self.blocks)
-            return self.keys, self.values
-
-        def get_seq_length(self) -> int:
-            return self.length
-
-        def batch_select_indices(self, indices: torch.Tensor) -> None:
-            self.blocks = (self.blocks[0][indices], self.blocks[1][indices])
-
-    return Block()
-
-
-def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """Return how many tokens all prompts begin with, leaving at least one token to each."""
-    first, last = min(map(list, prompts)), max(map(list, prompts))  # the two that differ earliest
-    return min(_agree(first, last), min(map(len, prompts)) - 1)
-
-
-def worth_sharing(prompts: Sequence[Sequence[int]], start: int) -> bool:
-    """Return whether computing the common prefix behind `start` once saves more than the extra call costs."""
-    gain = common_prefix(prompts) - start
-    return len(prompts) > 1 and gain >= _SHORTEST_SHARED and gain * (len(prompts) - 1) >= _LEAST_SAVED
-
-
-def _agree(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens two prompts begin with in common."""
-    for place, (left, right) in enumerate(zip(one, other, strict=False)):
-        if left != right:
-            return place
-    return min(len(one), len(other))
-
-
-def _runs(prompts: Sequence[Sequence[int]], places: list[int], start: int) -> list[list[int]]:
-    """Cut sorted prompts wherever two neighbours have little in common behind `start`."""
-    runs = [[places[0]]]
-    for before, place in pairwise(places):
-        if _agree(prompts[before], prompts[place]) - start >= _SHORTEST_SHARED:
-            runs[-1].append(place)
-        else:
-            runs.append([place])
-    return runs
-
-
 def _halves(rows: list[int], longest: int, error: Exception) -> list[list[int]]:
     """Return the two halves of a batch that was too large; raise where it was a single prompt."""
     import torch
@@ -360,14 +329,6 @@ def _halves(rows: list[int], longest: int, error: Exception) -> list[list[int]]:
     torch.cuda.empty_cache()
     half = len(rows) // 2
     return [rows[half:], rows[:half]]
-
-
-def _plain_cache(model: Any) -> bool:
-    """Return whether every layer keeps all keys and values: a sliding window cannot be split at a prefix."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
 def _pad_left(
