@@ -44,6 +44,7 @@ def select(study: Study, folder: str) -> Selection:
             study.select,
             study.benchmark.tasks,
             search.constraints,
+            search.further_objectives,
         )
         content = selection.to_json()
         store.write(store.join(folder, "selection.json"), content)
