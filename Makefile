@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint docs bench pipelines clean
+.PHONY: help demo test quick lint docs bench pipelines images clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -49,6 +49,23 @@ bench: $(VENV)/.dev ## measure: trial speed against transformers.Trainer, benchm
 	$(BIN)/python benchmarks/bench_trial.py
 	$(BIN)/python benchmarks/bench_eval.py
 	$(BIN)/python benchmarks/bench_suggest.py
+
+# `make images` takes the first of these that is here. More flags for it, as mounts, go into BUILD_ARGS.
+BUILDER ?= $(firstword $(foreach tool,buildah podman docker,$(if $(shell command -v $(tool)),$(tool))))
+IMAGES ?= suggestion train eval
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/retune/__init__.py)
+TAG ?= $(VERSION)
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
+SOURCE ?= $(shell git config --get remote.origin.url 2>/dev/null | sed 's|//[^/@]*@|//|')
+args = $(foreach name,BASE_IMAGE TORCH_INDEX VERSION REVISION SOURCE,$(if $($(name)),--build-arg $(name)=$($(name))))
+
+images: ## build the container images and print their sizes (docs/images.md: BASE_IMAGE, TAG, BUILD_ARGS, ...)
+	@test -n "$(BUILDER)" || { echo "make images needs buildah, podman or docker; install one of them" >&2; exit 1; }
+	@set -e; for name in $(IMAGES); do \
+	  $(BUILDER) build $(if $(findstring buildah,$(BUILDER)),--layers) --file Dockerfile.$$name --tag retune-$$name:$(TAG) \
+	    $(args) $(BUILD_ARGS) .; \
+	done
+	@$(BUILDER) images --format '{{.$(if $(findstring buildah,$(BUILDER)),Name,Repository)}}:{{.Tag}}  {{.Size}}' | grep -E '(^|/)retune-[a-z]+:$(TAG) '
 
 clean: ## remove the virtual environment and everything a study wrote here
 	rm -rf $(VENV) artifacts mlflow.db mlartifacts local_outputs
