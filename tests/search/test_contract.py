@@ -173,6 +173,26 @@ def test_a_small_space_is_visited_whole_and_then_again(algorithm, parameter):
 
 
 @each_algorithm
+def test_a_grid_of_nine_is_visited_whole_in_batches(algorithm):
+    space = Space(
+        parameters=tuple(Parameter(name=name, kind="integer", low=0, high=2, default=1) for name in "xy")
+    )
+    history = played(algorithm, space, 9, 3)
+    assert len({key(entry.assignment) for entry in history}) == 9
+    check(space, history, 4, search.suggest(algorithm, space, LOSS, {}, history, 4, 0))
+
+
+@each_algorithm
+def test_all_but_one_trial_failed(algorithm):
+    space = tribes2024()
+    history = played(algorithm, space, 12, 4, fail=lambda a: True)
+    history[6] = Observation(
+        history[6].assignment, "completed", measured(space, history[6].assignment), number=6
+    )
+    check(space, history, 8, search.suggest(algorithm, space, LOSS, {}, history, 8, 0))
+
+
+@each_algorithm
 def test_a_hundred_points_at_once_in_a_huge_space(algorithm):
     space = Space(
         parameters=tuple(Parameter(name=f"p{i}", kind="real", low=0, high=1, step=1e-5) for i in range(12))

@@ -1,6 +1,7 @@
 """Spaces and histories through Katib's messages and back."""
 
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from retune.errors import InputError
 from retune.search import Objective, Observation
 from retune.space import davouse2024, tribes2024
 from retune.study import Constraint
+from retune.study import Objective as Goal
 from retune.suggestion import messages as katib
 from retune.suggestion.experiment import experiment_of, search_of, strings
 from retune.suggestion.trials import history_of, trial_of
@@ -67,6 +69,34 @@ def test_constraints_and_settings_come_back():
     assert found.objective == objective
     assert found.settings == {"seed": "3", "LH_SEARCH": "4"}
     assert (found.algorithm, found.parallel) == ("nomad", 5)
+
+
+def test_several_objectives_come_back():
+    objective = Objective(
+        "loss", "minimize", (), (Goal(metric="adapter_mib"), Goal(metric="accuracy", goal="maximize"))
+    )
+    message = experiment_of("s", "nomad", tribes2024(), objective, {}, 3)
+    assert search_of(message).objective == objective
+    assert list(message.spec.objective.additional_metric_names) == ["accuracy", "adapter_mib"]
+    with pytest.raises(InputError, match="'lhs', 'nomad', 'random'"):
+        search_of(experiment_of("s", "tpe", tribes2024(), objective, {}, 3))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("adapter_mib", "`minimize metric` or `maximize metric`, but got 'adapter_mib'"),
+        ("lower adapter_mib", "but got 'lower adapter_mib'"),
+        ("minimize unheard", "a further objective's metric must be one of `additionalMetricNames`"),
+        ("minimize validation_loss", "different metrics"),
+    ],
+)
+def test_wrong_further_objectives_are_refused(text, words):
+    message = experiment_of("s", "nomad", tribes2024(), Objective(), {}, 3)
+    message.spec.objective.additional_metric_names.append("adapter_mib")
+    message.spec.algorithm.algorithm_settings.add(name="further_objectives", value=text)
+    with pytest.raises(InputError, match=re.escape(words)):
+        search_of(message)
 
 
 def double(low, high, step="", distribution=katib.UNIFORM, kind=katib.DOUBLE):

@@ -6,6 +6,7 @@ import random
 import signal
 import threading
 import time
+from pathlib import Path
 
 import grpc
 import pytest
@@ -202,6 +203,16 @@ def test_more_than_four_mebibytes(channel):
     assert len(call(channel, "GetSuggestions", ask(request, 2)).parameter_assignments) == 2
 
 
+@pytest.mark.parametrize("total", [0, 3, 9, 500, -1])
+def test_a_total_that_does_not_fit_the_trials_is_survived(channel, total):
+    """Katib's total shrinks with parallelTrialCount and exceeds the trials seen when metrics never came."""
+    request = ask(request_of(12), 3, total)
+    known = {tuple(pair.value for pair in t.spec.parameter_assignments.assignments) for t in request.trials}
+    found = {tuple(given.values()) for given in assignments(call(channel, "GetSuggestions", request))}
+    assert len(found) == 3
+    assert not found & known
+
+
 def test_zero_asked_gives_zero(channel):
     assert not call(channel, "GetSuggestions", ask(request_of(3), 0)).parameter_assignments
 
@@ -284,6 +295,28 @@ def test_constraints_of_a_study_arrive(channel):
     call(channel, "ValidateAlgorithmSettings", katib.ValidateAlgorithmSettingsRequest(experiment=good))
 
 
+@pytest.mark.slow
+def test_many_calls_leave_nothing_behind(tmp_path, monkeypatch):
+    """Descriptors, threads, children and files of the service after many calls are those after a few."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    service, sizes = Service(), []
+    folder = Path("/proc", str(service.process.pid))
+    try:
+        with grpc.insecure_channel(service.address) as channel:
+            for number in range(30):
+                call(channel, "GetSuggestions", ask(request_of(10 + number % 3), 1))
+                children = [
+                    name for task in folder.glob("task/*/children") for name in task.read_text().split()
+                ]
+                sizes.append((len(list(folder.glob("fd/*"))), len(list(folder.glob("task/*"))), children))
+    finally:
+        service.close()
+    assert sizes[-1][0] <= sizes[15][0]
+    assert sizes[-1][1] <= sizes[15][1]
+    assert sizes[-1][2] == []
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_client_that_hangs_up_harms_nobody(channel):
     request = ask(request_of(25), 8)
     expected = call(channel, "GetSuggestions", request)
@@ -293,7 +326,8 @@ def test_a_client_that_hangs_up_harms_nobody(channel):
     assert call(channel, "GetSuggestions", request) == expected
 
 
-def test_sigterm_ends_it_cleanly_after_the_call_under_way():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_ends_it_cleanly_after_the_call_under_way(number):
     service = Service()
     try:
         answers = []
@@ -303,7 +337,7 @@ def test_sigterm_ends_it_cleanly_after_the_call_under_way():
             thread = threading.Thread(target=lambda: answers.append(call(channel, "GetSuggestions", request)))
             thread.start()
             time.sleep(0.3)
-            service.process.send_signal(signal.SIGTERM)
+            service.process.send_signal(number)
             thread.join()
         assert service.process.wait(timeout=30) == 0
         assert len(answers[0].parameter_assignments) == 30
