@@ -1,6 +1,6 @@
 """Seconds per GetSuggestions of a running service, by algorithm and length of history.
 
-    python benchmarks/bench_suggest.py            prints a table and writes benchmarks/results/suggest.json
+    python benchmarks/bench_suggest.py    prints a table; writes results/suggest.json and docs/results/suggest.md
 
 The service is asked through its socket, as Katib asks it. Histories are those of random points, the start design
 included, so that every algorithm has to do its real work.
@@ -9,6 +9,7 @@ included, so that every algorithm has to do its real work.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -34,6 +36,7 @@ from retune.suggestion.service import UNLIMITED
 from retune.suggestion.trials import trial_of
 
 LENGTHS = (10, 100, 1000)
+HERE = Path(__file__).parent
 
 
 def history(length: int) -> list[Observation]:
@@ -56,13 +59,18 @@ def history(length: int) -> list[Observation]:
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--calls", type=int, default=5, help="calls of each kind; the first one is not counted"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--count", type=int, default=1, help="points per call")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "suggest.json")
+    parser.add_argument("--algorithms", nargs="+", default=list(search.ALGORITHMS))
+    parser.add_argument(
+        "--calls", type=int, default=9, help="calls of each kind; a first one is made and not counted"
+    )
+    parser.add_argument("--counts", nargs="+", type=int, default=[1, 8], help="points per call")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "suggest.json")
+    parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "results" / "suggest.md")
     given = parser.parse_args()
+    load = os.getloadavg()[0]
     command = [
         sys.executable,
         "-m",
@@ -80,38 +88,70 @@ def main() -> None:
     rows = []
     try:
         with grpc.insecure_channel(address, options=UNLIMITED) as channel:
-            for algorithm in search.ALGORITHMS:
-                for length in LENGTHS:
-                    seconds = measure(channel, algorithm, length, given.count, given.calls)
-                    rows.append(
-                        {
-                            "algorithm": algorithm,
-                            "history": length,
-                            "count": given.count,
-                            "median": statistics.median(seconds),
-                            "max": max(seconds),
-                        }
-                    )
-                    print(
-                        f"{algorithm:12} {length:5} trials  median {rows[-1]['median']:.2f} s  max {rows[-1]['max']:.2f} s",
-                        flush=True,
-                    )
+            for algorithm, length, count in itertools.product(given.algorithms, LENGTHS, given.counts):
+                seconds = measure(channel, algorithm, length, count, given.calls)
+                row = {"algorithm": algorithm, "history": length, "count": count}
+                rows.append({**row, "median": statistics.median(seconds), "max": max(seconds)})
+                print(
+                    f"{algorithm:12} {length:5} trials {count:3} points  "
+                    f"median {rows[-1]['median']:.3f} s  max {rows[-1]['max']:.3f} s",
+                    flush=True,
+                )
     finally:
         service.terminate()
         service.wait()
-    given.out.parent.mkdir(exist_ok=True)
-    machine = {"machine": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
     content = {
         "measured": now(),
-        **machine,
+        "machine": platform.machine(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "load": load,
+        "calls": given.calls,
         "versions": versions("numpy", "scipy", "optuna", "PyNomadBBO", "grpcio"),
         "rows": rows,
     }
+    given.out.parent.mkdir(exist_ok=True)
     given.out.write_text(json.dumps(content, indent=1) + "\n")
+    given.page.write_text(page(content))
+
+
+def processor() -> str:
+    """Return the name of the processor, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def page(content: dict[str, Any]) -> str:
+    """Return the results as a page."""
+    packages = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+    counts = sorted({row["count"] for row in content["rows"]})
+    text = [
+        "# Seconds per call of the suggestion service",
+        "",
+        "Written by `python benchmarks/bench_suggest.py` "
+        f"on {content['measured'][:10]}: median (longest) of {content['calls']} calls through the socket of a warm "
+        "service, by the number of trials in the request, over the space of Tribes et al. (2024).",
+        f"Machine: {content['processor']}, {content['cores']} cores, load {content['load']:.1f} before. {packages}.",
+    ]
+    for count in counts:
+        text += ["", f"## {count} point{'s' if count > 1 else ''} asked", ""]
+        text += ["| algorithm | " + " | ".join(f"{length:,} trials" for length in LENGTHS) + " |"]
+        text += ["|---|" + "---|" * len(LENGTHS)]
+        for algorithm in dict.fromkeys(row["algorithm"] for row in content["rows"]):
+            found = {
+                row["history"]: f"{row['median']:.3f} ({row['max']:.3f})"
+                for row in content["rows"]
+                if (row["algorithm"], row["count"]) == (algorithm, count)
+            }
+            text.append(f"| `{algorithm}` | " + " | ".join(found[length] for length in LENGTHS) + " |")
+    return "\n".join(text) + "\n"
 
 
 def measure(channel: grpc.Channel, algorithm: str, length: int, count: int, calls: int) -> list[float]:
-    """Return the seconds of each call but the first; each call is of another seed, so that none is the same."""
+    """Return the seconds of each call but the first; each is of another number of points issued, so that none is the same."""
     ask = channel.unary_unary(
         f"/{katib.SERVICE}/GetSuggestions",
         request_serializer=lambda message: message.SerializeToString(),
