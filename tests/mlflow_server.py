@@ -41,9 +41,8 @@ def database(empty_database, tmp_path, monkeypatch) -> str:
 class Server:
     """`mlflow server` on a port of this machine, in a process group of its own."""
 
-    def __init__(self, folder: Path, empty_database: Path) -> None:
-        self.folder = folder
-        shutil.copy(empty_database, folder / "server.db")
+    def __init__(self, folder: Path, database: str, artifacts: str) -> None:
+        self.folder, self.database, self.artifacts = folder, database, artifacts
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -54,8 +53,7 @@ class Server:
         if self._process is not None:
             return
         command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        command += ["--backend-store-uri", self.database, "--artifacts-destination", self.artifacts]
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         log = (self.folder / "log").open("a")
         self._process = subprocess.Popen(
@@ -86,7 +84,9 @@ class Server:
 
 @pytest.fixture(scope="session")
 def _one_server(tmp_path_factory, empty_database):
-    server = Server(tmp_path_factory.mktemp("server"), empty_database)
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_database, folder / "server.db")
+    server = Server(folder, f"sqlite:///{folder}/server.db", str(folder / "artifacts"))
     yield server
     server.kill()
 
