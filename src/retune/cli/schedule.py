@@ -1,0 +1,53 @@
+"""`retune schedule`: a study as a recurring run of Kubeflow Pipelines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("schedule")
+@click.argument("study_file", metavar="STUDY")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--cron", metavar="TIMES", help="minute hour day month weekday, e.g. '0 3 * * 1'.")
+@click.option("--remove", is_flag=True, help="Delete the study's schedule.")
+@click.option(
+    "--host", envvar="KF_PIPELINES_ENDPOINT", metavar="URL", help="KFP's address.  [default: kubeconfig's]"
+)
+@click.option(
+    "--namespace", metavar="NAME", help="Of the user, in a multi-user Kubeflow.  [default: the study's]"
+)
+@click.option("--token-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+              help="Bearer token for the address.")  # fmt: skip
+@click.option(
+    "--ca", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="Its certificate authority."
+)
+def command(
+    study_file: str, overrides: tuple[str, ...], cron: str | None, remove: bool, host: str | None, namespace: str | None,
+    token_file: Path | None, ca: str | None,
+) -> None:  # fmt: skip
+    """Run a study on a cluster again and again. What did not change since is not done again.
+
+    A study has one schedule: a new one takes the place of the old. A run is left out while the last one goes on.
+
+    \b
+    Examples:
+      retune schedule study.yaml --cron '0 3 * * 1' --host http://localhost:8080
+      retune schedule study.yaml --remove --host http://localhost:8080
+    """
+    from retune import study
+    from retune.errors import InputError
+    from retune.pipelines.submit import Kubeflow
+
+    if remove == (cron is not None):
+        raise InputError("give either --cron with the times, or --remove", "retune schedule")
+    loaded = study.load(study_file, overrides)
+    token = token_file.read_text().strip() if token_file else None
+    kubeflow = Kubeflow(host, namespace or loaded.cluster.namespace, token, ca)
+    if cron is None:
+        count = kubeflow.unschedule(loaded)
+        click.echo(f"{count} schedule(s) of {loaded.name} deleted")
+        return
+    made = kubeflow.schedule("search", loaded, {"study": loaded.model_dump_json()}, cron)
+    click.echo(f"{loaded.name} runs at '{cron}' as pipeline version {made.version}\n{made.url}")

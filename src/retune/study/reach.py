@@ -1,0 +1,29 @@
+"""Which of a study's paths pods on a cluster can reach."""
+
+from __future__ import annotations
+
+from retune.study.model import Study
+
+
+def unreachable(study: Study) -> list[str]:
+    """Return a sentence for each address in the study that its pods would not find.
+
+    A local path is one only if it lies below a mounted volume of `cluster.volumes`; the tracking server must be a
+    server, since a SQLite file has one writer.
+    """
+    paths = {"model.base": study.model.base, "artifacts.uri": study.artifacts.uri}
+    paths |= {f"data.sources.{place}.uri": source.uri for place, source in enumerate(study.data.sources)}
+    paths |= {f"benchmark.data.{task}": study.benchmark.data[task] for task in study.benchmark.tasks}
+    paths |= {f"search.warm_start.{place}": uri for place, uri in enumerate(study.search.warm_start)}
+    mounts = [volume.mount.rstrip("/") + "/" for volume in study.cluster.volumes]
+    problems = [
+        f"pods must reach `{key}`: an s3:// address, or a path below a mount of `cluster.volumes` {mounts}, but got {path}"
+        for key, path in paths.items()
+        if path.startswith(("/", "file://"))
+        and not any(f"{path.removeprefix('file://')}/".startswith(mount) for mount in mounts)
+    ]
+    if study.tracking.uri.startswith(("sqlite:", "/", "file:")):
+        problems.append(
+            f"`tracking.uri` must be a server that all pods share, http:// or https://, but got {study.tracking.uri}"
+        )
+    return problems
