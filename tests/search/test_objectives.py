@@ -130,7 +130,7 @@ def focused(rows, steps=None):
         for k, (x, a, b) in enumerate(rows)
     ]
     problem = pose(cube(2), TWO, NomadSettings(), history, 0, None)
-    return front.focus(problem, steps or Steps((100, 100), 0.1), {(rows[0][0], 0)})
+    return front.focus(problem, steps or Steps((100, 100), 0.1), {(rows[0][0], 0)})[0]
 
 
 def test_the_widest_gap_of_the_front_is_polled_first():
@@ -141,6 +141,20 @@ def test_the_widest_gap_of_the_front_is_polled_first():
     assert single.best.levels == frame.incumbent.levels, (
         "NOMAD polls around the best of the one number it sees"
     )
+
+
+def test_a_batch_is_shared_among_the_widest_gaps():
+    rows = [(0, 0.0, 1.0), (30, 0.3, 0.5), (60, 0.4, 0.4), (100, 1.0, 0.0)]
+    history = [
+        Observation({"x0": x, "x1": 0}, "completed", {"f0": a, "f1": b}, number=k)
+        for k, (x, a, b) in enumerate(rows)
+    ]
+    problem = pose(cube(2), TWO, NomadSettings(), history, 0, None)
+    views = front.focus(problem, Steps((100, 100), 0.1), set(), most=3)
+    assert len({frame.incumbent.levels for _, frame in views}) == 3
+    for single, frame in views:
+        assert single.best.levels == frame.incumbent.levels
+    assert views[0][1] == front.focus(problem, Steps((100, 100), 0.1), set())[0][1]
 
 
 def test_the_number_to_improve_is_the_volume_that_a_point_adds_beside_its_neighbours():
@@ -177,7 +191,7 @@ def test_constraints_come_before_objectives():
         for k in range(3)
     ]
     problem = pose(cube(2), limit, NomadSettings(), history, 0, None)
-    _, frame = front.focus(problem, Steps((100, 100), 0.1), set())
+    ((_, frame),) = front.focus(problem, Steps((100, 100), 0.1), set(), most=3)
     assert frame.incumbent.levels == (2, 0), "nothing feasible: the least violation leads"
     found = search.suggest("nomad", cube(2), limit, {}, history, 12, 0)
     assert len(found) == 12

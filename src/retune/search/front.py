@@ -6,13 +6,13 @@ frames are among the largest; a point that dominates its center enlarges the fra
 keeps it, an iteration without either refines it. As for one objective, all of it is folded from the history.
 NOMAD's own DMULTIMADS_OPTIMIZATION cannot propose from a cache (it ends the process), so the iteration is done
 as in BiMADS (Audet, Savard and Zghal 2008): NOMAD improves one number, the volume that a point adds to the front
-near the center (their product formulation).
+near the center (their product formulation). A batch is shared among several centers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from retune.search.frame import Frame, State, Steps, fold
@@ -32,21 +32,30 @@ class _Member:
     failures: int = 0
 
 
-def focus(problem: Problem, steps: Steps, free: Collection[Levels]) -> tuple[Problem, Frame]:
-    """Return the problem with one number to improve, and the frame around the best point by that number."""
+def focus(
+    problem: Problem, steps: Steps, free: Collection[Levels], most: int = 1
+) -> list[tuple[Problem, Frame]]:
+    """Return up to `most` views, the most urgent first: the problem with one number to improve, and a frame.
+
+    The frame lies around the best point by that number, a point of the front.
+    """
     history = (*problem.warm, *problem.points)
     members = _fold(problem, history, steps, free)
     scale = _Scale([point.values for point in problem.ok])
     if not members:  # nothing feasible yet: the violation leads
-        single = _valued(problem, [sum(scale(p.values)) if p.outcome == "ok" else math.nan for p in history])
-        return single, fold((*single.warm, *single.points), steps, free)
+        single = _valued(problem, lambda point: sum(scale(point.values)))
+        return [(single, fold((*single.warm, *single.points), steps, free))]
     places = [scale(member.point.values) for member in members]
-    center, limit = _chosen(members, places)
-    score = _Score(places[members.index(center)], limit)
-    single = _valued(problem, [score(scale(p.values)) if p.outcome == "ok" else math.nan for p in history])
-    best = next(p for p in (*single.warm, *single.points) if p.levels == center.point.levels)
-    smallest = center.at == steps.floor
-    return single, Frame(steps.sizes(center.at), best, center.restarts, smallest, center.failures)
+    views = []
+    for chosen in _urgent(members, places)[:most]:
+        center = members[chosen]
+        single = _valued(problem, _Score(scale, places[chosen], _corner(chosen, places)))
+        best = next(p for p in (*single.warm, *single.points) if p.levels == center.point.levels)
+        smallest = center.at == steps.floor
+        views.append(
+            (single, Frame(steps.sizes(center.at), best, center.restarts, smallest, center.failures))
+        )
+    return views
 
 
 def dominates(first: Sequence[float], second: Sequence[float]) -> bool:
@@ -67,11 +76,13 @@ class _Scale:
         return [(v - low) / width for v, low, width in zip(values, self._low, self._width, strict=True)]
 
 
-def _valued(problem: Problem, values: Sequence[float]) -> Problem:
-    """Return the problem with these values, one each of the earlier studies' points and then its own."""
-    points = [p._replace(value=v) for p, v in zip((*problem.warm, *problem.points), values, strict=True)]
-    cut = len(problem.warm)
-    return replace(problem, warm=tuple(points[:cut]), points=tuple(points[cut:]), objectives=1)
+def _valued(problem: Problem, value: Callable[[Point], float]) -> Problem:
+    """Return the problem with one value a point."""
+
+    def single(points: Sequence[Point]) -> tuple[Point, ...]:
+        return tuple(p._replace(value=value(p)) if p.outcome == "ok" else p for p in points)
+
+    return replace(problem, warm=single(problem.warm), points=single(problem.points), objectives=1)
 
 
 def _fold(
@@ -125,8 +136,8 @@ def _failed(center: _Member, steps: Steps) -> None:
         center.at = refined
 
 
-def _chosen(members: Sequence[_Member], places: Sequence[Sequence[float]]) -> tuple[_Member, list[float]]:
-    """Return the member to improve, and the corner of the box in which points count as its improvement."""
+def _urgent(members: Sequence[_Member], places: Sequence[Sequence[float]]) -> list[int]:
+    """Return the members whose turn it is, by the gap beside them, widest first."""
     fewest = min(m.restarts for m in members)
     largest = max(sum(m.at) for m in members if m.restarts == fewest)
     ready = [
@@ -134,8 +145,7 @@ def _chosen(members: Sequence[_Member], places: Sequence[Sequence[float]]) -> tu
         for k, m in enumerate(members)
         if m.restarts == fewest and sum(m.at) >= largest - len(m.at)  # one refinement behind at most
     ]
-    chosen = max(ready, key=lambda k: (_gap(k, places), -k))
-    return members[chosen], _corner(chosen, places)
+    return sorted(ready, key=lambda k: (-_gap(k, places), k))
 
 
 def _gap(chosen: int, places: Sequence[Sequence[float]]) -> float:
@@ -163,11 +173,12 @@ def _corner(chosen: int, places: Sequence[Sequence[float]]) -> list[float]:
 class _Score:
     """The number to minimise: less the volume between a point and the corner, or the distance to the box."""
 
-    def __init__(self, center: Sequence[float], corner: Sequence[float]) -> None:
-        self._corner = corner
+    def __init__(self, scale: _Scale, center: Sequence[float], corner: Sequence[float]) -> None:
+        self._scale, self._corner = scale, corner
         self._sides = [high - low for high, low in zip(corner, center, strict=True)]
 
-    def __call__(self, place: Sequence[float]) -> float:
+    def __call__(self, point: Point) -> float:
+        place = self._scale(point.values)
         shares = [(c - v) / side for c, v, side in zip(self._corner, place, self._sides, strict=True)]
         if all(share > 0 for share in shares):
             return -math.prod(shares)

@@ -93,15 +93,23 @@ def propose(problem: Problem, count: int) -> list[Candidate]:
 def around_incumbent(problem: Problem, begin: Sequence[Candidate], count: int) -> list[Candidate]:
     """Return what NOMAD proposes, at least `count` points if it can, the most promising first.
 
-    NOMAD returns more points than asked, in lexicographic order; the first ones would be biased to low levels.
     `begin` is the start design.
     """
     free = {c.levels for c in begin} | {p.levels for p in problem.warm}
     steps = _steps(problem)
-    if problem.objectives > 1:
-        problem, frame = front.focus(problem, steps, free)
-    else:
-        frame = fold((*problem.warm, *problem.points), steps, free)
+    if problem.objectives == 1:
+        return _around(problem, fold((*problem.warm, *problem.points), steps, free), steps, count)
+    views = front.focus(problem, steps, free, most=max(round(count / steps.patience), 1))
+    share = -(-count // len(views))
+    found = [_around(single, frame, steps, share) for single, frame in views]
+    return [c for part in found for c in part[:share]] + [c for part in found for c in part[share:]]
+
+
+def _around(problem: Problem, frame: Frame, steps: Steps, count: int) -> list[Candidate]:
+    """Return what NOMAD proposes around the incumbent of a frame.
+
+    NOMAD returns more points than asked, in lexicographic order; the first ones would be biased to low levels.
+    """
     assert frame.incumbent is not None
     center, shown = _start(problem, frame)
     groups: dict[int, list[Candidate]] = {0: _other_categories(problem, center)}
