@@ -134,6 +134,8 @@ def test_the_pareto_set_is_over_the_scores_and_over_objectives_that_were_named_a
     benches = [bench(k, [n < 400 * share for n in range(400)]) for k, share in enumerate(shares)]
     assert select(trials, benches, LOSS, Select(), ["mmlu"]).pareto == ["trial-003"]
     sizes = [t.model_copy(update={"values": {**t.values, "adapter_mib": 10.0 * t.number}}) for t in trials]
+    by_loss = Select(rule="lexicographic", order=["objective"])  # the loss chooses, by name
+    assert select(trials, benches, LOSS, by_loss, ["mmlu"]).chosen == "trial-002"
     further = [Objective(metric="adapter_mib", goal="minimize")]
     both = select(sizes, benches, LOSS, Select(), ["mmlu"], further=further)
     assert both.pareto == ["trial-002", "trial-003", "trial-001"]

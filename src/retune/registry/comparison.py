@@ -79,6 +79,7 @@ def compare_choice(
     others: Sequence[tuple[str | None, str]],
     scores: Mapping[str, ByTask],
     weights: Mapping[str, float],
+    with_mean: bool = True,
 ) -> list[Comparison]:
     """Compare the chosen model with each other one on every task that both were scored on, and on the mean.
 
@@ -88,6 +89,7 @@ def compare_choice(
             things is compared once.
         scores: records by model and task.
         weights: of the rule's mean over tasks.
+        with_mean: whether that mean is what chose.
 
     """
     roles: dict[str, list[str]] = {}
@@ -97,7 +99,7 @@ def compare_choice(
     found = [
         comparison
         for name, who in roles.items()
-        for comparison in _against(chosen, name, ", ".join(who), scores, weights)
+        for comparison in _against(chosen, name, ", ".join(who), scores, weights, with_mean)
     ]
     for comparison, adjusted in zip(found, holm([one.p for one in found]), strict=True):
         comparison.p_holm = adjusted
@@ -106,7 +108,12 @@ def compare_choice(
 
 
 def _against(
-    chosen: str, other: str, who: str, scores: Mapping[str, ByTask], weights: Mapping[str, float]
+    chosen: str,
+    other: str,
+    who: str,
+    scores: Mapping[str, ByTask],
+    weights: Mapping[str, float],
+    with_mean: bool,
 ) -> list[Comparison]:
     own, theirs = scores[chosen], scores[other]
     tasks = [task for task in weights if task in own and task in theirs]
@@ -120,7 +127,7 @@ def _against(
         made(task, compare(own[task], theirs[task]), own[task].score, theirs[task].score) for task in tasks
     ]
     weighed = [task for task in tasks if weights[task] > 0]
-    if len(tasks) == len(weights) > 1 and weighed:
+    if with_mean and len(tasks) == len(weights) > 1 and weighed:
         total = sum(weights[task] for task in weighed)
         means = [sum(weights[t] * side[t].score for t in weighed) / total for side in (own, theirs)]
         pairs = [(weights[task], own[task], theirs[task]) for task in weighed]

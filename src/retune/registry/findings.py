@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from retune.records import TrialRecord
-from retune.registry.comparison import MEAN, Comparison, points
+from retune.registry.comparison import MEAN, points
 from retune.registry.ranking import gain
 from retune.study import Objective
 
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 EQUAL = 1e-12
 
 
-def findings(selection: Selection, objective: Objective, trials: Sequence[TrialRecord]) -> list[str]:
-    """Return the findings, one sentence each."""
+def findings(
+    selection: Selection, objective: Objective, trials: Sequence[TrialRecord], decisive: str | None
+) -> list[str]:
+    """Return the findings, one sentence each; `decisive` is the task that chose, or ``mean``."""
     metric = selection.metric
     best = selection.row(selection.ranking[0]) if selection.ranking else None
     base, chosen = selection.row(selection.base), selection.row(selection.chosen)
@@ -26,7 +28,7 @@ def findings(selection: Selection, objective: Objective, trials: Sequence[TrialR
     if chosen is not None and won is not None and won <= EQUAL:
         found.append(f"the chosen {chosen.trial} has no better {metric} than the untuned base")
     if chosen is not None:
-        found += _of_scores(selection, chosen, best)
+        found += _of_scores(selection, chosen, best, decisive)
     failed = [t for t in trials if t.status == "failed"]
     if failed and len(failed) * 4 >= len(trials):
         found.append(f"{len(failed)} of {len(trials)} trials failed")
@@ -77,16 +79,16 @@ def _of_seeds(selection: Selection, best: Row, default: Row) -> list[str]:
     ]
 
 
-def _of_scores(selection: Selection, chosen: Row, best: Row | None) -> list[str]:
+def _of_scores(selection: Selection, chosen: Row, best: Row | None, decisive: str | None) -> list[str]:
     """Say so when scores fell, or when scores that differ by noise alone decided."""
     found = []
     if best is not None and chosen is not best:
-        lead = _lead(selection, best.trial)
+        lead = next((c for c in selection.comparisons if (c.against, c.task) == (best.trial, decisive)), None)
         if lead is not None and lead.verdict != "better":
             found.append(
                 f"{chosen.trial} was chosen before {best.trial}, which has the best {selection.metric}, for a "
                 f"{'mean score' if lead.task == MEAN else 'score'} that differs by {points(lead.difference)} points: "
-                "no difference beyond noise, so it may be luck"
+                f"{'not tested' if lead.verdict == 'untested' else 'no difference beyond noise'}, so it may be luck"
             )
     by_task = {c.task: c for c in selection.comparisons if c.against == selection.untuned}
     worse = [task for task in selection.tasks if task in by_task and by_task[task].difference < -EQUAL]
@@ -98,9 +100,3 @@ def _of_scores(selection: Selection, chosen: Row, best: Row | None) -> list[str]
         )
         found.append(f"the chosen {chosen.trial} scores below the untuned base on {losses}")
     return found
-
-
-def _lead(selection: Selection, other: str) -> Comparison | None:
-    """Return the comparison of what decided: the mean, or the only task."""
-    against = [c for c in selection.comparisons if c.against == other]
-    return next((c for c in against if c.task == MEAN), against[0] if len(against) == 1 else None)

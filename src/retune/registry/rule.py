@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from retune.errors import InputError
 from retune.records import BenchRecord, TrialRecord
+from retune.registry.comparison import MEAN
 from retune.registry.ranking import pareto
 from retune.study import Objective, Select
 
@@ -48,17 +49,27 @@ def oriented(trial: TrialRecord, objective: Objective) -> float:
     return -value if objective.goal == "minimize" else value
 
 
+def goals(
+    objective: Objective, further: Sequence[Objective], rule: Select, tasks: Sequence[str]
+) -> list[Objective]:
+    """Return the objectives that count for the Pareto set beside the scores.
+
+    By default none, as in Tribes et al. 2024: the loss made the short list already, and would keep the trial with the
+    best loss on the front whatever its scores. Those named as goals do count: several objectives of a search, and
+    `objective` in a lexicographic order. Without benchmarks there is nothing but the objective.
+    """
+    if further or not tasks or (rule.rule == "lexicographic" and "objective" in rule.order):
+        return [objective, *further]
+    return []
+
+
 def front(
     scored: Sequence[TrialRecord], scores: Scores, objectives: Sequence[Objective], tasks: Sequence[str]
 ) -> list[TrialRecord]:
-    """Return the candidates that no other one dominates, in their order.
-
-    Over the scores, as in Tribes et al. 2024: the loss made the short list already. Several objectives were each
-    named as a goal, so they all count too; and without benchmarks there is nothing but the objective.
-    """
-    counted = objectives if len(objectives) > 1 or not tasks else ()
+    """Return the candidates that no other one dominates in objectives and scores, in their order."""
     points = [
-        (*(oriented(t, o) for o in counted), *(scores[t.trial][task].score for task in tasks)) for t in scored
+        (*(oriented(t, o) for o in objectives), *(scores[t.trial][task].score for task in tasks))
+        for t in scored
     ]
     return [trial for trial, optimal in zip(scored, pareto(points), strict=True) if optimal]
 
@@ -94,6 +105,15 @@ def in_words(rule: Select, weights: Mapping[str, float], objective: Objective) -
         return f"of the Pareto-optimal candidates the highest {mean_in_words(weights)}; {ties}"
     order = ", then ".join(objective.metric if name == "objective" else name for name in rule.order)
     return f"of the Pareto-optimal candidates the best by {order}; {ties}"
+
+
+def decisive(rule: Select, weights: Mapping[str, float]) -> str | None:
+    """Return the task that decides first, ``mean`` where their mean does, None where it is the objective."""
+    if not weights:
+        return None
+    if rule.rule == "weighted":
+        return MEAN if len(weights) > 1 else next(iter(weights))
+    return next((str(name) for name in rule.order[:1] if name != "objective"), None)
 
 
 def mean_in_words(weights: Mapping[str, float]) -> str:
@@ -139,11 +159,15 @@ def why(
         text = f"{chosen.trial} has the {lowest} {merit(chosen)}: no benchmark was asked for, so the objective alone chose."
         return text + (f" Next is {runner_up.trial} with {merit(runner_up)}." if runner_up else "")
     scored, optimal = counts
-    rank = f"the highest {mean_in_words(weights)}" if rule.rule == "weighted" else "the best"
+    lead = (
+        f"has the highest {mean_in_words(weights)}"
+        if rule.rule == "weighted"
+        else "is the best by this order"
+    )
     of = (
         "It is the only Pareto-optimal one"
         if optimal == 1
-        else f"It has {rank} of the {optimal} that are Pareto optimal"
+        else f"It {lead} of the {optimal} that are Pareto optimal"
     )
     text = f"{chosen.trial} was chosen from {scored} candidates with all scores. {of}: {merit(chosen)}."
     if runner_up is not None:

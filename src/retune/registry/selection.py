@@ -145,7 +145,7 @@ def select(
         scores[bench.model][bench.task] = bench
     ranking = candidates(trials, objective, constraints)
     base, default = _first(trials, "base", objective), _first(trials, "default", objective)
-    goals = [objective, *further]
+    goals = rules.goals(objective, further, rule, tasks)
     scored = [
         t
         for t in ranking
@@ -175,9 +175,11 @@ def select(
     if chosen is not None:
         counts = len(scored), len(front)
         selection.why = rules.why(chosen, runner_up, ranking[0], counts, scores, objective, rule, weights)
-        selection.comparisons = compare_choice(chosen.trial, _others(selection, objective), scores, weights)
+        selection.comparisons = compare_choice(
+            chosen.trial, _others(selection, objective), scores, weights, rule.rule == "weighted"
+        )
     selection.rows = _rows(selection, trials, scores, objective, weights, constraints)
-    selection.findings = findings(selection, objective, trials)
+    selection.findings = findings(selection, objective, trials, rules.decisive(rule, weights))
     return selection
 
 

@@ -1,0 +1,39 @@
+"""The tables of a finished search, for a person to choose from; nothing is written."""
+
+from __future__ import annotations
+
+from retune import store
+from retune.engines.ledger import Ledger
+from retune.errors import RetuneError
+from retune.registry.scoreboard import Method, Scoreboard, scoreboard
+from retune.steps import plan
+from retune.steps.benchmark import read_benches
+from retune.steps.select import read_selection
+from retune.study import Study
+
+
+def tables(study: Study, best: int = 10, worst: int = 10) -> Scoreboard:
+    """Return the tables of a finished search and the choice by the study's rule as it stands now; nothing is written.
+
+    Raises:
+        RetuneError: if the search is not finished.
+        InputError: if the rule is unusable, or scores were made from different questions.
+
+    """
+    folder = plan.search_of(study)
+    if folder is None or not store.exists(store.join(folder, "search.json")):
+        raise RetuneError(f"the search of study {study.name!r} is not finished; run it to the end first")
+    search = study.search
+    method = Method(search.algorithm, list(Ledger(folder).records.values()), read_benches(study, folder))
+    board = scoreboard(
+        study.name, [method], search.objective, study.select, study.benchmark.tasks, search.constraints,
+        search.further_objectives, best, worst,
+    )  # fmt: skip
+    if store.exists(store.join(folder, "selection.json")):
+        before = read_selection(folder).chosen
+        if before != board.selection.chosen:
+            board.notes.append(
+                f"The study itself chose {before}: by another rule, or before these scores were there. `retune run` with "
+                "the same overrides takes the choice above over."
+            )
+    return board
