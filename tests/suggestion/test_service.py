@@ -203,7 +203,7 @@ def test_more_than_four_mebibytes(channel):
     assert len(call(channel, "GetSuggestions", ask(request, 2)).parameter_assignments) == 2
 
 
-@pytest.mark.parametrize("total", [0, 3, 9, 500, -1])
+@pytest.mark.parametrize("total", [0, 4, 9, 500, -1])
 def test_a_total_that_does_not_fit_the_trials_is_survived(channel, total):
     """Katib's total shrinks with parallelTrialCount and exceeds the trials seen when metrics never came."""
     request = ask(request_of(12), 3, total)
@@ -211,6 +211,12 @@ def test_a_total_that_does_not_fit_the_trials_is_survived(channel, total):
     found = {tuple(given.values()) for given in assignments(call(channel, "GetSuggestions", request))}
     assert len(found) == 3
     assert not found & known
+
+
+def test_all_trials_at_an_experiments_first_call_are_foreign(channel):
+    """Nothing was issued before, so they are those of an equally named experiment in another namespace."""
+    alone = assignments(call(channel, "GetSuggestions", ask(request_of(0), 3)))
+    assert assignments(call(channel, "GetSuggestions", ask(request_of(12), 3, total=3))) == alone
 
 
 def test_zero_asked_gives_zero(channel):

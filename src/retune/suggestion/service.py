@@ -49,12 +49,12 @@ class SuggestionService:
         """Answer `GetSuggestions` with exactly the asked number of assignments."""
         begun = time.monotonic()
         found = self._read(request.experiment, context)
-        history = history_of(found, request.trials)
         count = request.current_request_number
+        before = request.total_request_number - count
+        history = history_of(found, request.trials, first=before == 0)
         reply = katib.GetSuggestionsReply()
         origins: Counter[str] = Counter()
         if count > 0:
-            before = request.total_request_number - count
             issued = before if before >= 0 else None
             proposals = self._search(found, history, count, issued)
             for proposal in proposals:

@@ -48,9 +48,13 @@ def trial_of(found: Search, entry: Observation) -> Any:
     return trial
 
 
-def history_of(found: Search, trials: Iterable[Any]) -> list[Observation]:
-    """Return what the trials tell of this search, without foreign trials and with the missing ones."""
+def history_of(found: Search, trials: Iterable[Any], first: bool = False) -> list[Observation]:
+    """Return what the trials tell of this search, without foreign trials and with the missing ones.
+
+    At the `first` call of an experiment it has no trials yet, so whatever comes is foreign.
+    """
     own = [entry for trial in sorted(trials, key=_order) if (entry := _observation(found, trial)) is not None]
+    own = [entry for entry in own if entry.warm] if first else own
     history = list(found.warm) + [
         Observation(e.assignment, e.status, e.values, e.name, place if e.number is None else e.number, e.warm)
         for place, e in enumerate(own)
