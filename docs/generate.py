@@ -21,16 +21,23 @@ def cli_page() -> str:
     """Return the page of all verbs with their help texts."""
     parts = ["# The command line\n", "Written by `make docs` from the program's own help.\n"]
     for verb in ("", *VERBS):
-        words = ["--help"] if not verb else [verb, "--help"]
         with click.Context(cli, info_name="retune", max_content_width=100) as parent:
             command = cli.get_command(parent, verb) if verb else cli
             assert command is not None
             context = click.Context(
                 command, info_name=verb or "retune", parent=parent if verb else None, max_content_width=100
             )
-            text = command.get_help(context)
-        parts.append(f"## `retune {' '.join(words)}`\n\n```text\n{text}\n```\n")
+            parts.append(_section(context))
+            if verb and isinstance(command, click.Group):
+                for name, inner in command.commands.items():
+                    parts.append(
+                        _section(click.Context(inner, info_name=name, parent=context, max_content_width=100))
+                    )
     return "\n".join(parts)
+
+
+def _section(context: click.Context) -> str:
+    return f"## `{context.command_path} --help`\n\n```text\n{context.command.get_help(context)}\n```\n"
 
 
 def pages() -> dict[Path, str]:

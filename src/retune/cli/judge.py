@@ -1,0 +1,178 @@
+"""`retune judge`: let people compare the answers of two models without knowing whose they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from retune.errors import InputError, Interrupted
+
+if TYPE_CHECKING:
+    from retune.evaluation.bench import Candidate
+    from retune.evaluation.judge.score import Preference
+
+UNTUNED = "base"
+
+
+@click.group("judge")
+def command() -> None:
+    """Let people compare the answers of two models without knowing whose they are.
+
+    \b
+    Examples:
+      retune judge prepare --a runs/trial-009/adapter --b base --questions vicuna.jsonl -n 30 --out judge
+      (send judge/form.html to people; put the files they send back into judge/answers)
+      retune judge score judge/answers/*.json
+    """
+
+
+@command.command("prepare", short_help="Answer questions with both models and write the form.")
+@click.option("--a", "first", required=True, metavar="MODEL",
+              help="An adapter, as [NAME=]URI, or the word `base`: untuned.")  # fmt: skip
+@click.option("--b", "second", required=True, metavar="MODEL", help="What it is compared with.")
+@click.option("--base", metavar="BASE",
+              help="Base model: a folder, an s3:// folder or a hub name. Default: what the adapters name.")  # fmt: skip
+@click.option("--revision", metavar="SHA", help="Revision of a hub name.")
+@click.option(
+    "--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True
+)
+@click.option("--questions", required=True, metavar="FILE",
+              help="JSON lines as Vicuna's, or text, one a line; a path or URI.")  # fmt: skip
+@click.option(
+    "-n", "count", type=click.IntRange(min=1), default=30, show_default=True, help="Questions to draw."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides which questions are drawn.")
+@click.option("--new-tokens", type=click.IntRange(min=1), default=512, show_default=True,
+              help="The longest answer, in tokens.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--out", default="judge", show_default=True, metavar="DIR", help="Where the form and its key go.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the places as JSON.")
+def prepare(
+    first: str,
+    second: str,
+    base: str | None,
+    revision: str | None,
+    dtype: str,
+    questions: str,
+    count: int,
+    seed: int,
+    new_tokens: int,
+    batch_size: int,
+    out: str,
+    as_json: bool,
+) -> None:
+    """Answer questions with two models and write a form in which people say which answer is better.
+
+    Writes form.html (send this file alone), key.json and generated.json (keep both: they tell whose the answers are).
+    Run again after a stop, it carries on.
+
+    \b
+    Examples:
+      retune judge prepare --a runs/trial-009/adapter --b runs/trial-001/adapter --questions vicuna.jsonl
+      retune judge prepare --base llama --a tuned=s3://runs/adapter --b base --questions q.txt -n 10 --out judge
+    """
+    from retune.evaluation.judge import prepare as judge
+    from retune.study import Model
+
+    a, b = _candidate(first), _candidate(second)
+    base = base or judge.named_base([one.adapter_uri for one in (a, b) if one.adapter_uri])
+    model = Model(base=base, revision=revision, dtype=dtype)  # type: ignore[arg-type]
+    try:
+        made = judge.prepare(
+            model, a, b, questions, count, seed, out, new_tokens, batch_size, _quiet if as_json else _progress
+        )
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"stopped; answers so far are in {out}. The same command carries on") from error
+    if as_json:
+        import json
+
+        click.echo(
+            json.dumps({"form": made.form_uri, "key": made.key_uri, "asked": made.asked, "equal": made.equal})
+        )
+        return
+    if made.equal:
+        click.echo(
+            f"equal answers to {len(made.equal)} of {count} questions: not in the form, counted as ties ({', '.join(made.equal)})"
+        )
+    click.echo(f"send   {made.form_uri}   ({made.asked} questions; this file alone)")
+    click.echo(f"keep   {made.key_uri}   (whose answer is whose)")
+    click.echo(f"then   retune judge score {out}/answers/*.json --key {made.key_uri}")
+
+
+@command.command("score", short_help="Count what people answered.")
+@click.argument("files", nargs=-1, required=True, metavar="ANSWERS…")
+@click.option("--key", metavar="FILE", help="The form's key. Default: key.json in the answers' folder, or above it.")  # fmt: skip
+@click.option("--out", metavar="DIR", help="Where preference.md, .json, .png and .svg go. Default: beside the key.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides the draws of the interval.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON instead of Markdown.")
+def score(files: tuple[str, ...], key: str | None, out: str | None, seed: int, as_json: bool) -> None:
+    """Count what people answered: preference per question and overall, its interval, agreement, a figure.
+
+    Double, empty, foreign and damaged files are named and left out. An unfinished one counts for what it answers.
+
+    \b
+    Examples:
+      retune judge score judge/answers/*.json
+      retune judge score answers/*.json --key judge/key.json --out results --json
+    """
+    from retune import store
+    from retune.evaluation.judge import key as keys
+    from retune.evaluation.judge import score as scores
+    from retune.report import preference as page
+
+    place = key or _beside(files[0])
+    outcome = scores.score(files, keys.read(place), seed)
+    if out is None and "://" in place:
+        raise InputError(f"`--out` names a local folder when the key is not local, but the key is {place}")
+    written = page.write(outcome, Path(out) if out else Path(store.download(place)).parent)
+    _notes(outcome)
+    click.echo(outcome.to_json().decode().rstrip() if as_json else page.markdown(outcome))
+    click.echo("written: " + ", ".join(map(str, written)), err=True)
+
+
+def _candidate(text: str) -> Candidate:
+    """Return the model that is meant; without a name it has the last part of its URI that says anything."""
+    from retune.evaluation.bench import Candidate
+
+    if text == UNTUNED:
+        return Candidate(UNTUNED)
+    name, equals, uri = text.partition("=")
+    if not equals or "/" in name:
+        name, uri = "", text
+    if uri == UNTUNED:
+        return Candidate(name or UNTUNED)
+    parts = [part for part in uri.rstrip("/").split("/") if part not in ("", "adapter", ".", "..")]
+    return Candidate(name or (parts[-1] if parts else "adapter"), uri)
+
+
+def _beside(file: str) -> str:
+    """Return the key in the folder of an answer file, or in the one above."""
+    from retune.evaluation.judge.prepare import KEY
+
+    folder = Path(file).parent
+    for place in (folder / KEY, folder.parent / KEY):
+        if place.is_file():
+            return str(place)
+    raise InputError(f"there is no {KEY} in {folder} or above it: give --key")
+
+
+def _notes(outcome: Preference) -> None:
+    """Say on stderr which files were left out, and who left questions open."""
+    for one in outcome.left_out:
+        click.secho(f"left out: {one.file}: {one.reason}", fg="yellow", err=True)
+    for person in outcome.annotators:
+        if person.missing:
+            click.secho(
+                f"unfinished: {person.file}: {person.missing} questions are open", fg="yellow", err=True
+            )
+
+
+def _progress(event: dict[str, Any]) -> None:
+    text = f"{event['done']}/{event['total']} answers, {event['model']}, {event['seconds_left']:.0f} s left"
+    click.echo(f"\r{text:<70}", nl=event["done"] == event["total"], err=True)
+
+
+def _quiet(event: dict[str, Any]) -> None:
+    """Show nothing."""

@@ -1,0 +1,179 @@
+"""The answers of both models, generated on one loaded base and kept as they are made."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from retune import models, store
+from retune.data import prompts
+from retune.errors import InputError, RetuneError
+from retune.evaluation import adapters
+from retune.evaluation.bench import Candidate
+from retune.evaluation.generate import Decoder
+from retune.evaluation.judge.questions import Asked
+from retune.evaluation.judge.record import SIDES, Answered, Contestant, Generated, Side
+from retune.records import digest, now, versions
+from retune.study import Model
+
+Report = Callable[[dict[str, Any]], None]
+
+# Where a model starts a further turn of the template, its answer is over.
+_NEXT_TURN = re.compile(r"\n\s*### (Instruction|Input|Response):")
+
+
+def blank(
+    model: Model,
+    contestants: dict[Side, Contestant],
+    questions: Sequence[Asked],
+    seed: int,
+    new_tokens: int,
+    batch_size: int,
+) -> Generated:
+    """Return the record without an answer."""
+    asked = [
+        Answered(id=q.id, category=q.category, question=q.text, prompt=digest(prompts.prompt(q.text)))
+        for q in questions
+    ]
+    dtype = f"auto on {models.pick_device().type}" if model.dtype == "auto" else model.dtype
+    inputs = {
+        "base": model.base,
+        "base_digest": models.base_digest(models.locate(model)),
+        "dtype": dtype,
+        "a": contestants["a"].adapter_digest,
+        "b": contestants["b"].adapter_digest,
+        "template": "alpaca",
+        "decoding": "greedy",
+        "new_tokens": new_tokens,
+        "stop": _NEXT_TURN.pattern,
+        "questions": len(asked),
+        "seed": seed,
+        "prompts": digest([question.prompt for question in asked]),
+    }
+    return Generated(models=contestants, inputs=inputs, questions=asked, batch_size=batch_size)
+
+
+def carried_on(fresh: Generated, uri: str) -> Generated:
+    """Return the record at `uri` if it was made from the same inputs, and `fresh` if nothing is there.
+
+    Raises:
+        InputError: if the record there belongs to another study: people may be filling in its form already.
+    """
+    if not store.exists(uri):
+        return fresh
+    try:
+        found = Generated.model_validate_json(store.read(uri))
+    except ValidationError as error:
+        raise InputError(f"{uri} is not a record of generated answers; name another --out") from error
+    old, new = found.inputs, fresh.inputs
+    changed = [
+        f"{name}: {old.get(name)!r} there, {new.get(name)!r} here"
+        for name in {**old, **new}
+        if name != "base" and old.get(name) != new.get(name)  # a base may lie elsewhere today
+    ]
+    if changed:
+        raise InputError(
+            f"{uri} belongs to another study ({'; '.join(changed)}); name another --out, or remove that one"
+        )
+    return found
+
+
+def generate(model: Model, record: Generated, uri: str, report: Report) -> Generated:
+    """Fill in every answer that is missing, and write the record to `uri` after each batch.
+
+    Args:
+        report: called after each batch with ``{"event": "progress", "model", "done", "total", "seconds_left"}``.
+
+    Raises:
+        InputError: if a question does not fit into the model's context.
+        RetuneError: if a model gives no finite output, or does not fit into memory.
+    """
+    missing = sum(len(SIDES) - len(question.answers) for question in record.questions)
+    if not missing:
+        return record
+    tokens = _tokens(model, record)
+    base = models.load_base(model)
+    context = _context(base.model.config)
+    spent, begin, made = record.seconds, time.monotonic(), 0
+    for side in SIDES:
+        contestant = record.models[side]
+        folder = store.download(contestant.adapter_uri) if contestant.adapter_uri else None
+        with adapters.attached(base.model, folder) as tuned:
+            decoder = Decoder(tuned, base.tokenizer, base.device, context, record.batch_size)
+            for batch in _batches(record, side, tokens):
+                _answer(decoder, side, batch, tokens, record.inputs["new_tokens"])
+                made += len(batch)
+                seconds = time.monotonic() - begin
+                record.seconds = round(spent + seconds, 3)
+                record.versions = versions("torch", "transformers", "peft", "tokenizers")
+                record.finished = now() if made == missing else ""
+                store.write(uri, record.to_json())
+                total = len(SIDES) * len(record.questions)
+                left = seconds / made * (missing - made)
+                report({"event": "progress", "model": contestant.name, "done": total - missing + made,
+                        "total": total, "seconds_left": round(left, 1)})  # fmt: skip
+    return record
+
+
+def tidy(text: str) -> str:
+    """Return the part of a model's text that is its answer, without the white space around it."""
+    return _NEXT_TURN.split("\n" + text, maxsplit=1)[0].strip()
+
+
+def _tokens(model: Model, record: Generated) -> dict[str, list[int]]:
+    """Return each question's prompt as tokens, as `retune.data.tokens` makes them for training."""
+    from transformers import AutoConfig
+
+    tokenizer = models.load_tokenizer(model)
+    texts = [prompts.prompt(question.question) for question in record.questions]
+    ids = tokenizer(texts)["input_ids"]
+    context = _context(AutoConfig.from_pretrained(models.locate(model)))
+    problems = [
+        f"question {question.id}: a prompt leaves room for an answer in the model's context of {context} tokens, "
+        f"but this one has {len(one)}"
+        for question, one in zip(record.questions, ids, strict=True)
+        if len(one) >= context
+    ]
+    if problems:
+        raise InputError(problems)
+    return {question.id: list(one) for question, one in zip(record.questions, ids, strict=True)}
+
+
+def _batches(record: Generated, side: Side, tokens: dict[str, list[int]]) -> list[list[Answered]]:
+    """Return the questions that lack this side's answer, longest first: a killed run carries on with equal batches."""
+    lacking = [question for question in record.questions if side not in question.answers]
+    lacking.sort(key=lambda question: -len(tokens[question.id]))
+    return [lacking[k : k + record.batch_size] for k in range(0, len(lacking), record.batch_size)]
+
+
+def _answer(
+    decoder: Decoder, side: Side, batch: list[Answered], tokens: dict[str, list[int]], new_tokens: int
+) -> None:
+    try:
+        texts = decoder.complete(
+            [tokens[question.id] for question in batch],
+            new_tokens,
+            lambda text: _NEXT_TURN.search("\n" + text) is not None,
+        )
+    except RetuneError as error:
+        raise RetuneError(f"model {side}: {error}") from error
+    for question, text in zip(batch, texts, strict=True):
+        question.answers[side] = tidy(text)
+
+
+def _context(config: Any) -> int:
+    return int(
+        getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 4096
+    )
+
+
+def contestant(candidate: Candidate) -> Contestant:
+    """Return the record of a candidate whose adapter was checked."""
+    uri = candidate.adapter_uri
+    weights = adapters.digest(Path(store.download(uri))) if uri else None
+    return Contestant(name=candidate.name, adapter_uri=uri, adapter_digest=weights)

@@ -1,0 +1,111 @@
+"""From two models and a file of questions to a form that can be sent to people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from retune import store
+from retune.errors import InputError, RetuneError
+from retune.evaluation.bench import Candidate, check_candidates
+from retune.evaluation.judge import answers, form, key
+from retune.evaluation.judge import questions as questionnaire
+from retune.study import Model
+
+GENERATED, KEY, FORM = "generated.json", "key.json", "form.html"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was written, how many questions are in the form, and which had equal answers and are not."""
+
+    form_uri: str
+    key_uri: str
+    asked: int
+    equal: list[str]
+
+
+def prepare(
+    model: Model,
+    a: Candidate,
+    b: Candidate,
+    questions_uri: str,
+    count: int,
+    seed: int,
+    out_uri: str,
+    new_tokens: int = 512,
+    batch_size: int = 8,
+    report: answers.Report = lambda event: None,
+) -> Prepared:
+    """Generate both models' answers and write ``generated.json``, ``key.json`` and ``form.html`` below `out_uri`.
+
+    A run that was killed carries on with the same answers, names and form. Answers that are equal without the white
+    space around them are not shown; `retune.evaluation.judge.score` counts them as ties.
+
+    Args:
+        a, b: the two models. count: questions drawn from the file by `seed`.
+        new_tokens: the most tokens of an answer.
+        report: see `answers.generate`.
+
+    Raises:
+        InputError: with every problem of questions and models, before the base is loaded.
+        RetuneError: if a model gives no finite output, or both answer every question alike.
+
+    """
+    asked, problems = _questions(questions_uri, count)
+    wrong = check_candidates(model, [a, b])
+    if problems or wrong:
+        raise InputError(problems + wrong, "retune judge prepare")
+    first, second = answers.contestant(a), answers.contestant(b)
+    if first.adapter_digest == second.adapter_digest:
+        raise InputError(
+            f"--a and --b are two different models, but {a.name} and {b.name} have the same weights"
+        )
+    drawn = questionnaire.draw(asked, count, seed)
+    fresh = answers.blank(model, {"a": first, "b": second}, drawn, seed, new_tokens, batch_size)
+    generated_uri = store.join(out_uri, GENERATED)
+    record = answers.carried_on(fresh, generated_uri)
+    record.batch_size = batch_size
+    record = answers.generate(model, record, generated_uri, report)
+    if all(question.answers["a"] == question.answers["b"] for question in record.questions):
+        raise RetuneError(
+            f"{a.name} and {b.name} answer all {count} questions alike: there is nothing to judge"
+        )
+    the_key = key.fetch(record, store.join(out_uri, KEY))
+    store.write(store.join(out_uri, FORM), form.build(the_key, record).encode())
+    equal = [question.id for question in the_key.questions if question.token is None]
+    return Prepared(
+        store.join(out_uri, FORM), store.join(out_uri, KEY), len(the_key.questions) - len(equal), equal
+    )
+
+
+def named_base(adapter_uris: Sequence[str]) -> str:
+    """Return the base that all these adapters say they were trained on.
+
+    Raises:
+        InputError: if they name none, or different ones.
+    """
+    named: set[str] = set()
+    for uri in adapter_uris:
+        try:
+            config = json.loads(store.read(store.join(uri, "adapter_config.json")))
+            named.add(str(config["base_model_name_or_path"] or ""))
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"there is no adapter at {uri} that names its base: give --base") from error
+    if len(named) != 1 or "" in named:
+        raise InputError(f"the models must name one base, but name {sorted(named)}: give --base")
+    return named.pop()
+
+
+def _questions(uri: str, count: int) -> tuple[list[questionnaire.Asked], list[str]]:
+    """Return the questions of the file, and its problems."""
+    try:
+        asked = questionnaire.read(uri)
+    except InputError as error:
+        return [], [f"questions: {problem}" for problem in error.problems]
+    if count > len(asked):
+        return [], [
+            f"questions: -n is at most the number of questions, but got {count} and {uri} holds {len(asked)}"
+        ]
+    return asked, []
