@@ -54,6 +54,11 @@ def test_it_says_what_a_person_wants_to_know(whole):
     for needed in ("0123456789abcdef", "3,780", "501,222", "torch 2.13.0", "retune run study.yaml"):
         assert needed in text, needed
     assert "Rank correlation of validation loss with mmlu" in text
+    assert selection.why in text
+    for comparison in selection.comparisons:
+        assert f"{comparison.against} ({comparison.who})" in text
+    assert {c.verdict for c in selection.comparisons} <= {"noise", "better", "worse"}
+    assert "no difference beyond noise" in text
 
 
 def test_best_default_and_base_are_marked(whole):

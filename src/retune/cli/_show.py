@@ -122,6 +122,9 @@ def show_outcome(outcome: Outcome, study_file: str, overrides: tuple[str, ...]) 
     for finding in selection.findings:
         console.print(f"[yellow]note:[/] {finding}")
     console.print(f"chosen: {selection.chosen}, {selection.rule}")
+    for comparison in selection.comparisons:
+        if comparison.against in (selection.base, selection.default):
+            console.print(f"  {comparison.sentence()}")
     decision = {
         "promote": f"[green]promoted[/]: {outcome.model} version {outcome.gate.challenger} is now the champion",
         "keep": f"[yellow]not promoted[/]: {outcome.model} version {outcome.gate.champion or '(none)'} stays the champion",

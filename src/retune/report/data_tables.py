@@ -1,4 +1,4 @@
-"""The record of the mixed data (`mix.json`) as tables for a person."""
+"""Records as tables for a person: the mixed data (`mix.json`), and the comparisons of a selection."""
 
 from __future__ import annotations
 
@@ -6,7 +6,17 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from retune.registry.comparison import p_value, points
+from retune.registry.selection import Selection
+
 Facts = list[tuple[str, str]]
+VERDICTS = {
+    "better": "better",
+    "worse": "worse",
+    "noise": "no difference beyond noise",
+    "equal": "the same questions right",
+    "untested": "not tested: neither answers nor their number known",
+}
 _COUNTS = ("read", "empty", "duplicate", "shared", "too_long", "available")
 
 
@@ -19,6 +29,11 @@ def number(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.5g}" if math.isfinite(value) else str(value)
+
+
+def signed(value: float) -> str:
+    """Return a correlation with its sign."""
+    return f"{value:+.2f}".replace("-", "−")
 
 
 def data_tables(mix: Mapping[str, Any]) -> tuple[Facts, list[dict[str, Any]]]:
@@ -36,6 +51,65 @@ def data_tables(mix: Mapping[str, Any]) -> tuple[Facts, list[dict[str, Any]]]:
     if mix.get("sources"):
         tables.append(_sources(mix["sources"]))
     return facts, tables
+
+
+def comparison_rows(selection: Selection) -> list[dict[str, str]]:
+    """Return the chosen model against the others, a row a task.
+
+    Keys: `model`, `task`, `scores`, `difference`, `interval`, `only` (questions that one alone got right), `p`,
+    `verdict` (``better``, ``worse``, …) and `words`.
+    """
+    return [
+        {
+            "model": f"{c.against} ({c.who})",
+            "task": c.task,
+            "scores": f"{100 * c.first:.2f} − {100 * c.second:.2f}",
+            "difference": points(c.difference),
+            "interval": "–" if c.low is None or c.high is None else f"{points(c.low)} to {points(c.high)}",
+            "only": "–" if c.first_only is None else f"{c.first_only} : {c.second_only}",
+            "p": "–" if c.p_holm is None else p_value(c.p_holm),
+            "verdict": c.verdict,
+            "words": VERDICTS[c.verdict],
+        }
+        for c in selection.comparisons
+    ]
+
+
+def comparison_notes(selection: Selection) -> list[str]:
+    """Return how to read the comparisons, a sentence each."""
+    found = selection.comparisons
+    notes = ["Differences in points of a percent."]
+    if any(c.paired for c in found):
+        tests = sorted({c.test for c in found if c.paired})
+        notes.append(
+            f"Intervals by bootstrap over pairs of answers to one question, p by {' and '.join(tests)}."
+        )
+    if any(not c.paired and c.p is not None for c in found):
+        notes.append(
+            "Where the answers are not kept, interval and p are those of independent scores: careful, since models "
+            "mostly get the same questions right."
+        )
+    if any(c.p is not None for c in found):
+        notes.append("All p are adjusted for their number (Holm); below 0.05 is beyond noise.")
+    notes.append(
+        "The chosen model was chosen by these very scores, so they flatter it: trust a difference that is clear."
+    )
+    return notes
+
+
+def correlation_words(selection: Selection) -> list[str]:
+    """Return one sentence a task on whether a better objective goes with a better score."""
+    found = []
+    for task, a in selection.associations.items():
+        interval = (
+            "" if a.low is None or a.high is None else f", 95 % interval {signed(a.low)} to {signed(a.high)}"
+        )
+        found.append(
+            f"Rank correlation of {selection.metric.replace('_', ' ')} with {task} over {a.n} models: "
+            f"Spearman {signed(a.spearman)}{interval}, p {p_value(a.spearman_p)}; Kendall {signed(a.kendall)}, "
+            f"p {p_value(a.kendall_p)}."
+        )
+    return found
 
 
 def _splits(splits: Mapping[str, Any]) -> dict[str, Any]:

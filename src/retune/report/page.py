@@ -12,7 +12,13 @@ from retune import store
 from retune.records import BenchRecord, GateRecord, Record, TrialRecord
 from retune.registry.front import pareto_set
 from retune.registry.selection import Row, Selection, select
-from retune.report.data_tables import data_tables, number
+from retune.report.data_tables import (
+    comparison_notes,
+    comparison_rows,
+    correlation_words,
+    data_tables,
+    number,
+)
 from retune.report.figures import draw
 from retune.report.importance import MIN_TRIALS
 from retune.report.style import to_svg, words
@@ -105,6 +111,9 @@ def render(
         bench_rows=[row for row in selection.rows if row.scores],
         best_scores=_best_scores(selection.rows, tasks),
         protocols=_protocols(benches),
+        comparisons=comparison_rows(selection),
+        comparison_notes=comparison_notes(selection),
+        correlations=correlation_words(selection),
         failed=[t for t in trials if t.objective(selection.metric) is None],
         mix_facts=mix_facts,
         mix_tables=mix_tables,

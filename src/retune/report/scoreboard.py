@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from retune.registry.comparison import p_value, points
+from retune.registry.comparison import p_value
 from retune.registry.scoreboard import MEAN_SCORE, PLACE, Correlation, Line, Scoreboard, Statistic, Table
-from retune.report.data_tables import number
+from retune.report.data_tables import comparison_notes, comparison_rows, number, signed
 from retune.report.style import words
 
-VERDICTS = {
-    "better": "better",
-    "worse": "worse",
-    "noise": "no difference beyond noise",
-    "equal": "the same questions right",
-    "untested": "not tested: neither answers nor their number known",
-}
 _LEGEND = (
     "The best of each column is bold. \\* Pareto optimal: no other scored model of its table is as good in everything "
     "that counts and better in something. † the default setting. ‡ chosen."
@@ -33,7 +26,8 @@ def markdown(board: Scoreboard) -> str:
     if selection.findings:
         parts.append("\n".join(f"- {finding}" for finding in selection.findings))
     if selection.comparisons:
-        parts += [f"## {selection.chosen} against", _comparisons(board), _tests(board)]
+        parts += [f"## {selection.chosen} against", _comparisons(board)]
+        parts.append(" ".join(comparison_notes(selection)))
     for table in board.tables:
         parts += [f"## Scores{f' of {table.method}' if table.method else ''}", _table(table, board)]
         if table.left_out:
@@ -57,49 +51,10 @@ def markdown(board: Scoreboard) -> str:
 
 
 def _comparisons(board: Scoreboard) -> str:
-    rows = []
-    for c in board.selection.comparisons:
-        interval = "–" if c.low is None or c.high is None else f"{points(c.low)} to {points(c.high)}"
-        only = "–" if c.first_only is None else f"{c.first_only} : {c.second_only}"
-        p = "–" if c.p_holm is None else p_value(c.p_holm)
-        difference = points(c.difference)
-        scores = f"{100 * c.first:.2f} − {100 * c.second:.2f}"
-        rows.append(
-            [
-                f"{c.against} ({c.who})",
-                words(c.task),
-                scores,
-                difference,
-                interval,
-                only,
-                p,
-                VERDICTS[c.verdict],
-            ]
-        )
     head = ["model", "task", "scores", "difference", "95 % interval", "only one right", "p", "in words"]
+    keys = ("model", "task", "scores", "difference", "interval", "only", "p", "words")
+    rows = [[row[key] for key in keys] for row in comparison_rows(board.selection)]
     return grid(head, rows, left=(0, 1, 7))
-
-
-def _tests(board: Scoreboard) -> str:
-    """Return how to read the table of comparisons."""
-    found = board.selection.comparisons
-    notes = ["Differences in points of a percent."]
-    if any(c.paired for c in found):
-        tests = sorted({c.test for c in found if c.paired})
-        notes.append(
-            f"Intervals by bootstrap over pairs of answers to one question, p by {' and '.join(tests)}."
-        )
-    if any(not c.paired and c.p is not None for c in found):
-        notes.append(
-            "Where the answers are not kept, interval and p are those of independent scores: careful, since models "
-            "mostly get the same questions right."
-        )
-    if any(c.p is not None for c in found):
-        notes.append("All p are adjusted for their number (Holm); below 0.05 is beyond noise.")
-    notes.append(
-        "The chosen model was chosen by these very scores, so they flatter it: trust a difference that is clear."
-    )
-    return " ".join(notes)
 
 
 def _table(table: Table, board: Scoreboard) -> str:
@@ -147,20 +102,16 @@ def _statistics(statistics: Sequence[Statistic]) -> str:
 def _correlations(correlations: Sequence[Correlation]) -> str:
     rows = []
     for c in correlations:
-        interval = "" if c.low is None or c.high is None else f" ({_signed(c.low)} to {_signed(c.high)})"
-        spearman = f"{_signed(c.spearman)}{interval}"
+        interval = "" if c.low is None or c.high is None else f" ({signed(c.low)} to {signed(c.high)})"
+        spearman = f"{signed(c.spearman)}{interval}"
         rows.append(
-            [c.method or "–", c.models, c.task, spearman, p_value(c.spearman_p), _signed(c.kendall), p_value(c.kendall_p)]
+            [c.method or "–", c.models, c.task, spearman, p_value(c.spearman_p), signed(c.kendall), p_value(c.kendall_p)]
         )  # fmt: skip
     return grid(["method", "models", "task", "Spearman", "p", "Kendall", "p"], rows, left=(0, 1, 2))
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
 
 
 def _bold(text: str, strong: bool) -> str:
