@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from pydantic import Field
 
 from retune.search import design
@@ -13,25 +15,40 @@ from retune.search.settings import Settings
 class GpSettings(Settings):
     """Settings of `gp`."""
 
-    start_points: int = Field(
-        8, ge=0, le=1000, description="Latin-hypercube points after the default setting"
-    )
+    LH_SEARCH: int = Field(8, ge=0, le=1000, description="Latin-hypercube points after the default setting")
 
 
 def propose(problem: Problem, count: int) -> list[Candidate]:
     """Return the start design first, then the points of the highest expected improvement, one after the other."""
     settings = problem.settings
     assert isinstance(settings, GpSettings)
-    begin = design.start(problem, settings.start_points)
+    return searched(problem, design.start(problem, settings.LH_SEARCH), count)
+
+
+def searched(
+    problem: Problem,
+    begin: Sequence[Candidate],
+    count: int,
+    turns: Sequence[bool] = (),
+    others: Callable[[], Sequence[Candidate]] = lambda: (),
+) -> list[Candidate]:
+    """Return what is unseen of the start design, then the points of the highest expected improvement.
+
+    Where `turns` says so the point is the most promising of the `others`, if there is one.
+    """
     found = [point for point in begin if point.levels not in problem.seen][:count]
     if len(found) == count or len(problem.ok) < 2:
         return found
     promise, rng = Promise(problem), problem.rng("acquisition")
+    given = others() if any(turns[len(found) :]) else ()
     taken = set(problem.seen) | {point.levels for point in found}
-    while len(found) < count:
-        levels = promise.best(taken, rng)
-        if levels is None:
-            break
-        taken.add(levels)
-        found.append(Candidate(levels, "expected improvement"))
+    for turn in range(len(found), count):
+        point = promise.ranked(given, taken) if turn < len(turns) and turns[turn] else None
+        if point is None:
+            levels = promise.best(taken, rng)
+            if levels is None:
+                break
+            point = Candidate(levels, "search: expected improvement")
+        taken.add(point.levels)
+        found.append(point)
     return found
