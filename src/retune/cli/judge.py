@@ -77,8 +77,7 @@ def prepare(
     from retune.study import Model
 
     a, b = _candidate(first), _candidate(second)
-    base = base or judge.named_base([one.adapter_uri for one in (a, b) if one.adapter_uri])
-    model = Model(base=base, revision=revision, dtype=dtype)  # type: ignore[arg-type]
+    model = Model(base=base or "", revision=revision, dtype=dtype)  # type: ignore[arg-type]
     try:
         made = judge.prepare(
             model, a, b, questions, count, seed, out, new_tokens, batch_size, _quiet if as_json else _progress

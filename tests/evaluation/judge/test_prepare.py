@@ -5,8 +5,10 @@ import os
 import signal
 
 import pytest
+from click.testing import CliRunner
 
-from retune.errors import InputError, RetuneError
+from retune.cli import cli
+from retune.errors import InputError, Interrupted, RetuneError
 from retune.evaluation.bench import Candidate
 from retune.evaluation.judge import answers, prepare, record
 from retune.study import Model
@@ -185,35 +187,49 @@ def test_an_answer_ends_where_the_template_begins_anew(text, answer):
     assert answers.tidy(text) == answer
 
 
-def test_the_base_is_what_the_adapters_name(adapter, base, tmp_path):
-    assert prepare.named_base([str(adapter)]) == str(base)
-    with pytest.raises(InputError, match="give --base"):
-        prepare.named_base([])
-    with pytest.raises(InputError, match="give --base"):
-        prepare.named_base([str(tmp_path / "nowhere")])
+def test_the_base_is_what_the_adapters_name(adapter, base, tmp_path, questions):
+    tuned, untuned = Candidate("tuned", str(adapter)), Candidate("base")
+    assert prepare.named_base(tuned, untuned) == str(base)
+    for wrong in ((untuned, untuned), (Candidate("none", str(tmp_path)), tuned)):
+        with pytest.raises(InputError, match="without --base"):
+            prepare.named_base(*wrong)
+    with pytest.raises(InputError) as error:
+        prepare.prepare(
+            Model(base=""), Candidate("none", str(tmp_path)), untuned, "nowhere", 1, 0, str(tmp_path / "out")
+        )
+    assert "there is no file nowhere" in str(error.value)
+    assert "none: without --base" in str(error.value)
+
+
+@pytest.fixture
+def words(base, adapter, questions, tmp_path):
+    return ["judge", "prepare", "--a", f"tuned={adapter}", "--b", "base", "--base", str(base), "--questions", questions,
+            "-n", "5", "--new-tokens", "300", "--batch-size", "1", "--out", str(tmp_path / "judge")]  # fmt: skip
 
 
 @pytest.mark.slow
-def test_a_killed_program_carries_on(retune, base, adapter, questions, tmp_path):
-    words = ["judge", "prepare", "--a", f"tuned={adapter}", "--b", "base", "--base", str(base), "--questions", questions,
-             "-n", "5", "--new-tokens", "300", "--batch-size", "1", "--json"]  # fmt: skip
-
-    def done() -> int:
-        path = tmp_path / "judge/generated.json"
-        return sum(len(q.answers) for q in generated(tmp_path / "judge").questions) if path.exists() else 0
-
+def test_a_killed_program_carries_on(retune, words, tmp_path):
+    path = tmp_path / "judge/generated.json"
     process = retune(*words)
-    wait_for(lambda: done() or process.poll() is not None, 120, "no answer was written")
+    wait_for(lambda: path.exists() or process.poll() is not None, 120, "no answer was written")
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     kept = {q.id: dict(q.answers) for q in generated(tmp_path / "judge").questions if q.answers}
     assert kept
-    assert not list((tmp_path / "judge").glob("*.html"))
-    again = retune(*words)
-    out, errors = again.communicate(timeout=300)
-    assert again.returncode == 0, errors
-    assert json.loads(out)["asked"] > 0
+    again = CliRunner().invoke(cli, [*words, "--json"])
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["asked"] > 0
     found = {q.id: q.answers for q in generated(tmp_path / "judge").questions}
     assert all(len(one) == 2 for one in found.values())
-    assert all(side.items() <= found[id].items() for id, side in kept.items())
+    assert all(answers.items() <= found[id].items() for id, answers in kept.items())
     assert (tmp_path / "judge/form.html").exists()
+
+
+def test_the_keys_to_stop_a_program_say_how_to_go_on(words, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(answers.models, "load_base", stop)
+    result = CliRunner().invoke(cli, words)
+    assert isinstance(result.exception, Interrupted)
+    assert "The same command carries on" in str(result.exception)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retune import store
@@ -44,6 +43,7 @@ def prepare(
     space around them are not shown; `retune.evaluation.judge.score` counts them as ties.
 
     Args:
+        model: the base; where its name is empty, the one that the adapters name.
         a, b: the two models. count: questions drawn from the file by `seed`.
         new_tokens: the most tokens of an answer.
         report: see `answers.generate`.
@@ -54,9 +54,13 @@ def prepare(
 
     """
     asked, problems = _questions(questions_uri, count)
-    wrong = check_candidates(model, [a, b])
-    if problems or wrong:
-        raise InputError(problems + wrong, "retune judge prepare")
+    try:
+        model = model if model.base else model.model_copy(update={"base": named_base(a, b)})
+        problems += check_candidates(model, [a, b])
+    except InputError as error:
+        problems += error.problems
+    if problems:
+        raise InputError(problems, "retune judge prepare")
     first, second = answers.contestant(a), answers.contestant(b)
     if first.adapter_digest == second.adapter_digest:
         raise InputError(
@@ -80,21 +84,29 @@ def prepare(
     )
 
 
-def named_base(adapter_uris: Sequence[str]) -> str:
-    """Return the base that all these adapters say they were trained on.
+def named_base(*candidates: Candidate) -> str:
+    """Return the base that the adapters of these models say they were trained on.
 
     Raises:
-        InputError: if they name none, or different ones.
+        InputError: if one of them names none, or they name different ones.
     """
     named: set[str] = set()
-    for uri in adapter_uris:
+    problems: list[str] = []
+    for candidate in candidates:
+        if candidate.adapter_uri is None:
+            continue
         try:
-            config = json.loads(store.read(store.join(uri, "adapter_config.json")))
+            config = json.loads(store.read(store.join(candidate.adapter_uri, "adapter_config.json")))
             named.add(str(config["base_model_name_or_path"] or ""))
-        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"there is no adapter at {uri} that names its base: give --base") from error
-    if len(named) != 1 or "" in named:
-        raise InputError(f"the models must name one base, but name {sorted(named)}: give --base")
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            problems.append(
+                f"{candidate.name}: without --base an adapter names its base, but there is none at "
+                f"{candidate.adapter_uri} that does"
+            )
+    if not problems and (len(named) != 1 or "" in named):
+        problems.append(f"without --base the adapters name one base, but they name {sorted(named)}")
+    if problems:
+        raise InputError(problems)
     return named.pop()
 
 
