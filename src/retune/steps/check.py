@@ -8,11 +8,13 @@ from retune import models, search, store
 from retune.data import sources
 from retune.errors import InputError, RetuneError
 from retune.evaluation import bench
+from retune.steps import benchmark, plan
+from retune.steps.stamps import Stamps
 from retune.study import Study
 
 
 def check(study: Study) -> None:
-    """Check data, base model, benchmark files, warm starts and algorithm settings.
+    """Check data, base model, target modules, benchmark files and candidates, warm starts and algorithm settings.
 
     Raises:
         InputError: with every problem found.
@@ -33,8 +35,46 @@ def _problems(study: Study) -> Iterator[str]:
     for uri in study.search.warm_start:
         if not store.exists(store.join(uri, "search.json")):
             yield f"`search.warm_start` names finished searches, but there is no search.json in {uri}"
+    yield from _of(lambda: _targets(study))
     if study.benchmark.tasks:
         yield from bench.check(study.benchmark)
+        yield from _of(lambda: _candidates(study))
+
+
+def _targets(study: Study) -> None:
+    """Refuse target modules that the base does not have: no adapter of such a study could be made or scored."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from retune.training import lora
+
+    try:
+        base = models.locate(study.model)
+        with torch.device("meta"):  # shapes and names alone
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+    except (InputError, FileNotFoundError):
+        return  # told above
+    except (OSError, ValueError) as error:
+        raise InputError(f"the base cannot be built from its config.json: {error}", "model.base") from error
+    lora.target_names(model, study.training.target_modules)
+
+
+def _candidates(study: Study) -> None:
+    """Refuse adapters that are gone or fit another base, where a finished search is yet to be benchmarked."""
+    try:
+        folder = plan.search_of(study)
+    except (RetuneError, FileNotFoundError):
+        return  # the data or the base are not there, which is told above
+    if folder is None or not store.exists(store.join(folder, "search.json")):
+        return
+    if Stamps(folder).outputs("benchmark", benchmark.inputs(study, folder)) is not None:
+        return
+    candidates = [
+        bench.Candidate(t.trial, t.adapter_uri, t.adapter_digest) for t in benchmark.chosen(study, folder)
+    ]
+    problems = bench.check_candidates(study.model, candidates)
+    if problems:
+        raise InputError(problems)
 
 
 def _of(action: Callable[[], object]) -> list[str]:
