@@ -26,9 +26,12 @@ def check(study: Study) -> None:
 
 
 def _problems(study: Study) -> Iterator[str]:
-    if study.engine.kind == "katib":  # until the engine is wired into step `search`
-        yield "`engine.kind: katib` cannot run yet in this version; use `local`"
-    yield from search.validate(study.search.algorithm, study.search.space, study.search.settings)
+    if study.engine.kind == "katib":
+        from retune.engines.katib import manifest
+
+        yield from _of(lambda: manifest.check(study))
+    else:
+        yield from search.validate(study.search.algorithm, study.search.space, study.search.settings)
     yield from _of(lambda: models.locate(study.model))
     for source in study.data.sources:
         yield from _of(lambda source=source: sources.read_source(source))  # type: ignore[misc]

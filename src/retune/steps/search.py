@@ -9,18 +9,20 @@ import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retune import models, store
 from retune.data import mixing
 from retune.engines.ledger import Ledger
 from retune.engines.local import LocalEngine
-from retune.errors import InputError
 from retune.records import Record, digest, now, versions
 from retune.steps import folders, locks, progress
 from retune.steps.stamps import Stamps
 from retune.study import Study
 from retune.tracking import Tracker
+
+if TYPE_CHECKING:
+    from retune.engines.katib.engine import KatibEngine
 
 STOP_FILE = "stop"
 """While this file is in the work folder, a running search saves its trials and ends."""
@@ -66,8 +68,6 @@ def search(study: Study, data_uri: str) -> tuple[str, SearchRecord]:
         Interrupted: on SIGTERM, SIGINT or the stop file, after running trials saved a checkpoint.
 
     """
-    if study.engine.kind == "katib":  # the local engine must not run it in its place
-        raise InputError("`engine.kind: katib` cannot run yet in this version; use `local`", study.name)
     mix = mixing.read_mix_record(data_uri)
     folder = folders.search_folder(study, mix.digest)
     stamps = Stamps(folder)
@@ -112,21 +112,29 @@ def _run(study: Study, data_uri: str, folder: str, work: Path, data_digest: str)
         track(tracker, event)
 
     try:
-        engine = LocalEngine(
-            study,
-            data_uri,
-            folder,
-            work / "logs",
-            _threads(study),
-            observe,
-            _stop_asked(work),
-            hours_used=before / 3600,
-        )
+        engine = _engine(study, data_uri, folder, work, observe, before / 3600)
         outcome = engine.run()
         spent.write_text(f"{shown.seconds:.1f}\n")
     finally:
         tracker.close()
     return _record(study, engine.ledger, outcome.stopped_by, data_digest, shown.seconds / 3600)
+
+
+def _engine(
+    study: Study,
+    data_uri: str,
+    folder: str,
+    work: Path,
+    observe: Callable[[dict[str, Any]], None],
+    hours_used: float,
+) -> LocalEngine | KatibEngine:
+    """Return the engine that the study names. Katib's own knows its hours from the cluster."""
+    stop = _stop_asked(work)
+    if study.engine.kind == "katib":
+        from retune.engines.katib.engine import KatibEngine
+
+        return KatibEngine(study, data_uri, folder, observe, stop)
+    return LocalEngine(study, data_uri, folder, work / "logs", _threads(study), observe, stop, hours_used)
 
 
 def _record(study: Study, ledger: Ledger, stopped_by: str, data_digest: str, hours: float) -> SearchRecord:

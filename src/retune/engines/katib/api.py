@@ -1,0 +1,225 @@
+"""The calls to the Kubernetes API that the engine makes; one that fails in passing is made again."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
+
+from retune.errors import InputError, Interrupted, RetuneError
+
+GROUP, VERSION = "kubeflow.org", "v1beta1"
+_SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_PASSING = {401, 408, 409, 429, 500, 502, 503, 504}  # 401: a service account's token was renewed on disk
+_TIMEOUT = (10, 60)  # seconds to connect, to answer
+
+Object = dict[str, Any]
+
+
+def connect() -> tuple[client.ApiClient, str]:
+    """Return a client with the pod's own credentials, or those of the kubeconfig, and the namespace that they name.
+
+    Raises:
+        InputError: if there are neither.
+
+    """
+    found = client.Configuration()
+    try:
+        config.load_incluster_config(client_configuration=found)
+        return client.ApiClient(found), _SERVICE_ACCOUNT.read_text().strip()
+    except config.ConfigException:
+        pass
+    file = os.environ.get("KUBECONFIG")  # the library reads it only once, when it is imported
+    try:
+        config.load_kube_config(config_file=file, client_configuration=found)
+        _, active = config.list_kube_config_contexts(config_file=file)
+    except (config.ConfigException, OSError) as error:
+        raise InputError(
+            f"a Kubernetes cluster is needed: run in a pod, or set KUBECONFIG ({error})"
+        ) from error
+    return client.ApiClient(found), str(active["context"].get("namespace") or "default")
+
+
+class Api:
+    """Objects of one namespace.
+
+    Args:
+        namespace: where they lie; by default that of the credentials.
+        patience: seconds for which a call that cannot get through is repeated.
+        should_stop: asked between two attempts.
+
+    """
+
+    def __init__(
+        self,
+        namespace: str | None = None,
+        patience: float = 900.0,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        connection, found = connect()
+        self.namespace = namespace or found
+        self._patience, self._should_stop = patience, should_stop
+        self._custom, self._batch = client.CustomObjectsApi(connection), client.BatchV1Api(connection)
+
+    def objects(self, plural: str, selector: str) -> list[Object]:
+        """Return Katib's objects (``experiments``, ``trials``) with these labels, the oldest first."""
+        reply = self._call(
+            self._custom.list_namespaced_custom_object, GROUP, VERSION, self.namespace, plural,
+            label_selector=selector,
+        )  # fmt: skip
+        return sorted(reply["items"], key=_age)
+
+    def get(self, plural: str, name: str) -> Object | None:
+        """Return one of Katib's objects, None if there is none."""
+        reply: Object | None = self._call(
+            self._custom.get_namespaced_custom_object,
+            GROUP,
+            VERSION,
+            self.namespace,
+            plural,
+            name,
+            absent=None,
+        )
+        return reply
+
+    def create_experiment(self, content: Object, selector: str) -> Object:
+        """Create an Experiment unless one with these labels is active; return that or the new one.
+
+        A request whose reply got lost may have been carried out, so before each attempt the cluster is asked. What is
+        there then and was not there before is ours, even if it has ended meanwhile.
+        """
+        until = time.monotonic() + self._patience
+        before: set[str] | None = None
+        while True:
+            there = self.objects("experiments", selector)
+            if before is None:
+                before = {entry["metadata"]["name"] for entry in there if ended(entry)}
+            new = [entry for entry in there if entry["metadata"]["name"] not in before]
+            if new:
+                return new[0]
+            try:
+                made: Object = self._once(
+                    self._custom.create_namespaced_custom_object, GROUP, VERSION, self.namespace, "experiments", content
+                )  # fmt: skip
+                return made
+            except _PassingError as error:
+                self._pause(error, until)
+
+    def patch_experiment(self, name: str, change: Object) -> Object:
+        """Merge a change into an Experiment."""
+        reply: Object = self._call(
+            self._custom.patch_namespaced_custom_object, GROUP, VERSION, self.namespace, "experiments", name, change
+        )  # fmt: skip
+        return reply
+
+    def delete_experiment(self, name: str) -> None:
+        """Delete an Experiment with its trials and their pods, and wait until it is gone."""
+        until = time.monotonic() + self._patience
+        while self.get("experiments", name) is not None:
+            self._call(
+                self._custom.delete_namespaced_custom_object, GROUP, VERSION, self.namespace, "experiments", name,
+                propagation_policy="Foreground", absent=None,
+            )  # fmt: skip
+            self._pause(RetuneError(f"experiment {name} in {self.namespace} does not go away"), until, 1.0)
+
+    def jobs(self, selector: str) -> dict[str, Object]:
+        """Return Jobs by name."""
+        reply = self._call(self._batch.list_namespaced_job, self.namespace, label_selector=selector)
+        serialized = client.ApiClient().sanitize_for_serialization(reply.items)
+        return {entry["metadata"]["name"]: entry for entry in serialized}
+
+    def create_job(self, content: Object) -> None:
+        """Create a Job; one of that name that is there already is as good."""
+        try:
+            self._call(self._batch.create_namespaced_job, self.namespace, content, passing=_PASSING - {409})
+        except Conflict:
+            return
+
+    def delete_job(self, name: str) -> None:
+        """Delete a Job with its pod, if it is there."""
+        self._call(
+            self._batch.delete_namespaced_job,
+            name,
+            self.namespace,
+            propagation_policy="Background",
+            absent=None,
+        )
+
+    def _call(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        until = time.monotonic() + self._patience
+        while True:
+            try:
+                return self._once(method, *arguments, **options)
+            except _PassingError as error:
+                self._pause(error, until)
+
+    def _once(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        has_default, default = "absent" in options, options.pop("absent", None)
+        passing = options.pop("passing", _PASSING)
+        try:
+            return method(*arguments, _request_timeout=_TIMEOUT, **options)
+        except ApiException as error:
+            if error.status == 404 and has_default:
+                return default
+            if error.status in passing:
+                raise _PassingError(_said(error)) from error
+            if error.status == 409:
+                raise Conflict(_said(error)) from error
+            kind = InputError if error.status in (400, 403, 404, 422) else RetuneError
+            raise kind(f"Kubernetes refused in namespace {self.namespace}: {_said(error)}") from error
+        except (HTTPError, OSError) as error:
+            raise _PassingError(f"the Kubernetes API cannot be reached: {error}") from error
+
+    def _pause(self, error: Exception, until: float, seconds: float = 2.0) -> None:
+        if self._should_stop():
+            raise Interrupted(f"stopped on request while the Kubernetes API was away: {error}") from error
+        if time.monotonic() > until:
+            raise RetuneError(f"{error} (tried for {self._patience:.0f} s)") from error
+        time.sleep(min(seconds, self._patience / 10))
+
+
+class Conflict(RetuneError):
+    """An object of that name is there already, or was changed meanwhile."""
+
+
+class _PassingError(Exception):
+    """Trying again may help."""
+
+
+def ended(thing: Object) -> str | None:
+    """Return the condition in which an Experiment or Trial has ended, None while it goes on."""
+    over = ("Succeeded", "Failed", "Killed", "EarlyStopped", "MetricsUnavailable")
+    for condition in reversed(conditions(thing)):
+        if condition["type"] in over and condition["status"] == "True":
+            return str(condition["type"])
+    return None
+
+
+def conditions(thing: Object) -> list[Object]:
+    """Return the conditions of an object, the oldest first."""
+    return (thing.get("status") or {}).get("conditions") or []
+
+
+def said(thing: Object) -> str:
+    """Return the message of the condition that an object has ended in."""
+    found = [c.get("message") or c.get("reason") or "" for c in conditions(thing) if c["status"] == "True"]
+    return found[-1] if found else ""
+
+
+def _age(thing: Object) -> tuple[str, str]:
+    return thing["metadata"]["creationTimestamp"], thing["metadata"]["name"]
+
+
+def _said(error: ApiException) -> str:
+    """Return the message in an error's body, which is a Status object."""
+    try:
+        return str(json.loads(error.body)["message"])
+    except (TypeError, ValueError, KeyError):
+        return f"{error.status} {error.reason}"

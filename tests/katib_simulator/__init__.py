@@ -1,0 +1,1 @@
+"""A stand-in for a cluster with Katib 0.19."""
