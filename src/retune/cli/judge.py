@@ -95,7 +95,7 @@ def prepare(
         click.echo(
             f"equal answers to {len(made.equal)} of {count} questions: not in the form, counted as ties ({', '.join(made.equal)})"
         )
-    click.echo(f"send   {made.form_uri}   ({made.asked} questions; this file alone)")
+    click.echo(f"send   {made.form_uri}   (this file alone; questions: {made.asked})")
     click.echo(f"keep   {made.key_uri}   (whose answer is whose)")
     click.echo(f"then   retune judge score {out}/answers/*.json --key {made.key_uri}")
 

@@ -92,7 +92,8 @@ def _overall(p: Preference) -> list[str]:
         "|---|---:|---:|---:|---:|",
         _row("all", *shares, p.overall.n),
         "",
-        f"- {len(p.annotators)} {'person' if len(p.annotators) == 1 else 'people'}, {asked} questions in the form.",
+        f"- {len(p.annotators)} {'person' if len(p.annotators) == 1 else 'people'}, "
+        f"{asked} {'question' if asked == 1 else 'questions'} in the form.",
         f"- Agreement between people: Krippendorff's alpha {_alpha(p.alpha_nominal)} (nominal), {_alpha(p.alpha_ordinal)} "
         "(ordinal: worse < same < better). 1 is full agreement, 0 that of chance.",
     ]
@@ -155,7 +156,7 @@ def _part(count: int, of: Count) -> str:
 
 
 def _alpha(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.3f}"
+    return "not defined" if value is None else f"{round(value, 3) + 0.0:.3f}"  # never -0.000
 
 
 def _short(text: str, length: int = _LABEL) -> str:
