@@ -273,6 +273,42 @@ def test_without_answers_the_test_is_the_careful_one_and_without_n_there_is_none
     assert 0 < all_or_nothing.p < 0.05
 
 
+def graded(grades: list[float], model: str, samples: int | None = None) -> BenchRecord:
+    """A record whose answers have a grade (F1), or as many right ones of several samples."""
+    found = record([grade == 1 for grade in grades], "mmlu", model, score=float(np.mean(grades)))
+    for answer, grade in zip(found.answers, grades, strict=True):
+        if samples is None:
+            answer["score"] = grade
+        else:
+            answer |= {"passed": round(grade * samples), "predictions": ["x"] * samples}
+    return found
+
+
+@pytest.mark.parametrize("samples", [None, 4])
+def test_grades_between_right_and_wrong_are_resampled_and_flipped(samples):
+    dice = np.random.default_rng(4)
+    ours = [float(x) for x in dice.choice([0, 0.25, 0.5, 1], 300)]
+    theirs = [max(0.0, x - 0.25) if dice.random() < 0.3 else x for x in ours]
+    a, b = graded(ours, "a", samples), graded([round(4 * x) / 4 for x in theirs], "b", samples)
+    found = compare(a, b)
+    differences = np.array(ours) - np.array(theirs)
+    assert found.paired
+    assert found.test == "sign flips"
+    assert found.difference == pytest.approx(differences.mean())
+    assert (found.low, found.high) == pytest.approx(
+        tuple(
+            stats.bootstrap(
+                (differences,), np.mean, n_resamples=4000, method="percentile", rng=1
+            ).confidence_interval
+        ),
+        abs=0.004,
+    )
+    assert found.p == pytest.approx(1 / 10_001)  # all differences point one way
+    assert found.second_only == 0
+    low, high = interval(a)
+    assert low < a.score < high
+
+
 def test_answers_that_do_not_make_up_the_score_are_not_resampled():
     """A score that is no share of right answers, as F1, is compared by its standard error."""
     odd = record([1, 0, 1, 1], score=0.4)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
@@ -40,7 +40,8 @@ class Difference(BaseModel):
         p: two-sided, of the hypothesis that the models are equally good; None if it cannot be tested.
         test: which one gave `p`.
         n: questions that both answered, or the larger number where they are not paired; 0 if unknown.
-        first_only, second_only: questions that only this one got right; None if not paired.
+        first_only, second_only: questions that only this one got right, or did better on where answers have a grade
+            between right and wrong; None if not paired.
 
     """
 
@@ -104,12 +105,12 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
 def interval(record: BenchRecord, level: float = LEVEL, seed: int = 0) -> tuple[float, float] | None:
     """Return the interval of one score, None if neither answers nor their number are known.
 
-    Wilson's for a share of right answers; a bootstrap within the groups where the score averages over groups; else
-    the normal one from the standard error.
+    Wilson's for a share of right answers; a bootstrap where answers have grades, or the score averages over groups
+    (then within them); else the normal one from the standard error.
     """
     if is_explained(record):
-        strata = _strata(record, [float(bool(answer["right"])) for answer in record.answers])
-        if len(strata) == 1:
+        strata = _strata(record, _values(record))
+        if _is_plain(strata):
             return wilson(float(strata[0].values.sum()), len(record.answers), level)
         return _percentiles(_resample(strata, seed), level)
     if record.n < 1:
@@ -119,10 +120,10 @@ def interval(record: BenchRecord, level: float = LEVEL, seed: int = 0) -> tuple[
 
 
 def is_explained(record: BenchRecord) -> bool:
-    """Return whether the answers are kept and their right ones average to the score."""
+    """Return whether the answers are kept and what they are worth averages to the score."""
     if not record.answers or not all("right" in answer and "id" in answer for answer in record.answers):
         return False
-    strata = _strata(record, [float(bool(answer["right"])) for answer in record.answers])
+    strata = _strata(record, _values(record))
     average = sum(stratum.weight * float(stratum.values.mean()) for stratum in strata)
     return abs(average - record.score) < 1e-6
 
@@ -171,8 +172,8 @@ def compare_means(
 
     Where both records hold their answers, questions are resampled in pairs within each task (and within each group
     where the score averages over groups): the interval is that bootstrap's percentiles. The test is McNemar's for a
-    share of right answers; else its like for weighted averages, in which the sign of each difference is flipped at
-    random. Where answers are missing, interval and test are the normal ones of independent scores, which is too
+    share of right answers; else its like for grades and weighted averages, in which the sign of each difference is
+    flipped at random. Where answers are missing, interval and test are the normal ones of independent scores, which is too
     careful for models that mostly get the same questions right.
 
     Args:
@@ -195,14 +196,14 @@ def compare_means(
     low, high = _percentiles(_resample(strata, seed), level)
     wins = sum(int((stratum.values > 0).sum()) for stratum in strata)
     losses = sum(int((stratum.values < 0).sum()) for stratum in strata)
-    single = len(strata) == 1
+    plain = _is_plain(strata)
     return Difference(
         difference=lead,
         low=low,
         high=high,
         level=level,
-        p=mcnemar(wins, losses) if single else _flip(strata, lead, seed),
-        test="McNemar exact" if single else "sign flips",
+        p=mcnemar(wins, losses) if plain else _flip(strata, lead, seed),
+        test="McNemar exact" if plain else "sign flips",
         n=sum(len(stratum.values) for stratum in strata),
         paired=True,
         first_only=wins,
@@ -239,9 +240,28 @@ def _strata(record: BenchRecord, values: Sequence[float], weight: float = 1.0) -
 
 
 def _paired(weight: float, first: BenchRecord, second: BenchRecord) -> list[_Stratum]:
-    other = {str(answer["id"]): bool(answer["right"]) for answer in second.answers}
-    values = [float(bool(a["right"])) - float(other[str(a["id"])]) for a in first.answers]
+    ids, theirs = [str(answer["id"]) for answer in second.answers], _values(second)
+    other = dict(zip(ids, theirs, strict=True))
+    values = [own - other[str(a["id"])] for own, a in zip(_values(first), first.answers, strict=True)]
     return _strata(first, values, weight)
+
+
+def _values(record: BenchRecord) -> list[float]:
+    """Return what each answer is worth, 0 to 1: its grade (F1), its share of right samples, or right or wrong."""
+
+    def value(answer: dict[str, Any]) -> float:
+        if "score" in answer:
+            return float(answer["score"])
+        if "passed" in answer and answer.get("predictions"):
+            return float(answer["passed"]) / len(answer["predictions"])
+        return float(bool(answer["right"]))
+
+    return [value(answer) for answer in record.answers]
+
+
+def _is_plain(strata: Sequence[_Stratum]) -> bool:
+    """Return whether the score is a share of right answers, or a difference one of two such shares."""
+    return len(strata) == 1 and bool((strata[0].values == strata[0].values.round()).all())
 
 
 def _resample(strata: Sequence[_Stratum], seed: int) -> NDArray[np.float64]:
