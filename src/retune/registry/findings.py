@@ -90,6 +90,12 @@ def _of_scores(selection: Selection, chosen: Row, best: Row | None, decisive: st
                 f"{'mean score' if lead.task == MEAN else 'score'} that differs by {points(lead.difference)} points: "
                 f"{'not tested' if lead.verdict == 'untested' else 'no difference beyond noise'}, so it may be luck"
             )
+    to_base = [c for c in selection.comparisons if c.against == selection.untuned and c.task != MEAN]
+    if to_base and all(c.verdict in ("noise", "equal") for c in to_base):
+        found.append(
+            f"no score of the chosen {chosen.trial} differs from the untuned base's beyond noise: "
+            f"{', '.join(f'{c.task} {points(c.difference)} points' for c in to_base)}"
+        )
     by_task = {c.task: c for c in selection.comparisons if c.against == selection.untuned}
     worse = [task for task in selection.tasks if task in by_task and by_task[task].difference < -EQUAL]
     if worse:
