@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import textwrap
@@ -268,6 +269,46 @@ def test_humaneval_whole(model, tmp_path):
     assert (record.score, record.n, record.shots) == (0.0, 3, 0)
     assert all(answer["reason"] for answer in record.answers)
     assert all("\n\n" not in answer["prediction"] for answer in record.answers)
+
+
+def test_humaneval_sampled(model, tmp_path):
+    path = tmp_path / "h.jsonl"
+    # What a random model writes behind a comment's mark runs as long as it stays on the line.
+    rows = [
+        {"task_id": f"T/{k}", "prompt": f"x = {k}\n# ", "test": "def check(f): pass", "entry_point": "x", "canonical_solution": ""}
+        for k in range(4)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ask = Benchmark(
+        tasks=["humaneval"], data={"humaneval": str(path)}, allow_code_execution=True, temperature=0.7, samples=3,
+    )  # fmt: skip
+    (record,) = bench.run(model, [Candidate("base")], ask, 0, str(tmp_path / "out"))
+    assert record.settings["decoding"] == "sampled"
+    assert (record.settings["temperature"], record.settings["samples"]) == (0.7, 3)
+    assert record.n == len(record.answers) == 4
+    shares = [answer["passed"] / 3 for answer in record.answers]
+    assert 0 < record.score < 1
+    assert record.score == pytest.approx(statistics.mean(shares))
+    assert record.stderr == pytest.approx(statistics.stdev(shares) / 2)
+    assert len({text for answer in record.answers for text in answer["predictions"]}) > 4
+    again = bench.run(
+        model, [Candidate("base")], ask.model_copy(update={"batch_size": 1}), 0, str(tmp_path / "b")
+    )
+    assert again[0].answers == record.answers
+    other = bench.run(model, [Candidate("base")], ask, 1, str(tmp_path / "c"))
+    assert other[0].answers != record.answers
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"samples": 2}, "needs `benchmark.temperature > 0`"),
+        ({"protocol": "lm-eval", "temperature": 0.1}, "greedy"),
+    ],
+)
+def test_sampling_that_makes_no_sense_is_refused(changes, says):
+    with pytest.raises(ValueError, match=says):
+        Benchmark(**changes)
 
 
 def test_command_line(base, adapter, mmlu, tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retune.errors import RetuneError
-from retune.evaluation.generate import Decoder
+from retune.evaluation.generate import Decoder, Sampling, _draw, _Row
 from retune.evaluation.prefix import common_prefix
 from retune.models import load_base
 from retune.study import Model
@@ -115,6 +115,30 @@ def test_the_checkpoint_generation_config_is_not_read(loaded):
     loaded.model.generation_config.do_sample, loaded.model.generation_config.max_length = True, 1
     assert decoder(loaded).complete(given, 5) == before
     loaded.model.generation_config.do_sample, loaded.model.generation_config.max_length = kept
+
+
+def test_sampled_answers_depend_on_seed_and_name_and_not_on_the_batch(loaded):
+    given = prompts(loaded, count=5) * 2
+    names = [str(k) for k in range(10)]
+
+    def sample(seed=3, batch_size=4, order=range(10), temperature=1.5):
+        drawn = Sampling(temperature, seed).named([names[k] for k in order])
+        texts = decoder(loaded, batch_size).complete([given[k] for k in order], 8, sampling=drawn)
+        return [texts[list(order).index(k)] for k in range(10)]
+
+    first = sample()
+    assert sample(batch_size=1) == sample(batch_size=64, order=range(9, -1, -1)) == first
+    assert sample(seed=4) != first
+    assert first[:5] != first[5:]  # the same prompts under other names
+    cold = sample(temperature=1e-4)
+    assert cold == decoder(loaded).complete(given, 8)
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely(loaded):
+    logits = torch.tensor([[0.0, 1.0, 2.0]]).expand(4000, 3)
+    rows = [_Row(1, Sampling(0.5, 0, [str(k) for k in range(4000)]).dice(k)) for k in range(4000)]
+    drawn = _draw(logits, rows, Sampling(0.5, 0)).bincount(minlength=3) / 4000
+    assert torch.allclose(drawn, torch.softmax(logits[0] / 0.5, -1), atol=0.03)
 
 
 class Small:

@@ -34,12 +34,27 @@ if TYPE_CHECKING:
 @click.option("--tasks", required=True, metavar="TASK,…", help=f"Of {', '.join(get_args(TaskName))}.")
 @click.option("--data", multiple=True, metavar="TASK=PATH", help="File or folder of a task, local or a URI.")
 @click.option(
+    "--protocol",
+    type=click.Choice(["instruct-eval", "lm-eval"]),
+    default="instruct-eval",
+    show_default=True,
+    help="lm-eval: lm-evaluation-harness' own tasks.",
+)
+@click.option(
     "--limit", type=click.IntRange(min=1), help="Questions per task at most, drawn evenly over its subjects."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides which questions a limit draws.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
 @click.option(
     "--allow-code-execution", is_flag=True, help="Let humaneval run, in a sandbox, code that the model wrote."
+)
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="humaneval: sample at this.")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="humaneval: answers per problem.",
 )
 @click.option(
     "--out",
@@ -56,26 +71,32 @@ def command(
     adapters: tuple[str, ...],
     tasks: str,
     data: tuple[str, ...],
+    protocol: str,
     limit: int | None,
     seed: int,
     batch_size: int,
     allow_code_execution: bool,
+    temperature: float,
+    samples: int,
     out: str,
     as_json: bool,
 ) -> None:
-    """Score a base model, untuned and with adapters, by the Instruct-Eval protocol.
+    """Score a base model, untuned and with adapters, by the Instruct-Eval protocol or lm-evaluation-harness' own.
 
     \b
     Examples:
       retune bench --model models/llama --tasks mmlu,bbh --data mmlu=data/mmlu --data bbh=data/bbh
-      retune bench --model llama --adapter seven=runs/trial-007 --tasks mmlu --data mmlu=data/mmlu --limit 570
+      retune bench --model llama --adapter seven=runs/trial-007/adapter --tasks mmlu --data mmlu=data/mmlu --limit 570
     """
     settings = {
         "tasks": [task.strip() for task in tasks.split(",") if task.strip()],
         "data": dict(_pair(text, "--data") for text in data),
+        "protocol": protocol,
         "limit": limit,
         "batch_size": batch_size,
         "allow_code_execution": allow_code_execution,
+        "temperature": temperature,
+        "samples": samples,
     }
     try:
         benchmark = Benchmark.model_validate(settings)
@@ -89,7 +110,7 @@ def command(
         for record in records:
             click.echo(json.dumps(record.model_dump(mode="json", exclude={"answers"})))
         return
-    _table(records)
+    _table(records, protocol)
     click.echo(f"records, one answer per question: {out}/<model>/<task>.json")
 
 
@@ -129,13 +150,13 @@ def _progress(event: dict[str, Any]) -> None:
         click.echo(f"\r{event['model']} {event['task']}: {event['score']:.4f} ({word}){'':<30}", err=True)
 
 
-def _table(records: list[BenchRecord]) -> None:
+def _table(records: list[BenchRecord], protocol: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
     tasks = list(dict.fromkeys(record.task for record in records))
     scores = {(r.model, r.task): f"{100 * r.score:.2f} ± {100 * r.stderr:.2f}" for r in records}
-    table = Table("model", *tasks, title="score and standard error in %, Instruct-Eval protocol")
+    table = Table("model", *tasks, title=f"score and standard error in %, protocol {protocol}")
     for model in dict.fromkeys(record.model for record in records):
         table.add_row(model, *(scores[model, task] for task in tasks))
     Console().print(table)

@@ -9,18 +9,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 
 from retune import models, store
 from retune.errors import InputError, RetuneError
-from retune.evaluation import adapters, bbh, drop, hellaswag, humaneval, mmlu, sandbox
+from retune.evaluation import adapters, bbh, drop, harness, hellaswag, humaneval, instruct, mmlu, sandbox
 from retune.evaluation.generate import Decoder
-from retune.evaluation.prompts import fit, pairs
-from retune.evaluation.question import Question, Task, draw, file_digest
+from retune.evaluation.question import Question, Task, file_digest
 from retune.records import BenchRecord, digest, now, versions
-from retune.study import Benchmark, Model
+from retune.study import Benchmark, Model, TaskName
 
 TASKS: dict[str, Task] = {
     task.name: task for task in (mmlu.TASK, bbh.TASK, drop.TASK, humaneval.TASK, hellaswag.TASK)
@@ -41,15 +40,39 @@ class Candidate:
     adapter_digest: str | None = None
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A task with the questions that are asked and the prompts as tokens."""
+class Prepared(Protocol):
+    """A task made ready to be asked, by whatever protocol."""
 
-    task: Task
-    questions: list[Question]
-    data_digest: str
-    tokens: list[list[int]]
-    shots: list[int]
+    @property
+    def name(self) -> str:
+        """The task's name."""
+
+    @property
+    def protocol(self) -> str:
+        """Whose prompts and rule these are."""
+
+    @property
+    def shots(self) -> int:
+        """Solved examples before a question, where they all fit."""
+
+    @property
+    def n(self) -> int:
+        """The number of questions."""
+
+    @property
+    def data_digest(self) -> str:
+        """The digest of the files read."""
+
+    @property
+    def prompt_digest(self) -> str:
+        """The digest of all prompts in order."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How answers are made; part of what decides them."""
+
+    def answer(self, decoder: Decoder, done: Callable[[float], None]) -> dict[str, Any]:
+        """Answer and grade all questions; return score, stderr, groups and answers of the record."""
 
 
 def check(benchmark: Benchmark) -> list[str]:
@@ -58,6 +81,8 @@ def check(benchmark: Benchmark) -> list[str]:
     for name in benchmark.tasks:
         try:
             _read(benchmark, TASKS[name])
+            if benchmark.protocol == "lm-eval":
+                problems += [f"{name}: {problem}" for problem in harness.problems(name, benchmark.data[name])]
         except InputError as error:
             problems += [f"{name}: {problem}" for problem in error.problems]
         if name == "humaneval":
@@ -120,7 +145,7 @@ def run(
     if problems:
         raise InputError(problems, "benchmark")
     report = report or (lambda event: None)
-    prepared = [_prepare(model, benchmark, TASKS[name], seed) for name in benchmark.tasks]
+    prepared = [_prepare(model, benchmark, name, seed) for name in benchmark.tasks]
     base_digest = models.base_digest(models.locate(model))
     base: models.LoadedBase | None = None
     records: list[BenchRecord] = []
@@ -151,7 +176,7 @@ def run(
 def _score_all(
     base: models.LoadedBase,
     folder: Path | None,
-    jobs: Sequence[tuple[str, _Prepared, BenchRecord]],
+    jobs: Sequence[tuple[str, Prepared, BenchRecord]],
     report: Report,
 ) -> None:
     """Score one candidate on the tasks that it has no record of, and write each record when it is made."""
@@ -183,12 +208,11 @@ def _may_run_code(benchmark: Benchmark) -> list[str]:
     return [f"humaneval: {missing}"] if missing else []
 
 
-def _prepare(model: Model, benchmark: Benchmark, task: Task, seed: int) -> _Prepared:
-    questions, data_digest = _read(benchmark, task)
-    questions = draw(questions, benchmark.limit, seed)
-    config = _config(model)
-    tokens, shots = fit(models.load_tokenizer(model), questions, task, _context(config))
-    return _Prepared(task, questions, data_digest, tokens, shots)
+def _prepare(model: Model, benchmark: Benchmark, name: TaskName, seed: int) -> Prepared:
+    read = _read(benchmark, TASKS[name])
+    if benchmark.protocol == "lm-eval":
+        return harness.prepare(name, store.download(benchmark.data[name]), read[1], benchmark.limit, seed)
+    return instruct.prepare(model, _context(_config(model)), benchmark, TASKS[name], read, seed)
 
 
 def _config(model: Model) -> Any:
@@ -211,34 +235,23 @@ def _blank(
     weights: str | None,
     benchmark: Benchmark,
     seed: int,
-    item: _Prepared,
+    item: Prepared,
 ) -> BenchRecord:
     """Return the record of a task that is not yet answered, with the digest of all that decides the answers."""
-    task = item.task
-    prompts = digest(
-        [question.prompt(shots) for question, shots in zip(item.questions, item.shots, strict=True)]
-    )
     dtype = f"auto on {models.pick_device().type}" if model.dtype == "auto" else model.dtype
-    settings = {
-        "decoding": "greedy",
-        "input_limit": task.input_limit,
-        "new_tokens": task.new_tokens,
-        "seed": seed,
-        "base": model.base,
-        "base_digest": base_digest,
-    }
-    decides = {**settings, "base": None, "task": task.name, "protocol": task.protocol, "prompts": prompts, "dtype": dtype,
-               "data": item.data_digest, "limit": benchmark.limit, "adapter": weights}  # fmt: skip
+    settings = {**item.settings, "seed": seed, "base": model.base, "base_digest": base_digest}
+    decides = {**settings, "base": None, "task": item.name, "protocol": item.protocol, "prompts": item.prompt_digest,
+               "dtype": dtype, "data": item.data_digest, "limit": benchmark.limit, "adapter": weights}  # fmt: skip
     return BenchRecord(
         model=name,
-        task=task.name,
+        task=item.name,
         score=0.0,
         stderr=0.0,
-        n=len(item.questions),
-        shots=task.shots,
-        protocol=task.protocol,
+        n=item.n,
+        shots=item.shots,
+        protocol=item.protocol,
         limit=benchmark.limit,
-        prompt_digest=prompts,
+        prompt_digest=item.prompt_digest,
         data_digest=item.data_digest,
         adapter_digest=weights,
         batch_size=benchmark.batch_size,
@@ -258,57 +271,24 @@ def _kept(uri: str, blank: BenchRecord) -> BenchRecord | None:
     return found if found.inputs_digest == blank.inputs_digest else None
 
 
-def _score(decoder: Decoder, item: _Prepared, blank: BenchRecord, report: Report) -> BenchRecord:
+def _score(decoder: Decoder, item: Prepared, blank: BenchRecord, report: Report) -> BenchRecord:
     """Answer and grade all questions of a task."""
     begin = time.monotonic()
-    progress = _Progress(blank.model, blank.task, len(item.questions), report)
+    progress = _Progress(blank.model, blank.task, item.n, report)
     try:
-        predictions, others = _predict(decoder, item, progress)
+        made = item.answer(decoder, progress.add)
     except RetuneError as error:
         raise RetuneError(f"{blank.model} on {blank.task}: {error}") from error
-    verdicts = item.task.grade(item.questions, predictions)
-    right = [verdict.right for verdict in verdicts]
-    score = item.task.average(item.questions, right)
-    entries = [
-        {
-            "id": question.id,
-            "prompt": digest(question.prompt(shots)),
-            "shots": shots,
-            "prediction": prediction,
-            "right": verdict.right,
-            **({"reason": verdict.reason} if verdict.reason else {}),
-        }
-        for question, shots, prediction, verdict in zip(
-            item.questions, item.shots, predictions, verdicts, strict=True
-        )
-    ]
+    packages = ["torch", "transformers", "peft", "tokenizers"]
+    packages += ["lm_eval"] if "harness" in item.settings else []
     return blank.model_copy(
         update={
-            "score": score.value,
-            "stderr": score.stderr,
-            "groups": {**score.groups, **others},
-            "answers": entries,
+            **made,
             "seconds": round(time.monotonic() - begin, 3),
-            "versions": versions("torch", "transformers", "peft", "tokenizers"),
+            "versions": versions(*packages),
             "finished": now(),
         }
     )
-
-
-def _predict(decoder: Decoder, item: _Prepared, progress: _Progress) -> tuple[list[str], dict[str, float]]:
-    """Return the predictions, and further scores by name where choices are compared."""
-    task = item.task
-    if task.choose is None:
-        texts = decoder.complete(item.tokens, task.new_tokens, task.stop, progress.add)
-        return [task.tidy(text) for text in texts], {}
-    contexts, endings = pairs(decoder.tokenizer, item.questions, decoder.context)
-    share = len(item.questions) / len(contexts)
-    likelihoods = iter(decoder.likelihoods(contexts, endings, lambda count: progress.add(count * share)))
-    by_question = [[next(likelihoods) for _ in question.choices] for question in item.questions]
-    predictions = [
-        task.choose(question, each) for question, each in zip(item.questions, by_question, strict=True)
-    ]
-    return predictions, task.others(item.questions, by_question) if task.others else {}
 
 
 class _Progress:

@@ -8,7 +8,6 @@ one span: it keeps a few more items than the first.
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from retune.errors import InputError
+from retune.evaluation import lines
 from retune.evaluation.question import Question, Task, first_few, micro_average, starts_with_label
 
 SHOTS = 3
@@ -48,10 +48,7 @@ def read(path: Path) -> list[Question]:
         InputError: if the file is missing, of neither form, or too small for the shots.
 
     """
-    problems: list[str] = []
-    items = [item for item in _items(path, problems) if len(set(item.answers)) == 1]
-    if problems:
-        raise InputError(first_few(problems))
+    items = [item for item in _items(path) if len(set(item.answers)) == 1]
     if len(items) <= SHOTS:
         raise InputError(f"{path}: more than {SHOTS} items with one answer are needed, but got {len(items)}")
     examples = random.Random(0).sample(items, SHOTS)
@@ -65,38 +62,66 @@ def read(path: Path) -> list[Question]:
     return [Question(item.id, "", "", shots, item.body, item.answers[0]) for item in rest]
 
 
-def _items(path: Path, problems: list[str]) -> Iterator[_Item]:
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
-    except (OSError, EOFError, ValueError) as error:
-        problems.append(f"{path}: cannot be read: {error}")
-        return
-    if '"qa_pairs"' in text:
-        yield from _own_form(path, text, problems)
-    else:
-        yield from _lines_form(path, text, problems)
+def documents(path: Path) -> list[dict[str, Any]]:
+    """Return all items in the form of the Hugging Face data set ``EleutherAI/drop``, as lm-evaluation-harness reads them.
+
+    Raises:
+        InputError: as `read` does.
+    """
+    text = lines.read_text(path)
+    if '"qa_pairs"' not in text:
+        return [
+            _document(item.id, item.passage, item.question, [{"spans": [answer]} for answer in item.answers])
+            for item in _items(path)
+        ]
+    return [
+        _document(
+            pair.get("query_id", f"{name}/{number}"),
+            entry["passage"],
+            pair["question"],
+            [pair["answer"], *pair.get("validated_answers", [])],
+        )
+        for name, entry in json.loads(text).items()
+        for number, pair in enumerate(entry["qa_pairs"])
+    ]
 
 
-def _lines_form(path: Path, text: str, problems: list[str]) -> Iterator[_Item]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            match = _CONTEXT.match(row["context"])
-            answers = tuple(answer.strip() for answer in row["ref_text"].split("|"))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            problems.append(
-                f"{path}:{number}: a line is JSON with the texts 'context' and 'ref_text', but: {error!r}"
-            )
-            continue
-        if match is None:
-            problems.append(
-                f"{path}:{number}: 'context' reads 'Passage: …\\nQuestion: …\\nAnswer:', but got {row['context'][:60]!r}…"
-            )
-            continue
-        yield _Item(str(number), match["passage"], match["question"], answers)
+def _document(name: str, passage: str, question: str, answers: list[dict[str, Any]]) -> dict[str, Any]:
+    whole = []
+    for answer in answers:
+        date = {key: (answer.get("date") or {}).get(key, "") for key in ("day", "month", "year")}
+        whole.append(
+            {
+                "number": str(answer.get("number") or ""),
+                "date": date,
+                "spans": list(answer.get("spans") or []),
+            }
+        )
+    validated = {key: [answer[key] for answer in whole[1:]] for key in ("number", "date", "spans")}
+    return {
+        "query_id": name, "passage": passage, "question": question, "answer": whole[0], "validated_answers": validated
+    }  # fmt: skip
+
+
+def _items(path: Path) -> list[_Item]:
+    text = lines.read_text(path)
+    if '"qa_pairs"' not in text:
+        return lines.parse(path, text, "a line is JSON with the texts 'context' and 'ref_text'", _item)
+    problems: list[str] = []
+    items = list(_own_form(path, text, problems))
+    if problems:
+        raise InputError(first_few(problems))
+    return items
+
+
+def _item(number: int, row: Any) -> _Item:
+    match = _CONTEXT.match(row["context"])
+    answers = tuple(answer.strip() for answer in row["ref_text"].split("|"))
+    if match is None:
+        raise InputError(
+            f"'context' reads 'Passage: …\\nQuestion: …\\nAnswer:', but got {row['context'][:60]!r}…"
+        )
+    return _Item(str(number), match["passage"], match["question"], answers)
 
 
 def _own_form(path: Path, text: str, problems: list[str]) -> Iterator[_Item]:

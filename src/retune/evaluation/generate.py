@@ -1,4 +1,4 @@
-"""Greedy decoding of many prompts: shared prefix computed once, batches of like lengths, rows leave when done.
+"""Decoding of many prompts: shared prefix computed once, batches of like lengths, rows leave when done.
 
 The checkpoint's own ``generation_config`` is not read: published scores were found to move with it.
 """
@@ -6,8 +6,9 @@ The checkpoint's own ``generation_config`` is not read: published scores were fo
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +21,27 @@ if TYPE_CHECKING:
     from retune.evaluation.packed import Layers
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Draws tokens at a temperature above 0 instead of taking the likeliest.
+
+    Each prompt has a name, unique among them, and dice of its own, thrown once a token: what it draws depends on seed,
+    name and the model alone, not on the batch it is in.
+    """
+
+    temperature: float
+    seed: int
+    names: Sequence[str] = ()
+
+    def named(self, names: Sequence[str]) -> Sampling:
+        """Return the same for prompts of these names."""
+        return replace(self, names=names)
+
+    def dice(self, prompt: int) -> random.Random:
+        """Return the dice of a prompt, by its place."""
+        return random.Random(f"{self.seed}/{self.names[prompt]}")
 
 
 @dataclass(frozen=True)
@@ -45,14 +67,16 @@ class Decoder:
         new_tokens: int,
         stop: Callable[[str], bool] | None = None,
         done: Callable[[int], None] = lambda count: None,
+        sampling: Sampling | None = None,
     ) -> list[str]:
-        """Return the greedy continuation of each prompt as text, without special tokens.
+        """Return the continuation of each prompt as text, without special tokens.
 
         Args:
             prompts: token ids. What all of them begin with is computed once.
             new_tokens: the most tokens to add to each; fewer where `context` ends.
             stop: tells from a row's text so far that it may end.
             done: called after every batch with the number of prompts answered in it.
+            sampling: how tokens are drawn; greedy without.
 
         Raises:
             RetuneError: if the model's output is not finite, or one row alone does not fit into memory.
@@ -60,7 +84,12 @@ class Decoder:
         """
 
         def answer(rows: list[int], shared: Prefix | None) -> list[str]:
-            return self._batch([prompts[k] for k in rows], shared, new_tokens, stop)
+            room = [min(new_tokens, self.context - len(prompts[k])) for k in rows]
+            asked = [
+                _Row(count, sampling.dice(k) if sampling else None)
+                for k, count in zip(rows, room, strict=True)
+            ]
+            return self._batch([prompts[k] for k in rows], asked, shared, stop, sampling)
 
         return self._each(prompts, new_tokens, answer, done)
 
@@ -74,7 +103,8 @@ class Decoder:
 
         Args:
             contexts: token ids, at least one each.
-            endings: token ids, at least one each. Together with its context an ending fits into `context`.
+            endings: token ids, at least one each. Together with its context an ending, less its last token, fits
+                into `context`.
             done: called after every batch with the number of pairs in it.
 
         Raises:
@@ -187,25 +217,24 @@ class Decoder:
     def _batch(
         self,
         prompts: Sequence[Sequence[int]],
+        asked: list[_Row],
         shared: Prefix | None,
-        new_tokens: int,
         stop: Callable[[str], bool] | None,
+        sampling: Sampling | None,
     ) -> list[str]:
+        """Return the answers of one batch; `asked` has a row for each prompt."""
         import torch
 
-        rows = [
-            _Row(number, min(new_tokens, self.context - len(prompt))) for number, prompt in enumerate(prompts)
-        ]
-        asked = list(rows)
+        rows = asked
         ids, mask, places, cache = self._inputs(prompts, shared)
         if self._packs:
-            logits, cache = self._packed(prompts, shared, new_tokens)
+            logits, cache = self._packed(prompts, shared, max(row.room for row in rows))
         else:
             logits, cache = self._step(ids, mask, places, cache)
         while True:
             if not torch.isfinite(logits).all():
                 raise RetuneError("the model's output is not finite: it gives no answer to score")
-            chosen = logits.argmax(-1)
+            chosen = _draw(logits, rows, sampling) if sampling else logits.argmax(-1)
             for row, token in zip(rows, chosen.tolist(), strict=True):
                 if not row.ended:
                     self._add(row, token, stop)
@@ -268,31 +297,32 @@ class Decoder:
         """Return the log-likelihood of the last tokens of each prompt, as many as `counts` says."""
         import torch
 
+        ends = [
+            torch.tensor(prompt[-count:], device=self.device)
+            for prompt, count in zip(prompts, counts, strict=True)
+        ]
+        fed = [prompt[:-1] for prompt in prompts]  # a token's likelihood stands in the logits before it
         if self._packs:
             from retune.evaluation import packed
 
             before, start = (shared.layers, shared.length) if shared else ([], 0)
-            tails = [prompt[start:] for prompt in prompts]
-            logits, _ = packed.first_pass(self.model, tails, [count + 1 for count in counts], before, start)
-            parts = torch.split(torch.log_softmax(logits, -1), [count + 1 for count in counts])
-            wanted = [torch.tensor(prompt[-count:]) for prompt, count in zip(prompts, counts, strict=True)]
-            sums = [
-                float(part[:-1].gather(1, ids[:, None]).sum())
-                for part, ids in zip(parts, wanted, strict=True)
-            ]
+            logits, _ = packed.first_pass(self.model, [row[start:] for row in fed], counts, before, start)
+            parts = torch.split(logits, list(counts))
         else:
-            ids, mask, places, cache = self._inputs(prompts, shared)
+            ids, mask, places, cache = self._inputs(fed, shared)
             out = self.model(
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=places,
                 past_key_values=cache,
                 use_cache=True,
-                logits_to_keep=max(counts) + 1,  # the logits before a token tell its likelihood
+                logits_to_keep=max(counts),
             )
-            scores = torch.log_softmax(out.logits.float(), -1)[:, :-1]
-            each = scores.gather(-1, ids[:, -scores.shape[1] :, None])[..., 0]
-            sums = [float(row[-count:].sum()) for row, count in zip(each, counts, strict=True)]
+            parts = tuple(row[-count:].float() for row, count in zip(out.logits, counts, strict=True))
+        sums = [
+            float(torch.log_softmax(part, -1).gather(1, end[:, None]).sum())
+            for part, end in zip(parts, ends, strict=True)
+        ]
         if not all(map(math.isfinite, sums)):
             raise RetuneError("the model's output is not finite: it gives no likelihood to score")
         return sums
@@ -312,12 +342,22 @@ class Decoder:
 
 @dataclass
 class _Row:
-    """One prompt of a batch: how many tokens it may still make, and those it has made."""
+    """One prompt of a batch: how many tokens it may make, the dice that draw them, and those it has made."""
 
-    number: int
     room: int
+    dice: random.Random | None = None
     made: list[int] = field(default_factory=list)
     ended: bool = False
+
+
+def _draw(logits: torch.Tensor, rows: Sequence[_Row], sampling: Sampling) -> torch.Tensor:
+    """Return one token for each row, drawn with its own dice from the distribution at the temperature."""
+    import torch
+
+    sums = torch.softmax(logits.double() / sampling.temperature, -1).cumsum(-1)
+    thrown = [row.dice.random() if row.dice else 0.0 for row in rows]
+    marks = torch.tensor(thrown, dtype=sums.dtype, device=sums.device)[:, None] * sums[:, -1:]
+    return torch.searchsorted(sums, marks, right=True)[:, 0].clamp(max=sums.shape[-1] - 1)
 
 
 def _halves(rows: list[int], longest: int, error: Exception) -> list[list[int]]:

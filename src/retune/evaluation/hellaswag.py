@@ -8,13 +8,16 @@ lengths, are among the record's groups.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from retune.errors import InputError
-from retune.evaluation.question import Question, Task, Verdict, first_few, micro_average, share
+from retune.evaluation import lines
+from retune.evaluation.question import Question, Task, Verdict, micro_average, share
+
+_FORM = "a line needs activity_label, ctx_a, ctx_b, endings and label"
 
 
 def files(path: Path) -> list[Path]:
@@ -28,38 +31,19 @@ def read(path: Path) -> list[Question]:
     Raises:
         InputError: if the file is missing, not JSON lines, or an item lacks a field.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    problems: list[str] = []
-    questions: list[Question] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            context = clean(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
-            endings = tuple(f" {clean(ending)}" for ending in row["endings"])
-            label = int(row["label"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            problems.append(
-                f"{path}:{number}: a line needs activity_label, ctx_a, ctx_b, endings and label, but: {error!r}"
-            )
-            continue
-        if not 0 <= label < len(endings):
-            problems.append(f"{path}:{number}: `0 <= label < {len(endings)}` must hold, but got {label}")
-            continue
-        questions.append(
-            Question(
-                str(number), str(row.get("split_type", "")), "", (), context, str(label), choices=endings
-            )
-        )
-    if not problems and not questions:
-        problems.append(f"{path}: the file is empty")
-    if problems:
-        raise InputError(first_few(problems))
-    return questions
+    found = lines.parse(path, lines.read_text(path), _FORM, _question)
+    if not found:
+        raise InputError(f"{path}: the file is empty")
+    return found
+
+
+def _question(number: int, row: Any) -> Question:
+    context = clean(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
+    endings = tuple(f" {clean(ending)}" for ending in row["endings"])
+    label = int(row["label"])
+    if not 0 <= label < len(endings):
+        raise InputError(f"`0 <= label < {len(endings)}` must hold, but got {label}")
+    return Question(str(number), str(row.get("split_type", "")), "", (), context, str(label), choices=endings)
 
 
 def clean(text: str) -> str:

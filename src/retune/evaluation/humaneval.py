@@ -5,16 +5,15 @@ Header, limits and post-processing are those of Instruct-Eval's ``human_eval/mai
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from retune.errors import InputError
-from retune.evaluation import sandbox
-from retune.evaluation.question import Question, Task, Verdict, first_few, micro_average
+from retune.evaluation import lines, sandbox
+from retune.evaluation.question import Question, Task, Verdict, micro_average
 
 HEADER = "Please complete the following Python code without providing any additional tasks such as testing or explanations\n"
 _FIELDS = ("task_id", "prompt", "test", "entry_point", "canonical_solution")
@@ -32,45 +31,27 @@ def read(path: Path) -> list[Question]:
         InputError: if the file is missing, not JSON lines, or a problem lacks a field.
 
     """
-    try:
-        data = path.read_bytes()
-        lines = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode().splitlines()
-    except (OSError, EOFError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    problems: list[str] = []
-    questions: list[Question] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            lacking = [key for key in _FIELDS if not isinstance(row.get(key), str)]
-        except (ValueError, AttributeError) as error:
-            problems.append(f"{path}:{number}: a line is a JSON object, but: {error}")
-            continue
-        if lacking:
-            problems.append(
-                f"{path}:{number}: a problem has the texts {list(_FIELDS)}, but {lacking} is missing or no text"
-            )
-            continue
-        extra = {key: row[key] for key in ("prompt", "test", "entry_point")}
-        questions.append(
-            Question(row["task_id"], "", HEADER, (), row["prompt"], row["canonical_solution"], extra)
-        )
-    if not problems and not questions:
-        problems.append(f"{path}: the file is empty")
-    if problems:
-        raise InputError(first_few(problems))
-    return questions
+    found = lines.parse(path, lines.read_text(path), "a line is a JSON object", _question)
+    if not found:
+        raise InputError(f"{path}: the file is empty")
+    return found
+
+
+def _question(number: int, row: Any) -> Question:
+    lacking = [key for key in _FIELDS if not isinstance(row.get(key), str)]
+    if lacking:
+        raise InputError(f"a problem has the texts {list(_FIELDS)}, but {lacking} is missing or no text")
+    extra = {key: row[key] for key in ("prompt", "test", "entry_point")}
+    return Question(row["task_id"], "", HEADER, (), row["prompt"], row["canonical_solution"], extra)
 
 
 def completion(text: str) -> str:
     """Return what counts of a generated text: indents raised to a multiple of 2, then all before the first blank line."""
-    lines = []
+    raised = []
     for line in text.split("\n"):
         indent = len(line) - len(line.lstrip(" "))
-        lines.append(" " * (indent % 2) + line)
-    return "\n".join(lines).lstrip("\n").split("\n\n")[0]
+        raised.append(" " * (indent % 2) + line)
+    return "\n".join(raised).lstrip("\n").split("\n\n")[0]
 
 
 def finished(text: str) -> bool:

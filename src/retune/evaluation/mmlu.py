@@ -84,14 +84,14 @@ def read(path: Path) -> list[Question]:
         subject = test.name.removesuffix("_test.csv")
         dev = path / "dev" / f"{subject}_dev.csv"
         if dev.is_file():
-            shots = _rows(dev, problems)
+            shots = rows(dev, problems)
             if len(shots) < SHOTS:
                 problems.append(f"{dev}: {SHOTS} examples are needed for the shots, but got {len(shots)}")
         else:
             problems.append(f"{dev}: there is no such file, but {test.name} needs its examples")
             shots = []
         examples = tuple(f"{body(row)} {row[5]}\n\n" for row in shots[:SHOTS])
-        for number, row in enumerate(_rows(test, problems)):
+        for number, row in enumerate(rows(test, problems)):
             questions.append(
                 Question(f"{subject}/{number}", subject, header(subject), examples, body(row), row[5])
             )
@@ -131,8 +131,8 @@ def average(questions: Sequence[Question], right: Sequence[bool]) -> Score:
     return Score(*share(right), groups)
 
 
-def _rows(path: Path, problems: list[str]) -> list[list[str]]:
-    """Return the right rows of a file; what is wrong with the others goes into `problems`."""
+def rows(path: Path, problems: list[str]) -> list[list[str]]:
+    """Return the right rows of a file, question, four choices and letter; what is wrong with others goes into `problems`."""
     found: list[str] = []
     good: list[list[str]] = []
     try:

@@ -46,22 +46,22 @@ def fit(
 
 
 def pairs(
-    tokenizer: Any, questions: Sequence[Question], context: int
+    tokenizer: Any, asked: Sequence[tuple[str, str]], context: int
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Return context and ending of every choice of every question as tokens, choices of a question in order.
+    """Return texts and their endings as tokens, as lm-evaluation-harness reads them.
 
-    As in lm-evaluation-harness the two are read as one text and cut where the context alone ends; what exceeds the
-    model's context is cut at the beginning.
+    The two are read as one text and cut where the first alone ends, less the blanks at its end, which belong to the
+    ending. What exceeds the model's context is cut at the beginning; an ending's last token need not be in it.
     """
     contexts: list[list[int]] = []
     endings: list[list[int]] = []
-    for question in questions:
-        start = question.prompt()
-        length = len(tokenizer(start)["input_ids"])
-        for whole in tokenizer([start + choice for choice in question.choices])["input_ids"]:
-            kept = whole[:length][-max(context - (len(whole) - length), 1) :]
-            contexts.append(kept)
-            endings.append(whole[length:])
+    starts = [start.rstrip() for start, _ in asked]
+    lengths = {start: len(tokenizer(start)["input_ids"]) for start in set(starts)}
+    wholes = tokenizer([start + ending for start, ending in asked])["input_ids"] if asked else []
+    for start, whole in zip(starts, wholes, strict=True):
+        length = lengths[start]
+        contexts.append(whole[:length][-max(context + 1 - (len(whole) - length), 1) :])
+        endings.append(whole[length:])
     return contexts, endings
 
 

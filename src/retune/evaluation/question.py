@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,6 +124,12 @@ def by_group(questions: Sequence[Question], right: Sequence[bool]) -> dict[str, 
 def micro_average(questions: Sequence[Question], right: Sequence[bool]) -> Score:
     """Return the share over all questions, whatever their group."""
     return Score(*share(right))
+
+
+def mean(values: Sequence[float]) -> Score:
+    """Return the mean of one value a question, with its standard error."""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return Score(statistics.fmean(values), spread / math.sqrt(len(values)))
 
 
 def draw(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:

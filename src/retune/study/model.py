@@ -195,9 +195,19 @@ class Benchmark(Section):
     data: dict[TaskName, str] = Field(default_factory=dict, description="file or folder of each task")
     top: int = Field(3, ge=1, description="how many of the best trials, by the objective")
     bottom: int = Field(0, ge=0, description="and how many of the worst")
+    protocol: Literal["instruct-eval", "lm-eval"] = Field(
+        "instruct-eval",
+        description="whose prompts and rules: the paper's, or lm-evaluation-harness' own tasks",
+    )
     limit: int | None = Field(None, gt=0, description="questions per task at most; a seeded, stratified draw")
     batch_size: int = Field(8, gt=0)
     allow_code_execution: bool = Field(False, description="humaneval runs code that a model wrote")
+    temperature: float = Field(
+        0.0, ge=0, description="humaneval: 0 decodes greedily; Instruct-Eval itself samples one answer at 0.1"
+    )
+    samples: int = Field(
+        1, gt=0, description="humaneval: answers per problem; pass@1 is their mean share that passes"
+    )
 
     @model_validator(mode="after")
     def _tasks_have_data(self) -> Self:
@@ -210,6 +220,16 @@ class Benchmark(Section):
         if "humaneval" in self.tasks and not self.allow_code_execution:
             problems.append(
                 "humaneval runs code written by a model: set `benchmark.allow_code_execution: true` to allow it, or drop the task"
+            )
+        if self.samples > 1 and not self.temperature:
+            problems.append(
+                "`benchmark.samples > 1` needs `benchmark.temperature > 0`, since greedy answers are all the same, "
+                f"but got samples={self.samples}"
+            )
+        if self.protocol == "lm-eval" and self.temperature:
+            problems.append(
+                "under `benchmark.protocol: lm-eval` answers are greedy, as its tasks say, "
+                f"but got temperature={self.temperature:g}"
             )
         return self._checked(problems)
 
