@@ -8,13 +8,13 @@ from typing import ClassVar
 
 import yaml
 
+from retune.engines.katib import registration
 from tests.katib_simulator import admission, fast_trial, services
 from tests.katib_simulator.controller import Controller
 from tests.katib_simulator.objects import ApiServer, Objects
 from tests.katib_simulator.pods import Pods
 
 NAMESPACE = "team-a"
-_RESOURCES = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "2", "memory": "2Gi"}}
 
 
 class Cluster:
@@ -133,16 +133,8 @@ class Cluster:
             {"algorithmName": name, "image": f"ghcr.io/kubeflow/katib/suggestion-{name}"}
             for name in services.KATIBS
         ]
-        for name in ("nomad", "mads-global", "gp", "lhs", "soo", "bamsoo", "retune-tpe", "retune-random"):
-            entries.append(
-                {
-                    "algorithmName": name,
-                    "image": "registry.example/retune-suggestion:1",
-                    "command": ["retune", "serve"],
-                    "resources": _RESOURCES,
-                }
-            )
         text = yaml.safe_dump({"runtime": {"suggestions": entries}})
+        text = registration.registered(text, registration.entries("registry.example/retune-suggestion:1"))
         self.objects.create(
             "configmaps",
             "kubeflow",

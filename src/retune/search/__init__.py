@@ -74,6 +74,7 @@ def validate(
     algorithm: str, space: Space, settings: Mapping[str, Any], objective: Objective | None = None
 ) -> list[str]:
     """Return all that is wrong with the settings of an algorithm and its objective; nothing if it can run."""
+    algorithm = ALIASES.get(algorithm, algorithm)
     if algorithm not in ALGORITHMS:
         return [f"unknown algorithm {algorithm!r}; there are {sorted(ALGORITHMS)}"]
     found = problems(ALGORITHMS[algorithm].settings, settings)
@@ -110,7 +111,7 @@ def explain(
         found.append(f"`count >= 1` must hold, but got {count}")
     if found:
         raise InputError(found, "search")
-    chosen = ALGORITHMS[algorithm]
+    chosen = ALGORITHMS[ALIASES.get(algorithm, algorithm)]
     parsed = chosen.settings.model_validate(dict(settings))
     own = parsed.own_seed()
     problem = pose(space, objective, parsed, history, seed if own is None else own, issued)

@@ -14,15 +14,13 @@ from collections.abc import Sequence
 from kubeflow_katib_api import models
 
 from retune import search
+from retune.engines.katib import OURS
 from retune.search import Objective, Observation
 from retune.space import Parameter, Value
 from retune.study import Study
 from retune.suggestion import messages as katib
 from retune.suggestion.experiment import WARM, experiment_of, search_of
 from retune.suggestion.warm import encode
-
-OURS = ("nomad", "mads-global", "gp", "lhs", "soo", "bamsoo", "retune-tpe", "retune-random")
-"""`algorithmName` of our algorithms; `retune katib register` puts them into Katib's configuration."""
 
 _STARTS_ANYWHERE = ("retune-random",)  # all others of ours try the default setting first
 
@@ -70,7 +68,7 @@ def problems(study: Study) -> list[str]:
     """Return what keeps the algorithm from running under Katib; nothing if it can."""
     name, wanted = study.search.algorithm, study.search
     if is_ours(name):
-        return search.validate(name, wanted.space, wanted.settings)
+        return search.validate(name, wanted.space, wanted.settings, Objective.of(wanted))
     found = []
     for key in wanted.settings:
         if key not in _KATIBS[name]:
@@ -82,6 +80,11 @@ def problems(study: Study) -> list[str]:
     if wanted.warm_start:
         found.append(
             f"Katib's `{name}` cannot be told of earlier studies: drop `search.warm_start`, or use one of {list(OURS)}"
+        )
+    if wanted.further_objectives:
+        found.append(
+            f"Katib's `{name}` improves one metric, but got {[o.metric for o in wanted.objectives]}; "
+            f"use one of {list(OURS)}"
         )
     numbers = [p.name for p in wanted.space.parameters if p.kind in ("real", "integer") and p.step is None]
     if name == "cmaes" and len(numbers) < 2:
@@ -126,9 +129,14 @@ def parameters(study: Study) -> list[models.V1beta1ParameterSpec]:
 
 def _message(study: Study) -> katib.Experiment:
     wanted = study.search
-    objective = Objective(wanted.objective.metric, wanted.objective.goal, tuple(wanted.constraints))
     return experiment_of(
-        study.name, wanted.algorithm, wanted.space, objective, wanted.settings, study.seed, wanted.parallel
+        study.name,
+        wanted.algorithm,
+        wanted.space,
+        Objective.of(wanted),
+        wanted.settings,
+        study.seed,
+        wanted.parallel,
     )
 
 

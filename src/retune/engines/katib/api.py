@@ -67,6 +67,7 @@ class Api:
         self.namespace = namespace or found
         self._patience, self._should_stop = patience, should_stop
         self._custom, self._batch = client.CustomObjectsApi(connection), client.BatchV1Api(connection)
+        self._core = client.CoreV1Api(connection)
 
     def objects(self, plural: str, selector: str) -> list[Object]:
         """Return Katib's objects (``experiments``, ``trials``) with these labels, the oldest first."""
@@ -150,6 +151,34 @@ class Api:
             self.namespace,
             propagation_policy="Background",
             absent=None,
+        )
+
+    def everywhere(self, plural: str) -> list[Object]:
+        """Return Katib's objects of all namespaces; of this one alone if the credentials allow no more."""
+        try:
+            reply = self._call(self._custom.list_cluster_custom_object, GROUP, VERSION, plural)
+        except InputError:
+            reply = self._call(
+                self._custom.list_namespaced_custom_object, GROUP, VERSION, self.namespace, plural
+            )
+        return list(reply["items"])
+
+    def config_map(self, name: str) -> Object | None:
+        """Return a ConfigMap, None if there is none."""
+        found = self._call(self._core.read_namespaced_config_map, name, self.namespace, absent=None)
+        content: Object | None = client.ApiClient().sanitize_for_serialization(found)
+        return content
+
+    def replace_config_map(self, content: Object) -> None:
+        """Write a ConfigMap back.
+
+        Raises:
+            Conflict: if it was changed since it was read.
+
+        """
+        name = content["metadata"]["name"]
+        self._call(
+            self._core.replace_namespaced_config_map, name, self.namespace, content, passing=_PASSING - {409}
         )
 
     def _call(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

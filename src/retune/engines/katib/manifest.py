@@ -19,7 +19,7 @@ from kubernetes import client
 from retune import store
 from retune.engines.katib import algorithms, pods
 from retune.errors import InputError
-from retune.search import Observation
+from retune.search import Objective, Observation
 from retune.space import Value
 from retune.study import Study
 from retune.training.trial import TrialTask
@@ -71,7 +71,7 @@ def check(study: Study, place: Place | None = None) -> None:
     bad = [name for name in metrics if not _METRIC.match(name)]
     if bad:
         problems.append(f"Katib reads metric names of letters, digits, `_`, `-` and `|` alone, but got {bad}")
-    if study.search.objective.metric in {c.metric for c in study.search.constraints}:
+    if study.search.objective.metric in _additional(study):
         problems.append(
             f"Katib takes no constraint on the objective itself, but got one on {study.search.objective.metric!r}"
         )
@@ -100,7 +100,7 @@ def _unreachable(study: Study, place: Place | None) -> list[str]:
 
 
 def _additional(study: Study) -> list[str]:
-    return sorted({constraint.metric for constraint in study.search.constraints})
+    return Objective.of(study.search).additional_metrics
 
 
 def experiment(

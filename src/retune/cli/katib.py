@@ -1,0 +1,131 @@
+"""`retune katib`: our algorithms in Katib's configuration."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from retune.engines.katib.api import Api
+
+_ATTEMPTS = 10
+
+
+@click.group("katib")
+def command() -> None:
+    """Put our search algorithms into Katib's configuration, or take them out.
+
+    \b
+    Examples:
+      retune katib register --image registry.example/retune-suggestion:1.0 --dry-run
+      retune katib unregister
+    """
+
+
+@command.command()
+@click.option("--image", required=True, help="The suggestion image, as the cluster's nodes pull it.")
+@click.option("--namespace", default="kubeflow", show_default=True, help="Where Katib is installed.")
+@click.option(
+    "--service-account",
+    metavar="NAME",
+    help="Of the suggestion pods, e.g. one with pull secrets; must exist in each namespace with Experiments.",
+)
+@click.option("--dry-run", is_flag=True, help="Only show what would change.")
+def register(image: str, namespace: str, service_account: str | None, dry_run: bool) -> None:
+    """Enter our algorithms into the ConfigMap katib-config; doing it again changes nothing.
+
+    Katib reads it at each use: nothing has to be restarted. Running Experiments keep the image they began with.
+
+    \b
+    Examples:
+      retune katib register --image registry.example/retune-suggestion:1.0
+      retune katib register --image registry.example/retune-suggestion:1.1 --dry-run
+    """
+    from retune.engines.katib import registration
+
+    wanted = registration.entries(image, service_account)
+    _change(_api(namespace), lambda text: registration.registered(text, wanted), dry_run)
+
+
+@command.command()
+@click.option("--namespace", default="kubeflow", show_default=True, help="Where Katib is installed.")
+@click.option("--dry-run", is_flag=True, help="Only show what would change.")
+@click.option(
+    "--force", is_flag=True, help="Also while Experiments use them; Katib cannot clean those up then."
+)
+def unregister(namespace: str, dry_run: bool, force: bool) -> None:
+    """Take our algorithms out of the ConfigMap katib-config again; everything else in it stays.
+
+    \b
+    Examples:
+      retune katib unregister
+      retune katib unregister --namespace katib --dry-run
+    """
+    from retune.engines.katib import OURS, registration
+    from retune.engines.katib.api import ended
+    from retune.errors import InputError
+
+    api = _api(namespace)
+    if not force and not dry_run:
+        using = [
+            f"{found['metadata']['namespace']}/{found['metadata']['name']}"
+            for found in api.everywhere("experiments")
+            if found["spec"]["algorithm"]["algorithmName"] in OURS and not ended(found)
+        ]
+        if using:
+            raise InputError(
+                f"no running Experiment may use our algorithms, since Katib could not clean it up, but these do: {using}; "
+                "wait for them, delete them, or use --force",
+                "retune katib unregister",
+            )
+    _change(api, registration.unregistered, dry_run)
+
+
+def _api(namespace: str) -> Api:
+    from retune.engines.katib.api import Api
+
+    return Api(namespace, patience=120)
+
+
+def _change(api: Api, edit: Callable[[str], str], dry_run: bool) -> None:
+    """Read, edit and write back; if somebody else wrote meanwhile, all of it again."""
+    from retune.engines.katib.api import Conflict
+    from retune.engines.katib.registration import CONFIG_MAP, KEY
+    from retune.errors import InputError, RetuneError
+
+    for attempt in range(_ATTEMPTS):
+        found = api.config_map(CONFIG_MAP)
+        if found is None or KEY not in (found.get("data") or {}):
+            raise InputError(
+                f"Katib's ConfigMap {CONFIG_MAP} with the key {KEY} must be in the namespace of `--namespace`, "
+                f"but it is not in {api.namespace!r}",
+                "retune katib",
+            )
+        before = found["data"][KEY]
+        after = edit(before)
+        if after == before:
+            click.echo(f"nothing to change in {api.namespace}/{CONFIG_MAP}")
+            return
+        shown = difflib.unified_diff(
+            before.splitlines(),
+            after.splitlines(),
+            f"{CONFIG_MAP} before",
+            f"{CONFIG_MAP} after",
+            lineterm="",
+        )
+        click.echo("\n".join(shown))
+        if dry_run:
+            return
+        found["data"][KEY] = after
+        try:
+            api.replace_config_map(found)
+        except Conflict:
+            time.sleep(0.1 * attempt)
+            continue
+        click.echo(f"changed {api.namespace}/{CONFIG_MAP}")
+        return
+    raise RetuneError(f"{CONFIG_MAP} was changed by somebody else at each of {_ATTEMPTS} attempts; try again")

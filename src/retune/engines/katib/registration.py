@@ -1,0 +1,136 @@
+"""Our algorithms in Katib's configuration: one entry each in the YAML text that the ConfigMap `katib-config` holds.
+
+The text is edited, not written anew: other entries, keys that we do not know, comments and order stay as they are.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from retune.engines.katib import OURS
+from retune.errors import InputError
+
+CONFIG_MAP, KEY = "katib-config", "katib-config.yaml"
+COMMAND = ["retune", "serve"]
+
+
+def entries(image: str, service_account: str | None = None) -> list[dict[str, Any]]:
+    """Return the entries of all our algorithms.
+
+    Katib gives a container 100Mi of memory unless told otherwise, in which no solver starts; and it never sets a
+    pod's security context, so what Pod Security "restricted" demands stands here.
+    """
+    return [
+        {
+            "algorithmName": name,
+            "image": image,
+            "imagePullPolicy": "IfNotPresent",
+            "command": COMMAND,
+            "resources": {
+                "requests": {"cpu": "100m", "memory": "512Mi"},
+                "limits": {"cpu": "2", "memory": "2Gi"},
+            },
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": 10001,
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            **({"serviceAccountName": service_account} if service_account else {}),
+        }
+        for name in OURS
+    ]
+
+
+def registered(text: str, wanted: Sequence[dict[str, Any]]) -> str:
+    """Return the configuration with these entries in place of ours; the same text if they are there already.
+
+    Raises:
+        InputError: if the text is not Katib's configuration.
+
+    """
+    there = _suggestions(text)
+    if [entry for entry in there if is_ours(entry)] == list(wanted):
+        return text
+    return _edited(text, wanted)
+
+
+def unregistered(text: str) -> str:
+    """Return the configuration without our entries.
+
+    Raises:
+        InputError: if the text is not Katib's configuration.
+
+    """
+    return _edited(text, []) if any(map(is_ours, _suggestions(text))) else text
+
+
+def is_ours(entry: dict[str, Any]) -> bool:
+    """Return whether an entry is one that `entries` made, for whatever image."""
+    return entry.get("algorithmName") in OURS and entry.get("command") == COMMAND
+
+
+def _suggestions(text: str) -> list[dict[str, Any]]:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{KEY} is not valid YAML: {error}", CONFIG_MAP) from error
+    if not isinstance(content, dict) or not isinstance(content.get("runtime"), dict):
+        raise InputError(
+            f"{KEY} must have a section `runtime`, as Katib 0.16 and later write it, but it has "
+            f"{sorted(content) if isinstance(content, dict) else type(content).__name__}",
+            CONFIG_MAP,
+        )
+    found: list[dict[str, Any]] = content["runtime"].get("suggestions") or []
+    return found
+
+
+def _edited(text: str, wanted: Sequence[dict[str, Any]]) -> str:
+    """Replace our entries; where the text cannot be edited in place (an empty or one-line list), write it anew."""
+    content = yaml.safe_load(text)
+    content["runtime"]["suggestions"] = [e for e in _suggestions(text) if not is_ours(e)] + list(wanted)
+    edited = _in_place(text, wanted)
+    if edited is not None and yaml.safe_load(edited) == content:
+        return edited
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def _in_place(text: str, wanted: Sequence[dict[str, Any]]) -> str | None:
+    """Return the text with the lines of our entries cut out and the new ones behind the last other entry."""
+    sequence = _node(_node(yaml.compose(text, Loader=yaml.SafeLoader), "runtime"), "suggestions")
+    if not isinstance(sequence, yaml.SequenceNode) or sequence.flow_style or not sequence.value:
+        return None
+    lines, indent = text.splitlines(keepends=True), sequence.start_mark.column
+    end = place = sequence.start_mark.line
+    kept = lines[:end]
+    for item, entry in zip(sequence.value, _suggestions(text), strict=True):
+        begin, over = item.start_mark.line, _last_line(item) + 1
+        kept += lines[end : begin if is_ours(entry) else over]
+        end, place = over, place if is_ours(entry) else len(kept)
+    if all(map(is_ours, _suggestions(text))):
+        return None
+    new = textwrap.indent(yaml.safe_dump(list(wanted), sort_keys=False), " " * indent) if wanted else ""
+    if new and not kept[place - 1].endswith("\n"):
+        kept[place - 1] += "\n"
+    return "".join([*kept[:place], new, *kept[place:], *lines[end:]])
+
+
+def _node(node: yaml.Node | None, key: str) -> yaml.Node | None:
+    """Return the node of a key in a mapping."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return next((value for name, value in pairs if name.value == key), None)
+
+
+def _last_line(node: yaml.Node) -> int:
+    """Return the number of the last line with something of the node on it; PyYAML counts comments after it in."""
+    if isinstance(node, yaml.ScalarNode):
+        return node.end_mark.line - (node.end_mark.column == 0 and node.end_mark.line > node.start_mark.line)
+    if not isinstance(node, yaml.CollectionNode) or node.flow_style or not node.value:
+        return int(node.end_mark.line)
+    pairs = isinstance(node, yaml.MappingNode)
+    return max(_last_line(part) for each in node.value for part in (each if pairs else [each]))

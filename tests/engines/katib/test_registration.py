@@ -1,0 +1,203 @@
+"""`retune katib register`: an edit of somebody else's file, with nothing lost, and a way back."""
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from retune.cli import cli
+from retune.engines.katib import OURS, registration
+from retune.errors import InputError, RetuneError
+from tests.katib_simulator import services
+from tests.katib_simulator.admission import suggestion_config
+
+pytest_plugins = ["tests.katib_simulator.runs"]
+CONFIG = """\
+# kept by the platform team
+apiVersion: config.kubeflow.org/v1beta1
+kind: KatibConfig
+init:
+  controller:
+    trialResources: [Job.v1.batch]   # one line
+runtime:
+  suggestions:
+    - algorithmName: random
+      image: "ghcr.io/kubeflow/katib/suggestion-hyperopt:v0.19.0"   # pinned
+    # ours at team b
+    - algorithmName: house-search
+      image: registry.example/house:1
+      unknownKey: {kept: [1, 2]}
+      resources:
+        limits:
+          memory: 400Mi
+
+  # what ends trials
+  earlyStoppings:
+    - algorithmName: medianstop
+      image: ghcr.io/kubeflow/katib/earlystopping-medianstop:v0.19.0
+"""
+WANTED = registration.entries("registry.example/retune-suggestion:1.0")
+
+
+def test_only_lines_are_added_and_undo_gives_the_text_back():
+    text = registration.registered(CONFIG, WANTED)
+    assert registration.unregistered(text) == CONFIG
+    left = [line for line in text.splitlines() if line in CONFIG.splitlines()]
+    assert [line for line in CONFIG.splitlines() if line not in left] == []
+    content = yaml.safe_load(text)
+    assert content["runtime"]["suggestions"][2:] == WANTED
+    assert content["runtime"]["earlyStoppings"] == yaml.safe_load(CONFIG)["runtime"]["earlyStoppings"]
+    assert text.index("# what ends trials") > text.index("retune-random")
+
+
+def test_again_changes_nothing_and_another_image_replaces():
+    once = registration.registered(CONFIG, WANTED)
+    assert registration.registered(once, WANTED) is once
+    newer = registration.registered(once, registration.entries("registry.example/retune-suggestion:1.1"))
+    assert newer == once.replace("retune-suggestion:1.0", "retune-suggestion:1.1")
+
+
+def test_entries_that_others_put_behind_ours_stay():
+    once = registration.registered(CONFIG, WANTED)
+    later = once.replace("\n  # what ends", "    - algorithmName: late\n      image: x:1\n\n  # what ends")
+    newer = registration.registered(later, registration.entries("y:2"))
+    assert [e["algorithmName"] for e in yaml.safe_load(newer)["runtime"]["suggestions"]] == [
+        "random", "house-search", "late", *OURS,
+    ]  # fmt: skip
+    assert "late" in registration.unregistered(newer)
+
+
+def test_somebody_elses_algorithm_of_the_same_name_is_not_taken_out():
+    theirs = CONFIG.replace("house-search", "nomad")
+    text = registration.registered(theirs, WANTED)
+    assert registration.unregistered(text) == theirs
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "runtime:\n  suggestions: []\n",
+        "runtime: {suggestions: [{algorithmName: random, image: x}]}",
+        "runtime:\n  metricsCollectors: []\n",
+        "runtime:\n- not\n".replace("- not", "  suggestions:\n  - algorithmName: random\n    image: x"),
+        "runtime:\n  suggestions:\n    -\n      algorithmName: random\n      image: >-\n        x\n    - image: y\n      algorithmName: z",
+    ],
+    ids=["empty", "one-line", "none", "not-indented", "odd"],
+)
+def test_other_ways_to_write_it(text):
+    there = yaml.safe_load(text)["runtime"].get("suggestions") or []
+    new = registration.registered(text, WANTED)
+    assert yaml.safe_load(new)["runtime"]["suggestions"] == there + WANTED
+    assert (yaml.safe_load(registration.unregistered(new))["runtime"].get("suggestions") or []) == there
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [", "suggestion: '{}'", "- a", ""], ids=["broken", "old", "list", "empty"]
+)
+def test_what_is_no_configuration_is_refused(text):
+    with pytest.raises(InputError, match=r"not valid YAML|must have a section `runtime`"):
+        registration.registered(text, WANTED)
+
+
+def test_the_memory_that_the_service_needs_is_asked_for():
+    """Katib's own limit, 100Mi, would kill it (trap 1)."""
+    service = services.Ours(WANTED[0])
+    try:
+        assert service.alive
+        assert (
+            services.DEFAULT_LIMIT
+            < service.memory()
+            < services._bytes(WANTED[0]["resources"]["requests"]["memory"])
+        )
+        service.limit = services._bytes(None)
+        assert not service.alive
+    finally:
+        service.kill()
+
+
+def test_names_fit_katibs_objects():
+    assert all(len(name) <= 22 for name in OURS)
+    assert not set(OURS) & set(services.KATIBS)
+
+
+# On a cluster
+
+
+@pytest.fixture
+def bare(make_cluster):
+    """A cluster whose Katib does not know us yet."""
+    cluster = make_cluster()
+    config = cluster.objects.get("configmaps", "kubeflow", "katib-config")
+    config["data"] = {"katib-config.yaml": CONFIG, "other": "kept"}
+    cluster.objects.replace("configmaps", config)
+    return cluster
+
+
+def retune(*words):
+    result = CliRunner().invoke(cli, ["katib", *words])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.output
+
+
+def data(cluster):
+    return cluster.objects.get("configmaps", "kubeflow", "katib-config")["data"]
+
+
+def test_register_shows_writes_and_can_be_undone(bare):
+    shown = retune("register", "--image", "r/s:1", "--service-account", "puller", "--dry-run")
+    assert "+    - algorithmName: nomad" in shown
+    assert data(bare)["katib-config.yaml"] == CONFIG
+    assert "changed kubeflow/katib-config" in retune(
+        "register", "--image", "r/s:1", "--service-account", "puller"
+    )
+    assert suggestion_config(bare.objects, "gp")["serviceAccountName"] == "puller"
+    assert "nothing to change" in retune("register", "--image", "r/s:1", "--service-account", "puller")
+    assert "-    - algorithmName: nomad" in retune("unregister")
+    assert data(bare) == {"katib-config.yaml": CONFIG, "other": "kept"}
+    assert "nothing to change" in retune("unregister")
+
+
+def test_a_change_by_somebody_else_meanwhile_is_not_lost(bare):
+    raced, original = [], bare.objects.get
+
+    def get(plural, namespace, name):
+        found = original(plural, namespace, name)
+        if plural == "configmaps" and len(raced) < 2:
+            raced.append(name)
+            theirs = original(plural, namespace, name)
+            theirs["data"]["other"] = f"changed {len(raced)}"
+            bare.objects.replace(plural, theirs)
+        return found
+
+    bare.objects.get = get
+    retune("register", "--image", "r/s:1")
+    bare.objects.get = original
+    assert data(bare)["other"].startswith("changed")
+    assert suggestion_config(bare.objects, "nomad")["image"] == "r/s:1"
+
+
+def test_passing_failures_of_the_api_are_borne(bare):
+    bare.api.faults = [
+        ("GET", "configmaps", 503),
+        ("PUT", "configmaps", "reset"),
+        ("PUT", "configmaps", "lost"),
+    ]
+    retune("register", "--image", "r/s:1")
+    assert suggestion_config(bare.objects, "soo")["image"] == "r/s:1"
+
+
+def test_a_namespace_without_katib_is_named(bare):
+    with pytest.raises(RetuneError, match="not in 'nowhere'"):
+        retune("register", "--image", "r/s:1", "--namespace", "nowhere")
+
+
+def test_it_is_not_taken_out_under_a_running_experiment(cluster, on_katib, tmp_path):
+    from retune.engines.katib import manifest
+
+    place = manifest.Place(str(tmp_path / "search-1"), str(tmp_path / "data"))
+    cluster.objects.create("experiments", "team-a", manifest.experiment(on_katib(), place, 2))
+    with pytest.raises(InputError, match=r"these do: \['team-a/first-study-\w{5}'\]"):
+        retune("unregister")
+    assert suggestion_config(cluster.objects, "lhs")
+    retune("unregister", "--force")
+    assert suggestion_config(cluster.objects, "lhs") is None
