@@ -433,10 +433,13 @@ def test_damage_on_the_way_is_seen(proxy, s3, monkeypatch, tmp_path):
     """Not every server sends the CRC that boto3 compares by itself."""
     monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
     store.write(f"{s3}/x", b"content")
-    proxy.spoil = [("GET", "damaged")]
-    with pytest.raises(RetuneError, match=r"s3://.*/x arrived damaged: .*md5.*sha256"):
-        store.download(f"{s3}/x")
+    for get in (store.download, store.read):
+        proxy.spoil = [("GET", "damaged")] * 3
+        with pytest.raises(RetuneError, match=r"s3://.*/x arrived damaged: .*md5.*sha256"):
+            get(f"{s3}/x")
+        assert not proxy.spoil
     assert store.listing(tmp_path / "cache") == []
+    proxy.spoil = [("GET", "damaged")] * 2
     assert store.download(f"{s3}/x").read_bytes() == b"content"
 
 

@@ -11,13 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 from retune.errors import RetuneError
 from retune.store.local import LocalPlace
 
 MULTIPART_BYTES = 8 << 20  # larger files are sent in parts of this size, several at once
+READ_SECONDS = 60  # a server that is silent for so long is asked again
+_DAMAGED = 2  # so often what arrived damaged is read again
+_REPLACED = 20  # so often something that is replaced while it is read is read again
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class S3Place:
         """Return the object's bytes. A transfer that breaks off is taken up again, unlike a plain GET."""
         content = io.BytesIO()
         with _spoken(self.uri):
-            _client().download_fileobj(self.bucket, self.key, content, Config=_transfer())
+            self._receive(content)
         return content.getvalue()
 
     def write(self, data: bytes) -> None:
@@ -95,13 +98,15 @@ class S3Place:
             head = self._head() if self.key else None
             if head is not None:
                 return self._fetch(head["ETag"], head["ContentLength"])
-            objects = sorted(self._objects())
-        if not objects:
-            raise FileNotFoundError(errno.ENOENT, "No such object or folder", self.uri)
-        folder = _cache(self.bucket, self.key, repr(objects)) / (self.key.rpartition("/")[2] or self.bucket)
-        if not folder.is_dir():
-            self._fetch_folder(objects, folder)
-        return folder
+            for _ in range(_REPLACED):
+                objects = sorted(self._objects())
+                if not objects:
+                    raise FileNotFoundError(errno.ENOENT, "No such object or folder", self.uri)
+                name = self.key.rpartition("/")[2] or self.bucket
+                folder = _cache(self.bucket, self.key, repr(objects)) / name
+                if folder.is_dir() or self._fetch_folder(objects, folder):
+                    return folder
+        raise RetuneError(f"{self.uri} was written to {_REPLACED} times while it was read; run again")
 
     def remove(self) -> None:
         """Delete the object and all below it."""
@@ -142,55 +147,78 @@ class S3Place:
                 return None
             raise
 
+    def _is(self, head: Any) -> bool:
+        """Return whether this is still the version that `head` describes."""
+        now = self._head()
+        return now is not None and now["ETag"] == head["ETag"]
+
     def _send(self, content: Any, sha256: str) -> None:
         extra = {"Metadata": {"sha256": sha256}}
         with _spoken(self.uri):
             _client().upload_fileobj(content, self.bucket, self.key, ExtraArgs=extra, Config=_transfer())
 
+    def _receive(self, file: BinaryIO) -> str:
+        """Write the object into an empty file, compare it with what the server says of it, and return its ETag.
+
+        An object that is replaced meanwhile, or damaged on the way, is read again: what arrives is one version or
+        another, never a mixture.
+        """
+        from s3transfer.exceptions import S3DownloadFailedError  # type: ignore[import-untyped]
+
+        for attempt in range(_REPLACED):
+            head = self._head()
+            if head is None:
+                raise FileNotFoundError(errno.ENOENT, "No such object", self.uri)
+            file.seek(0)
+            file.truncate()
+            try:
+                _client().download_fileobj(self.bucket, self.key, file, Config=_transfer())
+            except S3DownloadFailedError:
+                if attempt >= _DAMAGED and self._is(head):
+                    raise
+                continue  # replaced between two parts
+            asked, found = _compare(head, file)
+            if asked == found:
+                return str(head["ETag"])
+            if attempt >= _DAMAGED and self._is(head):
+                raise RetuneError(
+                    f"{self.uri} arrived damaged: the server holds {asked}, but here is {found}; run again"
+                )
+        raise RetuneError(f"{self.uri} was replaced {_REPLACED} times while it was read; run again")
+
     def _fetch(self, etag: str, size: int) -> Path:
         """Return this object's file in the cache; bring it there if it is new or has been cut short."""
-        path = _cache(self.bucket, self.key, etag) / self.key.rpartition("/")[2]
+        name = self.key.rpartition("/")[2]
+        path = _cache(self.bucket, self.key, etag) / name
         if not path.is_file() or path.stat().st_size != size:
             arriving = _arriving(path)
             try:
-                with arriving.open("xb") as file:
-                    _client().download_fileobj(self.bucket, self.key, file, Config=_transfer())
+                with arriving.open("x+b") as file:
+                    arrived = self._receive(file)
                     file.flush()
                     os.fsync(file.fileno())
-                self._verify(arriving, etag, size)
+                path = _cache(self.bucket, self.key, arrived) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(arriving, path)
             finally:
                 arriving.unlink(missing_ok=True)
         return path
 
-    def _verify(self, file: Path, etag: str, size: int) -> None:
-        """Compare what arrived with what the server says: size, MD5 of a plain ETag, our own checksum."""
-        head = self._head() or {}
-        asked = {"size": str(size), "etag": etag}
-        found = {"size": str(file.stat().st_size), "etag": head.get("ETag")}
-        encrypted = head.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in head
-        if (
-            "-" not in etag and not encrypted
-        ):  # in parts or under a key of one's own, the ETag is no MD5 of the content
-            asked["md5"] = etag.strip('"')
-            with file.open("rb") as content:
-                found["md5"] = hashlib.file_digest(content, "md5").hexdigest()
-        if "sha256" in head.get("Metadata", {}):
-            asked["sha256"] = head["Metadata"]["sha256"]
-            with file.open("rb") as content:
-                found["sha256"] = hashlib.file_digest(content, "sha256").hexdigest()
-        if asked != found:
-            raise RetuneError(
-                f"{self.uri} arrived damaged: the server holds {asked}, but here is {found}; run again"
-            )
+    def _fetch_folder(self, objects: list[tuple[str, str, int]], folder: Path) -> bool:
+        """Fetch every object, then link them together: a killed download goes on where it was.
 
-    def _fetch_folder(self, objects: list[tuple[str, str, int]], folder: Path) -> None:
-        """Fetch every object, then link them together: a killed download goes on where it was."""
+        Return whether the folder is what was listed: an object may be replaced or go after that.
+        """
         arriving = _arriving(folder)
         try:
             for name, etag, size in objects:
-                with _spoken(self.uri):
-                    file = S3Place(self.bucket, f"{self._prefix}{name}")._fetch(etag, size)
+                key = f"{self._prefix}{name}"
+                try:
+                    file = S3Place(self.bucket, key)._fetch(etag, size)
+                except FileNotFoundError:
+                    return False
+                if file.parent != _cache(self.bucket, key, etag):
+                    return False
                 link = arriving / name
                 link.parent.mkdir(parents=True, exist_ok=True)
                 os.link(file, link)
@@ -201,6 +229,26 @@ class S3Place:
                     raise
         finally:
             LocalPlace(arriving).remove()
+        return True
+
+
+def _compare(head: Any, file: BinaryIO) -> tuple[dict[str, str], dict[str, str]]:
+    """Return what the server says of an object, and the same of what arrived: size, MD5 of a plain ETag, our checksum."""
+    etag = head["ETag"].strip('"')
+    asked = {"size": str(head["ContentLength"])}
+    found = {"size": str(file.seek(0, os.SEEK_END))}
+    encrypted = head.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in head
+    checksums = {"sha256": head["Metadata"].get("sha256")}
+    if (
+        "-" not in etag and not encrypted
+    ):  # in parts or under a key of one's own, the ETag is no MD5 of the content
+        checksums["md5"] = etag
+    for name, checksum in sorted(checksums.items()):
+        if checksum is not None:
+            file.seek(0)
+            asked[name] = checksum
+            found[name] = hashlib.file_digest(file, name).hexdigest()  # type: ignore[arg-type]
+    return asked, found
 
 
 def _arriving(path: Path) -> Path:
@@ -245,7 +293,7 @@ def _client_for(pid: int, settings: tuple[tuple[str, str], ...]) -> Any:
     # Throttling, 5xx answers and broken connections are tried again, with growing pauses.
     retries = {"mode": "standard", "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS") or 5)}
     return boto3.session.Session().client(
-        "s3", config=Config(retries=retries, connect_timeout=10, read_timeout=60)
+        "s3", config=Config(retries=retries, connect_timeout=10, read_timeout=READ_SECONDS)
     )
 
 
