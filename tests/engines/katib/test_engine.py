@@ -65,7 +65,9 @@ def test_one_after_the_other_nothing_that_happens_changes_what_is_tried(make_clu
     for number in range(8):
         foreign(rough, "first-study-q7rcl", number)
     run_on(*wanted, name="search-rough")
-    assert [e["metadata"]["name"] for e in experiments(rough)] == ["first-study-q7rcl"]  # else the foreign ones are not
+    assert [e["metadata"]["name"] for e in experiments(rough)] == [
+        "first-study-q7rcl"
+    ]  # else the foreign ones are not
     assert suggested(rough) == suggested(quiet)
 
 
