@@ -137,13 +137,13 @@ class _Printer:
 
     def __init__(self) -> None:
         self.silent = os.environ.get("RANK", "0") != "0"
-        self.measured = False
+        self.measured: set[str] = set()
 
     def __call__(self, event: Event) -> None:
         if self.silent:
             return
         if event.kind == "metric":
-            self.measured = True
+            self.measured.add(event.name)
             click.echo(f"{now()} {event.name}={event.value!r}")
         elif event.kind == "note":
             click.echo(event.text, err=True)
@@ -152,11 +152,16 @@ class _Printer:
             click.echo(text, err=True)
 
     def end(self, record: TrialRecord) -> None:
-        """Print the metrics of a record that was already there: a pod that is started again still reports them."""
-        if self.silent or self.measured:
+        """Print the final value of each metric that was not printed yet: any of them may be an objective or a limit.
+
+        A record that was there already is printed whole: a pod that is started again still reports its metrics.
+        """
+        if self.silent:
             return
-        for point in record.curves.get("validation_loss", []):
+        points = [] if self.measured else record.curves.get("validation_loss", [])
+        for point in points:
             click.echo(f"{point.time or record.finished} validation_loss={point.value!r}")
-        for name in ("train_loss", "adapter_mib", "tokens_per_second"):
-            if name in record.values:
-                click.echo(f"{record.finished} {name}={record.values[name]!r}")
+        done = self.measured | {"validation_loss" for _ in points}
+        for name, value in record.values.items():
+            if name not in done:
+                click.echo(f"{record.finished} {name}={value!r}")
