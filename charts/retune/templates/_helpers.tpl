@@ -1,0 +1,160 @@
+{{- define "retune.fullname" -}}
+{{- if contains "retune" .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-retune" .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels of an object: (list $ "component"). */}}
+{{- define "retune.labels" -}}
+{{- $root := index . 0 -}}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+{{ include "retune.selector" . }}
+{{- with $root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* What never changes of them. Trials have the name `retune` too, but no instance. */}}
+{{- define "retune.selector" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/name: retune
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}
+
+{{/* One of the project's images: (list $ "train"). */}}
+{{- define "retune.image" -}}
+{{- $root := index . 0 -}}
+{{- $images := $root.Values.images -}}
+{{- with $images.registry }}{{ . | trimSuffix "/" }}/{{ end }}retune-{{ index . 1 }}:{{ $images.tag | default $root.Chart.AppVersion }}
+{{- end -}}
+
+{{- define "retune.pullSecrets" -}}
+{{- range .Values.images.pullSecrets }}
+- name: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{/* What Pod Security "restricted" asks of a pod. */}}
+{{- define "retune.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: {{ . }}
+runAsGroup: {{ . }}
+fsGroup: {{ . }}
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "retune.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{/* The Secrets with the storage's address and keys; a key in a later one counts. */}}
+{{- define "retune.storageSecrets" -}}
+- {{ include "retune.fullname" . }}-storage
+{{- with .Values.storage.existingSecret }}
+- {{ . }}
+{{- end }}
+{{- end -}}
+
+{{- define "retune.storageEnv" -}}
+{{- range include "retune.storageSecrets" . | fromYamlArray }}
+- secretRef: {name: {{ . }}}
+{{- end }}
+{{- end -}}
+
+{{- define "retune.mlflowUri" -}}
+{{- if .Values.mlflow.enabled -}}
+http://{{ include "retune.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc.cluster.local:{{ .Values.mlflow.service.port }}
+{{- else -}}
+{{- .Values.mlflow.externalUri -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "retune.mlflowImage" -}}
+{{- .Values.mlflow.image | default (include "retune.image" (list . "train")) -}}
+{{- end -}}
+
+{{/* How the server reaches its database. The kubelet puts the password into the address. */}}
+{{- define "retune.databaseEnv" -}}
+{{- if include "retune.ownDatabase" . -}}
+{{- $name := printf "%s-postgresql" (include "retune.fullname" .) -}}
+- name: DATABASE_PASSWORD
+  valueFrom:
+    secretKeyRef: {name: {{ .Values.postgresql.existingSecret | default $name }}, key: {{ .Values.postgresql.key }}}
+- name: MLFLOW_BACKEND_STORE_URI
+  value: postgresql+psycopg://mlflow:$(DATABASE_PASSWORD)@{{ $name }}:5432/mlflow
+{{- else -}}
+- name: MLFLOW_BACKEND_STORE_URI
+  valueFrom:
+    secretKeyRef: {name: {{ .Values.mlflow.database.existingSecret }}, key: {{ .Values.mlflow.database.key }}}
+{{- end -}}
+{{- end -}}
+
+{{- define "retune.ownDatabase" -}}
+{{- if and .Values.mlflow.enabled (not .Values.mlflow.database.existingSecret) }}yes{{ end -}}
+{{- end -}}
+
+{{/* Whether suggestion pods, which Katib makes, need an account of ours: only an account brings pull secrets to them. */}}
+{{- define "retune.suggestionAccount" -}}
+{{- if and .Values.katib.register.enabled .Values.images.pullSecrets }}{{ include "retune.fullname" . }}-suggestion{{ end -}}
+{{- end -}}
+
+{{/* The scheduled studies and NOTES say these, so that a study file needs nothing of this cluster in it. */}}
+{{- define "retune.overrides" -}}
+- engine.kind=katib
+- cluster.namespace={{ .Release.Namespace }}
+- cluster.service_account={{ .Values.study.serviceAccount.name }}
+- cluster.images.train={{ include "retune.image" (list . "train") }}
+- cluster.images.eval={{ include "retune.image" (list . "eval") }}
+- cluster.secrets=[{{ include "retune.storageSecrets" . | fromYamlArray | join "," }}]
+{{- with .Values.images.pullSecrets }}
+- cluster.pull_secrets=[{{ join "," . }}]
+{{- end }}
+{{- with .Values.kueue.queue }}
+- cluster.queue={{ . }}
+{{- end }}
+{{- if .Values.trainJob.enabled }}
+- cluster.katib.trial=TrainJob
+- cluster.katib.runtime={{ .Values.trainJob.name }}
+{{- end }}
+{{- with include "retune.mlflowUri" . }}
+- tracking.uri={{ . }}
+{{- end }}
+- artifacts.uri={{ .Values.storage.uri }}
+{{- end -}}
+
+{{- define "retune.dnsEgress" -}}
+- to:
+    - namespaceSelector: {}
+    - ipBlock: {cidr: 169.254.20.10/32}  # NodeLocal DNSCache, which has no pod to select
+  ports:
+    - {port: 53, protocol: UDP}
+    - {port: 53, protocol: TCP}
+{{- end -}}
+
+{{- define "retune.storageEgress" -}}
+{{- with .Values.networkPolicy.storage -}}
+- to:
+    {{- range .cidrs }}
+    - ipBlock: {cidr: {{ . | quote }}}
+    {{- end }}
+    {{- if .namespace }}
+    - namespaceSelector:
+        matchLabels:
+          kubernetes.io/metadata.name: {{ .namespace }}
+    {{- else if not .cidrs }}
+    - namespaceSelector: {}
+    {{- end }}
+  ports:
+    {{- range .ports }}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
+{{- end -}}
+{{- end -}}
