@@ -64,10 +64,15 @@ def test_gpus_go_to_the_steps_that_train_or_evaluate(small):
     assert with_gpu == {"exec-search", "exec-benchmark"}
     assert {label for label, pod in pods.items() if pod.get("nodeSelector")} == with_gpu
     assert {label for label, pod in pods.items() if pod.get("tolerations")} == with_gpu
-    for pod in pods.values():
+    for label, pod in pods.items():
         assert [mount["constant"] for mount in pod["pvcMount"]] == ["models"]
         assert pod["secretAsEnv"][0]["secretName"] == "storage"
-        assert pod["podMetadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "team-a"}
+        assert pod["podMetadata"]["labels"] == {
+            "kueue.x-k8s.io/queue-name": "team-a",
+            "app.kubernetes.io/name": "retune",
+            "app.kubernetes.io/managed-by": "retune",
+            "retune.dev/step": label.removeprefix("exec-"),
+        }
         assert pod["securityContext"] == {"runAsNonRoot": True, "runAsUser": "10001"}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from retune.components import EVAL_IMAGE, TRAIN_IMAGE
+from retune.engines.katib.pods import LABELS
 from retune.errors import InputError
 from retune.study import Cluster, Study
 from retune.study.reach import unreachable
@@ -25,6 +26,8 @@ CREDENTIALS = (
 HEAVY = ("search", "benchmark", "train", "validate-adapter", "score")
 """Steps that train or evaluate, and so get the GPUs. Under Katib, `search` only watches the Experiment."""
 USER = 10001
+STEP_LABEL = "retune.dev/step"
+"""Label with a step's name, by which the network policies know the pods that run benchmarks."""
 
 
 def check(study: Study) -> None:
@@ -60,11 +63,13 @@ def package(name: str, study: Study) -> str:
     shapes = {True: _pod(study.cluster, heavy=True), False: _pod(study.cluster, heavy=False)}
     platform: dict[str, Any] = {}
     for label, executor in spec["deploymentSpec"]["executors"].items():
-        resources, pod = shapes[label.removeprefix("exec-") in heavy]
+        step = label.removeprefix("exec-")
+        resources, pod = shapes[step in heavy]
         container = executor["container"]
         container["image"] = images[container["image"]] or study.cluster.images.train
         container["resources"] = resources
-        platform[label] = pod
+        labels = pod.get("podMetadata", {}).get("labels", {})
+        platform[label] = pod | {"podMetadata": {"labels": {**labels, **LABELS, STEP_LABEL: step}}}
     documents = [spec, {"platforms": {"kubernetes": {"deploymentSpec": {"executors": platform}}}}]
     return yaml.safe_dump_all(documents, sort_keys=True, width=1000)
 
