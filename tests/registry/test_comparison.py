@@ -6,6 +6,7 @@ import pytest
 
 from retune.errors import InputError
 from retune.records import BenchRecord
+from retune.registry.comparison import summary
 from retune.registry.selection import Selection, select
 from retune.study import Objective, Select
 from tests.registry.test_selection import LOSS, trial
@@ -67,6 +68,11 @@ def test_noise_is_called_noise_and_a_difference_a_difference(trials):
     assert "trial-003 was chosen from 3 candidates with all scores" in selection.why
     assert "The lowest validation_loss has trial-002" in selection.why
     assert Selection.model_validate_json(selection.to_json()) == selection
+    assert [summary([c]) for c in selection.comparisons] == [
+        "against trial-000 (untuned base): better on mmlu +10.00 points",
+        "against trial-001 (default setting): better on mmlu +10.00 points",
+        "against trial-002 (runner-up, lowest validation loss): no difference beyond noise on mmlu",
+    ]
 
 
 def test_the_p_values_are_adjusted_for_their_number(trials):

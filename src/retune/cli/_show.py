@@ -103,6 +103,8 @@ class Display:
 
 def show_outcome(outcome: Outcome, study_file: str, overrides: tuple[str, ...]) -> None:
     """Print the best trials beside base and default, the decision, and what to open and type next."""
+    from retune.registry.comparison import summary
+
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 110  # a pipe or log has no width of its own
@@ -122,9 +124,10 @@ def show_outcome(outcome: Outcome, study_file: str, overrides: tuple[str, ...]) 
     for finding in selection.findings:
         console.print(f"[yellow]note:[/] {finding}")
     console.print(f"chosen: {selection.chosen}, {selection.rule}")
-    for comparison in selection.comparisons:
-        if comparison.against in (selection.base, selection.default):
-            console.print(f"  {comparison.sentence()}")
+    for against in (selection.base, selection.default):
+        found = [comparison for comparison in selection.comparisons if comparison.against == against]
+        if found:
+            console.print(f"  {summary(found)}")
     decision = {
         "promote": f"[green]promoted[/]: {outcome.model} version {outcome.gate.challenger} is now the champion",
         "keep": f"[yellow]not promoted[/]: {outcome.model} version {outcome.gate.champion or '(none)'} stays the champion",

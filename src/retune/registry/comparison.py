@@ -49,6 +49,17 @@ class Comparison(Difference):
         return f"{self.task}: {head} ({numbers})"
 
 
+def summary(comparisons: Sequence[Comparison]) -> str:
+    """Return in one line how the chosen model compares with one other: what is beyond noise, and the rest by name."""
+    words = []
+    for verdict, lead in (("better", "better on"), ("worse", "worse on")):
+        clear = [f"{c.task} {points(c.difference)} points" for c in comparisons if c.verdict == verdict]
+        words += [f"{lead} {', '.join(clear)}"] if clear else []
+    unclear = [c.task for c in comparisons if c.verdict not in ("better", "worse")]
+    words += [f"no difference beyond noise on {', '.join(unclear)}"] if unclear else []
+    return f"against {comparisons[0].against} ({comparisons[0].who}): {'; '.join(words)}"
+
+
 def points(share: float) -> str:
     """Return a difference of shares in points of a percent, with a sign."""
     return f"{100 * share:+.2f}".replace("-", "−")
