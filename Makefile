@@ -39,8 +39,9 @@ lint: $(VENV)/.dev ## ruff, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(VENV)/.dev ## write the generated pages anew: docs/cli.md, examples/study.schema.json
+docs: $(VENV)/.dev ## write the generated pages anew: docs/cli.md, examples/study.schema.json, the table of charts/retune/README.md
 	$(BIN)/python docs/generate.py
+	$(BIN)/python charts/readme.py
 
 pipelines: $(VENV)/.dev ## compile the KFP pipelines anew
 	$(BIN)/python -m retune.pipelines

@@ -1,0 +1,223 @@
+"""What the chart renders is what was meant, and what Kubernetes takes.
+
+After a wanted change: RETUNE_GOLDEN=write pytest tests/charts/test_rendering.py
+"""
+
+import copy
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.charts.helm import CHART, SETS, find
+from tests.conftest import ROOT
+from tests.kubernetes_schemas import VERSIONS, problems
+
+pytest_plugins = ["tests.charts.helm"]
+GOLDEN = Path(__file__).with_name("golden")
+KATIBS = sorted((ROOT / "tests/engines/katib/golden").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_lint(helm, name):
+    found = helm.run("lint", "--strict", str(CHART), *SETS[name])
+    assert found.returncode == 0, found.stdout
+    assert "[WARNING]" not in found.stdout
+
+
+@pytest.mark.parametrize("name", ["small", "production"])
+def test_golden(rendered, name):
+    documents = copy.deepcopy(rendered[name])
+    for document in documents:
+        if document["kind"] == "Secret" and "password" in document["data"]:
+            document["data"]["password"] = "another one each time"
+    documents.sort(key=lambda d: (d["kind"], d["metadata"].get("namespace", ""), d["metadata"]["name"]))
+    text = yaml.safe_dump_all(documents, width=100)
+    file = GOLDEN / f"{name}.yaml"
+    if os.environ.get("RETUNE_GOLDEN") == "write":
+        file.write_text(text)
+    assert text == file.read_text()
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda version: "{}.{}".format(*version))
+def test_kubernetes_takes_every_object(rendered, version):
+    found = {
+        f"{name}: {document['kind']} {document['metadata']['name']}: {problem}"
+        for name, documents in rendered.items()
+        for document in documents
+        for problem in problems(document, version)
+    }
+    assert found == set()
+
+
+def test_the_versions_are_those_from_the_charts_on(helm):
+    oldest = yaml.safe_load((CHART / "Chart.yaml").read_text())["kubeVersion"]
+    assert oldest == ">={}.{}.0-0".format(*VERSIONS[0])
+    assert len(VERSIONS) >= 9
+    assert "incompatible with Kubernetes v1.28.3" in helm.template(version="1.28.3").stderr
+    assert helm.render(version="1.29.0-eks-1")
+
+
+@pytest.mark.parametrize("path", KATIBS, ids=lambda path: path.stem)
+def test_what_the_engine_makes_is_taken_too(path):
+    """The same strict models for the Experiments, TrainJobs and the TrainingRuntime that `retune render` prints."""
+    assert problems(yaml.safe_load(path.read_text()), VERSIONS[-1]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("experiment-job", ["spec", "trialTemplate"]),
+        ("experiment-job", ["spec", "objective"]),
+        ("experiment-job", ["spec", "parameters", 0, "feasibleSpace"]),
+        ("experiment-job", ["spec", "trialTemplate", "trialSpec", "spec", "template", "spec"]),
+        ("experiment-trainjob", ["spec", "trialTemplate", "trialSpec", "spec", "trainer"]),
+        ("runtime", ["spec", "mlPolicy"]),
+        ("runtime", ["spec", "template", "spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "containers", 0]),
+    ],
+)  # fmt: skip
+def test_a_misspelt_field_is_found(name, path):
+    document = yaml.safe_load((ROOT / f"tests/engines/katib/golden/{name}.yaml").read_text())
+    node = document
+    for key in path:
+        node = node[key]
+    node["misspelt"] = "x"
+    assert problems(document, VERSIONS[-1])
+
+
+def test_an_unknown_kind_is_a_problem():
+    assert problems({"apiVersion": "example.org/v1", "kind": "Thing", "metadata": {}}, VERSIONS[0])
+
+
+def test_names_fit_whatever_the_release_is_called(helm):
+    """63 characters for a Service, a Job and a StatefulSet's pods, 52 for a CronJob."""
+    longest = helm.render(*SETS["production"], release="r" * 53, namespace="n" * 63)
+    longest += helm.render(*SETS["small"], release="r" * 53, namespace="n" * 63)
+    limits = {
+        "CronJob": 52,
+        "StatefulSet": 52,
+        "Role": 253,
+        "RoleBinding": 253,
+        "ClusterRole": 253,
+        "ClusterRoleBinding": 253,
+    }
+    for document in longest:
+        name, kind = document["metadata"]["name"], document["kind"]
+        assert len(name) <= limits.get(kind, 63), (kind, name)
+        labels = document["metadata"].get("labels", {})
+        assert all(len(value) <= 63 for value in labels.values()), (kind, name, labels)
+
+
+def test_two_releases_do_not_share_an_object_but_the_studies_account(helm):
+    """Studies name their account, so a second release in the namespace leaves it to the first."""
+
+    def names(release, *words):
+        return {
+            (d["kind"], d["metadata"].get("namespace"), d["metadata"]["name"])
+            for d in helm.render(*words, release=release)
+        }
+
+    one, other = names("one"), names("two", "--set", "study.serviceAccount.create=false")
+    assert one & other == set()
+    assert names("one") & names("two") == {("ServiceAccount", None, "retune")}
+
+
+def test_what_belongs_to_a_pod_is_selected_and_nothing_else(rendered):
+    """Services, budgets and workloads select by labels that their pods have, and that no other pod has."""
+    from tests.charts.helm import pods
+
+    for documents in rendered.values():
+        templates = [(d["metadata"]["name"], meta["labels"]) for d, meta, _ in pods(documents)]
+        for document in documents:
+            selector = document.get("spec", {}).get("selector")
+            if document["kind"] not in ("Service", "PodDisruptionBudget", "Deployment", "StatefulSet"):
+                continue
+            wanted = selector.get("matchLabels", selector)
+            chosen = {name for name, labels in templates if wanted.items() <= labels.items()}
+            assert chosen == {document["metadata"]["name"]}
+
+
+def test_ports_by_name_and_mounts_are_there(rendered):
+    from tests.charts.helm import pods
+
+    for documents in rendered.values():
+        for document, _, spec in pods(documents):
+            volumes = {volume["name"] for volume in spec.get("volumes", [])}
+            volumes |= {
+                claim["metadata"]["name"]
+                for claim in document.get("spec", {}).get("volumeClaimTemplates", [])
+            }
+            for container in [*spec.get("initContainers", []), *spec["containers"]]:
+                assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+                ports = {port["name"] for port in container.get("ports", [])}
+                for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                    if "httpGet" in container.get(probe, {}):
+                        assert container[probe]["httpGet"]["port"] in ports
+        for service in (d for d in documents if d["kind"] == "Service"):
+            (spec,) = [
+                s for d, _, s in pods(documents) if d["metadata"]["name"] == service["metadata"]["name"]
+            ]
+            ports = {port["name"] for container in spec["containers"] for port in container["ports"]}
+            assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
+
+
+def test_other_storage_keys_make_a_new_mlflow_pod(helm):
+    def template(*words):
+        return find(helm.render(*words), "Deployment", "retune-mlflow")["spec"]["template"]
+
+    assert template() == template()
+    assert template() != template("--set", "storage.accessKeyId=a,storage.secretAccessKey=b")
+    assert template("--set", "katib.register.ttlSeconds=1") == template()
+
+
+def test_the_runtime_is_the_one_that_retune_render_prints(helm):
+    """For a study with the same pods; the chart adds who owns it, and pulls as `images.pullPolicy` says."""
+    golden = yaml.safe_load((ROOT / "tests/engines/katib/golden/runtime.yaml").read_text())
+    words = [
+        "images.pullSecrets={registry}", "images.registry=registry.example", "images.tag=1.0", "trainJob.enabled=true",
+        "trainJob.gpus=2", "trainJob.volumes[0].claim=models", "trainJob.volumes[0].mount=/models",
+        "trainJob.volumes[0].readOnly=true", "trainJob.nodeSelector.gpu=h100", "storage.existingSecret=storage",
+        "trainJob.tolerations[0].key=nvidia.com/gpu", "trainJob.tolerations[0].operator=Exists", "trainJob.tolerations[0].effect=NoSchedule",
+    ]  # fmt: skip
+    made = find(helm.render(*[w for word in words for w in ("--set", word)]), "TrainingRuntime", "retune")
+    del made["metadata"]["labels"], golden["metadata"]["namespace"]
+    (container,) = made["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"][
+        "spec"
+    ]["containers"]
+    del container["imagePullPolicy"]
+    assert container["envFrom"].pop(0) == {"secretRef": {"name": "retune-storage"}}
+    assert made == golden
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "storage.accessKeyId=a"], "belong together"),
+        (["--set", "storage.secretAccessKey=a"], "belong together"),
+        (["--set", "storage.existingSecret=a,storage.accessKeyId=b,storage.secretAccessKey=c"], "must be empty"),
+        (["--set", "kueue.clusterQueue=gpus"], "needs `kueue.queue`"),
+        (["--set", f"schedules.studies[0].name={'x' * 60},schedules.studies[0].cron=@daily,schedules.studies[0].study=a"], "shorten"),
+    ],
+    ids=["access key", "secret key", "two sources", "queue", "long name"],
+)  # fmt: skip
+def test_what_cannot_work_is_refused(helm, words, message):
+    found = helm.template(*words)
+    assert found.returncode
+    assert message in found.stderr
+
+
+def test_a_runtime_needs_trainer(helm):
+    found = helm.template("--set", "trainJob.enabled=true", apis=())
+    assert found.returncode
+    assert "install Trainer first" in found.stderr
+
+
+def test_kueues_newer_version_is_used_where_it_is(helm):
+    words = ["--set", "kueue.queue=a,kueue.clusterQueue=b"]
+    for apis, version in [
+        (("kueue.x-k8s.io/v1beta1", "kueue.x-k8s.io/v1beta2"), "v1beta2"),
+        (("kueue.x-k8s.io/v1beta1",), "v1beta1"),
+    ]:
+        queue = find(helm.render(*words, apis=apis), "LocalQueue", "a")
+        assert queue["apiVersion"] == f"kueue.x-k8s.io/{version}"
