@@ -123,7 +123,9 @@ def load_base(model: Model, attention: str = "sdpa") -> LoadedBase:
     quiet()
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # the variable of `quiet` comes too late where huggingface_hub was imported before
     folder = locate(model)
     device = pick_device()
     bfloat16 = model.dtype == "bfloat16" or (
