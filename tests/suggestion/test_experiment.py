@@ -138,6 +138,25 @@ def test_normal_distributions_begin_at_their_mean():
     assert double("0.001", "0.1", "", katib.LOG_NORMAL).scale == "log"
 
 
+def test_steps_that_cannot_be_counted_on_a_log_scale_are_refused():
+    """Each of these once broke the reading; Katib takes a broken call for the end of the experiment."""
+    with pytest.raises(InputError, match="`step` is too small"):
+        double("1", "10", "5e-324", katib.LOG_NORMAL)
+    with pytest.raises(InputError, match="whole `step`"):
+        double("8", "2147483648", "0.00001", katib.LOG_NORMAL, katib.INT)
+    assert values(double("1e-300", "1e300", "1000", katib.LOG_UNIFORM))[0] == 1e-300
+
+
+@pytest.mark.parametrize("word", ['say "no"', "C:\\data", "two\nlines"])
+@pytest.mark.parametrize("kind", [katib.CATEGORICAL, katib.DISCRETE])
+def test_words_that_would_break_the_trials_template_are_refused(word, kind):
+    experiment = experiment_of("s", "random", tribes2024(), Objective(), {}, 0)
+    spec = experiment.spec.parameter_specs.parameters.add(name="x", parameter_type=kind)
+    spec.feasible_space.list.extend(["good", word])
+    with pytest.raises(InputError, match="without quotes, backslashes and line breaks"):
+        search_of(experiment)
+
+
 def test_text_that_is_no_number_is_refused_with_its_name():
     with pytest.raises(InputError, match="`max` of 'x' must be a finite number, but got 'ten'"):
         double("1", "ten")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -41,6 +42,27 @@ def test_a_broken_or_stuck_algorithm_is_replaced_by_random_points(monkeypatch, a
     labels = {"algorithm": "nomad", "reason": reason}
     assert metrics.registry.get_sample_value("retune_fallbacks_total", labels) == 1
     assert service.get_suggestions(request, None) == reply
+
+
+def test_algorithms_that_never_end_cost_later_calls_nothing(monkeypatch):
+    """More of them than the service has threads for calls; each costs its own call and no other."""
+    ended = threading.Event()
+    hung = Algorithm(Settings, lambda problem, count: ended.wait(), "")
+    monkeypatch.setitem(search.ALGORITHMS, "nomad", hung)
+    metrics = Metrics()
+    service = SuggestionService(answer_seconds=0.05, metrics=metrics)
+    stuck = ask(katib.GetSuggestionsRequest(experiment=experiment(tribes2024())), 1)
+    try:
+        for _ in range(15):
+            service.get_suggestions(stuck, None)
+        service._answer_seconds = 30
+        well = ask(katib.GetSuggestionsRequest(experiment=experiment(tribes2024(), "lhs")), 1)
+        service.get_suggestions(well, None)
+    finally:
+        ended.set()
+    found = metrics.registry.get_sample_value
+    assert found("retune_fallbacks_total", {"algorithm": "nomad", "reason": "TimeoutError"}) == 15
+    assert found("retune_fallbacks_total", {"algorithm": "lhs", "reason": "TimeoutError"}) is None
 
 
 def test_metrics_over_http_and_one_json_line_a_call(tmp_path):

@@ -41,10 +41,11 @@ def experiment(study_file: str, overrides: tuple[str, ...], data: str | None, fo
       retune render experiment study.yaml --data s3://b/mixed --folder s3://b/search-1
     """
     from retune.engines.katib import manifest
+    from retune.engines.ledger import warm_start
 
     loaded = _load(study_file, overrides)
-    place = _place(loaded, data, folder)
-    _print(manifest.experiment(loaded, place, loaded.search.trials, manifest.failures(loaded)))
+    place, trials = _place(loaded, data, folder), loaded.search.trials
+    _print(manifest.experiment(loaded, place, trials, manifest.failures(loaded), warm_start(loaded)))
     if folder is None:
         from retune import store
 

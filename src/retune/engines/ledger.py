@@ -9,6 +9,7 @@ Layout below the search's folder, one folder a trial::
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass
 from typing import Literal
@@ -55,13 +56,15 @@ class Ledger:
             self._read(name)
 
     def _read(self, name: str) -> None:
-        issued = store.join(self._trial_folder(name), "assignment.json")
-        if not store.exists(issued):
+        if not store.exists(self._issued(name)):
             return
-        self.tasks[name] = TrialTask.model_validate_json(store.read(issued))
+        self.tasks[name] = TrialTask.model_validate_json(store.read(self._issued(name)))
         done = store.join(self._trial_folder(name), "trial.json")
         if store.exists(done):
             self.records[name] = TrialRecord.model_validate_json(store.read(done))
+
+    def _issued(self, name: str) -> str:
+        return store.join(self._trial_folder(name), "assignment.json")
 
     def _trial_folder(self, name: str) -> str:
         return store.join(self.folder, "trials", name)
@@ -73,12 +76,8 @@ class Ledger:
         assignment: Assignment,
         seed: int,
         repeat: int = 0,
-        folder: str | None = None,
     ) -> TrialTask:
-        """Write down that this trial is to run, and return its task; an issued trial stays as it was.
-
-        `folder` is where the trial writes its files, by default the folder of its own name here.
-        """
+        """Write down that this trial is to run, and return its task; an issued trial stays as it was."""
         name = trial_name(number, repeat)
         if name not in self.tasks:
             task = TrialTask(
@@ -87,12 +86,31 @@ class Ledger:
                 role=role,
                 assignment=assignment,
                 seed=seed,
-                folder=folder or self._trial_folder(name),
+                folder=self._trial_folder(name),
             )
-            content = json.dumps(task.model_dump(mode="json"), indent=2) + "\n"
-            store.write(store.join(self._trial_folder(name), "assignment.json"), content.encode())
+            store.write(self._issued(name), _content(task))
             self.tasks[name] = task
         return self.tasks[name]
+
+    def claim(self, assignment: Assignment, seed: int, folder: str, default: bool) -> TrialTask:
+        """Return the task of a trial that a cluster runs in `folder`; a new one gets the next free number.
+
+        Number 1 is for the `default` setting alone. Several engines may see the trial at once (one whose node was given
+        up, and the one in its place): the store lets one of them write, and all give the trial the same number.
+        """
+        for number in itertools.chain([1] if default else [], itertools.count(2)):
+            name = trial_name(number)
+            if name not in self.tasks:
+                role: Role = "default" if number == 1 else "search"
+                task = TrialTask(
+                    trial=name, number=number, role=role, assignment=assignment, seed=seed, folder=folder
+                )
+                if not store.create(self._issued(name), _content(task)):
+                    task = TrialTask.model_validate_json(store.read(self._issued(name)))
+                self.tasks[name] = task
+            if self.tasks[name].folder == folder:
+                return self.tasks[name]
+        raise AssertionError("the numbers never end")
 
     def finish(self, record: TrialRecord, write: bool = False) -> None:
         """Take a finished trial in; `write` if the trial could not write its record itself (its process died)."""
@@ -137,6 +155,10 @@ class Ledger:
             pruned = record.model_copy(update={"adapter_uri": None})
             self.finish(pruned, write=True)  # first the record: it must never point to files that are gone
             store.remove(record.adapter_uri)
+
+
+def _content(task: TrialTask) -> bytes:
+    return (json.dumps(task.model_dump(mode="json"), indent=2) + "\n").encode()
 
 
 def warm_start(study: Study) -> list[Observation]:

@@ -16,6 +16,8 @@ from retune.search.lattice import Lattice
 from retune.search.problem import Candidate, Levels, Problem
 from retune.search.soo import SooSettings, grow, penalised
 
+_MODELLED = 2000  # points in the model at most: its memory grows with the square
+
 
 class BamsooSettings(SooSettings):
     """Settings of `bamsoo`."""
@@ -33,7 +35,8 @@ def propose(problem: Problem, count: int) -> list[Candidate]:
     if len(problem.ok) < 3:
         return grow(problem, count, lambda levels, _: known.get(levels))
     lattice, best = Lattice(problem.space), min(known.values())
-    points = sorted(known)
+    ranked = sorted(known, key=lambda levels: (known[levels], levels))
+    points = sorted(ranked[:: -(-len(ranked) // _MODELLED)])  # good and bad alike, and the best one
     model = fit(lattice.features(points), np.array([known[levels] for levels in points]), lattice.groups)
     bounds: dict[Levels, tuple[float, float]] = {}
 

@@ -13,6 +13,7 @@ given.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -249,6 +250,11 @@ def _parameter(spec: Any, default: str | None, log_step: str | None) -> tuple[Pa
 
 def _list(spec: Any, default: str | None) -> tuple[Parameter, tuple[str, ...]]:
     words = list(spec.feasible_space.list)
+    broken = [word for word in words if json.dumps(word, ensure_ascii=False) != f'"{word}"']
+    if broken:  # Katib puts the words into a JSON text as they are: no trial could be made of these
+        raise InputError(
+            f"`list` of {spec.name!r} must hold words without quotes, backslashes and line breaks, but got {broken}"
+        )
     if spec.parameter_type == katib.CATEGORICAL:
         return _build(spec, kind="categorical", values=tuple(words), default=default), tuple(words)
     bad = [word for word in words if _finite(word) is None]
@@ -285,6 +291,10 @@ def _range(spec: Any, default: str | None, log_step: str | None) -> tuple[Parame
         return parameter, ()
     if step <= 0:
         raise InputError(f"`step > 0` must hold for {name!r}, but got step={step:g}")
+    if kind == "integer" and step != int(step):
+        raise InputError(f"an integer parameter has a whole `step`, but got {step:g} for {name!r}")
+    if not math.isfinite((high - low) / step):
+        raise InputError(f"`step` is too small for the range of {name!r}, but got step={step:g}")
     return _stepped_log(spec, parameter, step)
 
 
@@ -293,9 +303,10 @@ def _stepped_log(spec: Any, parameter: Parameter, step: float) -> tuple[Paramete
     low, high = parameter.low, parameter.high
     assert low is not None
     assert high is not None
-    count = math.ceil(math.log10(high / low) / LOG10_GRID) + 1
+    start, span = math.log10(low), math.log10(high) - math.log10(low)
+    count = math.ceil(span / LOG10_GRID) + 1
     most = math.floor((high - low) / step + 1e-9)
-    places = (low * (high / low) ** (k / max(count - 1, 1)) for k in range(count))
+    places = (10 ** (start + span * k / max(count - 1, 1)) for k in range(count))
     values: tuple[Value, ...] = tuple(
         sorted({tidy(low + min(round((place - low) / step), most) * step) for place in places})
     )
@@ -303,10 +314,9 @@ def _stepped_log(spec: Any, parameter: Parameter, step: float) -> tuple[Paramete
         values = tuple(int(value) for value in values)
     default = parameter.default
     if default is not None:
-        start = float(default)
-        default = min(values, key=lambda value: abs(float(value) - start))
-    listed = Parameter(name=spec.name, kind="discrete", values=values, default=default)
-    return listed, tuple(repr(value) for value in values)
+        wanted = float(default)
+        default = min(values, key=lambda value: abs(float(value) - wanted))
+    return _build(spec, kind="discrete", values=values, default=default), tuple(map(repr, values))
 
 
 def _build(spec: Any, **fields: Any) -> Parameter:

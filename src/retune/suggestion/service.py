@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -43,7 +43,6 @@ class SuggestionService:
     def __init__(self, answer_seconds: float = _ANSWER_SECONDS, metrics: Metrics | None = None) -> None:
         self._answer_seconds = answer_seconds
         self._metrics = metrics or Metrics()
-        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="search")
 
     def get_suggestions(self, request: Any, context: Any) -> Any:
         """Answer `GetSuggestions` with exactly the asked number of assignments."""
@@ -100,9 +99,8 @@ class SuggestionService:
     ) -> list[Proposal]:
         """Return `count` proposals; random ones if the algorithm breaks or takes too long."""
         arguments = (found.space, found.objective, found.settings, history, count, 0, issued)
-        future = self._pool.submit(search.explain, found.algorithm, *arguments)
         try:
-            proposals = future.result(self._answer_seconds)
+            proposals = _within(self._answer_seconds, lambda: search.explain(found.algorithm, *arguments))
         except Exception as error:  # whatever it was: an error would stop the experiment for ever
             reason = type(error).__name__
             self._metrics.fell_back(found.algorithm, reason)
@@ -121,6 +119,26 @@ class SuggestionService:
         arguments = (found.space, found.objective, settings, history, count, 0, issued)
         origin = f"{FALLBACK}: random, {found.algorithm} failed: {reason}"
         return [Proposal(p.assignment, origin) for p in search.explain("random", *arguments)]
+
+
+def _within(seconds: float, work: Callable[[], list[Proposal]]) -> list[Proposal]:
+    """Return what `work` gives, or raise what it raises.
+
+    One that never ends has a thread of its own, so it takes none from later calls, nor keeps the process from ending.
+
+    Raises:
+        TimeoutError: if it takes longer.
+    """
+    future: Future[list[Proposal]] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="search", daemon=True).start()
+    return future.result(seconds)
 
 
 def start(host: str = "[::]", port: int = 6789, metrics: Metrics | None = None) -> tuple[grpc.Server, int]:

@@ -55,19 +55,21 @@ def test_the_demo_study_ends_through_restarts_and_lost_replies(cluster, run_on, 
     assert repeated == {best.trial, "trial-001"}
 
 
-def test_one_after_the_other_nothing_that_happens_changes_what_is_tried(make_cluster, run_on):
+def test_one_after_the_other_nothing_that_happens_changes_what_is_tried(
+    make_cluster, run_on, on_katib, tmp_path
+):
     """Lost replies, restarts, shuffled trials and those of another namespace: the settings are the same."""
     wanted = ("search.algorithm=nomad", "search.parallel=1", "search.trials=11")
     quiet = make_cluster()
     run_on(*wanted, name="search-quiet")
     rough = make_cluster(seed=0)
     rough.lose, rough.kill_before = {1, 2, 5, 9}, {3, 11}
+    place = manifest.Place(str(tmp_path / "search-rough"), "")
+    name = manifest.name(on_katib(*wanted), place, NAMESPACE, 0)
     for number in range(8):
-        foreign(rough, "first-study-q7rcl", number)
+        foreign(rough, name, number)
     run_on(*wanted, name="search-rough")
-    assert [e["metadata"]["name"] for e in experiments(rough)] == [
-        "first-study-q7rcl"
-    ]  # else the foreign ones are not
+    assert [e["metadata"]["name"] for e in experiments(rough)] == [name]  # else the foreign ones are not
     assert suggested(rough) == suggested(quiet)
 
 
@@ -389,6 +391,19 @@ def test_a_larger_budget_reaches_a_running_experiment(cluster, run_on):
     assert len(run.searched) == 9
 
 
+def test_more_trials_at_once_reach_a_running_experiment_and_fewer_end_none(cluster, run_on):
+    """Katib would delete the newest trials to come down to fewer at once."""
+    wrong(cluster, seconds=0.4)
+    with pytest.raises(Interrupted):
+        run_on("search.trials=8", stop=lambda run: len(run.finished) >= 1)
+    with pytest.raises(Interrupted):
+        run_on("search.trials=8", "search.parallel=4", stop=lambda run: len(run.finished) >= 1)
+    assert experiments(cluster)[0]["spec"]["parallelTrialCount"] == 4
+    run = run_on("search.trials=9", "search.parallel=1")
+    assert experiments(cluster)[0]["spec"]["parallelTrialCount"] == 4
+    assert [r.status for r in run.searched.values()] == ["completed"] * 9
+
+
 def test_an_earlier_study_is_known_to_ours(cluster, run_on, tmp_path):
     first = run_on("search.trials=5", name="search-first")
     second = run_on("search.trials=5", f"search.warm_start=[{tmp_path}/search-first]", name="search-second")
@@ -421,10 +436,37 @@ def test_only_the_best_adapters_stay(cluster, run_on, tmp_path):
 
 def test_two_engines_at_once_follow_one_experiment(cluster, run_on, on_katib, tmp_path):
     wrong(cluster, seconds=0.2)
-    join = in_background(lambda: run_on("search.trials=6"))
-    Run(on_katib("search.trials=6"), tmp_path / SEARCH).go()
-    join()
-    assert len(experiments(cluster)) <= 2  # created in the same moment at worst; steps lock against it
+    join = in_background(lambda: run_on("search.trials=6", "search.repeats=1"))
+    here = Run(on_katib("search.trials=6", "search.repeats=1"), tmp_path / SEARCH).go()
+    there = join()
+    assert len(experiments(cluster)) == 1
+    assert len(cluster.trials()) == 6
+    assert here.outcome == there.outcome
+
+
+def test_an_engine_that_was_given_up_numbers_the_trials_as_the_one_in_its_place(cluster, on_katib, tmp_path):
+    """It read the ledger before there were trials, and sees all of them at once, not one after the other."""
+    wanted = ("search.trials=9", "search.parallel=1")
+    late = Run(on_katib(*wanted), tmp_path / SEARCH)
+    first = Run(on_katib(*wanted), tmp_path / SEARCH).go()
+    late.go()
+    assert {n: r.assignment for n, r in late.searched.items()} == {
+        n: r.assignment for n, r in first.searched.items()
+    }
+    assert len(experiments(cluster)) == 1
+
+
+def test_two_experiments_of_one_search_are_refused_by_name(cluster, on_katib, run_on, tmp_path):
+    study, place = on_katib(), manifest.Place(str(tmp_path / SEARCH), str(tmp_path / "data"))
+    wrong(cluster, seconds=600)
+    names = [
+        cluster.objects.create("experiments", NAMESPACE, manifest.experiment(study, place, 2))["metadata"][
+            "name"
+        ]
+        for _ in range(2)
+    ]
+    with pytest.raises(InputError, match=f"one Experiment at a time.*{min(names)}.*delete all but one"):
+        run_on()
 
 
 def test_constraints_reach_the_service_and_hold_in_the_ranking(cluster, run_on):

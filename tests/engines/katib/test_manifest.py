@@ -108,6 +108,21 @@ def test_earlier_results_travel_as_a_setting():
     assert settings[WARM] == ".".join(map(str, space.encode(space.default()))) + " validation_loss=1.25"
 
 
+def test_a_rendered_experiment_knows_the_earlier_study(tmp_path):
+    from retune.engines.ledger import Ledger
+    from retune.records import TrialRecord
+
+    ledger, default = Ledger(str(tmp_path / "search-1")), study().search.space.default()
+    task = ledger.issue(1, "default", default, 0)
+    values = {"validation_loss": 1.25, "peak_gpu_gib": 10.0}
+    ledger.finish(
+        TrialRecord(**task.model_dump(exclude={"folder"}), status="completed", values=values), write=True
+    )
+    text = render("experiment", f"search.warm_start=[{tmp_path}/search-1]")
+    settings = {e["name"]: e["value"] for e in yaml.safe_load(text)["spec"]["algorithm"]["algorithmSettings"]}
+    assert settings[WARM].endswith(" validation_loss=1.25 peak_gpu_gib=10.0")
+
+
 def test_a_job_of_the_engine_names_its_trial_and_has_its_setting_as_env():
     task = TrialTask(trial="trial-001-seed-1", number=1, role="repeat", assignment={"rank": 8, "learning_rate": 1e-05},
                      seed=4, folder=f"{PLACE.folder}/trials/trial-001-seed-1")  # fmt: skip
@@ -122,8 +137,10 @@ def test_a_job_of_the_engine_names_its_trial_and_has_its_setting_as_env():
 @pytest.mark.parametrize("name", ["a", "7b-model", "a" * 40, "alpaca-dolly-llama-70b-x-long"])
 @pytest.mark.parametrize("algorithm", ["bayesianoptimization", "retune-random"])
 def test_names_stay_within_the_limits(name, algorithm):
-    made = manifest.experiment(study(f"name={name}", f"search.algorithm={algorithm}"), PLACE, 10)
-    experiment = made["metadata"]["generateName"] + "x" * 5
+    wanted = study(f"name={name}", f"search.algorithm={algorithm}")
+    rendered = manifest.experiment(wanted, PLACE, 10)["metadata"]["generateName"] + "x" * 5
+    experiment = manifest.name(wanted, PLACE, "team-a", 0)
+    assert len(rendered) == len(experiment)
     assert experiment[0].isalpha()
     assert len(experiment) <= 30
     assert len(f"{experiment}-{algorithm}") <= 63
@@ -140,6 +157,7 @@ def test_names_stay_within_the_limits(name, algorithm):
         (["search.algorithm=bayesianoptimization", "search.parameters={preset: davouse2024}"], "'dropout'"),
         (["search.algorithm=cmaes", "search.parameters=[{name: alpha, kind: real, low: 1, high: 2, default: 1}]"], "two or more"),
         (["search.constraints=[{metric: validation_loss, max: 2}]"], "on the objective itself"),
+        (["cluster.katib.early_stopping_settings={start_stp: 2}"], r"may hold.*got \['start_stp'\]"),
         (["search.constraints=[{metric: eval/loss, max: 2}]"], "metric names of letters"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0].partition("=")[0],

@@ -90,28 +90,25 @@ class Api:
         )
         return reply
 
-    def create_experiment(self, content: Object, selector: str) -> Object:
-        """Create an Experiment unless one with these labels is active; return that or the new one.
+    def create_experiment(self, content: Object) -> Object:
+        """Create an Experiment, or return the one of its name and labels that is there already.
 
-        A request whose reply got lost may have been carried out, so before each attempt the cluster is asked. What is
-        there then and was not there before is ours, even if it has ended meanwhile.
+        A request whose reply got lost may have been carried out, and another engine may have come first.
         """
-        until = time.monotonic() + self._patience
-        before: set[str] | None = None
-        while True:
-            there = self.objects("experiments", selector)
-            if before is None:
-                before = {entry["metadata"]["name"] for entry in there if ended(entry)}
-            new = [entry for entry in there if entry["metadata"]["name"] not in before]
-            if new:
-                return new[0]
-            try:
-                made: Object = self._once(
-                    self._custom.create_namespaced_custom_object, GROUP, VERSION, self.namespace, "experiments", content
-                )  # fmt: skip
-                return made
-            except _PassingError as error:
-                self._pause(error, until)
+        try:
+            made: Object = self._call(
+                self._custom.create_namespaced_custom_object, GROUP, VERSION, self.namespace, "experiments", content,
+                passing=_PASSING - {409},
+            )  # fmt: skip
+            return made
+        except Conflict:
+            found = self.get("experiments", content["metadata"]["name"])
+            if (
+                found is None
+                or not content["metadata"]["labels"].items() <= found["metadata"]["labels"].items()
+            ):
+                raise
+            return found
 
     def patch_experiment(self, name: str, change: Object) -> Object:
         """Merge a change into an Experiment."""

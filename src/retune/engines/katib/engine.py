@@ -119,6 +119,13 @@ class KatibEngine:
             self._gather(found)
             if ended(found):
                 self._history.end(found["metadata"]["name"], said(found), found)
+        going = [found["metadata"]["name"] for found in there if not ended(found)]
+        if len(going) > 1:
+            raise InputError(
+                f"one Experiment at a time may run a search, but {going} in namespace {self._api.namespace} do; "
+                "delete all but one",
+                self.study.name,
+            )
         left = self._left()
         reason, last = self._reason(left), there[-1] if there else None
         if last and not ended(last):
@@ -143,7 +150,11 @@ class KatibEngine:
         allowed = manifest.failures(self.study)
         allowed = None if allowed is None else max(1, allowed - self._failed())
         wanted = manifest.experiment(self.study, self.place, left, allowed, warm)
-        made = self._api.create_experiment(wanted, self._selector)
+        del wanted["metadata"]["generateName"]
+        wanted["metadata"]["name"] = manifest.name(
+            self.study, self.place, self._api.namespace, len(self._history)
+        )
+        made = self._api.create_experiment(wanted)
         self._history.note(made)
         return made
 
@@ -153,15 +164,18 @@ class KatibEngine:
         return experiment["spec"].get("resumePolicy") != "Never" and reasons == [RESTARTABLE]
 
     def _allow(self, experiment: Object, left: int) -> Object:
-        """Raise the number of trials of an Experiment to what the study now says; it can only be raised."""
+        """Raise the number of trials, and of those at once, of an Experiment to what the study now says.
+
+        They are only raised: Katib would delete running trials to come down to fewer at once.
+        """
+        spec = experiment["spec"]
         wanted = left + sum(record.trial in self._of(experiment) for record in self._tried())
-        if wanted <= experiment["spec"]["maxTrialCount"]:
+        wanted = max(wanted, spec["maxTrialCount"])
+        parallel = max(min(self.study.search.parallel, wanted), spec["parallelTrialCount"])
+        if (wanted, parallel) == (spec["maxTrialCount"], spec["parallelTrialCount"]):
             return experiment
         allowed = manifest.failures(self.study)
-        change: Object = {
-            "maxTrialCount": wanted,
-            "parallelTrialCount": min(self.study.search.parallel, wanted),
-        }
+        change: Object = {"maxTrialCount": wanted, "parallelTrialCount": parallel}
         if allowed is not None:
             change["maxFailedTrialCount"] = min(allowed, wanted)
         name = experiment["metadata"]["name"]
@@ -239,15 +253,9 @@ class KatibEngine:
 
     def _task(self, trial: Object) -> TrialTask:
         """Return the task of one of Katib's trials; a new one gets the next number, the first default number 1."""
-        folder = store.join(self.place.trials, trial["metadata"]["name"])
-        for task in self.ledger.tasks.values():
-            if task.folder == folder:
-                return task
-        assignment = self._assignment(trial)
-        if assignment == self.study.search.space.default() and trial_name(1) not in self.ledger.tasks:
-            return self.ledger.issue(1, "default", assignment, self.study.seed, folder=folder)
-        number = max([1, *(task.number for task in self.ledger.tasks.values())]) + 1
-        return self.ledger.issue(number, "search", assignment, self.study.seed, folder=folder)
+        folder, assignment = store.join(self.place.trials, trial["metadata"]["name"]), self._assignment(trial)
+        default = assignment == self.study.search.space.default()
+        return self.ledger.claim(assignment, self.study.seed, folder, default)
 
     def _assignment(self, trial: Object) -> Assignment:
         space = self.study.search.space

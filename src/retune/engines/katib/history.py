@@ -25,6 +25,9 @@ class Experiments:
             if "/" not in name and name.endswith(".json"):
                 self._known[name.removesuffix(".json")] = json.loads(store.read(store.join(folder, name)))
 
+    def __len__(self) -> int:
+        return len(self._known)
+
     def note(self, experiment: dict[str, Any], again: bool = False) -> None:
         """Write down an Experiment that is seen for the first time, or that is carried on `again` after its end."""
         meta = experiment["metadata"]

@@ -7,6 +7,7 @@ text, so a placeholder always stands for a whole string.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ TRIAL_LABEL = "retune.dev/trial"
 TRAINER = "trainer.kubeflow.org/v1alpha1"
 _TRIAL_NAME = "${trialParameters.trialName}"
 _NAME = 24  # Katib adds 5 here, 9 for a trial, 16 for a TrainJob's pod: 63 in all is the limit
+_MEDIANSTOP = ("min_trials_required", "start_step")
 _METRIC = re.compile(r"^[\w|-]+$")  # what the collector's default filter can read
 
 
@@ -71,6 +73,11 @@ def check(study: Study, place: Place | None = None) -> None:
     bad = [name for name in metrics if not _METRIC.match(name)]
     if bad:
         problems.append(f"Katib reads metric names of letters, digits, `_`, `-` and `|` alone, but got {bad}")
+    stopping = study.cluster.katib.early_stopping_settings
+    if unknown := sorted(set(stopping) - set(_MEDIANSTOP)):
+        problems.append(
+            f"`cluster.katib.early_stopping_settings` may hold {list(_MEDIANSTOP)}, but got {unknown}"
+        )
     if study.search.objective.metric in _additional(study):
         problems.append(
             f"Katib takes no constraint on the objective itself, but got one on {study.search.objective.metric!r}"
@@ -305,6 +312,16 @@ def short(name: str) -> str:
     """Return a study's name as the beginning of an object's: it begins with a letter and leaves room for suffixes."""
     found = name if name[0].isalpha() else f"s{name}"
     return found[:_NAME].rstrip("-")
+
+
+def name(study: Study, place: Place, namespace: str, earlier: int) -> str:
+    """Return the name of a search's Experiment after `earlier` ones.
+
+    It follows from the search alone, so a request that is made twice, or by two engines, makes one Experiment. No other
+    search has it, nor this one in another namespace: Katib's service would be shown the trials of both.
+    """
+    text = f"{namespace} {place.folder} {earlier}"
+    return f"{short(study.name)}-{hashlib.sha256(text.encode()).hexdigest()[:5]}"
 
 
 def _labels(study: Study, place: Place) -> dict[str, str]:
