@@ -1,0 +1,271 @@
+"""What the chart's containers run, run here: hooks and checks on the simulated cluster, schedules, and MLflow."""
+
+import base64
+import json
+import os
+import signal
+import socket
+import urllib.error
+import urllib.request
+
+import pytest
+import yaml
+
+from tests.charts import kubelet
+from tests.charts.helm import EXAMPLES, SETS, find
+from tests.charts.rights import grants, hold
+from tests.conftest import ROOT, wait_for
+from tests.katib_simulator.admission import suggestion_config
+from tests.pipelines.kubeflow_server import serve
+
+pytest_plugins = [
+    "tests.charts.helm",
+    "tests.katib_simulator.runs",
+    "tests.postgres_server",
+    "tests.s3_server",
+]
+
+
+def secret(name, **data):
+    encoded = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
+    return {"kind": "Secret", "metadata": {"name": name}, "data": encoded}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Return a function that runs the only container of a rendered Pod or Job."""
+
+    def run(documents, kind, name, *replaced, **more):
+        spec = find(documents, kind, name)["spec"]
+        spec = spec if kind == "Pod" else spec["template"]["spec"]
+        (container,) = spec["containers"]
+        return kubelet.run(spec, container, documents, tmp_path, replaced, **more)
+
+    return run
+
+
+# Katib's configuration
+
+
+def test_the_hooks_put_our_algorithms_into_katib_and_take_them_out(rendered, cluster, run):
+    """Under the account's own rights, and twice, as an upgrade does."""
+    documents, config = rendered["production"], cluster.kubeconfig()
+    hold(cluster.api, grants(documents, "retune-katib-config"))
+    code, output = run(documents, "Pod", "retune-test-katib", KUBECONFIG=config)
+    assert (code, "does not have our algorithms with the image" in output) == (1, True)
+    for said in ("changed kubeflow/katib-config", "nothing to change"):
+        code, output = run(documents, "Job", "retune-register", KUBECONFIG=config)
+        assert (code, said in output) == (0, True), output
+    entry = suggestion_config(cluster.objects, "nomad")
+    assert entry["image"] == "registry.example/ml/retune-suggestion:1.4.0"
+    assert entry["serviceAccountName"] == "retune-suggestion"
+    assert find(documents, "ServiceAccount", "retune-suggestion")["imagePullSecrets"] == [
+        {"name": "registry"}
+    ]
+    code, output = run(documents, "Pod", "retune-test-katib", KUBECONFIG=config)
+    assert code == 0, output
+    code, output = run(documents, "Job", "retune-unregister", KUBECONFIG=config)
+    assert code == 0, output
+    assert suggestion_config(cluster.objects, "nomad") is None
+    assert suggestion_config(cluster.objects, "tpe")
+
+
+def test_removal_is_refused_while_an_experiment_of_any_namespace_uses_them(
+    rendered, cluster, on_katib, run, tmp_path
+):
+    from retune.engines.katib import manifest
+
+    documents = rendered["small"]
+    hold(cluster.api, grants(documents, "retune-katib-config"))
+    made = manifest.experiment(
+        on_katib(), manifest.Place(str(tmp_path / "search-1"), str(tmp_path / "data")), 2
+    )
+    cluster.objects.create(
+        "experiments", "team-b", {**made, "metadata": {**made["metadata"], "namespace": "team-b"}}
+    )
+    code, output = run(documents, "Job", "retune-unregister", KUBECONFIG=cluster.kubeconfig())
+    assert (code, "team-b/" in output) == (2, True), output
+    assert suggestion_config(cluster.objects, "lhs")
+
+
+def test_hooks_come_when_the_account_is_there_and_leave_when_done(rendered):
+    for name, when in [("register", "post-install,post-upgrade,post-rollback"), ("unregister", "pre-delete")]:
+        annotations = find(rendered["small"], "Job", f"retune-{name}")["metadata"]["annotations"]
+        assert annotations == {
+            "helm.sh/hook": when,
+            "helm.sh/hook-delete-policy": "before-hook-creation,hook-succeeded",
+        }
+    for document in rendered["small"]:
+        if document["kind"] in ("ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"):
+            assert "annotations" not in document["metadata"]
+
+
+# Studies on a schedule
+
+
+@pytest.fixture
+def pipelines(tmp_path):
+    """A stand-in for Kubeflow Pipelines whose runs succeed at once."""
+    folder = tmp_path / "kubeflow"
+    folder.mkdir()
+    server, known, known.address = (found := serve(folder))[0], found[1], found[2]
+    known.look = lambda label: {**known.runs[label], "state": "SUCCEEDED"}
+    yield known
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("how", ["keys", "text"])
+def test_a_schedule_submits_the_study_with_this_clusters_settings(helm, pipelines, tmp_path, how):
+    words = [*SETS["production"], "--set", f"schedules.host={pipelines.address}"]
+    study = yaml.safe_load((EXAMPLES / "production.yaml").read_text())["schedules"]["studies"][0]["study"]
+    if how == "text":
+        (tmp_path / "study.yaml").write_text("# as it is\n" + yaml.safe_dump(study))
+        words += [
+            "--set",
+            "schedules.studies[0].name=weekly,schedules.studies[0].cron=@daily,schedules.studies[0].overrides[0]=search.trials=50",
+        ]
+        words += ["--set-file", f"schedules.studies[0].study={tmp_path / 'study.yaml'}"]
+    documents = [*helm.render(*words), secret("retune-s3", AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b")]
+    pod = find(documents, "CronJob", "retune-weekly")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    code, output = kubelet.run(pod, pod["containers"][0], documents, tmp_path)
+    assert code == 0, output
+    (started,) = pipelines.runs.values()
+    ran = json.loads(started["runtime_config"]["parameters"]["study"])
+    assert started["service_account"] == "retune"
+    assert (ran["name"], ran["search"]["trials"], ran["engine"]["kind"]) == ("support-bot", 50, "katib")
+    assert ran["artifacts"]["uri"] == "s3://ml-retune/team-a"
+    assert ran["tracking"]["uri"] == "http://retune-mlflow.team-a.svc.cluster.local:5000"
+    assert ran["cluster"]["secrets"] == ["retune-storage", "retune-s3"]
+    assert ran["cluster"]["pull_secrets"] == ["registry"]
+    assert ran["cluster"]["images"] == {f: f"registry.example/ml/retune-{f}:1.4.0" for f in ("train", "eval")}
+    assert (ran["cluster"]["namespace"], ran["cluster"]["queue"]) == ("team-a", "team-a")
+    assert ran["cluster"]["katib"]["trial"] == "TrainJob"
+    assert find(documents, "TrainingRuntime", ran["cluster"]["katib"]["runtime"])
+
+
+# MLflow
+
+
+def test_the_servers_address_of_the_database_in_the_chart(rendered):
+    """User, database, host and port are those of the StatefulSet and its Service; the password is the Secret's."""
+    documents = rendered["small"]
+    from sqlalchemy import make_url
+
+    server = find(documents, "Deployment", "retune-mlflow")["spec"]["template"]["spec"]
+    database = find(documents, "StatefulSet", "retune-postgresql")["spec"]["template"]["spec"]["containers"][
+        0
+    ]
+    service = find(documents, "Service", "retune-postgresql")["spec"]
+    made = kubelet.environment(database, documents)
+    for container in [*server["initContainers"], *server["containers"]]:
+        url = make_url(kubelet.environment(container, documents)["MLFLOW_BACKEND_STORE_URI"])
+        assert (url.username, url.password, url.database) == tuple(
+            made[f"POSTGRES_{key}"] for key in ("USER", "PASSWORD", "DB")
+        )
+        assert (url.drivername, url.host, url.port) == (
+            "postgresql+psycopg",
+            "retune-postgresql",
+            service["ports"][0]["port"],
+        )
+    assert len(url.password) == 32
+
+
+@pytest.mark.slow
+def test_mlflow_serves_on_postgresql_and_s3_as_the_chart_starts_it(helm, postgres, s3, run, tmp_path):
+    """Both containers of the Deployment, then the checks of `helm test` as they are."""
+    documents = helm.render(
+        "--set", f"storage.uri={s3}/team,storage.endpoint={os.environ['AWS_ENDPOINT_URL']}",
+        "--set", "storage.accessKeyId=test,storage.secretAccessKey=test,mlflow.database.existingSecret=db,mlflow.workers=1",
+        "--set", "mlflow.allowedHosts={mlflow.team-a.example}",
+    )  # fmt: skip
+    documents.append(secret("db", uri=postgres))
+    pod = find(documents, "Deployment", "retune-mlflow")["spec"]["template"]["spec"]
+    (migrate,), (server,) = pod["initContainers"], pod["containers"]
+    code, output = kubelet.run(pod, migrate, documents, tmp_path)
+    assert code == 0, output
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    assert f"--port={server['ports'][0]['containerPort']}" in server["command"]
+    process = kubelet.start(pod, server, documents, tmp_path, [("--port=5000", f"--port={port}")])
+    try:
+        address = f"http://127.0.0.1:{port}"
+        probe = server["startupProbe"]["httpGet"]["path"]
+        wait_for(lambda: process.poll() is not None or answers(address + probe, "10.1.2.3:5000") == 200, 120)
+        assert process.poll() is None, process.stdout.read()
+        api = address + "/api/2.0/mlflow/experiments/search?max_results=1"
+        for host in (
+            "retune-mlflow",
+            "retune-mlflow:5000",
+            "retune-mlflow.team-a.svc.cluster.local:5000",
+            "localhost:5000",
+            "mlflow.team-a.example",
+        ):
+            assert answers(api, host) == 200, host
+        assert answers(api, "evil.example") == 403
+        uri = "http://retune-mlflow.team-a.svc.cluster.local:5000"
+        code, output = run(documents, "Pod", "retune-test-mlflow", (uri, address))
+        assert (code, "keeps metrics and artifacts" in output) == (0, True), output
+        code, output = run(documents, "Pod", "retune-test-storage")
+        assert (code, f"removed {s3}/team/helm-test-1/hello" in output) == (0, True), output
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    from retune import store
+
+    assert [name.rpartition("/")[2] for name in store.listing(f"{s3}/team")] == ["hello.txt"]
+
+
+def answers(address, host):
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(address, headers={"Host": host}), timeout=5
+        ) as reply:
+            return reply.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None
+
+
+@pytest.mark.parametrize("name", ["retune-test-mlflow", "retune-test-storage"])
+def test_a_check_fails_where_there_is_nothing(helm, run, name):
+    documents = helm.render(
+        "--set", "storage.endpoint=http://127.0.0.1:9,storage.accessKeyId=a,storage.secretAccessKey=b"
+    )
+    uri = "http://retune-mlflow.team-a.svc.cluster.local:5000"
+    code, output = run(
+        documents,
+        "Pod",
+        name,
+        (uri, "http://127.0.0.1:9"),
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",
+        AWS_MAX_ATTEMPTS="1",
+    )
+    assert code == 1, output
+
+
+def test_the_checks_are_those_that_can_be_made(rendered):
+    checks = {
+        name: {d["metadata"]["name"] for d in documents if d["kind"] == "Pod"}
+        for name, documents in rendered.items()
+    }
+    assert checks["small"] == {"retune-test-storage", "retune-test-mlflow", "retune-test-katib"}
+    assert checks["everything off"] == {"retune-test-storage"}
+    assert (
+        "https://mlflow.example"
+        in find(rendered["MLflow elsewhere"], "Pod", "retune-test-mlflow")["spec"]["containers"][0]["command"]
+    )
+    for documents in rendered.values():
+        for document in documents:
+            if document["kind"] == "Pod":
+                code = document["spec"]["containers"][0]["command"][2]
+                assert (
+                    code
+                    == (
+                        ROOT
+                        / f"charts/retune/files/check_{document['metadata']['name'].rpartition('-')[2]}.py"
+                    ).read_text()
+                )
