@@ -1,254 +1,190 @@
-"""Compare search algorithms on the surfaces of functions.py: regret of the best trial so far.
+"""Compare search algorithms on the surfaces of functions.py, and judge retune's goals.
 
-    python benchmarks/bench_search.py                              a small run: 5 seeds, 50 trials, batches of 1 and 8
-    python benchmarks/bench_search.py --seeds 20 --trials 100 --batches 1 4 8
+    python benchmarks/bench_search.py                 the whole comparison: about 40 minutes of one core
+    python benchmarks/bench_search.py --seeds 2 --trials 25 --surfaces valley --out search.json --page search.md
 
-Each run is a study: points are asked for in batches, measured with noise, and some fail. The regret of a run after t
-trials is the true value of the trial that measured best so far, less the surface's lowest value. Printed are medians
-over the seeds, the mean over the surfaces, and the mean number of failed trials; the JSON holds quartiles of every
-surface. ``hyperopt``, ``optuna`` and ``optuna-multivariate`` are those libraries run directly, failed trials told as
-failed; ``nomad-optimize`` is NOMAD's own sequential run with the same number of start points.
+Each run is a study: points are asked for in batches, measured with noise, and some fail (`search_runs.py`). Every
+finished run appends a line to `--lines`; run again to carry on: a run whose line is there, and whose code has not changed
+since, is not made again. `--report` makes none, and takes what has all its seeds. Without `--algorithms` and `--batches`
+the comparison is `PLAN`. Written are the regrets of every run at the marks as JSON, and the page (`search_page.py`) with
+medians, quartiles and what `search_goals.py` says of the goals.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more threads only wait for each other on small matrices
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
 import json
-import math
-import platform
-import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from functions import Surface, names, surface
+import fitted
+import search_goals
+import search_page
+from functions import names, surface
 from retune import search
-from retune.records import now, versions
-from retune.search import Objective, Observation
-from retune.space import Assignment
+from retune.records import digest, now, versions
+from search_runs import RIVALS, Job, run
 
-MARKS = (15, 25, 30, 50, 100)
-Ask = Callable[[int], list[Assignment]]
-Tell = Callable[[Assignment, float | None], None]
-
-
-class Study:
-    """One run on a surface: measures, and keeps the regret after each trial."""
-
-    def __init__(self, surface: Surface, trials: int, seed: int) -> None:
-        self.surface, self.trials = surface, trials
-        self.rng = np.random.default_rng(7919 * seed + 13)
-        self.regrets: list[float] = []
-        self.failed, self.lowest = 0, math.inf
-
-    def measure(self, assignment: Assignment) -> float | None:
-        """Return a measurement and note the regret; None for a failed trial."""
-        value = self.surface.measure(assignment, self.rng)
-        regret = self.regrets[-1] if self.regrets else math.inf
-        if value is None:
-            self.failed += 1
-        elif value < self.lowest:
-            self.lowest, regret = value, self.surface.true(assignment) - self.surface.best
-        self.regrets.append(regret)
-        return value
-
-    @property
-    def left(self) -> int:
-        """How many trials are still to be made."""
-        return self.trials - len(self.regrets)
+HERE = Path(__file__).parent
+MARKS = (10, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90, 100)
+ALL, FAILING = "*", ("ridge", "cliff")
+PLAN = (
+    ("mads-global", (1, 4, 8), ALL),
+    ("optuna-multivariate", (1, 4, 8), ALL),
+    ("nomad", (8,), ALL),
+    ("nomad-optimize", (1,), ALL),
+    ("hyperopt", (1, 4, 8), (*search_goals.REAL, *FAILING)),
+    ("nomad", (1, 4), (*search_goals.REAL, *FAILING)),
+    *((name, (8,), ALL) for name in ("optuna", "gp", "tpe", "bamsoo", "soo", "lhs", "random")),
+)
+"""What the goals speak of in the batches and on the surfaces that they do, then the rest in batches of 8."""
 
 
-def ours(study: Study, algorithm: str, batch: int, seed: int) -> None:
-    """Run one of retune's algorithms."""
-    history: list[Observation] = []
-    while study.left:
-        for given in search.suggest(
-            algorithm, study.surface.space, Objective(), {}, history, min(batch, study.left), seed
-        ):
-            value = study.measure(given)
-            values = {} if value is None else {"validation_loss": value}
-            history.append(
-                Observation(given, "completed" if values else "failed", values, number=len(history))
+def plan(given: argparse.Namespace) -> list[Job]:
+    """Return the runs; with `PLAN` the goals' first."""
+    cells = [
+        (name, tuple(given.batches or (8,)), ALL)
+        for name in given.algorithms or (*search.ALGORITHMS, *RIVALS)
+    ]
+    if not given.algorithms and not given.batches:
+        cells = list(PLAN)
+    return [
+        Job(algorithm, name, batch, given.trials, seed)
+        for algorithm, batches, where in cells
+        for seed in range(given.first_seed, given.first_seed + given.seeds)
+        for name in given.surfaces
+        if where == ALL or name in where
+        for batch in ((1,) if algorithm == "nomad-optimize" else batches)
+    ]
+
+
+def key(job: Job) -> str:
+    """Return what a run depends on: the job, and the code of the algorithm and of the surface."""
+    fit = ("fitted.py", "surfaces/*.json") if job.surface in fitted.names() else ("functions.py",)
+    patterns = [f"benchmarks/{name}" for name in ("search_runs.py", *fit)]
+    if job.algorithm not in RIVALS:
+        patterns.append("src/retune/search/*.py")
+    return digest([*job, *map(_content, patterns)])
+
+
+@cache
+def _content(pattern: str) -> str:
+    return digest([digest(path.read_bytes()) for path in sorted(HERE.parent.glob(pattern))])
+
+
+def measured(lines: Path) -> dict[str, tuple[list[float], int]]:
+    """Return the runs of a lines file by key."""
+    found = {}
+    for line in lines.read_text().splitlines() if lines.exists() else ():
+        if not line.endswith("}"):  # a line cut by a kill is measured again
+            continue
+        row = json.loads(line)
+        regrets: list[float] = []
+        for until, regret in row["regrets"]:  # only the changes are written
+            regrets += [regret] * (until - len(regrets))
+        found[row["key"]] = regrets, row["failed"]
+    return found
+
+
+def write_line(lines: Path, job: Job, regrets: Sequence[float], failed: int) -> None:
+    """Append a finished run."""
+    ends = [t for t in range(1, len(regrets) + 1) if t == len(regrets) or regrets[t] != regrets[t - 1]]
+    row = {"key": key(job), **job._asdict(), "regrets": [(t, round(regrets[t - 1], 6)) for t in ends]}
+    with lines.open("a") as file:
+        file.write("\n" + json.dumps(row | {"failed": failed}))  # first the end of a line that a kill cut
+
+
+def rows(jobs: Sequence[Job], known: dict[str, tuple[list[float], int]]) -> list[dict[str, Any]]:
+    """Return one row an algorithm, surface and batch: regrets at the marks, a number a seed."""
+    cells: dict[tuple[str, str, int], list[tuple[list[float], int] | None]] = {}
+    for job in jobs:
+        cells.setdefault((job.surface, job.algorithm, job.batch), []).append(known.get(key(job)))
+    found = []
+    for (name, algorithm, batch), results in sorted(cells.items()):
+        runs = [result for result in results if result is not None]
+        if len(runs) < len(results):
+            print(
+                f"left out: {algorithm} in batches of {batch} on {name} has {len(runs)} of {len(results)} seeds"
             )
-
-
-def optuna_tpe(study: Study, multivariate: bool, batch: int, seed: int) -> None:
-    """Run Optuna's TPE as its users do: ask a batch, tell the results; the default setting is enqueued first."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = optuna.samplers.TPESampler(seed=seed, multivariate=multivariate, constant_liar=batch > 1)
-    run, space = optuna.create_study(sampler=sampler), study.surface.space
-    default = space.default()
-    assert default is not None
-    run.enqueue_trial(
-        {p.name: level for p, level in zip(space.parameters, space.encode(default), strict=True)}
-    )
-    while study.left:
-        asked = [run.ask() for _ in range(min(batch, study.left))]
-        for trial in asked:
-            levels = [
-                trial.suggest_int(p.name, 0, p.levels - 1)
-                if p.ordered
-                else trial.suggest_categorical(p.name, list(range(p.levels)))
-                for p in space.parameters
-            ]
-            value = study.measure(space.decode(levels))
-            trial.set_user_attr("value", value)
-        for trial in asked:
-            value = trial.user_attrs["value"]
-            run.tell(trial, value, state=optuna.trial.TrialState.FAIL if value is None else None)
-
-
-def hyperopt_tpe(study: Study, batch: int, seed: int) -> None:
-    """Run hyperopt's TPE; as Katib's `tpe` does, failed trials are not told."""
-    import hyperopt
-    from hyperopt import hp
-
-    space = study.surface.space
-    choices = {
-        p.name: hp.quniform(p.name, -0.5, p.levels - 0.5, 1) if p.ordered else hp.randint(p.name, p.levels)
-        for p in space.parameters
-    }
-    trials = hyperopt.Trials()
-    domain = hyperopt.Domain(lambda given: 0.0, choices)
-    rng = np.random.default_rng(seed)
-    default = space.default()
-    while study.left:
-        count = min(batch, study.left)
-        documents = hyperopt.tpe.suggest(
-            trials.new_trial_ids(count), domain, trials, int(rng.integers(2**31 - 1))
+            continue
+        best = surface(name).best
+        regret = {
+            str(mark): [round(regrets[mark - 1], 5) for regrets, _ in runs]
+            for mark in MARKS
+            if mark <= len(runs[0][0])
+        }
+        quartiles = {
+            mark: np.percentile(values, [25, 50, 75]).round(5).tolist() for mark, values in regret.items()
+        }
+        found.append(
+            {
+                "surface": name,
+                "algorithm": algorithm,
+                "batch": batch,
+                "regret_quartiles": quartiles,
+                "best_so_far_quartiles": {m: [round(v + best, 5) for v in q] for m, q in quartiles.items()},
+                "failed": [failed for _, failed in runs],
+                "regret": regret,
+            }
         )
-        for k, document in enumerate(documents):
-            picked = document["misc"]["vals"]
-            levels = [min(max(round(float(picked[p.name][0])), 0), p.levels - 1) for p in space.parameters]
-            given = default if default is not None and not study.regrets and k == 0 else space.decode(levels)
-            value = study.measure(given)
-            if value is None:
-                continue
-            for p, level in zip(space.parameters, space.encode(given), strict=True):
-                picked[p.name] = [level]
-            document["state"], document["result"] = hyperopt.JOB_STATE_DONE, {"loss": value, "status": "ok"}
-            trials.insert_trial_docs([document])
-        trials.refresh()
-
-
-def nomad_optimize(study: Study, seed: int) -> None:
-    """Run NOMAD's own sequential `optimize` on the levels, from the default and 8 Latin-hypercube points."""
-    import PyNomad
-
-    space = study.surface.space
-    default, tops = space.default(), [p.levels - 1 for p in space.parameters]
-    assert default is not None
-
-    def evaluate(point: object) -> int:
-        if not study.left:
-            return 0
-        levels = [round(point.get_coord(i)) for i in range(point.size())]  # type: ignore[attr-defined]
-        value = study.measure(space.decode(levels))
-        if value is None:
-            return 0
-        point.setBBO(repr(value).encode())  # type: ignore[attr-defined]
-        return 1
-
-    settings = [
-        "DISPLAY_DEGREE 0", f"BB_INPUT_TYPE ( {' '.join('I' * len(tops))} )", "BB_OUTPUT_TYPE OBJ",
-        f"MAX_BB_EVAL {study.trials}", "LH_SEARCH 8 0", f"SEED {seed + 1}",
-    ]  # fmt: skip
-    PyNomad.optimize(evaluate, list(space.encode(default)), [0] * len(tops), tops, settings)
-    study.regrets += study.regrets[-1:] * study.left
-
-
-def run(job: tuple[str, str, int, int, int]) -> tuple[list[float], int]:
-    """Make one run; return its regrets and its failed trials."""
-    algorithm, name, batch, trials, seed = job
-    warnings.filterwarnings("ignore")
-    study = Study(surface(name), trials, seed)
-    if algorithm in search.ALGORITHMS:
-        ours(study, algorithm, batch, seed)
-    elif algorithm.startswith("optuna"):
-        optuna_tpe(study, algorithm == "optuna-multivariate", batch, seed)
-    elif algorithm == "hyperopt":
-        hyperopt_tpe(study, batch, seed)
-    else:
-        with get_context("spawn").Pool(1) as pool:  # NOMAD's state is the process's
-            return pool.apply(_optimized, (name, trials, seed))
-    return study.regrets, study.failed
-
-
-def _optimized(name: str, trials: int, seed: int) -> tuple[list[float], int]:
-    study = Study(surface(name), trials, seed)
-    nomad_optimize(study, seed)
-    return study.regrets, study.failed
-
-
-def summary(runs: list[tuple[list[float], int]], marks: list[int]) -> dict[str, object]:
-    """Return quartiles of the regret at the marks, and the mean number of failed trials."""
-    regrets = np.array([regret for regret, _ in runs])
-    quartiles = {
-        str(mark): np.percentile(regrets[:, mark - 1], [25, 50, 75]).round(5).tolist() for mark in marks
-    }
-    return {"regret": quartiles, "failed": float(np.mean([failed for _, failed in runs]))}
+    return found
 
 
 def main() -> None:
-    """Run, print and write."""
-    others = ["optuna", "optuna-multivariate", "hyperopt", "nomad-optimize"]
+    """Run, judge, print and write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--algorithms", nargs="+", default=[*search.ALGORITHMS, *others])
+    parser.add_argument("--algorithms", nargs="+", choices=[*search.ALGORITHMS, *RIVALS])
     parser.add_argument("--surfaces", nargs="+", default=names())
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--trials", type=int, default=50)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=max((os.cpu_count() or 2) // 2, 1))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "search.json")
+    parser.add_argument("--batches", nargs="+", type=int)
+    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--report", action="store_true", help="only judge and write what is measured")
+    parser.add_argument("--lines", type=Path, default=HERE.parent / "build" / "search.jsonl")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "search.json")
+    parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "results" / "search.md")
     given = parser.parse_args()
-    marks = [mark for mark in MARKS if mark <= given.trials]
-    rows = []
+    for path in (given.lines, given.out, given.page):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    jobs = list(plan(given))
+    known = measured(given.lines)
+    todo = [job for job in jobs if key(job) not in known and not given.report]
     with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn")) as pool:
-        for batch in given.batches:
-            for algorithm in given.algorithms:
-                if algorithm == "nomad-optimize" and batch > 1:
-                    continue
-                jobs = [
-                    (algorithm, name, batch, given.trials, seed)
-                    for name in given.surfaces
-                    for seed in range(given.seeds)
-                ]
-                results = list(pool.map(run, jobs))
-                found = {}
-                for place, name in enumerate(given.surfaces):
-                    found[name] = summary(results[place * given.seeds : (place + 1) * given.seeds], marks)
-                rows.append({"algorithm": algorithm, "batch": batch, "surfaces": found})
-                _print(rows[-1], marks)
-    machine = {"machine": platform.machine(), "cores": os.cpu_count()}
-    settings = {"trials": given.trials, "seeds": given.seeds}
-    packages = versions("numpy", "scipy", "optuna", "hyperopt", "PyNomadBBO", "scikit-learn")
-    given.out.parent.mkdir(exist_ok=True)
-    given.out.write_text(
-        json.dumps({"measured": now(), **machine, **settings, "versions": packages, "rows": rows}, indent=1)
-        + "\n"
-    )
+        for done, (job, (regrets, failed)) in enumerate(zip(todo, pool.map(run, todo), strict=True), 1):
+            write_line(given.lines, job, regrets, failed)
+            print(f"{done}/{len(todo)}", *job, f"{regrets[-1]:.4f}", flush=True)
+    content = {
+        "measured": now(),
+        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "versions": versions("numpy", "scipy", "optuna", "hyperopt", "PyNomadBBO", "scikit-learn"),
+        "trials": given.trials,
+        "seeds": [given.first_seed, given.first_seed + given.seeds - 1],
+        "lowest": {name: round(surface(name).best, 5) for name in given.surfaces},
+        "rows": rows(jobs, measured(given.lines)),
+    }
+    given.out.write_text(search_page.compact(content))
+    search_page.write(content, given.page)
+    for goal in search_goals.judge(content["rows"]):
+        print(f"{'HOLDS' if goal.holds else 'FAILS'}  {goal.name}: {goal.summary}")
 
 
-def _print(row: dict[str, object], marks: list[int]) -> None:
-    found: dict[str, dict[str, dict[str, list[float]]]] = row["surfaces"]  # type: ignore[assignment]
-    means = [np.mean([1000 * one["regret"][str(mark)][1] for one in found.values()]) for mark in marks]
-    failed = np.mean([float(one["failed"]) for one in found.values()])  # type: ignore[arg-type]
-    numbers = " ".join(f"{mean:6.1f}" for mean in means)
-    each = "  ".join(f"{name} {1000 * one['regret'][str(marks[-1])][1]:.0f}" for name, one in found.items())
-    print(
-        f"batch {row['batch']}  {row['algorithm']:20} {numbers}   failed {failed:4.1f}   {each}", flush=True
-    )
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

@@ -2,23 +2,21 @@
 
 The synthetic ones are shaped like the loss of a LoRA trial over rank, dropout, alpha and learning rate
 (`retune.space.tribes2024`): a valley in the learning rate, a weak effect of the rank, noise between seeds, and trials
-that diverge. `measured` fits a surface to real trials of Davouse and Talbi; it needs their result files.
+that diverge. `fitted.py` has the surfaces that are fitted to real trials.
+
+    python benchmarks/functions.py    prints each surface's lowest value, and the errors of the fitted ones
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from retune.space import Assignment, Parameter, Space, davouse2024, tribes2024
+from retune.space import Assignment, Parameter, Space, tribes2024
 
 
 @dataclass(frozen=True)
@@ -27,19 +25,20 @@ class Surface:
 
     Attributes:
         true: the noise-free value; infinite where a trial fails.
-        noise: standard deviation of a measurement. best: the lowest true value, or a close bound of it.
+        noise: standard deviation of a measurement there.
+        best: the lowest true value, or a close bound of it.
     """
 
     name: str
     space: Space
     true: Callable[[Assignment], float]
-    noise: float
+    noise: Callable[[Assignment], float]
     best: float
 
     def measure(self, assignment: Assignment, rng: np.random.Generator) -> float | None:
         """Return one noisy measurement, None for a failed trial."""
         value = self.true(assignment)
-        return None if math.isinf(value) else value + self.noise * rng.standard_normal()
+        return None if math.isinf(value) else value + self.noise(assignment) * rng.standard_normal()
 
 
 def _parts(a: Assignment) -> tuple[float, float, float, float]:
@@ -122,24 +121,26 @@ def _schedule_space() -> Space:
     )
 
 
-def _bound(space: Space, true: Callable[[Assignment], float]) -> float:
+def lowest(space: Space, true: Callable[[Assignment], float]) -> float:
     """Return the lowest value that random points and descent on the lattice find."""
     rng = np.random.default_rng(0)
     rows = [space.from_unit(rng.random(len(space.names)).tolist()) for _ in range(3000)]
-    ranked = sorted(rows, key=lambda levels: true(space.decode(levels)))[:8]
-    best = math.inf
-    for levels in ranked:
-        value, step_found = true(space.decode(levels)), True
-        while step_found:
-            step_found = False
-            for axis, parameter in enumerate(space.parameters):
-                for step in (-50, -20, -10, -5, -2, -1, 1, 2, 5, 10, 20, 50):
-                    level = min(max(levels[axis] + step, 0), parameter.levels - 1)
-                    moved = (*levels[:axis], level, *levels[axis + 1 :])
-                    if (found := true(space.decode(moved))) < value - 1e-12:
-                        levels, value, step_found = moved, found, True
-        best = min(best, value)
-    return best
+    ranked = sorted(rows, key=lambda levels: true(space.decode(levels)))
+    return min(descended(space, true, levels) for levels in ranked[:8])
+
+
+def descended(space: Space, true: Callable[[Assignment], float], levels: tuple[int, ...]) -> float:
+    """Return the value where steps along single parameters from `levels` no longer help."""
+    value, step_found = true(space.decode(levels)), True
+    while step_found:
+        step_found = False
+        for axis, parameter in enumerate(space.parameters):
+            for step in (-50, -20, -10, -5, -2, -1, 1, 2, 5, 10, 20, 50):
+                level = min(max(levels[axis] + step, 0), parameter.levels - 1)
+                moved = (*levels[:axis], level, *levels[axis + 1 :])
+                if (found := true(space.decode(moved))) < value - 1e-12:
+                    levels, value, step_found = moved, found, True
+    return value
 
 
 _SYNTHETIC = {
@@ -150,114 +151,38 @@ _SYNTHETIC = {
     "shallow": 0.03,
     "schedule": 0.01,
 }
-_MEASURED = {
-    "davouse-512": ("bo", "lhs", "soo"),
-    "davouse-64": ("bo_bis", "lhs_bis", "soo_bis", "bamsoo_bis"),
-}
 
 
 def names() -> list[str]:
     """Return the names of the surfaces: those fitted to measured trials only where their data is."""
-    return [*_SYNTHETIC, *(_MEASURED if data_folder() else ())]
+    import fitted
+
+    return [*_SYNTHETIC, *fitted.names()]
 
 
 @cache
 def surface(name: str) -> Surface:
     """Return a surface by name; made on first use."""
-    if name in _MEASURED:
-        return _measured(name)
+    if name not in _SYNTHETIC:
+        import fitted
+
+        return fitted.surface(name)
     space = _schedule_space() if name == "schedule" else tribes2024()
     true: Callable[[Assignment], float] = globals()[name]
-    return Surface(name, space, true, _SYNTHETIC[name], _bound(space, true))
-
-
-def data_folder() -> Path | None:
-    """Return the folder of the measured trials, None if it is not here."""
-    root = os.environ.get("RETUNE_DATA")
-    folder = Path(root) if root else Path(__file__).resolve().parents[1].parent / "shared" / "data"
-    folder = folder / "davouse"
-    return folder if folder.is_dir() else None
-
-
-def _measured(name: str) -> Surface:
-    """Return a surface fitted to measured trials of Davouse and Talbi: the error rate on HellaSwag.
-
-    A forest of extremely randomised trees (Geurts et al. 2006), fitted to the runs with ranks up to 512 or up to 64;
-    no Gaussian process, so that no model of a search fits its own kind. Its cross-validated error is printed by
-    ``python benchmarks/functions.py``.
-    """
-    folder = data_folder()
-    assert folder is not None
-    space = _measured_space(name)
-    return _forest(name, space, *_trials(folder, space, _MEASURED[name]))
-
-
-def _measured_space(name: str) -> Space:
-    wide = davouse2024()
-    rank = Parameter(name="rank", kind="integer", low=2, high=int(name.rsplit("-")[-1]), default=8)
-    return Space(parameters=tuple(rank if p.name == "rank" else p for p in wide.parameters))
-
-
-def _trials(folder: Path, space: Space, runs: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Return inputs in the unit cube and error rates of all measured trials of the runs."""
-    inputs, values = [], []
-    for run in runs:
-        for line in (folder / f"{run}.json").read_text().splitlines():
-            row = json.loads(line) if line.strip() else {}
-            score = (row.get("score") or {}).get("hellaswag") or {}
-            if "acc,none" not in score:
-                continue
-            rank, alpha, dropout, rate, decay = row["solution"]["converted_values"]
-            given = {
-                "rank": rank,
-                "alpha": alpha,
-                "dropout": dropout,
-                "learning_rate": rate,
-                "weight_decay": decay,
-            }
-            inputs.append(space.to_unit(space.encode(given)))
-            values.append(1 - score["acc,none"])
-    return np.array(inputs), np.array(values)
-
-
-def _trees() -> Any:
-    from sklearn.ensemble import ExtraTreesRegressor
-
-    return ExtraTreesRegressor(100, min_samples_leaf=2, random_state=0)
-
-
-def _forest(name: str, space: Space, inputs: np.ndarray, values: np.ndarray) -> Surface:
-    forest = _trees().fit(inputs, values)
-    known: dict[tuple[int, ...], float] = {}
-
-    def true(assignment: Assignment) -> float:
-        levels = space.encode(assignment)
-        if levels not in known:
-            known[levels] = float(forest.predict(np.array([space.to_unit(levels)]))[0])
-        return known[levels]
-
-    rng = np.random.default_rng(0)
-    best = float(forest.predict(rng.random((20_000, inputs.shape[1]))).min())
-    return Surface(name, space, true, 0.005, min(best, float(forest.predict(inputs).min())))
+    return Surface(name, space, true, lambda _: _SYNTHETIC[name], lowest(space, true))
 
 
 def _report() -> None:
-    """Print each surface's lowest value, its value at the default, and the error of the fitted ones."""
-    from sklearn.model_selection import cross_val_predict
+    """Print each surface's lowest value and its value at the default, and the errors of the fitted ones."""
+    import fitted
 
     for name in names():
         found = surface(name)
         default = found.space.default()
         assert default is not None
-        print(f"{name:12} best {found.best:.4f}  default {found.true(default):.4f}")
-    folder = data_folder()
-    for name in _MEASURED if folder else ():
-        assert folder is not None
-        inputs, values = _trials(folder, _measured_space(name), _MEASURED[name])
-        error = np.sqrt(np.mean((cross_val_predict(_trees(), inputs, values, cv=10) - values) ** 2))
-        print(
-            f"{name:12} {len(values)} trials, cross-validated error {error:.4f}, their spread {values.std():.4f}"
-        )
+        print(f"{name:16} best {found.best:.4f}  default {found.true(default):.4f}")
+    for name in fitted.names():
+        print(f"{name:16} {fitted.error(name)}")
 
 
 if __name__ == "__main__":

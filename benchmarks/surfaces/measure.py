@@ -156,7 +156,8 @@ def _measure(
             else {"reason": record.reason}
         )
         with lines.open("a") as file:
-            file.write(json.dumps(row | {"seconds": round(record.seconds, 2)}) + "\n")
+            row["seconds"] = round(record.seconds, 2)
+            file.write("\n" + json.dumps(row))  # first the end of a line that a kill cut
         left = (time.monotonic() - begun) / (number + 1) * (len(todo) - number - 1)
         print(f"{number + 1}/{len(todo)}  {left / 60:.1f} min left  {row}", flush=True)
 

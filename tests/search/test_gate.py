@@ -13,11 +13,11 @@ SURFACES, SEEDS, TRIALS = ("valley", "ridge"), range(4), 50
 
 def regret(algorithm, batch):
     """The mean over surfaces of the median regret over seeds."""
-    import bench_search
+    import search_runs
 
     medians = []
     for name in SURFACES:
-        runs = [bench_search.run((algorithm, name, batch, TRIALS, seed)) for seed in SEEDS]
+        runs = [search_runs.run((algorithm, name, batch, TRIALS, seed)) for seed in SEEDS]
         medians.append(statistics.median(regrets[-1] for regrets, _ in runs))
     return statistics.fmean(medians)
 

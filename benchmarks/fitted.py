@@ -1,0 +1,202 @@
+"""Surfaces fitted to measured LoRA trials: our own, and those of Davouse and Talbi where their result files are.
+
+`alpaca-dolly` is fitted to surfaces/alpaca-dolly-tiny-llama.json (`surfaces/measure.py`): nets for the logarithm of
+the validation loss above its lowest, since the losses of diverged trials are hundreds of times as far from the best as
+good trials are from each other. `davouse-512` and `davouse-64` are the error rates on HellaSwag of the runs with ranks
+up to 512 and 64, fitted by extremely randomised trees (Geurts et al. 2006), the noise being HellaSwag's standard error.
+No fit is a Gaussian process, so that no search's model is of the surface's own kind. `python benchmarks/functions.py`
+prints the cross-validated errors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from functions import Surface, descended
+from retune.space import Assignment, Parameter, Space, davouse2024
+
+OWN = "alpaca-dolly"
+_OWN_FILE = Path(__file__).parent / "surfaces" / "alpaca-dolly-tiny-llama.json"
+_DAVOUSE = {
+    "davouse-512": ("bo", "lhs", "soo"),
+    "davouse-64": ("bo_bis", "lhs_bis", "soo_bis", "bamsoo_bis"),
+}
+_DAVOUSE_NOISE = 0.005
+_NEAREST = 3  # repeated settings whose spread over seeds makes the noise at a point
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measured trials: inputs in the unit cube, shape (n, d), and values, shape (n,)."""
+
+    space: Space
+    inputs: np.ndarray
+    values: np.ndarray
+    noise: Callable[[Assignment], float]
+
+
+def names() -> list[str]:
+    """Return the names of the surfaces whose data is here."""
+    return [*([OWN] if _OWN_FILE.exists() else []), *(_DAVOUSE if _davouse_folder() else ())]
+
+
+def surface(name: str) -> Surface:
+    """Return a fitted surface."""
+    measured = _measured(name)
+    model = _model(name).fit(measured.inputs, measured.values)
+    known: dict[tuple[int, ...], float] = {}
+
+    def true(assignment: Assignment) -> float:
+        levels = measured.space.encode(assignment)
+        if levels not in known:
+            known[levels] = float(model.predict(np.array([measured.space.to_unit(levels)]))[0])
+        return known[levels]
+
+    places = np.random.default_rng(0).random((20_000, measured.inputs.shape[1]))
+    places = np.vstack([places, measured.inputs])
+    starts = places[np.argsort(model.predict(places))[:5]]
+    best = min(descended(measured.space, true, measured.space.from_unit(row.tolist())) for row in starts)
+    return Surface(name, measured.space, true, measured.noise, best)
+
+
+def error(name: str) -> str:
+    """Return the error of the fit, cross-validated by settings, in words."""
+    from sklearn.model_selection import GroupKFold
+
+    measured = _measured(name)
+    settings = np.unique(measured.inputs, axis=0, return_inverse=True)[1]
+    guessed = np.zeros(len(measured.values))
+    for fitted, left in GroupKFold(10).split(measured.inputs, groups=settings):
+        model = _model(name).fit(measured.inputs[fitted], measured.values[fitted])
+        guessed[left] = model.predict(measured.inputs[left])
+    default = measured.space.default()
+    assert default is not None
+    bound = surface(name).true(default) if name == OWN else math.inf
+    parts = []
+    for words, kept in (
+        ("all", measured.values < math.inf),
+        ("better than the default", measured.values < bound),
+    ):
+        off, values = (guessed - measured.values)[kept], measured.values[kept]
+        parts.append(
+            f"{words}: {len(values)} trials, error {np.sqrt(np.mean(off**2)):.4f} (median {np.median(abs(off)):.4f}), "
+            f"their spread {values.std():.4f}"
+        )
+    return "; ".join(parts if name == OWN else parts[:1])
+
+
+def _measured(name: str) -> Measured:
+    return _own() if name == OWN else _davouse(name)
+
+
+def _model(name: str) -> Nets | Trees:
+    return Nets() if name == OWN else Trees()
+
+
+class Trees:
+    """Extremely randomised trees. scikit-learn's own `predict` takes milliseconds for one point."""
+
+    def fit(self, inputs: np.ndarray, values: np.ndarray) -> Trees:
+        """Fit, and return itself."""
+        from sklearn.ensemble import ExtraTreesRegressor
+
+        forest = ExtraTreesRegressor(100, min_samples_leaf=2, random_state=0).fit(inputs, values)
+        self.trees = [tree.tree_ for tree in forest.estimators_]
+        return self
+
+    def predict(self, inputs: np.ndarray) -> np.ndarray:
+        """Return the mean of the trees."""
+        rows = inputs.astype(np.float32)
+        return np.mean([tree.predict(rows)[:, 0] for tree in self.trees], axis=0)
+
+
+class Nets:
+    """The mean of ten small neural networks with different initial weights, for log(value - lowest + margin)."""
+
+    def fit(self, inputs: np.ndarray, values: np.ndarray) -> Nets:
+        """Fit, and return itself."""
+        from sklearn.neural_network import MLPRegressor
+
+        self.base = values.min() - 0.5 * (np.median(values) - values.min())
+        logs = np.log(values - self.base)
+        self.shift, self.scale = logs.mean(), logs.std()
+        self.layers = []
+        for seed in range(10):
+            net = MLPRegressor(
+                hidden_layer_sizes=(32, 32), activation="tanh", solver="lbfgs", alpha=1.0, max_iter=500,
+                random_state=seed,
+            ).fit(_centred(inputs), (logs - self.shift) / self.scale)  # fmt: skip
+            self.layers.append(list(zip(net.coefs_, net.intercepts_, strict=True)))
+        return self
+
+    def predict(self, inputs: np.ndarray) -> np.ndarray:
+        """Return the values that the mean of the networks stands for."""
+        total = np.zeros(len(inputs))
+        for (w1, b1), (w2, b2), (w3, b3) in self.layers:
+            total += (np.tanh(np.tanh(_centred(inputs) @ w1 + b1) @ w2 + b2) @ w3 + b3)[:, 0]
+        return self.base + np.exp(self.shift + self.scale * total / len(self.layers))
+
+
+def _centred(inputs: np.ndarray) -> np.ndarray:
+    return (inputs - 0.5) * math.sqrt(12)
+
+
+def _own() -> Measured:
+    content = json.loads(_OWN_FILE.read_text())
+    space = Space.model_validate(content["space"])
+    columns = content["columns"]
+    value, rate = columns.index("validation_loss"), columns.index("learning_rate")
+    trials = [trial for trial in content["trials"] if trial[value] is not None]
+    given = [dict(zip(space.names, trial, strict=False)) for trial in trials]
+    inputs = np.array([space.to_unit(space.encode(one)) for one in given])
+    again: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+    for trial in trials:
+        again[tuple(trial[: len(space.names)])].append(trial[value])
+    spreads = [
+        (math.log(key[rate]), float(np.var(values, ddof=1)))
+        for key, values in again.items()
+        if len(values) > 1
+    ]
+
+    def noise(assignment: Assignment) -> float:
+        """The spread over seeds of the settings with the nearest learning rates: it decides how noisy a trial is."""
+        place = math.log(float(assignment["learning_rate"]))
+        nearest = sorted(spreads, key=lambda spread: abs(spread[0] - place))[:_NEAREST]
+        return math.sqrt(sum(variance for _, variance in nearest) / len(nearest))
+
+    return Measured(space, inputs, np.array([trial[value] for trial in trials]), noise)
+
+
+def _davouse_folder() -> Path | None:
+    """Return the folder of Davouse and Talbi's trials, None if it is not here."""
+    root = os.environ.get("RETUNE_DATA")
+    folder = Path(root) if root else Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    folder = folder / "davouse"
+    return folder if folder.is_dir() else None
+
+
+def _davouse(name: str) -> Measured:
+    folder = _davouse_folder()
+    assert folder is not None
+    rank = Parameter(name="rank", kind="integer", low=2, high=int(name.rsplit("-")[-1]), default=8)
+    space = Space(parameters=tuple(rank if p.name == "rank" else p for p in davouse2024().parameters))
+    columns = ("rank", "alpha", "dropout", "learning_rate", "weight_decay")
+    inputs, values = [], []
+    for run in _DAVOUSE[name]:
+        for line in (folder / f"{run}.json").read_text().splitlines():
+            row = json.loads(line) if line.strip() else {}
+            score = (row.get("score") or {}).get("hellaswag") or {}
+            if "acc,none" in score:
+                given = dict(zip(columns, row["solution"]["converted_values"], strict=True))
+                inputs.append(space.to_unit(space.encode(given)))
+                values.append(1 - score["acc,none"])
+    return Measured(space, np.array(inputs), np.array(values), lambda _: _DAVOUSE_NOISE)

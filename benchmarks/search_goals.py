@@ -1,0 +1,202 @@
+"""Whether retune's goals for its search hold, judged from the regrets of all runs.
+
+Two algorithms are compared on a surface by the Wilcoxon-Mann-Whitney rank test over their seeds (ties counted, normal
+approximation), and over all surfaces together by the stratified rank test of van Elteren (1960). "Behind" and "ahead"
+mean p < 0.05, one-sided, after Holm's correction (1979) for all comparisons of the goal; what is neither is level. A goal
+holds if nothing is behind, neither on a surface nor over all of them. How many would be behind without the correction
+is told too: by chance alone one in twenty.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtr
+from scipy.stats import rankdata
+
+LEVEL = 0.05
+REAL = ("alpaca-dolly", "davouse-512", "davouse-64")
+Regrets = Mapping[tuple[str, str, int, int], Sequence[float]]
+"""The regrets of all seeds by algorithm, surface, batch and number of trials."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One algorithm against another one.
+
+    Attributes:
+        where: a surface, or "all together". median, other: of the regrets; NaN over several surfaces.
+        low, high: 95 % bootstrap interval of the difference of the medians.
+        behind, ahead: one-sided p values, corrected by `corrected`. chance: `behind` before that.
+    """
+
+    where: str
+    batch: int
+    trials: int
+    median: float
+    other: float
+    low: float
+    high: float
+    behind: float
+    ahead: float
+    chance: float
+
+    @property
+    def verdict(self) -> str:
+        """Which of the two is better."""
+        return "behind" if self.behind < LEVEL else "ahead" if self.ahead < LEVEL else "level"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A goal, whether it holds, in words why, and the comparisons that say so."""
+
+    name: str
+    holds: bool
+    summary: str
+    comparisons: tuple[Comparison, ...] = ()
+
+
+@dataclass(frozen=True)
+class Side:
+    """An algorithm after so many trials; `batch` None means the other side's."""
+
+    algorithm: str
+    trials: int
+    batch: int | None = None
+
+
+def judge(rows: Sequence[Mapping[str, Any]]) -> list[Goal]:
+    """Return the goals that the rows of search.json can decide: those of which every comparison has results."""
+    regrets = {
+        (row["algorithm"], row["surface"], row["batch"], int(mark)): values
+        for row in rows
+        for mark, values in row["regret"].items()
+    }
+    surfaces = list(dict.fromkeys(row["surface"] for row in rows))
+    real = [name for name in surfaces if name in REAL]
+    batches = sorted({row["batch"] for row in rows if row["algorithm"] in ("nomad", "mads-global")})
+    found = [
+        _goal(
+            "`nomad` at 50 trials is as good as hyperopt's TPE at 100 on the real surfaces",
+            regrets, real, [(Side("nomad", 50, b), Side("hyperopt", 100, b)) for b in batches],
+        ),
+        _goal(
+            "`mads-global` at 30 trials is as good as hyperopt's TPE at 100 on the real surfaces",
+            regrets, real, [(Side("mads-global", 30, b), Side("hyperopt", 100, b)) for b in batches],
+        ),
+        _goal(
+            "`mads-global` is nowhere behind Optuna's multivariate TPE at 25, 50 and 100 trials",
+            regrets, surfaces,
+            [(Side("mads-global", t, b), Side("optuna-multivariate", t, b)) for b in batches for t in (25, 50, 100)],
+        ),
+        _goal(
+            "`nomad` in batches of 8 is no worse than NOMAD's own sequential run from the same start",
+            regrets, surfaces, [(Side("nomad", t, 8), Side("nomad-optimize", t, 1)) for t in (25, 50, 100)],
+        ),
+    ]  # fmt: skip
+    return [goal for goal in (*found, *_failures(rows)) if goal is not None]
+
+
+def _goal(
+    name: str, regrets: Regrets, surfaces: Sequence[str], sides: Sequence[tuple[Side, Side]]
+) -> Goal | None:
+    """Judge one goal on all surfaces, and over all of them together."""
+    single: list[Comparison] = []
+    pooled: list[Comparison] = []
+    for left, right in sides:
+        pairs = {}
+        for surface in surfaces:
+            ours = regrets.get((left.algorithm, surface, left.batch or 1, left.trials))
+            theirs = regrets.get((right.algorithm, surface, right.batch or 1, right.trials))
+            if ours and theirs:
+                pairs[surface] = ours, theirs
+        if not pairs:
+            return None
+        single += [compared(s, left, [pair]) for s, pair in pairs.items()]
+        if len(pairs) > 1:
+            pooled.append(compared("all together", left, list(pairs.values())))
+    if not single:
+        return None
+    single, pooled = corrected(single), corrected(pooled)
+    every = (*single, *pooled)
+    counts = ", ".join(f"{sum(c.verdict == v for c in single)} {v}" for v in ("ahead", "level", "behind"))
+    over = ", ".join(f"{sum(c.verdict == v for c in pooled)} {v}" for v in ("ahead", "level", "behind"))
+    chance = sum(c.chance < LEVEL for c in single)
+    summary = f"on single surfaces {counts} (uncorrected {chance} of {len(single)} behind)"
+    if pooled:
+        summary += f"; over all surfaces {over}"
+    return Goal(name, all(c.verdict != "behind" for c in every), summary, every)
+
+
+def compared(where: str, left: Side, pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Comparison:
+    """Compare the regrets of two algorithms, one pair a surface."""
+    z = stratified(pairs)
+    behind, ahead = float(ndtr(-z)), float(ndtr(z))
+    middle, other, low, high = (math.nan,) * 4
+    if len(pairs) == 1:
+        ours, theirs = (np.array(side) for side in pairs[0])
+        middle, other = float(np.median(ours)), float(np.median(theirs))
+        low, high = _interval(ours, theirs)
+    return Comparison(where, left.batch or 1, left.trials, middle, other, low, high, behind, ahead, behind)
+
+
+def stratified(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float:
+    """Return the normal score of van Elteren's test; positive where the first of each pair is larger."""
+    total = variance = 0.0
+    for ours, theirs in pairs:
+        n, m = len(ours), len(theirs)
+        ranks = rankdata([*ours, *theirs])
+        weight = 1 / (n + m + 1)
+        total += weight * (ranks[:n].sum() - n * ranks.mean())
+        variance += weight**2 * n * m / (n + m) * ranks.var(ddof=1)
+    return total / math.sqrt(variance) if variance > 0 else 0.0
+
+
+def _interval(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    rng = np.random.default_rng(0)
+    left = np.median(rng.choice(ours, (2000, len(ours))), axis=1)
+    right = np.median(rng.choice(theirs, (2000, len(theirs))), axis=1)
+    low, high = np.percentile(left - right, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def corrected(found: Sequence[Comparison]) -> list[Comparison]:
+    """Return the comparisons with p values corrected by Holm's rule."""
+    behind, ahead = holm([c.behind for c in found]), holm([c.ahead for c in found])
+    return [replace(c, behind=b, ahead=a) for c, b, a in zip(found, behind, ahead, strict=True)]
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Return p values corrected for their number."""
+    order = np.argsort(values)
+    found, highest = [0.0] * len(values), 0.0
+    for place, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(values) - place) * values[index]))
+        found[index] = highest
+    return found
+
+
+def _failures(rows: Sequence[Mapping[str, Any]]) -> Iterator[Goal]:
+    """Judge the failed trials against a fifth of hyperopt's TPE's, on the surfaces where that has some."""
+    means: dict[tuple[str, int, str], float] = {
+        (row["algorithm"], row["batch"], row["surface"]): float(np.mean(row["failed"])) for row in rows
+    }
+    batches = sorted({batch for name, batch, _ in means if name == "hyperopt"})
+    for name in ("mads-global", "nomad"):
+        parts, holds = [], True
+        for batch in batches:
+            both = [s for a, b, s in means if (a, b) == (name, batch) and ("hyperopt", batch, s) in means]
+            where = [s for s in both if means["hyperopt", batch, s] > 0]
+            ours = sum(means[name, batch, s] for s in where)
+            theirs = sum(means["hyperopt", batch, s] for s in where)
+            if where:
+                holds = holds and ours <= theirs / 5
+                parts.append(f"batches of {batch}: {ours:.1f} against {theirs:.1f} on {', '.join(where)}")
+        if parts:
+            text = f"`{name}` spends at most a fifth of the failed trials of hyperopt's TPE"
+            yield Goal(text, holds, "; ".join(parts))

@@ -1,0 +1,210 @@
+"""One run of one algorithm on one surface: retune's own, and the rivals run directly as their users run them.
+
+``hyperopt``, ``optuna`` and ``optuna-multivariate`` are those libraries; failed trials are told as failed, which both
+TPEs leave out of their estimates. ``nomad-optimize`` is NOMAD's own sequential run from retune's start design.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from functions import Surface, surface
+from retune import search
+from retune.search import Objective, Observation
+
+RIVALS = ("hyperopt", "optuna", "optuna-multivariate", "nomad-optimize")
+SECONDS = 120.0  # for NOMAD's own run, which may spin near convergence or end its process
+
+
+class Job(NamedTuple):
+    """What to run."""
+
+    algorithm: str
+    surface: str
+    batch: int
+    trials: int
+    seed: int
+
+
+class Study:
+    """One run on a surface: measures, and keeps the regret after each trial.
+
+    The regret is the true value of the trial that measured best so far, less the surface's lowest value.
+    """
+
+    def __init__(self, surface: Surface, trials: int, seed: int) -> None:
+        self.surface, self.trials = surface, trials
+        self.rng = np.random.default_rng(7919 * seed + 13)
+        self.regrets: list[float] = []
+        self.failed, self.lowest = 0, math.inf
+
+    def measure(self, assignment: Any) -> float | None:
+        """Return a measurement and note the regret; None for a failed trial."""
+        value = self.surface.measure(assignment, self.rng)
+        regret = self.regrets[-1] if self.regrets else math.inf
+        if value is None:
+            self.failed += 1
+        elif value < self.lowest:
+            self.lowest, regret = value, self.surface.true(assignment) - self.surface.best
+        self.regrets.append(regret)
+        return value
+
+    @property
+    def left(self) -> int:
+        """How many trials are still to be made."""
+        return self.trials - len(self.regrets)
+
+
+def run(job: Job | tuple[str, str, int, int, int]) -> tuple[list[float], int]:
+    """Make one run; return its regret after each trial, and how many trials failed."""
+    job = Job(*job)
+    warnings.filterwarnings("ignore")
+    study = Study(surface(job.surface), job.trials, job.seed)
+    if job.algorithm == "nomad-optimize":
+        _apart(study, job.seed)
+    else:
+        _LOOPS.get(job.algorithm, ours)(study, job)
+    return study.regrets, study.failed
+
+
+def ours(study: Study, job: Job) -> None:
+    """Run one of retune's algorithms."""
+    history: list[Observation] = []
+    space = study.surface.space
+    while study.left:
+        count = min(job.batch, study.left)
+        for given in search.suggest(job.algorithm, space, Objective(), {}, history, count, job.seed):
+            value = study.measure(given)
+            values = {} if value is None else {"validation_loss": value}
+            history.append(
+                Observation(given, "completed" if values else "failed", values, number=len(history))
+            )
+
+
+def optuna_tpe(study: Study, job: Job) -> None:
+    """Run Optuna's TPE: ask a batch, tell the results; the default setting is enqueued first."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampler = optuna.samplers.TPESampler(
+        seed=job.seed, multivariate=job.algorithm == "optuna-multivariate", constant_liar=job.batch > 1
+    )
+    asking, space = optuna.create_study(sampler=sampler), study.surface.space
+    default = space.default()
+    assert default is not None
+    asking.enqueue_trial(dict(zip(space.names, space.encode(default), strict=True)))
+    while study.left:
+        asked = [asking.ask() for _ in range(min(job.batch, study.left))]
+        told = []
+        for trial in asked:
+            levels = [
+                trial.suggest_int(p.name, 0, p.levels - 1)
+                if p.ordered
+                else trial.suggest_categorical(p.name, list(range(p.levels)))
+                for p in space.parameters
+            ]
+            told.append(study.measure(space.decode(levels)))
+        for trial, value in zip(asked, told, strict=True):
+            asking.tell(trial, value, state=optuna.trial.TrialState.FAIL if value is None else None)
+
+
+def hyperopt_tpe(study: Study, job: Job) -> None:
+    """Run hyperopt's TPE with its defaults, as Katib's `tpe` does: failed trials are not told.
+
+    Katib asks for a batch with one seed, and so gets the same point several times; here each point has its own.
+    """
+    import hyperopt
+    from hyperopt import hp
+
+    space = study.surface.space
+    choices = {
+        p.name: hp.quniform(p.name, -0.5, p.levels - 0.5, 1) if p.ordered else hp.randint(p.name, p.levels)
+        for p in space.parameters
+    }
+    trials = hyperopt.Trials()
+    domain = hyperopt.Domain(lambda given: 0.0, choices)
+    rng = np.random.default_rng(job.seed)
+    default = space.default()
+    while study.left:
+        done = []
+        for _ in range(min(job.batch, study.left)):
+            seed = int(rng.integers(2**31 - 1))
+            [document] = hyperopt.tpe.suggest(trials.new_trial_ids(1), domain, trials, seed, verbose=False)
+            picked = document["misc"]["vals"]
+            levels = [min(max(round(float(picked[p.name][0])), 0), p.levels - 1) for p in space.parameters]
+            given = default if default is not None and not study.regrets else space.decode(levels)
+            value = study.measure(given)
+            if value is None:
+                continue
+            for p, level in zip(space.parameters, space.encode(given), strict=True):
+                picked[p.name] = [level]
+            document["state"], document["result"] = hyperopt.JOB_STATE_DONE, {"loss": value, "status": "ok"}
+            done.append(document)
+        if done:
+            trials.insert_trial_docs(done)
+            trials.refresh()
+
+
+_LOOPS: dict[str, Callable[[Study, Job], None]] = {
+    "optuna": optuna_tpe,
+    "optuna-multivariate": optuna_tpe,
+    "hyperopt": hyperopt_tpe,
+}
+
+
+def _apart(study: Study, seed: int) -> None:
+    """Run `nomad_optimize` in a process of its own, and keep what it measured even if that ends badly."""
+    here, there = get_context("fork").Pipe(duplex=False)
+    child = get_context("fork").Process(target=nomad_optimize, args=(study, seed, there))
+    child.start()
+    there.close()
+    try:
+        while here.poll(SECONDS):
+            study.regrets, study.failed = here.recv()
+    except EOFError:
+        pass
+    child.kill()
+    child.join()
+    study.regrets += study.regrets[-1:] * study.left
+
+
+def nomad_optimize(study: Study, seed: int, answer: Connection) -> None:
+    """Run NOMAD's own `optimize` on the levels, from the same points as retune's `nomad`."""
+    import PyNomad
+
+    space = study.surface.space
+    tops = [p.levels - 1 for p in space.parameters]
+
+    def evaluate(point: Any) -> int:
+        if not study.left:
+            return 0
+        levels = [round(point.get_coord(i)) for i in range(point.size())]
+        value = study.measure(space.decode(levels))
+        answer.send((study.regrets, study.failed))
+        if value is None:
+            return 0
+        point.setBBO(repr(value).encode())
+        return 1
+
+    start = search.suggest("nomad", space, Objective(), {}, [], 9, seed)
+    settings = [
+        "DISPLAY_DEGREE 0", f"BB_INPUT_TYPE ( {' '.join('I' * len(tops))} )", "BB_OUTPUT_TYPE OBJ",
+        f"MAX_BB_EVAL {study.trials}", f"SEED {seed + 1}", "X0 start.txt",
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        with open("start.txt", "w") as file:  # the only way to give NOMAD several points
+            file.writelines(f"{' '.join(map(str, space.encode(given)))}\n" for given in start)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # NOMAD prints whatever the display degree
+        PyNomad.optimize(evaluate, [], [0] * len(tops), tops, settings)
+    answer.close()
+    os._exit(0)
