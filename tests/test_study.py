@@ -83,7 +83,7 @@ def test_a_study_survives_json():
 WRONG = [
     ("data.trian", 5, "data.trian: unknown key; did you mean 'train'?"),
     ("serach", {}, "serach: unknown key; did you mean 'search'?"),
-    ("zzz", 1, "zzz: unknown key; valid keys are ['artifacts', 'benchmark', 'cluster', 'data', 'engine', 'model', 'name'"),
+    ("zzz", 1, "zzz: unknown key; valid keys are ['artifacts', 'benchmark', 'cluster', 'code', 'data', 'engine', 'model', 'name'"),
     ("data.sources.1.shrae", 1, "data.sources.1.shrae: unknown key; did you mean 'share'?"),
     ("search.objective", {"metrik": "x"}, "search.objective.metrik: unknown key; did you mean 'metric'?"),
     ("search.parameters", {"preset": "tribes2024", "replce": []}, "search.parameters.replce: unknown key; did you mean 'replace'?"),
@@ -366,7 +366,7 @@ def test_digests_change_with_what_decides_and_with_nothing_else():
     assert settings() == settings(("search.trials", 5), ("training.checkpoint_minutes", 5), ("name", "other"))
     ours = [
         settings(), settings(("seed", 1)), settings(("training.epochs", 1)), settings(("data.max_length", 99)),
-        settings(("data.loss_on", "all")), settings(("model.dtype", "float32")), settings(data="e"), settings(base="c"),
+        settings(("data.loss_on", "all")), settings(("model.dtype", "float32")), settings(data="e"), settings(base="c"), settings(("code", "c0ffee")),
     ]  # fmt: skip
     assert len(set(ours)) == len(ours)
     assert search() == search(("search.trials", 5), ("search.parallel", 3), ("search.max_hours", 1))

@@ -194,10 +194,17 @@ def _tags(study: Study, data_digest: str) -> dict[str, str]:
             for name, version in versions("torch", "peft", "transformers", "PyNomadBBO").items()
         },
     }
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    if commit.returncode == 0:
-        found["git_commit"] = commit.stdout.strip()
-    return found
+    commit = study.code or _commit()
+    return found | ({"git_commit": commit} if commit else {})
+
+
+def _commit() -> str:
+    """Return the commit of the folder we stand in; empty where there is none, or no git, as in the images."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _params(study: Study) -> dict[str, str]:

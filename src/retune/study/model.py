@@ -285,6 +285,11 @@ class Study(Section):
 
     name: str
     seed: int = Field(0, ge=0, lt=2**31)
+    code: str | None = Field(
+        None,
+        min_length=1,
+        description="revision of the code that matters, e.g. a commit; another one is searched anew",
+    )
     model: Model
     data: Data
     training: Training = Field(default_factory=Training)
@@ -332,10 +337,12 @@ class Study(Section):
         return f"{self.artifacts.uri.rstrip('/')}/{self.name}"
 
     def settings_digest(self, data_digest: str, base_digest: str) -> str:
-        """Return the digest of all that decides the result of a setting: data, base, training, seed."""
+        """Return the digest of all that decides the result of a setting: data, base, training, seed, code."""
         training = self.training.model_dump(mode="json", exclude={"checkpoint_minutes"})
         used = {"data": data_digest, "base": base_digest, "dtype": self.model.dtype, "training": training,
                 "max_length": self.data.max_length, "loss_on": self.data.loss_on, "seed": self.seed}  # fmt: skip
+        if self.code is not None:  # only then, so that the folders of other studies keep their names
+            used["code"] = self.code
         return digest(used)
 
     def search_digest(self, data_digest: str, base_digest: str) -> str:
