@@ -112,7 +112,8 @@ class Kubernetes(ApiServer):
             body["metadata"] = {**body["metadata"], **kept}
         code, reply = super()._carry_out(method, match, query, body)
         if method == "GET" and not match["name"]:
-            reply["kind"] = RESOURCES.get(reply["apiVersion"], {}).get(match["plural"], ("", True))[0] + "List"
+            kind, _ = RESOURCES.get(reply["apiVersion"], {}).get(match["plural"], ("", True))
+            reply["kind"] = f"{kind}List"
         if method == "GET" and "fieldSelector" in query:
             name = query["fieldSelector"][0].removeprefix("metadata.name=")
             reply["items"] = [item for item in reply["items"] if item["metadata"]["name"] == name]

@@ -192,7 +192,7 @@ def test_mlflow_serves_on_postgresql_and_s3_as_the_chart_starts_it(helm, postgre
     try:
         address = f"http://127.0.0.1:{port}"
         probe = server["startupProbe"]["httpGet"]["path"]
-        wait_for(lambda: process.poll() is not None or answers(address + probe, "10.1.2.3:5000") == 200, 120)
+        wait_for(lambda: process.poll() is not None or answers(address + probe, "10.1.2.3:5000") == 200, 300)
         assert process.poll() is None, process.stdout.read()
         api = address + "/api/2.0/mlflow/experiments/search?max_results=1"
         for host in (

@@ -164,6 +164,7 @@ def at(content, key):
     return content
 
 
+@pytest.mark.slow
 def test_every_value_changes_what_is_rendered(helm, readme, tmp_path):
     """A value that does nothing is a promise that is not kept."""
 
