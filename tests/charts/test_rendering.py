@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import retune
 from tests.charts.helm import CHART, SETS, find
 from tests.conftest import ROOT
 from tests.kubernetes_schemas import VERSIONS, problems
@@ -57,6 +58,11 @@ def test_the_versions_are_those_from_the_charts_on(helm):
     assert len(VERSIONS) >= 9
     assert "incompatible with Kubernetes v1.28.3" in helm.template(version="1.28.3").stderr
     assert helm.render(version="1.29.0-eks-1")
+
+
+def test_the_images_are_those_of_this_version():
+    """`make images` tags them with it, and the chart asks for its appVersion."""
+    assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == retune.__version__
 
 
 @pytest.mark.parametrize("path", KATIBS, ids=lambda path: path.stem)
