@@ -1,6 +1,7 @@
 """The manifests for those who do not use Helm: the chart's, in kustomizations that real kubectl builds."""
 
 import copy
+import re
 import shutil
 import subprocess
 import sys
@@ -115,15 +116,13 @@ def test_benchmarks_reach_storage_mlflow_and_pipelines_only(kustomize, folder, s
     assert reaches(outside("192.0.2.1"), 443, TRIAL)  # a trial may read its base from a hub
 
 
-def test_an_overlay_of_the_users_own_sets_images_and_keys(overlay):
-    """As docs/install.md shows it for a private registry."""
-    images = [{"name": "retune-train", "newName": "registry.example/ml/retune-train", "newTag": "1.4.0"}]
-    patch = "- {op: replace, path: /spec/template/spec/containers/0/command/4, value: registry.example/ml/retune-suggestion:1.4.0}"
-    patches = [{"target": {"kind": "Job", "name": "retune-register"}, "patch": patch}]
-    documents = overlay("katib-config/register", images=images, patches=patches)
+def test_the_kustomization_on_the_installation_page_sets_images(overlay):
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/install.md").read_text(), re.S)
+    (resource,) = yaml.safe_load(block)["resources"]
+    documents = overlay(resource.removeprefix("../k8s/"), **yaml.safe_load(block))
     (container,) = find(documents, "Job", "retune-register")["spec"]["template"]["spec"]["containers"]
-    assert container["image"] == "registry.example/ml/retune-train:1.4.0"
-    assert container["command"][3:5] == ["--image", "registry.example/ml/retune-suggestion:1.4.0"]
+    assert container["image"] == "registry.example/ml/retune-train:0.1.0"
+    assert container["command"][3:5] == ["--image", "registry.example/ml/retune-suggestion:0.1.0"]
 
 
 def test_the_storage_keys_are_where_studies_look(kustomize):
