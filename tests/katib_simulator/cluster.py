@@ -24,8 +24,9 @@ class Cluster:
         folder: for the files of pods.
         real: trials run the installed `retune`; by default a stand-in that takes milliseconds.
 
-    What may go wrong: `lose` holds the numbers of the replies that get lost, `kill_before` the numbers of the calls
-    before which the suggestion pod is killed, `api.faults` what happens to requests of the Kubernetes API.
+    What may go wrong: `lose` holds the numbers of the replies that get lost, `kill_before` and `kill_under` after how
+    many calls the suggestion pod is killed before the next one or while it answers that, `api.faults` what happens to
+    requests of the Kubernetes API.
     """
 
     ours: ClassVar = {}  # running services of ours, shared by the clusters of a test process: starting one takes seconds
@@ -37,7 +38,8 @@ class Cluster:
         self.objects.admit = self._admit
         self.api = ApiServer(self.objects)
         self.pods = Pods(self.objects, self.folder / "pods")
-        self.calls, self.answered, self.lose, self.kill_before = 0, 0, set(), set()
+        self.calls, self.answered = 0, 0
+        self.lose, self.kill_before, self.kill_under = set(), set(), set()
         self.controller = Controller(self.objects, self.pods, self)
         self.restarts = 0
         if not real:
@@ -76,14 +78,23 @@ class Cluster:
     # What happens to the controllers.
 
     def before_call(self, running, key):
-        if self.calls in self.kill_before:
-            self.kill_before.discard(self.calls)
+        if self._due(self.kill_before):
             self.restart(running, key, kill=True)
             raise ConnectionError("the suggestion pod was killed")
+        if self._due(self.kill_under):
+            threading.Thread(target=running[key].kill).start()
+
+    def _due(self, numbers):
+        """Whether so many calls were made; each number is due once."""
+        due = [number for number in numbers if number <= self.calls]
+        numbers -= set(due[:1])
+        return bool(due)
 
     def loses_reply(self):
         self.answered += 1
-        return self.answered in self.lose
+        lost = self.answered in self.lose
+        self.lose.discard(self.answered)
+        return lost
 
     def restart(self, running, key, kill=False):
         """Replace a pod that is dead, or kill it first."""

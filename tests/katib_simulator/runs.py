@@ -13,13 +13,13 @@ from tests.katib_simulator.cluster import NAMESPACE, Cluster
 class Run:
     """One run of the engine on a cluster with what it reported."""
 
-    def __init__(self, study, folder, data_uri=None, stop=lambda run: False):
+    def __init__(self, study, folder, data_uri=None, stop=lambda run: False, poll=0.02):
         from retune.engines.katib.engine import KatibEngine
 
         self.events, self.study, self.later = [], study, timedelta()
         data = data_uri or f"{folder.parent}/data"
         self.engine = KatibEngine(
-            study, data, str(folder), self._observe, lambda: stop(self), 0.02, 5.0, self._clock
+            study, data, str(folder), self._observe, lambda: stop(self), poll, 5.0, self._clock
         )
 
     def _clock(self):
@@ -85,9 +85,8 @@ def on_katib(tmp_path, monkeypatch):
         "engine.kind=katib", "cluster.images.train=registry.example/retune-train:1", "cluster.gpus=0",
         f"cluster.volumes={json.dumps(mounts)}",
     ]  # fmt: skip
-    return lambda *overrides: load(
-        DEMO, [*SMALL, *katib, "search.algorithm=lhs", "search.trials=6", *overrides]
-    )
+    short = [*SMALL, *katib, "search.algorithm=lhs", "search.trials=6"]
+    return lambda *overrides, file=None: load(file or DEMO, [*(katib if file else short), *overrides])
 
 
 @pytest.fixture

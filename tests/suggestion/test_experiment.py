@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from retune import search
 from retune.errors import InputError
 from retune.search import Objective, Observation
 from retune.space import davouse2024, tribes2024
 from retune.study import Constraint
 from retune.study import Objective as Goal
 from retune.suggestion import messages as katib
-from retune.suggestion.experiment import experiment_of, search_of, strings
+from retune.suggestion.experiment import ISSUED, WARM, experiment_of, search_of, strings
 from retune.suggestion.trials import history_of, trial_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "search"))
@@ -145,6 +147,78 @@ def test_steps_that_cannot_be_counted_on_a_log_scale_are_refused():
     with pytest.raises(InputError, match="whole `step`"):
         double("8", "2147483648", "0.00001", katib.LOG_NORMAL, katib.INT)
     assert values(double("1e-300", "1e300", "1000", katib.LOG_UNIFORM))[0] == 1e-300
+
+
+TEXTS = [
+    "",
+    "0",
+    "1",
+    "-1",
+    "8",
+    "0.5",
+    "1e-5",
+    "1e300",
+    "1e-300",
+    "-1e308",
+    "5e-324",
+    "NaN",
+    "inf",
+    "words",
+    " 3 ",
+    "1e400",
+    "é",
+]
+text = st.sampled_from(TEXTS)
+
+
+@st.composite
+def experiments(draw):
+    """An Experiment that Katib's webhook would let through, whatever stands in it."""
+    message = katib.Experiment(name="s")
+    spec = message.spec
+    spec.objective.type, spec.objective.objective_metric_name = draw(st.sampled_from([1, 2])), "loss"
+    spec.algorithm.algorithm_name = draw(st.sampled_from(["random", "lhs", "soo"]))
+    for name in "xyz"[: draw(st.integers(1, 3))]:
+        kind = draw(st.sampled_from([katib.DOUBLE, katib.INT, katib.DISCRETE, katib.CATEGORICAL]))
+        parameter = spec.parameter_specs.parameters.add(name=name, parameter_type=kind)
+        space = parameter.feasible_space
+        space.distribution = draw(st.integers(0, 5))
+        if kind in (katib.DOUBLE, katib.INT):
+            space.min, space.max = sorted([draw(text), draw(text)], key=_magnitude)
+            space.step = draw(st.sampled_from(["", "", *TEXTS]))
+        else:
+            space.list.extend(draw(st.lists(text, max_size=4)))
+        if draw(st.booleans()):
+            spec.algorithm.algorithm_settings.add(name=f"default.{name}", value=draw(text))
+    for name in draw(
+        st.lists(st.sampled_from(["seed", "constraints", "further_objectives", ISSUED, WARM]), max_size=1)
+    ):
+        value = draw(st.sampled_from([*TEXTS, "m <= 3", "minimize m", "3.0;1", "1 loss=2", "0.0.0"]))
+        spec.algorithm.algorithm_settings.add(name=name, value=value)
+    return message
+
+
+def _magnitude(word):
+    try:
+        return float(word)
+    except ValueError:
+        return 0.0
+
+
+@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(message=experiments())
+def test_any_experiment_is_refused_with_reasons_or_gets_its_points(message):
+    """Any other error would end the Experiment without a reason, or be asked for again for ever."""
+    try:
+        found = search_of(message)
+    except InputError:
+        return
+    history = history_of(found, [])
+    points = search.suggest(found.algorithm, found.space, found.objective, found.settings, history, 3, 0)
+    for point in points:
+        texts = strings(found, point)
+        back = {name: found.value(name, word) for name, word in texts.items()}
+        assert found.space.encode(back) == found.space.encode(point)
 
 
 @pytest.mark.parametrize("word", ['say "no"', "C:\\data", "two\nlines"])

@@ -7,9 +7,12 @@ from datetime import timedelta
 import pytest
 
 from retune import store
-from retune.engines.katib import manifest
+from retune.engines.katib import OURS, manifest
 from retune.errors import InputError, Interrupted, RetuneError
+from retune.study.model import KATIB_ONLY
+from tests.conftest import ROOT, wait_for
 from tests.katib_simulator.cluster import NAMESPACE
+from tests.katib_simulator.controller import over
 from tests.katib_simulator.runs import Run, experiments, in_background, wrong
 
 pytest_plugins = ["tests.katib_simulator.runs"]
@@ -96,6 +99,52 @@ def foreign(cluster, experiment, number):
     cluster.objects.create("trials", "team-b", content)
 
 
+@pytest.mark.parametrize("algorithm", [*OURS, *KATIB_ONLY])
+def test_every_algorithm_runs_to_its_end(cluster, run_on, algorithm):
+    several = ", {metric: peak_gpu_gib}" if algorithm in ("nomad", "lhs") else ""
+    run = run_on(
+        f"search.algorithm={algorithm}", "search.trials=12", "search.parallel=4",
+        f"search.objective=[{{metric: validation_loss}}{several}]",
+    )  # fmt: skip
+    assert [r.status for r in run.searched.values()] == ["completed"] * 12
+    assert len(set(settings(run))) == 12
+    assert cluster.controller.errors == []
+
+
+@pytest.mark.parametrize(
+    "file", sorted(ROOT.glob("examples/*/study.yaml")), ids=lambda file: file.parent.name
+)
+def test_every_study_of_the_examples_runs_to_its_end(cluster, on_katib, tmp_path, file):
+    """With twelve trials: one of them has a hundred, one after the other."""
+    cluster.lose, cluster.kill_before, cluster.kill_under = {2, 5}, {6}, {9}
+    study = on_katib("search.trials=12", file=file)
+    run = Run(study, tmp_path / SEARCH).go()
+    assert len(run.searched) == study.search.trials
+    repeats = [r for r in run.outcome.records if r.role == "repeat"]
+    assert len(repeats) == 2 * study.search.repeats
+    assert {r.status for r in run.outcome.records} == {"completed"}
+
+
+def test_trainjob_trials_run_in_the_rendered_runtime(cluster, on_katib, run_on):
+    wanted = ("cluster.katib.trial=TrainJob", "search.trials=4")
+    cluster.objects.create("trainingruntimes", NAMESPACE, manifest.runtime(on_katib(*wanted)))
+    run = run_on(*wanted)
+    assert [r.status for r in run.searched.values()] == ["completed"] * 4
+    assert len(cluster.objects.list("trainjobs", NAMESPACE)) == 4
+
+
+def test_what_keeps_a_trials_pod_from_running_is_seen_here(cluster, on_katib, run_on):
+    """A second job in the runtime, such as a model initializer, has no container `node`: Katib 0.19 denies its pod."""
+    wanted = ("cluster.katib.trial=TrainJob", "search.trials=2")
+    runtime = manifest.runtime(on_katib(*wanted))
+    jobs = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    jobs.append({**jobs[0], "name": "model-initializer"})
+    cluster.objects.create("trainingruntimes", NAMESPACE, runtime)
+    with pytest.raises(Interrupted):
+        run_on(*wanted, stop=lambda run: len(cluster.pods.denied) == 2)
+    assert "Unable to find primary container node" in str(cluster.pods.denied)
+
+
 def test_an_exhausted_space_still_ends(cluster, run_on):
     space = "[{name: rank, kind: discrete, values: [4, 8, 16], default: 8}]"
     run = run_on(f"search.parameters={space}", "search.trials=7")
@@ -159,6 +208,8 @@ def test_a_pod_that_dies_without_a_record_is_a_failed_trial_with_a_reason(cluste
         assert "ended without a record (Failed: Trial has failed" in record.reason
         assert f"in namespace {NAMESPACE}" in record.reason
         assert record.values == {}
+    dead = [name for name, how in cluster.trials().items() if how == "Failed"]
+    assert all(len(list(cluster.pods.folder.rglob(f"{name}-*"))) == 1 for name in dead), "tried once"
 
 
 def test_more_failures_than_allowed_end_the_search(cluster, run_on):
@@ -237,7 +288,9 @@ def test_the_hours_end_the_experiment_and_its_running_trials(cluster, run_on, tm
             wrong(cluster)
         return False
 
+    cluster.api.faults = [("DELETE", "experiments", 500), ("DELETE", "experiments", "lost")]
     run = run_on("search.trials=50", hours, "search.repeats=1", stop=let_the_default_finish)
+    assert cluster.api.faults == []
     assert run.outcome.stopped_by == "hours"
     assert experiments(cluster) == []
     assert cluster.trials() == {}
@@ -342,6 +395,28 @@ def test_settings_that_the_service_refuses_end_with_its_words(cluster, run_on):
         run_on("search.algorithm=tpe", "search.settings={gamma: 5}")
 
 
+def test_what_our_service_refuses_ends_the_experiment_with_every_reason(cluster, on_katib, tmp_path):
+    """Written by hand, as `retune` would never: of the codes of a refusal Katib takes INVALID_ARGUMENT alone for one."""
+    made = manifest.experiment(
+        on_katib("search.algorithm=nomad"), manifest.Place(str(tmp_path / SEARCH), "d"), 2
+    )
+    made["spec"]["algorithm"]["algorithmSettings"] += [
+        {"name": "LH_SAERCH", "value": "3"}, {"name": "constraints", "value": "memory < 3"},
+    ]  # fmt: skip
+    made["spec"]["parameters"][2]["feasibleSpace"] |= {"min": "70"}
+    name = cluster.objects.create("experiments", NAMESPACE, made)["metadata"]["name"]
+    found = wait_for(
+        lambda: [c for c in conditions_of(cluster, "suggestions", name) if c["type"] == "Failed"]
+    )
+    assert all(word in found[0]["message"] for word in ("LH_SAERCH", "memory < 3", "low=70"))
+    wait_for(lambda: [c for c in conditions_of(cluster, "experiments", name) if c["type"] == "Failed"])
+    assert cluster.trials() == {}
+
+
+def conditions_of(cluster, plural, name):
+    return (cluster.objects.find(plural, NAMESPACE, name) or {}).get("status", {}).get("conditions", [])
+
+
 def test_an_experiment_deleted_by_hand_is_an_error_and_the_next_run_makes_up_for_it(cluster, run_on):
     wrong(cluster, seconds=0.2)
 
@@ -354,6 +429,37 @@ def test_an_experiment_deleted_by_hand_is_an_error_and_the_next_run_makes_up_for
         run_on(stop=delete)
     run = run_on()
     assert sum(r.status == "completed" for r in run.searched.values()) == 6
+
+
+def test_an_experiment_deleted_while_nobody_looked_costs_what_was_not_written_down(cluster, run_on):
+    wrong(cluster, seconds=0.3)
+    with pytest.raises(Interrupted):
+        run_on(stop=lambda run: len(run.issued) >= 4)
+    (made,) = experiments(cluster)
+    wait_for(lambda: cluster.trials() and "Succeeded" in cluster.trials().values())
+    cluster.objects.delete("experiments", NAMESPACE, made["metadata"]["name"])
+    run = run_on("search.max_hours=48")
+    assert sum(r.status == "completed" for r in run.searched.values()) == 6
+    assert run.engine._history.going() == set(), "its hours are not counted for ever"
+    assert [e["metadata"]["name"] for e in experiments(cluster)] != [made["metadata"]["name"]]
+
+
+def test_a_budget_that_comes_a_moment_too_late_makes_a_second_experiment(cluster, run_on):
+    """The Experiment ends between the look at it and the change, which Katib then refuses."""
+    wrong(cluster, seconds=0.3)
+    with pytest.raises(Interrupted):
+        run_on("search.trials=3", stop=lambda run: len(run.finished) >= 1)
+    real = cluster.objects.patch
+
+    def patch(plural, namespace, name, change):
+        wait_for(lambda: over(cluster.objects.get("experiments", NAMESPACE, name)))
+        cluster.objects.patch = real
+        return real(plural, namespace, name, change)
+
+    cluster.objects.patch = patch
+    run = run_on("search.trials=5")
+    assert len(experiments(cluster)) == 2
+    assert [r.status for r in run.searched.values()] == ["completed"] * 5
 
 
 # Carrying on
@@ -386,7 +492,10 @@ def test_a_larger_budget_reaches_a_running_experiment(cluster, run_on):
     wrong(cluster, seconds=0.2)
     with pytest.raises(Interrupted):
         run_on("search.trials=4", stop=lambda run: len(run.finished) >= 2)
+    wrong(cluster, seconds=2)  # it must not end while the changes fail
+    cluster.api.faults = [("PATCH", "experiments", 409), ("PATCH", "experiments", "lost")]
     run = run_on("search.trials=9")
+    assert cluster.api.faults == []
     assert len(experiments(cluster)) == 1
     assert len(run.searched) == 9
 

@@ -119,6 +119,10 @@ class KatibEngine:
             self._gather(found)
             if ended(found):
                 self._history.end(found["metadata"]["name"], said(found), found)
+        for name in self._history.going() - {found["metadata"]["name"] for found in there}:
+            why = f"experiment {name} was deleted while nobody followed it"
+            self._lost({"metadata": {"name": name}}, "interrupted", why)
+            self._history.end(name, why)
         going = [found["metadata"]["name"] for found in there if not ended(found)]
         if len(going) > 1:
             raise InputError(
@@ -163,7 +167,7 @@ class KatibEngine:
         reasons = [c.get("reason") for c in experiment["status"]["conditions"] if c["type"] == "Succeeded"]
         return experiment["spec"].get("resumePolicy") != "Never" and reasons == [RESTARTABLE]
 
-    def _allow(self, experiment: Object, left: int) -> Object:
+    def _allow(self, experiment: Object, left: int) -> Object | None:
         """Raise the number of trials, and of those at once, of an Experiment to what the study now says.
 
         They are only raised: Katib would delete running trials to come down to fewer at once.
@@ -182,7 +186,13 @@ class KatibEngine:
         self._history.note(experiment, again=True)
         if ended(experiment):
             self._stale = _progress(experiment)
-        return self._api.patch_experiment(name, {"spec": change})
+        try:
+            return self._api.patch_experiment(name, {"spec": change})
+        except InputError:
+            found = self._api.get("experiments", name)
+            if found is None or (ended(found) and not ended(experiment)):
+                return self._experiment()  # it came to its end, or was deleted, a moment before
+            raise
 
     def _follow(self, experiment: Object, jobs: list[TrialTask]) -> str:
         """Watch an Experiment to its end; return why it ended."""

@@ -28,6 +28,10 @@ class Experiments:
     def __len__(self) -> int:
         return len(self._known)
 
+    def going(self) -> set[str]:
+        """Return the names of those whose end is not known."""
+        return {name for name, entry in self._known.items() if entry["spans"][-1][1] is None}
+
     def note(self, experiment: dict[str, Any], again: bool = False) -> None:
         """Write down an Experiment that is seen for the first time, or that is carried on `again` after its end."""
         meta = experiment["metadata"]
