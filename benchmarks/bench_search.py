@@ -40,39 +40,43 @@ HERE = Path(__file__).parent
 MARKS = (10, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90, 100)
 ALL, FAILING = "*", ("ridge", "cliff")
 PLAN = (
-    ("mads-global", (1, 4, 8), ALL),
-    ("optuna-multivariate", (1, 4, 8), ALL),
-    ("nomad", (8,), ALL),
-    ("nomad-optimize", (1,), ALL),
-    ("hyperopt", (1, 4, 8), (*search_goals.REAL, *FAILING)),
-    ("nomad", (1, 4), (*search_goals.REAL, *FAILING)),
-    *((name, (8,), ALL) for name in ("optuna", "gp", "tpe", "bamsoo", "soo", "lhs", "random")),
+    *((name, batch, ALL) for batch in (8, 1) for name in ("mads-global", "optuna-multivariate")),
+    *(("hyperopt", batch, (*search_goals.REAL, *FAILING)) for batch in (8, 1)),
+    ("nomad", 8, ALL),
+    ("nomad-optimize", 1, ALL),
+    *((name, 4, ALL) for name in ("mads-global", "optuna-multivariate")),
+    ("hyperopt", 4, (*search_goals.REAL, *FAILING)),
+    *(("nomad", batch, search_goals.REAL) for batch in (4, 1)),
+    *((name, 8, ALL) for name in ("optuna", "gp", "tpe", "bamsoo", "soo", "lhs", "random")),
 )
-"""What the goals speak of in the batches and on the surfaces that they do, then the rest in batches of 8."""
+"""Algorithms, batches and surfaces: what the goals speak of, in the order of their weight, then the rest."""
 
 
 def plan(given: argparse.Namespace) -> list[Job]:
-    """Return the runs; with `PLAN` the goals' first."""
-    cells = [
-        (name, tuple(given.batches or (8,)), ALL)
+    """Return the runs."""
+    cells: list[tuple[str, int, str | tuple[str, ...]]] = [
+        (name, batch, ALL)
         for name in given.algorithms or (*search.ALGORITHMS, *RIVALS)
+        for batch in ((1,) if name == "nomad-optimize" else given.batches or (8,))
     ]
     if not given.algorithms and not given.batches:
         cells = list(PLAN)
     return [
         Job(algorithm, name, batch, given.trials, seed)
-        for algorithm, batches, where in cells
+        for algorithm, batch, where in cells
         for seed in range(given.first_seed, given.first_seed + given.seeds)
         for name in given.surfaces
         if where == ALL or name in where
-        for batch in ((1,) if algorithm == "nomad-optimize" else batches)
     ]
 
 
 def key(job: Job) -> str:
     """Return what a run depends on: the job, and the code of the algorithm and of the surface."""
-    fit = ("fitted.py", "surfaces/*.json") if job.surface in fitted.names() else ("functions.py",)
-    patterns = [f"benchmarks/{name}" for name in ("search_runs.py", *fit)]
+    patterns = ["benchmarks/search_runs.py", "benchmarks/functions.py"]
+    if job.surface in fitted.names():
+        patterns.append("benchmarks/fitted.py")
+    if job.surface == fitted.OWN:
+        patterns.append("benchmarks/surfaces/*.json")
     if job.algorithm not in RIVALS:
         patterns.append("src/retune/search/*.py")
     return digest([*job, *map(_content, patterns)])

@@ -1,8 +1,10 @@
 """Where a model of the results promises most: expected improvement, with failures and constraints.
 
-The value of a point is its expected improvement (Jones et al. 1998) times the probability that the trial does
-not fail (a process on the outcomes) and that it keeps each constraint (Gardner et al. 2014). Points under way
-count with their expected value (Ginsbourger et al. 2010), so that a batch spreads.
+The value of a point is its augmented expected improvement (Huang et al. 2006) times the probability that the trial does
+not fail (a process on the outcomes) and that it keeps each constraint (Gardner et al. 2014). Augmented: less where the
+model is surer than one more measurement could make it. Plain expected improvement measures the best place again and
+again when measurements are noisy. Points under way count with their expected value (Ginsbourger et al. 2010), so that a
+batch spreads.
 """
 
 from __future__ import annotations
@@ -58,6 +60,8 @@ class Promise:
         if levels:
             inputs = self.lattice.features(levels)
             self._objective = self._objective.believing(inputs, self._objective.predict(inputs)[0])
+        if len(self._feasible):
+            self._target = self._effective_best()
 
     def value(self, levels: Ints) -> Floats:
         """Return the logarithm of the acquisition at `levels`, shape (m, d)."""
@@ -65,8 +69,8 @@ class Promise:
         total = np.zeros(len(inputs))
         if len(self._feasible):
             mean, deviation = self._objective.predict(inputs)
-            target = float(self._objective.predict(self._feasible)[0].min())
-            total += _log_improvement((target - mean) / deviation) + np.log(deviation)
+            total += _log_improvement((self._target - mean) / deviation) + np.log(deviation)
+            total += _log_news(deviation, self._objective.noise)
         for constraint in self._constraints:
             mean, deviation = constraint.predict(inputs)
             total += log_ndtr(-mean / deviation)
@@ -74,6 +78,11 @@ class Promise:
             mean, deviation = self._survival.predict(inputs)
             total += log_ndtr(mean / np.sqrt(0.25 + deviation**2))
         return total
+
+    def _effective_best(self) -> float:
+        """Return the expected objective at the point that is good for sure: the effective best of Huang et al."""
+        mean, deviation = self._objective.predict(self._feasible)
+        return float(mean[np.argmin(mean + deviation)])
 
     def mean(self, levels: Sequence[Levels]) -> Floats:
         """Return the expected (squashed) objective at `levels`."""
@@ -157,6 +166,12 @@ def squashed(values: Floats) -> Floats:
     spread = middle - values.min() or np.ptp(values) or 1.0
     relative = (values - middle) / spread
     return np.where(relative > 0, np.log1p(np.maximum(relative, 0)), relative)
+
+
+def _log_news(deviation: Floats, noise: float) -> Floats:
+    """Return log(1 - noise / sqrt(deviation² + noise²)), how much of a measurement would be news, without cancellation."""
+    whole = np.hypot(deviation, noise)
+    return 2 * np.log(deviation) - np.log(whole) - np.log(whole + noise)
 
 
 def _log_improvement(z: Floats) -> Floats:

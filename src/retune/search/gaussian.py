@@ -40,6 +40,11 @@ class Gaussian:
     factor: Floats
     weights: Floats
 
+    @property
+    def noise(self) -> float:
+        """The standard deviation of a measurement, in the unit of the values."""
+        return float(self.scale * np.exp(0.5 * self.log_noise))
+
     def predict(self, inputs: Floats) -> tuple[Floats, Floats]:
         """Return mean and standard deviation of the noise-free function at `inputs`, each of shape (m,)."""
         cross = _kernel(inputs, self.inputs, self.log_lengths[self.groups], self.log_signal)
@@ -81,7 +86,7 @@ def fit(inputs: Floats, values: Floats, groups: Ints) -> Gaussian:
         jac=True,
         method="L-BFGS-B",
         bounds=bounds,
-        options={"maxiter": 60},
+        options={"maxiter": 60, "ftol": 1e-6},  # relative; closer to the maximum no prediction changes
     )
     *lengths, signal, noise = found.x.tolist()
     return _condition(inputs, standard, (np.array(lengths), signal, noise), groups, (shift, scale))
