@@ -109,10 +109,12 @@ def test_the_same_answer_when_asked_again_in_another_order_after_a_kill():
                     random.Random(1).shuffle(trials)
                     del request.trials[:]
                     request.trials.extend(trials)
-                answers.append(call(channel, "GetSuggestions", request).SerializeToString(deterministic=True))
+                for _ in range(2):  # the first reply was lost, as far as Katib knows
+                    reply = call(channel, "GetSuggestions", request)
+                    answers.append(reply.SerializeToString(deterministic=True))
         finally:
             service.close()
-    assert answers[0] == answers[1] == answers[2]
+    assert len(set(answers)) == 1
 
 
 def test_metrics_that_are_no_numbers_teach_that_the_point_is_bad(channel):

@@ -69,6 +69,21 @@ def test_a_search_goes_on(study, folder):
     assert lines == run("--study", study, "--history", folder, "--count", "2").splitlines()
 
 
+def test_what_katib_stopped_is_known_by_its_last_value_and_what_was_interrupted_not_at_all(study, folder):
+    from retune.engines.ledger import Ledger
+
+    def known(status):
+        ledger = Ledger(folder)
+        task = ledger.tasks["trial-002"]
+        values = {"validation_loss": 3.0} if status == "early_stopped" else {}
+        record = TrialRecord(**task.model_dump(exclude={"folder"}), status=status, values=values)
+        ledger.finish(record, write=True)
+        return run("--study", study, "--history", folder).splitlines()[0]
+
+    assert known("early_stopped") == "nomad, knowing 1 completed, 1 stopped early, 1 failed, 0 running"
+    assert known("interrupted") == "nomad, knowing 1 completed, 1 failed, 0 running"
+
+
 def test_json_for_programs(study, folder):
     lines = run("--study", study, "--history", folder, "--json").splitlines()
     proposal = json.loads(lines[0])

@@ -49,10 +49,11 @@ def command(study_file: str, history: str | None, count: int, as_json: bool) -> 
             click.echo(json.dumps({"assignment": proposal.assignment, "origin": proposal.origin}))
         return
     done = sum(entry.status == "completed" for entry in known)
+    stopped = sum(entry.status == "early_stopped" for entry in known)
     failed = sum(entry.status == "failed" for entry in known)
-    click.echo(
-        f"{wanted.algorithm}, knowing {done} completed, {failed} failed, {len(known) - done - failed} running"
-    )
+    running = len(known) - done - stopped - failed
+    early = f"{stopped} stopped early, " if stopped else ""
+    click.echo(f"{wanted.algorithm}, knowing {done} completed, {early}{failed} failed, {running} running")
     width = max(len(proposal.origin) for proposal in proposals)
     for proposal in proposals:
         setting = "  ".join(f"{name}={value}" for name, value in proposal.assignment.items())
@@ -75,8 +76,8 @@ def _history(folder: str) -> list[Observation]:
         record = ledger.records.get(task.trial)
         if record is None:
             found.append(Observation(task.assignment, "running", {}, task.trial, task.number))
-        elif record.status == "completed":
-            found.append(Observation(task.assignment, "completed", record.values, task.trial, task.number))
-        else:
+        elif record.status in ("completed", "early_stopped"):
+            found.append(Observation(task.assignment, record.status, record.values, task.trial, task.number))
+        elif record.status == "failed":  # one that was interrupted tells nothing and may be tried again
             found.append(Observation(task.assignment, "failed", {}, task.trial, task.number))
     return found
