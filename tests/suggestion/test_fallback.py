@@ -17,7 +17,7 @@ from retune.search.settings import Settings
 from retune.space import tribes2024
 from retune.suggestion import messages as katib
 from retune.suggestion.metrics import Metrics
-from retune.suggestion.service import SuggestionService
+from retune.suggestion.service import SuggestionService, start
 
 
 def broken(problem, count):
@@ -42,6 +42,22 @@ def test_a_broken_or_stuck_algorithm_is_replaced_by_random_points(monkeypatch, a
     labels = {"algorithm": "nomad", "reason": reason}
     assert metrics.registry.get_sample_value("retune_fallbacks_total", labels) == 1
     assert service.get_suggestions(request, None) == reply
+
+
+@pytest.mark.slow
+def test_an_algorithm_that_never_ends_is_answered_for_before_katib_gives_up(monkeypatch):
+    """Katib's 60 seconds through a real channel, and the service's own limit."""
+    ended = threading.Event()
+    hung = Algorithm(Settings, lambda problem, count: ended.wait(), "")
+    monkeypatch.setitem(search.ALGORITHMS, "nomad", hung)
+    server, port = start("127.0.0.1", 0)
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            request = ask(katib.GetSuggestionsRequest(experiment=experiment(tribes2024())), 3)
+            assert len(call(channel, "GetSuggestions", request, timeout=60).parameter_assignments) == 3
+    finally:
+        ended.set()
+        server.stop(0).wait()
 
 
 def test_algorithms_that_never_end_cost_later_calls_nothing(monkeypatch):
