@@ -68,7 +68,11 @@ class Pods:
 
     def _run(self, plural, job):
         name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
-        spec = job["spec"] if plural == "jobs" else self._from_runtime(job)
+        try:
+            spec = job["spec"] if plural == "jobs" else self._from_runtime(job)
+        except Denied as error:
+            self.denied[name] = str(error)
+            return
         trial = self._trial(job)
         tries = spec.get("backoffLimit", 6) + 1
         while tries and not self._closed:
