@@ -58,13 +58,15 @@ VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/retune/__init__.py
 TAG ?= $(VERSION)
 REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
 SOURCE ?= $(shell git config --get remote.origin.url 2>/dev/null | sed 's|//[^/@]*@|//|')
-args = $(foreach name,BASE_IMAGE TORCH_INDEX VERSION REVISION SOURCE,$(if $($(name)),--build-arg $(name)=$($(name))))
+args = $(foreach name,BASE_IMAGE TORCH_INDEX,$(if $($(name)),--build-arg $(name)=$($(name))))
+# Not arguments of the Dockerfiles: buildah 1.28 takes a label from its cache, whatever they say.
+labels = $(foreach pair,version=$(VERSION) $(if $(REVISION),revision=$(REVISION)) $(if $(SOURCE),source=$(SOURCE)),--label org.opencontainers.image.$(pair))
 
 images: ## build the container images and print their sizes (docs/images.md: BASE_IMAGE, TAG, BUILD_ARGS, ...)
 	@test -n "$(BUILDER)" || { echo "make images needs buildah, podman or docker; install one of them" >&2; exit 1; }
 	@set -e; for name in $(IMAGES); do \
 	  $(BUILDER) build $(if $(findstring buildah,$(BUILDER)),--layers) --file Dockerfile.$$name --tag retune-$$name:$(TAG) \
-	    $(args) $(BUILD_ARGS) .; \
+	    $(args) $(labels) $(BUILD_ARGS) .; \
 	done
 	@$(BUILDER) images --format '{{.$(if $(findstring buildah,$(BUILDER)),Name,Repository)}}:{{.Tag}}  {{.Size}}' | grep -E '(^|/)retune-[a-z]+:$(TAG) '
 
