@@ -46,10 +46,12 @@ docs: $(VENV)/.dev ## write the generated pages anew: docs/cli.md, examples/stud
 pipelines: $(VENV)/.dev ## compile the KFP pipelines anew
 	$(BIN)/python -m retune.pipelines
 
-bench: $(VENV)/.dev ## measure: trial speed against transformers.Trainer, benchmarks, suggestions
+bench: $(VENV)/.dev ## measure: trials against transformers.Trainer, benchmarks, suggestions, searches (over an hour)
 	$(BIN)/python benchmarks/bench_trial.py
 	$(BIN)/python benchmarks/bench_eval.py
 	$(BIN)/python benchmarks/bench_suggest.py
+	$(BIN)/python benchmarks/bench_objectives.py
+	$(BIN)/python benchmarks/bench_search.py
 
 # `make images` takes the first of these that is here. More flags for it, as mounts, go into BUILD_ARGS.
 BUILDER ?= $(firstword $(foreach tool,buildah podman docker,$(if $(shell command -v $(tool)),$(tool))))
