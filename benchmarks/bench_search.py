@@ -114,7 +114,7 @@ def rows(jobs: Sequence[Job], known: dict[str, tuple[list[float], int]]) -> list
     cells: dict[tuple[str, str, int], list[tuple[list[float], int] | None]] = {}
     for job in jobs:
         cells.setdefault((job.surface, job.algorithm, job.batch), []).append(known.get(key(job)))
-    found = []
+    found, lacking = [], []
     for (name, algorithm, batch), results in sorted(cells.items()):
         runs = [result for result in results if result is not None]
         if len(runs) < len(results):
@@ -142,6 +142,8 @@ def rows(jobs: Sequence[Job], known: dict[str, tuple[list[float], int]]) -> list
                 "regret": regret,
             }
         )
+    if lacking:
+        print(f"left out, since some seeds lack: {', '.join(lacking)}")
     return found
 
 
@@ -178,12 +180,24 @@ def main() -> None:
         "trials": given.trials,
         "seeds": [given.first_seed, given.first_seed + given.seeds - 1],
         "lowest": {name: round(surface(name).best, 5) for name in given.surfaces},
+        "fits": {name: _fit(name) for name in given.surfaces if name in fitted.names()},
         "rows": rows(jobs, measured(given.lines)),
     }
     given.out.write_text(search_page.compact(content))
     search_page.write(content, given.page)
     for goal in search_goals.judge(content["rows"]):
         print(f"{'HOLDS' if goal.holds else 'FAILS'}  {goal.name}: {goal.summary}")
+
+
+def _fit(name: str) -> str:
+    """Return how well a surface fits its trials, and its noise, in words."""
+    noise = surface(name).noise
+    if name != fitted.OWN:
+        return f"{fitted.error(name)}; noise {noise({}):g}"
+    spreads = ", ".join(
+        f"{noise({'learning_rate': rate}):.4f} at {rate:g}" for rate in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+    )
+    return f"{fitted.error(name)}; noise between seeds, by learning rate: {spreads}"
 
 
 def _processor() -> str:

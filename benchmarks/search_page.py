@@ -60,7 +60,9 @@ def page(content: Mapping[str, Any], stem: str) -> str:
         "Regret: median (quartiles) over the seeds, in thousandths. Best so far: the median, in the surface's own unit.",
     ]
     for name, lowest in content["lowest"].items():
-        parts += [f"### {name} (lowest value {lowest:g})", _table(content["rows"], name)]
+        parts += [f"### {name}", f"Lowest value {lowest:g}.", _table(content["rows"], name)]
+        if name in content["fits"]:
+            parts[-2] += f" The fit, cross-validated by settings: {content['fits'][name]}."
     return "\n\n".join(parts) + "\n"
 
 

@@ -76,6 +76,7 @@ def test_a_goal_without_all_its_results_is_not_judged():
     assert search_goals.judge([row("mads-global", "cliff", 8, GOOD)]) == []
 
 
+@pytest.mark.slow
 def test_a_run_is_carried_on_and_gives_the_same_numbers(tmp_path):
     def measured(*more):
         command = [

