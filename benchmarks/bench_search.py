@@ -118,9 +118,7 @@ def rows(jobs: Sequence[Job], known: dict[str, tuple[list[float], int]]) -> list
     for (name, algorithm, batch), results in sorted(cells.items()):
         runs = [result for result in results if result is not None]
         if len(runs) < len(results):
-            print(
-                f"left out: {algorithm} in batches of {batch} on {name} has {len(runs)} of {len(results)} seeds"
-            )
+            lacking.append(f"{algorithm} in batches of {batch} on {name}")
             continue
         best = surface(name).best
         regret = {
