@@ -5,7 +5,11 @@ count the prompt's tokens, drop shots until it fits, then transformers' `generat
 each text once, computes what prompts have in common once, and answers in batches. Both take turns, subject by
 subject, so that a busy machine slows both. Subjects are asked whole, as a real run asks them.
 
-    python benchmarks/bench_eval.py --model MODEL --mmlu FOLDER [--every 10] [--out result.json]
+Beside the times stand the tokens: of all prompts, which one at a time computes, and of the tree of their common
+prefixes, each once, which is the least that a method without loss can compute. Their ratio bounds what sharing alone
+can win; computing the last layer only where it is used wins beyond it.
+
+    python benchmarks/bench_eval.py [--model MODEL --mmlu FOLDER] [--every 10] [--out result.json]
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +33,8 @@ from retune.evaluation.prompts import fit
 from retune.evaluation.question import Question
 from retune.records import now, versions
 from retune.study import Model
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def one_at_a_time(base: models.LoadedBase, questions: list[Question], context: int) -> list[str]:
@@ -59,6 +66,19 @@ def ours(base: models.LoadedBase, questions: list[Question], context: int, batch
     )
 
 
+def tokens(base: models.LoadedBase, questions: list[Question], context: int) -> tuple[int, int]:
+    """Return the tokens of all prompts, and those of the tree of their common prefixes."""
+    prompts, _ = fit(base.tokenizer, questions, mmlu.TASK, context)
+    prompts.sort()
+    shared = 0
+    for before, prompt in pairwise(prompts):
+        shared += next(
+            (k for k, (a, b) in enumerate(zip(before, prompt, strict=False)) if a != b), len(before)
+        )
+    total = sum(map(len, prompts))
+    return total, total - shared
+
+
 def timed(work: Callable[[], list[str]]) -> tuple[list[str], float, float]:
     """Return the result, the wall seconds and the CPU seconds."""
     wall, cpu = time.perf_counter(), time.process_time()
@@ -69,12 +89,16 @@ def timed(work: Callable[[], list[str]]) -> tuple[list[str], float, float]:
 def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--mmlu", required=True, type=Path)
+    parser.add_argument("--model", default=str(EXAMPLES / "base" / "tiny"))
+    parser.add_argument("--mmlu", type=Path, default=EXAMPLES / "data" / "benchmarks" / "mmlu")
     parser.add_argument("--every", type=int, default=10, help="every how-manyth subject of the alphabet")
     parser.add_argument(
         "--limit", type=int, help="questions per subject; default: all of them, as a real run asks"
     )
+    parser.add_argument(
+        "--sample", type=int, default=1,
+        help="one at a time answers only every so-manyth question of a subject; its time is scaled to all of them",
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument(
         "--context", type=int, help="default: the model's own; 2048 + 2 gives the protocol's own prompts"
@@ -93,27 +117,43 @@ def main() -> None:
         questions: list[Question] = [question for question in every if question.group == name][: words.limit]
         ours(base, questions[:4], context, words.batch_size), one_at_a_time(base, questions[:2], context)
         fast, wall, cpu = timed(lambda: ours(base, questions, context, words.batch_size))  # noqa: B023
-        slow, slow_wall, slow_cpu = timed(lambda: one_at_a_time(base, questions, context))  # noqa: B023
-        rows.append({"subject": name, "questions": len(questions), "ours_s": wall,
-                     "ours_cpu_s": cpu, "one_s": slow_wall, "one_cpu_s": slow_cpu, "equal": fast == slow})  # fmt: skip
+        asked = questions[:: words.sample]
+        slow, slow_wall, slow_cpu = timed(lambda: one_at_a_time(base, asked, context))  # noqa: B023
+        slow_wall, slow_cpu = (seconds * len(questions) / len(asked) for seconds in (slow_wall, slow_cpu))
+        equal = fast[:: words.sample] == slow
+        whole, tree = tokens(base, questions, context)
+        rows.append({"subject": name, "questions": len(questions), "tokens": whole, "tree_tokens": tree, "ours_s": wall,
+                     "ours_cpu_s": cpu, "one_s": slow_wall, "one_cpu_s": slow_cpu,
+                     "compared": len(asked), "equal": equal})  # fmt: skip
         print(f"{name:<40} {len(questions):5} questions  {wall:8.2f} s  {slow_wall:8.2f} s one at a time"
-              f"  {slow_wall / wall:6.1f}×"
-              f"  (CPU {slow_cpu / cpu:5.1f}×)  {'equal' if fast == slow else 'DIFFERENT'}", flush=True)  # fmt: skip
+              f"  {slow_wall / wall:6.1f}×  (tokens {whole / tree:4.1f}×)"
+              f"  (CPU {slow_cpu / cpu:4.1f}×)  {'equal' if equal else 'DIFFERENT'}", flush=True)  # fmt: skip
     total = {
         key: sum(row[key] for row in rows)
-        for key in ("questions", "ours_s", "ours_cpu_s", "one_s", "one_cpu_s")
+        for key in (
+            "questions",
+            "compared",
+            "tokens",
+            "tree_tokens",
+            "ours_s",
+            "ours_cpu_s",
+            "one_s",
+            "one_cpu_s",
+        )
     }
     result = {
         "benchmark": "bench_eval", "model": Path(words.model).name, "dtype": words.dtype, "batch_size": words.batch_size,
         "context": context,
-        "threads": words.threads, "subjects": rows, **total, "speedup": total["one_s"] / total["ours_s"],
-        "speedup_cpu": total["one_cpu_s"] / total["ours_cpu_s"], "equal": all(row["equal"] for row in rows),
+        "threads": words.threads, "sample": words.sample, "subjects": rows, **total, "speedup": total["one_s"] / total["ours_s"],
+        "speedup_cpu": total["one_cpu_s"] / total["ours_cpu_s"], "token_ratio": total["tokens"] / total["tree_tokens"],
+        "equal": all(row["equal"] for row in rows),
         "device": str(base.device), "machine": platform.machine(), "cores": os.cpu_count(), "finished": now(),
         "versions": versions("torch", "transformers"),
     }  # fmt: skip
     print(f"all: {total['questions']} questions, {total['questions'] / total['ours_s']:.1f} per second against "
           f"{total['questions'] / total['one_s']:.1f}: {result['speedup']:.1f}× (CPU time {result['speedup_cpu']:.1f}×), "
-          f"predictions {'equal' if result['equal'] else 'DIFFERENT'}")  # fmt: skip
+          f"tokens {result['token_ratio']:.1f}×, "
+          f"{total['compared']} predictions {'equal' if result['equal'] else 'DIFFERENT'}")  # fmt: skip
     if words.out:
         words.out.write_text(json.dumps(result, indent=2) + "\n")
     if not result["equal"]:
