@@ -178,24 +178,17 @@ def main() -> None:
         "trials": given.trials,
         "seeds": [given.first_seed, given.first_seed + given.seeds - 1],
         "lowest": {name: round(surface(name).best, 5) for name in given.surfaces},
-        "fits": {name: _fit(name) for name in given.surfaces if name in fitted.names()},
+        "fits": {
+            name: f"{fitted.error(name)}; {fitted.spread(name)}"
+            for name in given.surfaces
+            if name in fitted.names()
+        },
         "rows": rows(jobs, measured(given.lines)),
     }
     given.out.write_text(search_page.compact(content))
     search_page.write(content, given.page)
     for goal in search_goals.judge(content["rows"]):
         print(f"{'HOLDS' if goal.holds else 'FAILS'}  {goal.name}: {goal.summary}")
-
-
-def _fit(name: str) -> str:
-    """Return how well a surface fits its trials, and its noise, in words."""
-    noise = surface(name).noise
-    if name != fitted.OWN:
-        return f"{fitted.error(name)}; noise {noise({}):g}"
-    spreads = ", ".join(
-        f"{noise({'learning_rate': rate}):.4f} at {rate:g}" for rate in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-    )
-    return f"{fitted.error(name)}; noise between seeds, by learning rate: {spreads}"
 
 
 def _processor() -> str:

@@ -37,12 +37,15 @@ _NEAREST = 3  # repeated settings whose spread over seeds makes the noise at a p
 
 @dataclass(frozen=True)
 class Measured:
-    """Measured trials: inputs in the unit cube, shape (n, d), and values, shape (n,)."""
+    """Measured trials: inputs in the unit cube, shape (n, d), and values, shape (n,).
+
+    `noise` is the standard deviation of a trial, given its setting and its true value.
+    """
 
     space: Space
     inputs: np.ndarray
     values: np.ndarray
-    noise: Callable[[Assignment], float]
+    noise: Callable[[Assignment, float], float]
 
 
 def names() -> list[str]:
@@ -66,7 +69,7 @@ def surface(name: str) -> Surface:
     places = np.vstack([places, measured.inputs])
     starts = places[np.argsort(model.predict(places))[:5]]
     best = min(descended(measured.space, true, measured.space.from_unit(row.tolist())) for row in starts)
-    return Surface(name, measured.space, true, measured.noise, best)
+    return Surface(name, measured.space, true, lambda a: measured.noise(a, true(a)), best)
 
 
 def error(name: str) -> str:
@@ -93,6 +96,18 @@ def error(name: str) -> str:
             f"their spread {values.std():.4f}"
         )
     return "; ".join(parts if name == OWN else parts[:1])
+
+
+def spread(name: str) -> str:
+    """Return the noise in words: over seeds at the repeated settings, from the lowest mean to the highest."""
+    if name != OWN:
+        return f"noise {_DAVOUSE_NOISE:g}"
+    measured = _own()
+    found: dict[bytes, list[float]] = defaultdict(list)
+    for row, value in zip(measured.inputs, measured.values, strict=True):
+        found[row.tobytes()].append(value)
+    repeated = sorted((float(np.mean(v)), float(np.std(v, ddof=1))) for v in found.values() if len(v) > 2)
+    return "noise over seeds: " + ", ".join(f"{sd:.4f} at {mean:.3f}" for mean, sd in repeated)
 
 
 def _measured(name: str) -> Measured:
@@ -128,7 +143,7 @@ class Nets:
         from sklearn.neural_network import MLPRegressor
 
         warnings.filterwarnings("ignore", "lbfgs failed to converge")  # stopping early is part of the model
-        self.base = values.min() - 0.5 * (np.median(values) - values.min())
+        self.base = _base(values)
         logs = np.log(values - self.base)
         self.shift, self.scale = logs.mean(), logs.std()
         self.layers = []
@@ -148,6 +163,11 @@ class Nets:
         return self.base + np.exp(self.shift + self.scale * total / len(self.layers))
 
 
+def _base(values: np.ndarray) -> float:
+    """Return a value below all others by half of how far the median is above the lowest."""
+    return float(values.min() - 0.5 * (np.median(values) - values.min()))
+
+
 def _centred(inputs: np.ndarray) -> np.ndarray:
     return (inputs - 0.5) * math.sqrt(12)
 
@@ -160,22 +180,24 @@ def _own() -> Measured:
     trials = [trial for trial in content["trials"] if trial[value] is not None]
     given = [dict(zip(space.names, trial, strict=False)) for trial in trials]
     inputs = np.array([space.to_unit(space.encode(one)) for one in given])
+    values = np.array([trial[value] for trial in trials])
     again: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     for trial in trials:
         again[tuple(trial[: len(space.names)])].append(trial[value])
+    base = _base(values)
     spreads = [
-        (math.log(key[rate]), float(np.var(values, ddof=1)))
-        for key, values in again.items()
-        if len(values) > 1
+        (math.log10(key[rate]), math.log(np.mean(found) - base), math.log(np.std(found, ddof=1)))
+        for key, found in again.items()
+        if len(found) > 1
     ]
 
-    def noise(assignment: Assignment) -> float:
-        """The spread over seeds of the settings with the nearest learning rates: it decides how noisy a trial is."""
-        place = math.log(float(assignment["learning_rate"]))
-        nearest = sorted(spreads, key=lambda spread: abs(spread[0] - place))[:_NEAREST]
-        return math.sqrt(sum(variance for _, variance in nearest) / len(nearest))
+    def noise(assignment: Assignment, loss: float) -> float:
+        """The spread over seeds (geometric mean) of the repeated settings most like this one in rate and loss."""
+        place = math.log10(float(assignment["learning_rate"])), math.log(loss - base)
+        nearest = sorted(spreads, key=lambda spread: math.dist(spread[:2], place))[:_NEAREST]
+        return math.exp(sum(spread for _, _, spread in nearest) / len(nearest))
 
-    return Measured(space, inputs, np.array([trial[value] for trial in trials]), noise)
+    return Measured(space, inputs, values, noise)
 
 
 def _davouse_folder() -> Path | None:
@@ -201,4 +223,4 @@ def _davouse(name: str) -> Measured:
                 given = dict(zip(columns, row["solution"]["converted_values"], strict=True))
                 inputs.append(space.to_unit(space.encode(given)))
                 values.append(1 - score["acc,none"])
-    return Measured(space, np.array(inputs), np.array(values), lambda _: _DAVOUSE_NOISE)
+    return Measured(space, np.array(inputs), np.array(values), lambda *_: _DAVOUSE_NOISE)
