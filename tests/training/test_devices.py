@@ -108,5 +108,5 @@ def test_the_program_under_torchrun_speaks_once(study, data, tmp_path):
     path.write_text(study.model_dump_json())
     done = torchrun("-m", "retune", "trial", str(path), "--data", data, "--out", str(tmp_path / "t"))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("validation_loss=") == 2
+    assert done.stdout.count(" validation_loss=") == 2
     assert record(tmp_path / "t").status == "completed"

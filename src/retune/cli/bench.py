@@ -86,7 +86,7 @@ def command(
     \b
     Examples:
       retune bench --model models/llama --tasks mmlu,bbh --data mmlu=data/mmlu --data bbh=data/bbh
-      retune bench --model llama --adapter seven=runs/trial-007/adapter --tasks mmlu --data mmlu=data/mmlu --limit 570
+      retune bench --model llama --adapter seven=runs/7/adapter --tasks mmlu --data mmlu=data/mmlu --limit 570
     """
     settings = {
         "tasks": [task.strip() for task in tasks.split(",") if task.strip()],
