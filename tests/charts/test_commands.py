@@ -77,9 +77,8 @@ def test_removal_is_refused_while_an_experiment_of_any_namespace_uses_them(
 
     documents = rendered["small"]
     hold(cluster.api, grants(documents, "retune-katib-config"))
-    made = manifest.experiment(
-        on_katib(), manifest.Place(str(tmp_path / "search-1"), str(tmp_path / "data")), 2
-    )
+    place = manifest.Place(str(tmp_path / "search-1"), str(tmp_path / "data"))
+    made = manifest.experiment(on_katib(), place, 1000)  # it still runs when the hook looks
     cluster.objects.create(
         "experiments", "team-b", {**made, "metadata": {**made["metadata"], "namespace": "team-b"}}
     )
