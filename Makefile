@@ -43,8 +43,8 @@ docs: $(VENV)/.dev ## write the generated pages anew: docs/cli.md, examples/stud
 	$(BIN)/python docs/generate.py
 	$(BIN)/python charts/readme.py
 
-pipelines: $(VENV)/.dev ## compile the KFP pipelines anew
-	$(BIN)/python -m retune.pipelines
+pipelines: $(VENV)/.dev ## compile the KFP components and pipelines anew
+	$(BIN)/python -m pipelines
 
 bench: $(VENV)/.dev ## measure: trials against transformers.Trainer, benchmarks, suggestions, searches (over an hour)
 	$(BIN)/python benchmarks/bench_trial.py

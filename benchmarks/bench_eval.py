@@ -27,10 +27,10 @@ from typing import Any
 import torch
 
 from retune import models
-from retune.evaluation import mmlu
-from retune.evaluation.generate import Decoder
+from retune.evaluation.decoding.generate import Decoder
 from retune.evaluation.prompts import fit
-from retune.evaluation.question import Question
+from retune.evaluation.tasks import mmlu
+from retune.evaluation.tasks.question import Question
 from retune.records import now, versions
 from retune.study import Model
 

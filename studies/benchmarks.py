@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from retune.evaluation import statistics
 from retune.records import BenchRecord
+from retune.selection import statistics
 
 TASKS = ("mmlu", "bbh", "drop", "humaneval", "hellaswag")
 

@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 
 from retune import store
-from retune.engines.ledger import BASE, DEFAULT, Ledger
 from retune.records import TrialRecord
 from retune.report.style import new_figure, to_svg
 from retune.steps.search import SearchRecord
 from retune.study import Study
+from retune.workspace.ledger import BASE, DEFAULT, Ledger
 
 
 class Found:

@@ -10,20 +10,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from retune.registry.ranking import pareto
-from retune.registry.score_files import compare_scores
-from retune.registry.scoreboard import Line, Scoreboard
 from retune.report.scoreboard import grid, markdown
+from retune.selection.ranking import pareto
+from retune.selection.score_files import compare_scores
+from retune.selection.scoreboard import Line, Scoreboard
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "tests/registry/tribes2024"
+FOLDER = ROOT / "tests/selection/tribes2024"
 PAGE = ROOT / "docs/results/tribes2024-tables.md"
 NAMES = {"mmlu": "MMLU", "bbh": "BBH", "drop": "DROP", "humaneval": "HumanEval"}
 HEAD = """# The paper's tables, made again
 
 Written by `python studies/tribes2024_tables.py`. The scores of Tables 4a and 4b of Tribes et al. 2024 (arXiv:2312.00949), typed
-into [`tables.csv`](../../tests/registry/tribes2024/tables.csv), go through `retune select`; its marks, bold and statistics are
-compared with the printed ones ([`printed.json`](../../tests/registry/tribes2024/printed.json)). No model was run for this page."""
+into [`tables.csv`](../../tests/selection/tribes2024/tables.csv), go through `retune select`; its marks, bold and statistics are
+compared with the printed ones ([`printed.json`](../../tests/selection/tribes2024/printed.json)). No model was run for this page."""
 
 
 def models(board: Scoreboard, method: str) -> list[Line]:
@@ -134,7 +134,7 @@ def page() -> str:
         'The paper says: "The 10 best models outscore the 10 worst models and the baseline for MMLU and HumanEval." It holds on average; model '
         "by model the printed scores say:",
         "\n".join(sentences(board)),
-        "## What `retune select --scores tests/registry/tribes2024/tables.csv` prints",
+        "## What `retune select --scores tests/selection/tribes2024/tables.csv` prints",
         "\n".join(
             f"##{line}" if line.startswith("#") else line for line in markdown(board).rstrip().splitlines()
         ),

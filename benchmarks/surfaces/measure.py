@@ -32,7 +32,7 @@ from retune.records import digest, now, versions
 from retune.space import Parameter, Space, tribes2024
 from retune.study import Study
 from retune.training.resident import ResidentBase
-from retune.training.trial import TrialTask, run_trial
+from retune.training.run_trial import TrialTask, run_trial
 
 WHOLE, BAND, REPEATED, SEEDS = 230, 100, 15, 5
 BAND_LOW, BAND_HIGH = 1e-3, 1e-1

@@ -20,7 +20,7 @@ import torch
 from retune.models import load_tokenizer
 from retune.study import load
 from retune.training.resident import ResidentBase
-from retune.training.trial import TrialTask, run_trial
+from retune.training.run_trial import TrialTask, run_trial
 
 STUDY = Path(__file__).parents[1] / "01-first-study" / "study.yaml"
 

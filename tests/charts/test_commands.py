@@ -16,7 +16,7 @@ from tests.charts.helm import EXAMPLES, SETS, find
 from tests.charts.rights import grants, hold
 from tests.conftest import ROOT, wait_for
 from tests.katib_simulator.admission import suggestion_config
-from tests.pipelines.kubeflow_server import serve
+from tests.launch.kubeflow_server import serve
 
 pytest_plugins = [
     "tests.charts.helm",

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from retune.engines.katib.manifest import Place, experiment
-from retune.pipelines.package import package
+from retune.launch.package import package
 from retune.study import load
 from tests.charts.helm import SETS, find, pods
 from tests.charts.network import Pod, connects, outside

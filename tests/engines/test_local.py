@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from retune.engines.ledger import Ledger
 from retune.engines.local import LocalEngine
 from retune.errors import InputError, Interrupted
 from retune.steps import mix
+from retune.workspace.ledger import Ledger
 from tests.conftest import wait_for
 
 pytestmark = pytest.mark.slow

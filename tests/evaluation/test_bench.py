@@ -15,10 +15,11 @@ from click.testing import CliRunner
 
 from retune import models
 from retune.errors import InputError, RetuneError
-from retune.evaluation import adapters, bench
+from retune.evaluation import bench
 from retune.evaluation.bench import Candidate
+from retune.evaluation.decoding import adapters
 from retune.evaluation.prompts import fit
-from retune.evaluation.question import Question
+from retune.evaluation.tasks.question import Question
 from retune.records import BenchRecord
 from retune.study import Benchmark, Model
 

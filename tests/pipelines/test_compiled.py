@@ -1,21 +1,73 @@
-"""The compiled pipelines: they are what the code says, and nothing that decides a result comes by the environment."""
+"""The compiled components and pipelines: they are what the code says, and nothing that decides a result comes by the environment."""
 
-from pathlib import Path
+import functools
+import http.server
+import subprocess
+import sys
+import threading
+import zipfile
 
 import pytest
 import yaml
 
-import retune.pipelines
-from retune.pipelines.compiled import PIPELINES, compile_pipeline
+from pipelines.__main__ import COMPONENTS, PIPELINES, compile_all
+from retune.launch.compiled import PIPELINES as LAUNCHED
+from retune.launch.compiled import compiled
+from tests.conftest import ROOT
 
-FOLDER = Path(retune.pipelines.__file__).parent
+FOLDER = ROOT / "pipelines"
 
 
-@pytest.mark.parametrize("name", PIPELINES)
-def test_the_golden_file_is_what_the_code_compiles_to(name, tmp_path):
-    compile_pipeline(name, tmp_path / "new.yaml")
-    golden = (FOLDER / f"{name}.yaml").read_text()
-    assert (tmp_path / "new.yaml").read_text() == golden, "run `make pipelines` and read the difference"
+def test_the_golden_files_are_what_the_code_compiles_to(tmp_path):
+    written = [path.relative_to(tmp_path) for path in compile_all(tmp_path)]
+    assert len(written) == len(COMPONENTS) + len(PIPELINES) == 13
+    for path in written:
+        assert (tmp_path / path).read_text() == (ROOT / path).read_text(), (
+            f"{path}: run `make pipelines`, read the difference"
+        )
+
+
+@pytest.fixture(scope="module")
+def served():
+    """The repository over HTTP, as a code host gives its files: KFP's loader takes no ``file://``."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=ROOT)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_a_component_is_loaded_from_a_url(served, name):
+    from kfp import components
+
+    loaded = components.load_component_from_url(f"{served}/components/{name}/component.yaml")
+    assert loaded.name == name.replace("_", "-")
+    assert loaded.component_spec.inputs["study" if name != "mix" else "recipe"].type == "String"
+
+
+def test_what_is_compiled_is_what_is_launched():
+    assert LAUNCHED == PIPELINES
+    assert [compiled(name).resolve() for name in LAUNCHED] == [FOLDER / f"{name}.yaml" for name in PIPELINES]
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_the_compiled_pipelines(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(tmp_path),
+        str(ROOT),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as content:
+        for name in PIPELINES:
+            assert content.read(f"retune/launch/{name}.yaml") == (FOLDER / f"{name}.yaml").read_bytes()
 
 
 @pytest.mark.parametrize("name", PIPELINES)

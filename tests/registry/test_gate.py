@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from retune.records import GateRecord
 from retune.registry.gate import ChampionFacts, decide
-from retune.registry.selection import Spread
+from retune.selection.choice import Spread
 from retune.study import Gate, Objective
-from tests.registry.test_selection import bench, trial
+from tests.selection.test_choice import bench, trial
 
 CHAMPION = ChampionFacts("3", 1.6, {"mmlu": 0.40}, "champion-digest")
 

@@ -10,7 +10,7 @@ from retune import store
 from retune.registry.promotion import Aliases, aliases, download_adapter, promote, register, rollback
 from retune.tracking import Tracker
 from tests.mlflow_server import Server
-from tests.registry.test_selection import bench
+from tests.selection.test_choice import bench
 from tests.tracking.studies import TAGS, Held, expect_whole, record, tell
 
 pytest_plugins = ["tests.mlflow_server", "tests.postgres_server", "tests.s3_server"]

@@ -19,7 +19,7 @@ from retune.registry.lock import Lock, Locked
 from retune.registry.promotion import Aliases, Overtaken, aliases, promote, register, rollback
 from retune.tracking import Tracker
 from retune.tracking.runs import connect
-from tests.registry.test_selection import bench, trial
+from tests.selection.test_choice import bench, trial
 
 pytest_plugins = ["tests.mlflow_server"]
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import random
 
 from retune.records import BenchRecord, GateRecord, Metric, TrialRecord
 from retune.registry import gate
-from retune.registry.selection import Selection, select
+from retune.selection.choice import Selection, select
 from retune.space import tribes2024
 from retune.study import Study, parse
 

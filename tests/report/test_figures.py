@@ -6,10 +6,10 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from retune.registry.selection import select
 from retune.report.figures import draw, history, write_figures
 from retune.report.importance import MIN_TRIALS, importances
 from retune.report.style import to_svg
+from retune.selection.choice import select
 from retune.space import tribes2024
 from retune.study import Objective, Select
 from tests.report.synthetic import outcome, study, trial, trials

@@ -4,10 +4,10 @@ import pytest
 
 from retune import models, store
 from retune.data import mixing
-from retune.engines.ledger import Ledger
 from retune.records import TrialRecord
-from retune.steps import folders
 from retune.steps.search import SearchRecord
+from retune.workspace import folders
+from retune.workspace.ledger import Ledger
 from tests.evaluation.conftest import make_adapter, make_base, write_mmlu
 
 

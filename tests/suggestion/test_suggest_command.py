@@ -29,7 +29,7 @@ def study(tmp_path):
 @pytest.fixture
 def folder(tmp_path):
     """A search with two finished trials and a running one."""
-    from retune.engines.ledger import Ledger
+    from retune.workspace.ledger import Ledger
 
     ledger, default = Ledger(str(tmp_path / "search")), tribes2024().default()
     for number, values in ((1, {"validation_loss": 1.5}), (2, None), (3, {})):
@@ -70,7 +70,7 @@ def test_a_search_goes_on(study, folder):
 
 
 def test_what_katib_stopped_is_known_by_its_last_value_and_what_was_interrupted_not_at_all(study, folder):
-    from retune.engines.ledger import Ledger
+    from retune.workspace.ledger import Ledger
 
     def known(status):
         ledger = Ledger(folder)

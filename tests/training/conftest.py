@@ -17,7 +17,7 @@ from retune import study as studies
 from retune.data import mixing
 from retune.study import Data
 from retune.training.resident import ResidentBase
-from retune.training.trial import TrialTask
+from retune.training.run_trial import TrialTask
 
 WORDS = ["red", "green", "blue", "one", "two", "three", "cat", "dog", "sun", "moon"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from retune.records import TrialRecord
-from retune.training.trial import run_trial
+from retune.training.run_trial import run_trial
 from tests.training.conftest import make_study
 
 ROOT = Path(__file__).parents[2]

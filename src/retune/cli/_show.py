@@ -14,7 +14,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from retune.steps.outcome import Outcome
-    from retune.steps.progress import Progress as StudyProgress
+    from retune.workspace.progress import Progress as StudyProgress
 
 BEST_ROWS = 5
 _SHORT = {"learning_rate": "lr", "weight_decay": "decay"}
@@ -103,7 +103,7 @@ class Display:
 
 def show_outcome(outcome: Outcome, study_file: str, overrides: tuple[str, ...]) -> None:
     """Print the best trials beside base and default, the decision, and what to open and type next."""
-    from retune.registry.comparison import summary
+    from retune.selection.comparison import summary
 
     console = Console(highlight=False)
     if not console.is_terminal:

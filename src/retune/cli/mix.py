@@ -37,7 +37,7 @@ def command(study_file: str, overrides: tuple[str, ...], out: str | None, as_jso
 
     from retune import models, study
     from retune.data import mixing
-    from retune.steps import folders
+    from retune.workspace import folders
 
     loaded = study.load(study_file, overrides)
     uri = out or folders.data_folder(loaded)

@@ -41,7 +41,7 @@ def experiment(study_file: str, overrides: tuple[str, ...], data: str | None, fo
       retune render experiment study.yaml --data s3://b/mixed --folder s3://b/search-1
     """
     from retune.engines.katib import manifest
-    from retune.engines.ledger import warm_start
+    from retune.workspace.ledger import warm_start
 
     loaded = _load(study_file, overrides)
     place, trials = _place(loaded, data, folder), loaded.search.trials
@@ -79,7 +79,7 @@ def _place(study: Study, data: str | None, folder: str | None) -> Place:
     from retune.data import mixing
     from retune.engines.katib.manifest import Place, check
     from retune.errors import InputError
-    from retune.steps import folders
+    from retune.workspace import folders
 
     if data and folder:
         return Place(folder, data)

@@ -23,7 +23,7 @@ def command(study_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """
     from retune import study
     from retune.cli._show import Display, show_outcome
-    from retune.pipelines import here
+    from retune.launch import local as here
     from retune.steps import outcome
     from retune.steps.check import check
     from retune.steps.plan import plan

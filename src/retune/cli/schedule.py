@@ -38,7 +38,7 @@ def command(
     """
     from retune import study
     from retune.errors import InputError
-    from retune.pipelines.submit import Kubeflow
+    from retune.launch.submit import Kubeflow
 
     if remove == (cron is not None):
         raise InputError("give either --cron with the times, or --remove", "retune schedule")

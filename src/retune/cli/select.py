@@ -71,7 +71,7 @@ def command(
 
         board = tables(study.load(study_file, overrides), best, worst)
     else:
-        from retune.registry.score_files import compare_scores
+        from retune.selection.score_files import compare_scores
 
         board = compare_scores(sources, weights, order, tasks, best, worst)
     if out:

@@ -46,8 +46,8 @@ def command(
     """
     from retune import study
     from retune.errors import Interrupted, RetuneError
-    from retune.pipelines.package import package
-    from retune.pipelines.submit import Kubeflow
+    from retune.launch.package import package
+    from retune.launch.submit import Kubeflow
 
     loaded = study.load(study_file, overrides)
     if render:

@@ -61,9 +61,9 @@ def command(study_file: str, history: str | None, count: int, as_json: bool) -> 
 
 
 def _history(folder: str) -> list[Observation]:
-    from retune.engines.ledger import Ledger
     from retune.errors import InputError
     from retune.search import Observation
+    from retune.workspace.ledger import Ledger
 
     ledger = Ledger(folder)
     tasks = [task for task in ledger.tasks.values() if task.role in ("default", "search")]

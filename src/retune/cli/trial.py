@@ -81,7 +81,7 @@ def command(
     """
     with _asked() as asked:  # before the heavy imports: a stop must not be missed
         from retune.training.resident import ResidentBase
-        from retune.training.trial import TrialTask, run_trial
+        from retune.training.run_trial import TrialTask, run_trial
 
         chosen = _read(study, overrides)
         given = {key: value for key, value in setting.items() if value is not None}

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from retune.engines.ledger import Ledger, Outcome, trial_name, warm_start
 from retune.engines.service import SuggestionProcess
 from retune.engines.workers import Event, Worker
 from retune.errors import InputError, Interrupted, RetuneError
@@ -23,7 +22,8 @@ from retune.search import Observation
 from retune.space import Assignment
 from retune.study import Study
 from retune.suggestion.client import SuggestionClient
-from retune.training.trial import TrialTask
+from retune.training.run_trial import TrialTask
+from retune.workspace.ledger import Ledger, Outcome, trial_name, warm_start
 
 ATTEMPTS = 2
 """How often a trial is started whose worker process dies under it (out of memory killer, segmentation fault)."""

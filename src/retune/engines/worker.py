@@ -51,7 +51,7 @@ def main() -> None:
 
     from retune.study import Study
     from retune.training.resident import ResidentBase
-    from retune.training.trial import TrialTask, run_trial
+    from retune.training.run_trial import TrialTask, run_trial
 
     study = Study.model_validate(setup["study"])
     base = ResidentBase(study.model)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from retune.study import Study
-from retune.training.trial import TrialTask
+from retune.training.run_trial import TrialTask
 
 
 @dataclass

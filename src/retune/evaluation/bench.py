@@ -15,9 +15,12 @@ from pydantic import ValidationError
 
 from retune import models, store
 from retune.errors import InputError, RetuneError
-from retune.evaluation import adapters, bbh, drop, harness, hellaswag, humaneval, instruct, mmlu, sandbox
-from retune.evaluation.generate import Decoder
-from retune.evaluation.question import Question, Task, file_digest
+from retune.evaluation import harness, instruct
+from retune.evaluation.decoding import adapters
+from retune.evaluation.decoding.generate import Decoder
+from retune.evaluation.sandbox import runner as sandbox
+from retune.evaluation.tasks import bbh, drop, hellaswag, humaneval, mmlu
+from retune.evaluation.tasks.question import Question, Task, file_digest
 from retune.records import BenchRecord, digest, now, versions
 from retune.study import Benchmark, Model, TaskName
 

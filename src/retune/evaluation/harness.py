@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from retune import store
-from retune.evaluation import drop, lines, mmlu, sandbox
-from retune.evaluation.generate import Decoder
+from retune.evaluation.decoding.generate import Decoder
 from retune.evaluation.prompts import pairs
-from retune.evaluation.question import Question, draw, mean
+from retune.evaluation.sandbox import runner as sandbox
+from retune.evaluation.tasks import drop, lines, mmlu
+from retune.evaluation.tasks.question import Question, draw, mean
 from retune.records import digest
 from retune.study import TaskName
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from retune import models
-from retune.evaluation.generate import Decoder, Sampling
+from retune.evaluation.decoding.generate import Decoder, Sampling
 from retune.evaluation.prompts import fit, pairs
-from retune.evaluation.question import Question, Task, draw, mean
+from retune.evaluation.tasks.question import Question, Task, draw, mean
 from retune.records import digest
 from retune.study import Benchmark, Model
 

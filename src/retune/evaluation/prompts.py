@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from retune.evaluation.question import Question, Task
+from retune.evaluation.tasks.question import Question, Task
 
 _EDGE = 8  # characters before a cut that may decide how the text after it is read
 

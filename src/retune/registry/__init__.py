@@ -1,1 +1,1 @@
-"""From trials to a promoted adapter: selection, registration, gate, promotion and rollback."""
+"""The registered model in MLflow: registration, the gate, promotion and rollback."""

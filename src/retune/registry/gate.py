@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from retune.records import BenchRecord, GateRecord, TrialRecord, now
-from retune.registry.ranking import gain
-from retune.registry.selection import Spread
+from retune.selection.choice import Spread
+from retune.selection.ranking import gain
 from retune.study import Gate, Objective
 
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retune.records import TrialRecord
-from retune.registry.ranking import gain, rank
-from retune.registry.selection import Row, Selection, select
 from retune.report.importance import importances, settings
 from retune.report.style import (
     BLUE,
@@ -24,6 +22,8 @@ from retune.report.style import (
     words,
     write_files,
 )
+from retune.selection.choice import Row, Selection, select
+from retune.selection.ranking import gain, rank
 from retune.space import Parameter, Space
 from retune.study import Objective, Select, Study
 

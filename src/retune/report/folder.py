@@ -8,8 +8,8 @@ from typing import Any
 from retune import store, study
 from retune.errors import InputError
 from retune.records import BenchRecord, GateRecord, TrialRecord
-from retune.registry.selection import Selection
 from retune.report.page import write_report
+from retune.selection.choice import Selection
 
 PAGE = "report.html"
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from retune.records import TrialRecord
-from retune.registry.ranking import rank
+from retune.selection.ranking import rank
 from retune.space import Space
 from retune.study import Objective
 

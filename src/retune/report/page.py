@@ -10,8 +10,6 @@ import yaml
 
 from retune import store
 from retune.records import BenchRecord, GateRecord, Record, TrialRecord
-from retune.registry.front import pareto_set
-from retune.registry.selection import Row, Selection, select
 from retune.report.data_tables import (
     comparison_notes,
     comparison_rows,
@@ -22,6 +20,8 @@ from retune.report.data_tables import (
 from retune.report.figures import draw
 from retune.report.importance import MIN_TRIALS
 from retune.report.style import to_svg, words
+from retune.selection.choice import Row, Selection, select
+from retune.selection.pareto import pareto_set
 from retune.study import Study
 
 FIGURES = {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from retune.registry.comparison import p_value
-from retune.registry.scoreboard import MEAN_SCORE, PLACE, Correlation, Line, Scoreboard, Statistic, Table
 from retune.report.data_tables import comparison_notes, comparison_rows, number, signed
 from retune.report.style import words
+from retune.selection.comparison import p_value
+from retune.selection.scoreboard import MEAN_SCORE, PLACE, Correlation, Line, Scoreboard, Statistic, Table
 
 _LEGEND = (
     "The best of each column is bold. \\* Pareto optimal: no other scored model of its table is as good in everything "

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from retune import store
-from retune.engines.ledger import BASE, DEFAULT, Ledger
 from retune.evaluation import bench
 from retune.records import BenchRecord, TrialRecord, digest
-from retune.steps import folders, progress
 from retune.steps.search import SearchRecord, open_tracker
-from retune.steps.stamps import Stamps
 from retune.study import Study
+from retune.workspace import folders, progress
+from retune.workspace.ledger import BASE, DEFAULT, Ledger
+from retune.workspace.stamps import Stamps
 
 
 def inputs(study: Study, folder: str) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from retune.data import sources
 from retune.errors import InputError, RetuneError
 from retune.evaluation import bench
 from retune.steps import benchmark, plan
-from retune.steps.stamps import Stamps
 from retune.study import Study
+from retune.workspace.stamps import Stamps
 
 
 def check(study: Study) -> None:

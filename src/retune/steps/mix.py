@@ -6,8 +6,8 @@ from pydantic import BaseModel
 
 from retune import models
 from retune.data import mixing
-from retune.steps import folders
 from retune.study import Data, Model, Study
+from retune.workspace import folders
 
 
 class Recipe(BaseModel):

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pydantic import BaseModel, Field
 
 from retune import store
-from retune.engines.ledger import Ledger
 from retune.errors import RetuneError
 from retune.records import GateRecord
-from retune.registry.front import ParetoTrial, pareto_set
-from retune.registry.selection import Selection
+from retune.selection.choice import Selection
+from retune.selection.pareto import ParetoTrial, pareto_set
 from retune.steps import benchmark, plan
 from retune.steps.promote import read_gate
 from retune.steps.report import PAGE
 from retune.steps.select import read_selection
 from retune.study import Study
+from retune.workspace.ledger import Ledger
 
 
 class Outcome(BaseModel):

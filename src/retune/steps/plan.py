@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 
 from retune import store
 from retune.data import mixing
-from retune.steps import benchmark, folders, promote, register, report, search, select
-from retune.steps.stamps import STEPS, Stamps
+from retune.steps import benchmark, promote, register, report, search, select
 from retune.study import Study
+from retune.workspace import folders
+from retune.workspace.stamps import STEPS, Stamps
 
 _INPUTS: dict[str, Callable[[Study, str], object]] = {
     "search": search.inputs,

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from retune import models, store
-from retune.engines.ledger import BASE, DEFAULT, Ledger
 from retune.records import GateRecord, digest
 from retune.registry import gate, promotion
 from retune.registry.gate import ChampionFacts
 from retune.steps.benchmark import read_benches
 from retune.steps.select import read_selection
-from retune.steps.stamps import Stamps
 from retune.study import Study
 from retune.training.resident import ResidentBase, data_digest
+from retune.workspace.ledger import BASE, DEFAULT, Ledger
+from retune.workspace.stamps import Stamps
 
 
 def inputs(study: Study, folder: str) -> dict[str, Any]:

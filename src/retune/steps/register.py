@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from retune import store
-from retune.engines.ledger import Ledger
 from retune.errors import RetuneError
 from retune.registry import promotion
 from retune.steps.benchmark import read_benches, read_search
 from retune.steps.search import open_tracker
 from retune.steps.select import read_selection
-from retune.steps.stamps import Stamps
 from retune.study import Study
+from retune.workspace.ledger import Ledger
+from retune.workspace.stamps import Stamps
 
 FLUSH_SECONDS = 60.0
 

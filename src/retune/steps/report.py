@@ -8,17 +8,17 @@ from typing import Any
 
 from retune import store
 from retune.data import mixing
-from retune.engines.ledger import Ledger
 from retune.records import TrialRecord, digest
-from retune.registry.selection import Selection
 from retune.report import figures, page
-from retune.steps import folders
+from retune.selection.choice import Selection
 from retune.steps.benchmark import read_benches
 from retune.steps.promote import read_gate
 from retune.steps.search import open_tracker
 from retune.steps.select import read_selection
-from retune.steps.stamps import Stamps
 from retune.study import Study
+from retune.workspace import folders
+from retune.workspace.ledger import Ledger
+from retune.workspace.stamps import Stamps
 
 PAGE = "report.html"
 FLUSH_SECONDS = 30.0

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from retune import models, store
 from retune.data import mixing
-from retune.engines.ledger import Ledger
 from retune.engines.local import LocalEngine
 from retune.records import Record, digest, now, versions
-from retune.steps import folders, locks, progress
-from retune.steps.stamps import Stamps
 from retune.study import Study
 from retune.tracking import Tracker
+from retune.workspace import folders, locks, progress
+from retune.workspace.ledger import Ledger
+from retune.workspace.stamps import Stamps
 
 if TYPE_CHECKING:
     from retune.engines.katib.engine import KatibEngine

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from retune import store
-from retune.engines.ledger import Ledger
 from retune.records import digest
-from retune.registry.selection import Selection
-from retune.registry.selection import select as choose
+from retune.selection.choice import Selection
+from retune.selection.choice import select as choose
 from retune.steps.benchmark import read_benches, read_search
-from retune.steps.stamps import Stamps
 from retune.study import Study
+from retune.workspace.ledger import Ledger
+from retune.workspace.stamps import Stamps
 
 
 def inputs(study: Study, folder: str) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from retune import store
-from retune.engines.ledger import Ledger
 from retune.errors import RetuneError
-from retune.registry.scoreboard import Method, Scoreboard, scoreboard
+from retune.selection.scoreboard import Method, Scoreboard, scoreboard
 from retune.steps import plan
 from retune.steps.benchmark import read_benches
 from retune.steps.select import read_selection
 from retune.study import Study
+from retune.workspace.ledger import Ledger
 
 
 def tables(study: Study, best: int = 10, worst: int = 10) -> Scoreboard:

@@ -18,7 +18,7 @@ from retune.errors import InputError
 from retune.search import Observation, suggest
 from retune.study import load
 from retune.suggestion.experiment import WARM
-from retune.training.trial import TrialTask
+from retune.training.run_trial import TrialTask
 
 HERE = Path(__file__).parent
 PLACE = Place("s3://retune/artifacts/alpaca-dolly-7b/search-0123456789abcdef", "s3://retune/artifacts/data-1")
@@ -109,8 +109,8 @@ def test_earlier_results_travel_as_a_setting():
 
 
 def test_a_rendered_experiment_knows_the_earlier_study(tmp_path):
-    from retune.engines.ledger import Ledger
     from retune.records import TrialRecord
+    from retune.workspace.ledger import Ledger
 
     ledger, default = Ledger(str(tmp_path / "search-1")), study().search.space.default()
     task = ledger.issue(1, "default", default, 0)

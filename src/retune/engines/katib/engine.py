@@ -23,12 +23,12 @@ from retune import store
 from retune.engines.katib import algorithms, manifest
 from retune.engines.katib.api import Api, Object, ended, said
 from retune.engines.katib.history import Experiments
-from retune.engines.ledger import Ledger, Outcome, observation, trial_name, warm_start
 from retune.errors import InputError, Interrupted, RetuneError
 from retune.records import Status, TrialRecord, now, versions
 from retune.space import Assignment, Parameter, Value
 from retune.study import Study
-from retune.training.trial import TrialTask
+from retune.training.run_trial import TrialTask
+from retune.workspace.ledger import Ledger, Outcome, observation, trial_name, warm_start
 
 RESTARTABLE = "ExperimentMaxTrialsReached"
 

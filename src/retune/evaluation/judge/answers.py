@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from retune import models, store
 from retune.data import prompts
 from retune.errors import InputError, RetuneError
-from retune.evaluation import adapters
 from retune.evaluation.bench import Candidate
-from retune.evaluation.generate import Decoder
+from retune.evaluation.decoding import adapters
+from retune.evaluation.decoding.generate import Decoder
 from retune.evaluation.judge.questions import Asked
 from retune.evaluation.judge.record import SIDES, Answered, Contestant, Generated, Side
 from retune.records import digest, now, versions

@@ -10,7 +10,7 @@ from typing import Any
 
 from retune import store
 from retune.errors import InputError, RetuneError
-from retune.evaluation.question import first_few
+from retune.evaluation.tasks.question import first_few
 
 _FIELDS = ("text", "question", "instruction", "prompt")
 

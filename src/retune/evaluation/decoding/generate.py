@@ -1,0 +1,383 @@
+"""Decoding of many prompts: shared prefix computed once, batches of like lengths, rows leave when done.
+
+The checkpoint's own ``generation_config`` is not read: published scores were found to move with it.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from retune.errors import RetuneError
+from retune.evaluation.decoding.prefix import Prefix, can_be_split, common_prefix, runs, worth_sharing
+
+if TYPE_CHECKING:
+    import torch
+
+    from retune.evaluation.decoding.packed import Layers
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Draws tokens at a temperature above 0 instead of taking the likeliest.
+
+    Each prompt has a name, unique among them, and dice of its own, thrown once a token: what it draws depends on seed,
+    name and the model alone, not on the batch it is in.
+    """
+
+    temperature: float
+    seed: int
+    names: Sequence[str] = ()
+
+    def named(self, names: Sequence[str]) -> Sampling:
+        """Return the same for prompts of these names."""
+        return replace(self, names=names)
+
+    def dice(self, prompt: int) -> random.Random:
+        """Return the dice of a prompt, by its place."""
+        return random.Random(f"{self.seed}/{self.names[prompt]}")
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A model with its tokenizer and limits.
+
+    Attributes:
+        model: a transformers causal language model, with or without a PEFT adapter.
+        context: the longest sequence in tokens, prompt and answer together.
+        batch_size: rows computed at once, at most; halved as long as the device's memory is too small for it.
+
+    """
+
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    context: int
+    batch_size: int
+
+    def complete(
+        self,
+        prompts: Sequence[Sequence[int]],
+        new_tokens: int,
+        stop: Callable[[str], bool] | None = None,
+        done: Callable[[int], None] = lambda count: None,
+        sampling: Sampling | None = None,
+    ) -> list[str]:
+        """Return the continuation of each prompt as text, without special tokens.
+
+        Args:
+            prompts: token ids. What all of them begin with is computed once.
+            new_tokens: the most tokens to add to each; fewer where `context` ends.
+            stop: tells from a row's text so far that it may end.
+            done: called after every batch with the number of prompts answered in it.
+            sampling: how tokens are drawn; greedy without.
+
+        Raises:
+            RetuneError: if the model's output is not finite, or one row alone does not fit into memory.
+
+        """
+
+        def answer(rows: list[int], shared: Prefix | None) -> list[str]:
+            room = [min(new_tokens, self.context - len(prompts[k])) for k in rows]
+            asked = [
+                _Row(count, sampling.dice(k) if sampling else None)
+                for k, count in zip(rows, room, strict=True)
+            ]
+            return self._batch([prompts[k] for k in rows], asked, shared, stop, sampling)
+
+        return self._each(prompts, new_tokens, answer, done)
+
+    def likelihoods(
+        self,
+        contexts: Sequence[Sequence[int]],
+        endings: Sequence[Sequence[int]],
+        done: Callable[[int], None] = lambda count: None,
+    ) -> list[float]:
+        """Return the log-likelihood, in nats, of each ending after its context.
+
+        Args:
+            contexts: token ids, at least one each.
+            endings: token ids, at least one each. Together with its context an ending, less its last token, fits
+                into `context`.
+            done: called after every batch with the number of pairs in it.
+
+        Raises:
+            RetuneError: as `complete` does.
+        """
+
+        def measure(rows: list[int], shared: Prefix | None) -> list[float]:
+            whole = [[*contexts[k], *endings[k]] for k in rows]
+            return self._measure(whole, [len(endings[k]) for k in rows], shared)
+
+        return self._each(contexts, max(map(len, endings)), measure, done)
+
+    def _each(
+        self,
+        prompts: Sequence[Sequence[int]],
+        new_tokens: int,
+        work: Callable[[list[int], Prefix | None], list[_T]],
+        done: Callable[[int], None],
+    ) -> list[_T]:
+        """Do `work` on every prompt, in batches that share a prefix and are of like lengths."""
+        import torch
+
+        results: dict[int, _T] = {}
+        with torch.inference_mode():
+            order = sorted(range(len(prompts)), key=lambda k: list(prompts[k]))
+            for places, shared in self._leaves(prompts, order, None, new_tokens):
+                places.sort(key=lambda k: -len(prompts[k]))
+                waiting = [places[k : k + self.batch_size] for k in range(0, len(places), self.batch_size)][
+                    ::-1
+                ]
+                while waiting:
+                    rows = waiting.pop()
+                    try:
+                        made = work(rows, shared)
+                    except torch.OutOfMemoryError as error:
+                        waiting += _halves(rows, len(prompts[rows[0]]), error)
+                        continue
+                    results.update(zip(rows, made, strict=True))
+                    done(len(rows))
+        return [results[k] for k in range(len(prompts))]
+
+    def _leaves(
+        self, prompts: Sequence[Sequence[int]], places: list[int], above: Prefix | None, new_tokens: int
+    ) -> Iterator[tuple[list[int], Prefix | None]]:
+        """Walk the tree of common prefixes; give the prompts that end at each node with the node's cached prefix.
+
+        Args:
+            places: which prompts, in lexicographic order, so that those with a common prefix are neighbours.
+            above: the cached prefix that all of them begin with.
+        """
+        node = self._extended([prompts[k] for k in places], above, new_tokens)
+        start = node.length if node else 0
+        alone: list[int] = []
+        for run in runs(prompts, places, start):
+            if worth_sharing([prompts[k] for k in run], start):
+                yield from self._leaves(prompts, run, node, new_tokens)
+            else:
+                alone += run
+        if alone:
+            yield alone, node
+
+    def _extended(
+        self, prompts: Sequence[Sequence[int]], above: Prefix | None, new_tokens: int
+    ) -> Prefix | None:
+        """Return the cached common prefix of all prompts, which goes on from the one `above`."""
+        start = above.length if above else 0
+        if not worth_sharing(prompts, start) or not can_be_split(self.model):
+            return above
+        length, room = common_prefix(prompts), max(map(len, prompts)) + new_tokens
+        made = self._states(prompts[0][start:length], above)
+        if above is None:
+            return Prefix(length, room, made)
+        import torch
+
+        layers = [
+            (torch.cat([keys, more_keys], 1), torch.cat([values, more_values], 1))
+            for (keys, values), (more_keys, more_values) in zip(above.layers, made, strict=True)
+        ]
+        return Prefix(length, room, layers)
+
+    def _states(self, ids: Sequence[int], above: Prefix | None) -> Layers:
+        """Return keys and values of tokens that go on from the prefix `above`."""
+        import torch
+
+        before, start = (above.layers, above.length) if above else ([], 0)
+        if self._packs:
+            from retune.evaluation.decoding import packed
+
+            return packed.first_pass(self.model, [ids], [0], before, start)[1]
+        from transformers import DynamicCache
+
+        cache = DynamicCache([(keys[None], values[None]) for keys, values in before]) if before else None
+        out = self.model(
+            input_ids=torch.tensor([list(ids)], device=self.device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return [
+            (layer.keys[0, :, start:], layer.values[0, :, start:]) for layer in out.past_key_values.layers
+        ]
+
+    @cached_property
+    def _packs(self) -> bool:
+        """Whether the first pass is our own, without padding."""
+        from retune.evaluation.decoding import packed
+
+        return packed.fits(self.model) and can_be_split(self.model)
+
+    def _batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        asked: list[_Row],
+        shared: Prefix | None,
+        stop: Callable[[str], bool] | None,
+        sampling: Sampling | None,
+    ) -> list[str]:
+        """Return the answers of one batch; `asked` has a row for each prompt."""
+        import torch
+
+        rows = asked
+        ids, mask, places, cache = self._inputs(prompts, shared)
+        if self._packs:
+            logits, cache = self._packed(prompts, shared, max(row.room for row in rows))
+        else:
+            logits, cache = self._step(ids, mask, places, cache)
+        while True:
+            if not torch.isfinite(logits).all():
+                raise RetuneError("the model's output is not finite: it gives no answer to score")
+            chosen = _draw(logits, rows, sampling) if sampling else logits.argmax(-1)
+            for row, token in zip(rows, chosen.tolist(), strict=True):
+                if not row.ended:
+                    self._add(row, token, stop)
+            going = [place for place, row in enumerate(rows) if not row.ended]
+            if not going:
+                return [self._text(row.made) for row in asked]
+            if len(going) <= len(rows) // 2:  # leaving costs a copy of the cache
+                kept = torch.tensor(going, device=self.device)
+                cache.batch_select_indices(kept)
+                chosen, mask, places, rows = (
+                    chosen[kept],
+                    mask[kept],
+                    places[kept],
+                    [rows[place] for place in going],
+                )
+            ids, places = chosen[:, None], places[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+            logits, cache = self._step(ids, mask, places, cache)
+
+    def _step(self, ids: Any, mask: Any, places: Any, cache: Any) -> tuple[Any, Any]:
+        """Return the logits behind each row, shape (rows, vocabulary), and the cache with the rows in it."""
+        out = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=places,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return out.logits[:, -1].float(), out.past_key_values
+
+    def _packed(
+        self, prompts: Sequence[Sequence[int]], shared: Prefix | None, new_tokens: int
+    ) -> tuple[Any, Any]:
+        """Return what `_step` does on whole prompts, without padding."""
+        from retune.evaluation.decoding import packed
+
+        before, start = (shared.layers, shared.length) if shared else ([], 0)
+        tails = [prompt[start:] for prompt in prompts]
+        logits, made = packed.first_pass(self.model, tails, [1] * len(tails), before, start)
+        lengths = [len(tail) for tail in tails]
+        prefix = shared or Prefix(0, max(lengths) + new_tokens, [(k[:, :0], v[:, :0]) for k, v in made])
+        return logits, prefix.filled(lengths, made)
+
+    def _inputs(self, prompts: Sequence[Sequence[int]], shared: Prefix | None) -> tuple[Any, Any, Any, Any]:
+        """Return ids, mask, positions and cache of a batch: what follows the prefix, padded on the left."""
+        import torch
+
+        start = shared.length if shared else 0
+        ids, mask = _pad_left(
+            [prompt[start:] for prompt in prompts], self.tokenizer.pad_token_id, self.device
+        )
+        places = start + (mask.cumsum(1) - 1).clamp(min=0)
+        mask = torch.cat([mask.new_ones(len(prompts), start), mask], dim=1)
+        return ids, mask, places, shared.cache(len(prompts)) if shared else None
+
+    def _measure(
+        self, prompts: Sequence[Sequence[int]], counts: Sequence[int], shared: Prefix | None
+    ) -> list[float]:
+        """Return the log-likelihood of the last tokens of each prompt, as many as `counts` says."""
+        import torch
+
+        ends = [
+            torch.tensor(prompt[-count:], device=self.device)
+            for prompt, count in zip(prompts, counts, strict=True)
+        ]
+        fed = [prompt[:-1] for prompt in prompts]  # a token's likelihood stands in the logits before it
+        if self._packs:
+            from retune.evaluation.decoding import packed
+
+            before, start = (shared.layers, shared.length) if shared else ([], 0)
+            logits, _ = packed.first_pass(self.model, [row[start:] for row in fed], counts, before, start)
+            parts = torch.split(logits, list(counts))
+        else:
+            ids, mask, places, cache = self._inputs(fed, shared)
+            out = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=places,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=max(counts),
+            )
+            parts = tuple(row[-count:].float() for row, count in zip(out.logits, counts, strict=True))
+        sums = [
+            float(torch.log_softmax(part, -1).gather(1, end[:, None]).sum())
+            for part, end in zip(parts, ends, strict=True)
+        ]
+        if not all(map(math.isfinite, sums)):
+            raise RetuneError("the model's output is not finite: it gives no likelihood to score")
+        return sums
+
+    def _add(self, row: _Row, token: int, stop: Callable[[str], bool] | None) -> None:
+        """Add `token` to a row, and end the row at the end of text, of its room, or where `stop` says so."""
+        if token == self.tokenizer.eos_token_id:
+            row.ended = True
+            return
+        row.made.append(token)
+        row.ended = len(row.made) >= row.room or (stop is not None and stop(self._text(row.made)))
+
+    def _text(self, tokens: list[int]) -> str:
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
+
+
+@dataclass
+class _Row:
+    """One prompt of a batch: how many tokens it may make, the dice that draw them, and those it has made."""
+
+    room: int
+    dice: random.Random | None = None
+    made: list[int] = field(default_factory=list)
+    ended: bool = False
+
+
+def _draw(logits: torch.Tensor, rows: Sequence[_Row], sampling: Sampling) -> torch.Tensor:
+    """Return one token for each row, drawn with its own dice from the distribution at the temperature."""
+    import torch
+
+    sums = torch.softmax(logits.double() / sampling.temperature, -1).cumsum(-1)
+    thrown = [row.dice.random() if row.dice else 0.0 for row in rows]
+    marks = torch.tensor(thrown, dtype=sums.dtype, device=sums.device)[:, None] * sums[:, -1:]
+    return torch.searchsorted(sums, marks, right=True)[:, 0].clamp(max=sums.shape[-1] - 1)
+
+
+def _halves(rows: list[int], longest: int, error: Exception) -> list[list[int]]:
+    """Return the two halves of a batch that was too large; raise where it was a single prompt."""
+    import torch
+
+    if len(rows) == 1:
+        raise RetuneError(f"one prompt of {longest} tokens does not fit into memory: {error}") from error
+    torch.cuda.empty_cache()
+    half = len(rows) // 2
+    return [rows[half:], rows[:half]]
+
+
+def _pad_left(
+    rows: Sequence[Sequence[int]], pad: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids and mask (1 = real), both of shape (rows, longest)."""
+    import torch
+
+    longest = max(map(len, rows))
+    ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask

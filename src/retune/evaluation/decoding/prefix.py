@@ -1,0 +1,141 @@
+"""What prompts begin with in common: how much it is, when sharing it pays, and its keys and values for many batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from retune.evaluation.decoding.packed import Layers
+
+# A prefix is computed by a call of its own, which pays from about so many tokens on.
+_SHORTEST_SHARED = 16
+_LEAST_SAVED = 128
+
+
+class Prefix:
+    """Keys and values of a prefix, and the memory in which batches continue it.
+
+    Args:
+        length: tokens of the prefix. room: tokens of the longest prompt and its answer.
+        layers: keys and values per layer, each of shape (key heads, length, head size).
+    """
+
+    def __init__(self, length: int, room: int, layers: Layers) -> None:
+        self.length, self.layers = length, layers
+        self._room = room
+        self._blocks: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def cache(self, rows: int) -> Any:
+        """Return a cache for a batch that begins behind the prefix. It is void once the next one is asked for."""
+        from transformers import DynamicCache
+
+        if not self._blocks or len(self._blocks[0][0]) < rows:
+            self._blocks = []  # freed before the larger ones are made
+            self._blocks = [
+                (self._block(keys, rows), self._block(values, rows)) for keys, values in self.layers
+            ]
+        cache = DynamicCache()
+        cache.layers = [
+            _block_layer(keys[:rows], values[:rows], self.length) for keys, values in self._blocks
+        ]
+        return cache
+
+    def filled(self, lengths: Sequence[int], made: Layers) -> Any:
+        """Return a cache for rows of these lengths behind the prefix, whose keys and values are `made` already.
+
+        Args:
+            made: per layer, of shape (key heads, sum of the lengths, head size); in the cache the rows end together.
+        """
+        import torch
+
+        cache, longest = self.cache(len(lengths)), max(lengths)
+        for layer, states in zip(cache.layers, made, strict=True):
+            for block, state in zip(layer.blocks, states, strict=True):
+                for row, own in zip(block, torch.split(state, list(lengths), 1), strict=True):
+                    gap = self.length + longest - own.shape[1]
+                    row[:, gap : gap + own.shape[1]] = own
+            layer.length += longest
+        return cache
+
+    def _block(self, prefix: torch.Tensor, rows: int) -> torch.Tensor:
+        # Zeros, not whatever memory holds: where rows are padded, what is masked must still be a number.
+        block = prefix.new_zeros(rows, prefix.shape[0], self._room, prefix.shape[2])
+        block[:, :, : self.length] = prefix
+        return block
+
+
+def _block_layer(keys: torch.Tensor, values: torch.Tensor, length: int) -> Any:
+    """Return a layer of a cache that writes into memory it is given, instead of copying all it has for every token."""
+    from transformers.cache_utils import DynamicLayer
+
+    class Block(DynamicLayer):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = (keys, values)
+            self.length = length
+            self.is_initialized = True
+
+        def update(
+            self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        ) -> Any:
+            end = self.length + key_states.shape[-2]
+            for block, states in zip(self.blocks, (key_states, value_states), strict=True):
+                block[:, :, self.length : end] = states
+            self.length = end
+            self.keys, self.values = (block[:, :, :end] for block in self.blocks)
+            return self.keys, self.values
+
+        def get_seq_length(self) -> int:
+            return self.length
+
+        def batch_select_indices(self, indices: torch.Tensor) -> None:
+            self.blocks = (self.blocks[0][indices], self.blocks[1][indices])
+
+    return Block()
+
+
+def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens all prompts begin with, leaving at least one token to each."""
+    first, last = min(map(list, prompts)), max(map(list, prompts))  # the two that differ earliest
+    return min(_agree(first, last), min(map(len, prompts)) - 1)
+
+
+def worth_sharing(prompts: Sequence[Sequence[int]], start: int) -> bool:
+    """Return whether computing the common prefix behind `start` once saves more than the extra call costs."""
+    gain = common_prefix(prompts) - start
+    return len(prompts) > 1 and gain >= _SHORTEST_SHARED and gain * (len(prompts) - 1) >= _LEAST_SAVED
+
+
+def runs(prompts: Sequence[Sequence[int]], places: list[int], start: int) -> list[list[int]]:
+    """Cut sorted prompts wherever two neighbours have little in common behind `start`.
+
+    Args:
+        places: which prompts, in lexicographic order.
+    """
+    found = [[places[0]]]
+    for before, place in pairwise(places):
+        if _agree(prompts[before], prompts[place]) - start >= _SHORTEST_SHARED:
+            found[-1].append(place)
+        else:
+            found.append([place])
+    return found
+
+
+def can_be_split(model: Any) -> bool:
+    """Return whether every layer keeps all keys and values: a sliding window cannot be split at a prefix."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+
+
+def _agree(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens two prompts begin with in common."""
+    for place, (left, right) in enumerate(zip(one, other, strict=False)):
+        if left != right:
+            return place
+    return min(len(one), len(other))

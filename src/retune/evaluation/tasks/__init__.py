@@ -1,0 +1,1 @@
+"""The benchmarks: one file each, and the questions that all of them are made of."""

@@ -1,0 +1,77 @@
+"""HumanEval (Chen et al. 2021): 164 Python functions to complete, pass@1 by running their tests in a sandbox.
+
+Header, limits and post-processing are those of Instruct-Eval's ``human_eval/main.py`` (commit 49bbd2ce).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from retune.errors import InputError
+from retune.evaluation.sandbox import runner as sandbox
+from retune.evaluation.tasks import lines
+from retune.evaluation.tasks.question import Question, Task, Verdict, micro_average
+
+HEADER = "Please complete the following Python code without providing any additional tasks such as testing or explanations\n"
+_FIELDS = ("task_id", "prompt", "test", "entry_point", "canonical_solution")
+
+
+def files(path: Path) -> list[Path]:
+    """Return the one data file."""
+    return [path]
+
+
+def read(path: Path) -> list[Question]:
+    """Return the problems of a ``.jsonl`` or ``.jsonl.gz`` file.
+
+    Raises:
+        InputError: if the file is missing, not JSON lines, or a problem lacks a field.
+
+    """
+    found = lines.parse(path, lines.read_text(path), "a line is a JSON object", _question)
+    if not found:
+        raise InputError(f"{path}: the file is empty")
+    return found
+
+
+def _question(number: int, row: Any) -> Question:
+    lacking = [key for key in _FIELDS if not isinstance(row.get(key), str)]
+    if lacking:
+        raise InputError(f"a problem has the texts {list(_FIELDS)}, but {lacking} is missing or no text")
+    extra = {key: row[key] for key in ("prompt", "test", "entry_point")}
+    return Question(row["task_id"], "", HEADER, (), row["prompt"], row["canonical_solution"], extra)
+
+
+def completion(text: str) -> str:
+    """Return what counts of a generated text: indents raised to a multiple of 2, then all before the first blank line."""
+    raised = []
+    for line in text.split("\n"):
+        indent = len(line) - len(line.lstrip(" "))
+        raised.append(" " * (indent % 2) + line)
+    return "\n".join(raised).lstrip("\n").split("\n\n")[0]
+
+
+def finished(text: str) -> bool:
+    """Return whether a blank line has come: nothing generated after it counts."""
+    return "\n\n" in text.lstrip("\n")
+
+
+def program(question: Question, answer: str) -> str:
+    """Return the program that runs the problem's tests on an answer, as OpenAI's human-eval builds it."""
+    extra = question.extra
+    return f"{extra['prompt']}{answer}\n{extra['test']}\ncheck({extra['entry_point']})"
+
+
+def grade(questions: Sequence[Question], predictions: Sequence[str]) -> list[Verdict]:
+    """Run every answer against its tests, a few at a time, each in its own sandbox."""
+    programs = [program(question, text) for question, text in zip(questions, predictions, strict=True)]
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        outcomes = list(pool.map(sandbox.run, programs))
+    return [Verdict(outcome.passed, outcome.reason) for outcome in outcomes]
+
+
+TASK = Task("humaneval", 0, 1360, 512, files, read, grade, micro_average, stop=finished, tidy=completion)

@@ -1,0 +1,55 @@
+"""Files of one JSON object a line, gzipped or not: every wrong line is told, with its number."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from retune.errors import InputError
+from retune.evaluation.tasks.question import first_few
+
+_T = TypeVar("_T")
+
+
+def read_text(path: Path) -> str:
+    """Return a file's text, unpacked where it is gzipped.
+
+    Raises:
+        InputError: if it is missing, damaged or not UTF-8.
+    """
+    try:
+        data = path.read_bytes()
+        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
+    except (OSError, EOFError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+
+
+def parse(path: Path, text: str, form: str, read: Callable[[int, Any], _T]) -> list[_T]:
+    """Return what `read` makes of the number and the content of each line; empty lines are passed over.
+
+    Args:
+        path: named in the problems.
+        form: what a line needs, as the problems say it.
+        read: raises InputError for what it says itself, and KeyError, TypeError, ValueError or AttributeError where a
+            line is not of the form.
+
+    Raises:
+        InputError: if lines are wrong.
+    """
+    problems: list[str] = []
+    found: list[_T] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            found.append(read(number, json.loads(line)))
+        except InputError as error:
+            problems += [f"{path}:{number}: {problem}" for problem in error.problems]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            problems.append(f"{path}:{number}: {form}, but: {error!r}")
+    if problems:
+        raise InputError(first_few(problems))
+    return found

@@ -1,0 +1,102 @@
+"""Running a study on this machine: the compiled pipeline in a process of its own, watched by its progress file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from retune.errors import Interrupted, RetuneError
+from retune.processes import PARENT
+from retune.steps.search import STOP_FILE
+from retune.study import Study
+from retune.workspace import folders, locks, progress
+
+POLL_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class Log:
+    """Where the steps write what they print."""
+
+    path: Path
+
+    def last_error(self) -> str:
+        """Return the last line that names an error, for a person who will not read the whole log."""
+        lines = self.path.read_text(errors="replace").splitlines() if self.path.exists() else []
+        errors = [line.strip() for line in lines if "Error" in line and "RuntimeError: Pipeline" not in line]
+        return errors[-1] if errors else "no error was printed"
+
+
+def run(study: Study, watch: Callable[[progress.Progress | None], None]) -> None:
+    """Run the pipeline `search` on this machine until it ends.
+
+    SIGINT or SIGTERM ask the running trials to save a checkpoint; a second one ends at once.
+
+    Args:
+        study: the resolved study.
+        watch: called about four times a second with the latest progress.
+
+    Raises:
+        Interrupted: if it was stopped; running it again carries on.
+        RetuneError: if a step failed, with its last error and the log to read.
+
+    """
+    work = folders.work_folder(study)
+    with locks.only_writer(work / "run.lock"):
+        (work / STOP_FILE).unlink(missing_ok=True)
+        (work / "progress.json").unlink(missing_ok=True)
+        log = Log(work / "logs" / "pipeline.log")
+        log.path.parent.mkdir(parents=True, exist_ok=True)
+        process = _start(study, work, log)
+        asked = _ask_to_stop_on_signal(work, process)
+        try:
+            while process.poll() is None:
+                watch(progress.read(work / "progress.json"))
+                time.sleep(POLL_SECONDS)
+        finally:
+            _end(process)
+            (work / STOP_FILE).unlink(missing_ok=True)
+        if asked and process.returncode != 0:
+            raise Interrupted("stopped; running trials saved a checkpoint. Run the same command to carry on")
+        if process.returncode != 0:
+            raise RetuneError(f"a step failed: {log.last_error()}; the whole story is in {log.path}")
+
+
+def _start(study: Study, work: Path, log: Log) -> subprocess.Popen[bytes]:
+    arguments = work / "logs" / "arguments.json"
+    arguments.write_text(json.dumps({"study": study.model_dump_json()}))
+    command = [sys.executable, "-m", "retune.launch.run", "search", str(arguments), str(work / "pipeline")]
+    env = {**os.environ, PARENT: str(os.getpid()), "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
+    with log.path.open("w") as out:
+        # A session of its own: Ctrl-C reaches only us, and we ask for an orderly end by the stop file.
+        return subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True
+        )
+
+
+def _ask_to_stop_on_signal(work: Path, process: subprocess.Popen[bytes]) -> list[int]:
+    asked: list[int] = []
+
+    def handle(number: int, _frame: object) -> None:
+        if asked:
+            _end(process)
+        asked.append(number)
+        (work / STOP_FILE).touch()
+
+    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGTERM, handle)
+    return asked
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the pipeline's whole session, if it still runs."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

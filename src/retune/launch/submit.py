@@ -1,0 +1,219 @@
+"""Running a study as a pipeline on Kubeflow: upload the package once, start a run or a schedule, wait for its end."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from retune import __version__
+from retune.errors import InputError, RetuneError
+from retune.launch.package import package
+from retune.records import digest
+from retune.study import Study
+
+ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+PATIENCE_SECONDS = 600.0
+"""How long `wait` bears an API that is away."""
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A run or a schedule: its id, the page to open, and the uploaded pipeline's version."""
+
+    id: str
+    url: str
+    version: str
+
+    def as_dict(self) -> dict[str, str]:
+        """Return it for JSON."""
+        return asdict(self)
+
+
+class Kubeflow:
+    """The KFP API of one cluster.
+
+    Args:
+        host: its address, e.g. ``http://localhost:8080``; None: the kubeconfig's cluster, or the one this pod is in.
+        namespace: the user's namespace in a multi-user Kubeflow.
+        token: bearer token, where the address wants one.
+        ca: file of the certificate authority, where it is not a public one.
+
+    """
+
+    def __init__(
+        self,
+        host: str | None = None,
+        namespace: str | None = None,
+        token: str | None = None,
+        ca: str | None = None,
+    ) -> None:
+        import kfp
+
+        self._namespace = namespace
+        self._host = host or "the cluster of the kubeconfig"
+        with self._told("reach"):
+            self._client = kfp.Client(
+                host=host,
+                namespace=namespace or "kubeflow",
+                existing_token=token,
+                ssl_ca_cert=ca,
+            )
+
+    def submit(self, name: str, study: Study, arguments: dict[str, Any]) -> Submitted:
+        """Start a run of the pipeline `name`.
+
+        Raises:
+            InputError: if the study cannot run on a cluster. RetuneError: if the API refuses or is away.
+
+        """
+        pipeline, version, label = self._upload(name, study)
+        with self._told("start a run on"):
+            run = self._client.run_pipeline(
+                experiment_id=self._experiment(study),
+                job_name=f"{study.name} {time.strftime('%Y-%m-%d %H:%M')}",
+                params=arguments,
+                pipeline_id=pipeline,
+                version_id=version,
+                service_account=study.cluster.service_account,
+            )
+        return Submitted(run.run_id, self._page("runs", run.run_id), label)
+
+    def schedule(self, name: str, study: Study, arguments: dict[str, Any], cron: str) -> Submitted:
+        """Run the pipeline `name` at the times of `cron`, in the place of this study's earlier schedule.
+
+        A run is left out while the one before still goes on, and missed times are not made up for.
+
+        Raises:
+            InputError: if the study cannot run on a cluster, or `cron` has not five or six fields.
+            RetuneError: if the API refuses or is away.
+
+        """
+        fields = cron.split()
+        if len(fields) not in (5, 6):
+            raise InputError(
+                f"a schedule has five fields (minute hour day month weekday), or six with seconds first, but got {cron!r}"
+            )
+        pipeline, version, label = self._upload(name, study)
+        experiment = self._experiment(study)
+        earlier = self._schedules(study, experiment)
+        with self._told("make a schedule on"):
+            made = self._client.create_recurring_run(
+                experiment_id=experiment,
+                job_name=study.name,
+                description=f"retune {__version__}",
+                cron_expression=" ".join(["0", *fields] if len(fields) == 5 else fields),
+                max_concurrency=1,
+                no_catchup=True,
+                params=arguments,
+                pipeline_id=pipeline,
+                version_id=version,
+                service_account=study.cluster.service_account,
+            )
+            for old in earlier:  # only now: a schedule that cannot be made leaves the old one as it is
+                self._client.delete_recurring_run(old)
+        return Submitted(made.recurring_run_id, self._page("recurringrun", made.recurring_run_id), label)
+
+    def unschedule(self, study: Study) -> int:
+        """Delete this study's schedule; return how many there were."""
+        found = self._schedules(study, self._experiment(study))
+        with self._told("delete a schedule on"):
+            for old in found:
+                self._client.delete_recurring_run(old)
+        return len(found)
+
+    def wait(self, run: str, watch: Callable[[str], None], poll_seconds: float = 10.0) -> str:
+        """Return the state in which a run ended: SUCCEEDED, FAILED, CANCELED or SKIPPED.
+
+        KFP's own `wait_for_run_completion` never ends on a cancelled run, and gives up at the first lost reply.
+
+        Args:
+            run: the run's id. watch: called with every new state. poll_seconds: time between two looks.
+
+        Raises:
+            RetuneError: if the API is away for ten minutes; the run goes on.
+
+        """
+        shown, heard = "", time.monotonic()
+        while True:
+            try:
+                with self._told("ask"):
+                    state = (self._client.get_run(run).state or "PENDING").upper()
+                heard = time.monotonic()
+            except RetuneError:
+                if time.monotonic() - heard > PATIENCE_SECONDS:
+                    raise
+                state = shown
+            if state != shown:
+                watch(state)
+                shown = state
+            if state in ENDED:
+                return state
+            time.sleep(poll_seconds)
+
+    def _upload(self, name: str, study: Study) -> tuple[str, str, str]:
+        """Return the ids of the pipeline and of the version with exactly this package, uploaded if it is new; and its name."""
+        content = package(name, study)
+        title, label = f"retune-{name}", f"{__version__}-{digest(content)[:12]}"
+        with self._told("upload the pipeline to"), tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{title}.yaml"
+            path.write_text(content)
+            pipeline = self._client.get_pipeline_id(title)
+            if pipeline is None:
+                pipeline = self._client.upload_pipeline(
+                    str(path), title, namespace=self._namespace
+                ).pipeline_id
+            for version in self._pages(self._client.list_pipeline_versions, "pipeline_versions", pipeline):
+                if version.display_name == label:
+                    return pipeline, version.pipeline_version_id, label
+            uploaded = self._client.upload_pipeline_version(str(path), label, pipeline_id=pipeline)
+            return pipeline, uploaded.pipeline_version_id, label
+
+    def _experiment(self, study: Study) -> str:
+        with self._told("make an experiment on"):
+            made = self._client.create_experiment(study.name, namespace=self._namespace)
+            return str(made.experiment_id)
+
+    def _schedules(self, study: Study, experiment: str) -> list[str]:
+        with self._told("list the schedules of"):
+            found = self._pages(self._client.list_recurring_runs, "recurring_runs", experiment_id=experiment)
+            return [run.recurring_run_id for run in found if run.display_name == study.name]
+
+    def _pages(self, ask: Callable[..., Any], key: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        token = ""
+        while True:
+            page = ask(*args, page_token=token, page_size=100, **kwargs)
+            yield from getattr(page, key) or []
+            token = page.next_page_token or ""
+            if not token:
+                return
+
+    def _page(self, kind: str, name: str) -> str:
+        return f"{self._client._get_url_prefix()}/#/{kind}/details/{name}"
+
+    @contextmanager
+    def _told(self, verb: str) -> Iterator[None]:
+        """Turn what the client raises into one sentence, and keep what it prints to itself."""
+        import kfp_server_api
+        import urllib3
+
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                yield
+        except kfp_server_api.ApiException as error:
+            raise RetuneError(
+                f"could not {verb} Kubeflow Pipelines at {self._host}: {error.status} {error.reason}: {_text(error.body)}"
+            ) from error
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            raise RetuneError(f"could not {verb} Kubeflow Pipelines at {self._host}: {error}") from error
+
+
+def _text(body: object) -> str:
+    return " ".join(str(body or "no more was said").split())[:500]

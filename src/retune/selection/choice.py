@@ -1,0 +1,288 @@
+"""Which of the trials to register: ranking, Pareto set, a stated rule, and how sure one can be.
+
+Tribes et al. 2024 (appendix "Second round detailed results"): the model with the lowest validation loss does
+not give the best benchmark scores, so the loss alone must not choose. Candidates that no other candidate
+beats in everything (Pareto optimal) are marked, and the rule of the study picks one of them.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from pydantic import BaseModel, Field
+
+from retune.records import BenchRecord, Record, Role, TrialRecord, canonical
+from retune.selection import rule as rules
+from retune.selection.association import Association, associate
+from retune.selection.comparison import ByTask, Comparison, check_same_questions, compare_choice
+from retune.selection.findings import findings
+from retune.selection.ranking import candidates, gain, is_feasible, rank
+from retune.space import Assignment
+from retune.study import Constraint, Objective, Select
+
+
+class Row(BaseModel):
+    """One completed trial in the table of a study.
+
+    Attributes:
+        rank: place by the objective among the candidates, 1 is best; None for the base and repeats.
+        objective: its value. gain_over_base, gain_over_default: positive is better, whatever the goal.
+        scores, stderrs, score_gains: by task; the gain is over the untuned base.
+        mean_score: the rule's weighted mean, None unless all tasks were scored.
+        feasible: whether it keeps the constraints of the study.
+
+    """
+
+    trial: str
+    number: int
+    role: Role
+    seed: int
+    assignment: Assignment
+    rank: int | None = None
+    objective: float
+    gain_over_base: float | None = None
+    gain_over_default: float | None = None
+    scores: dict[str, float] = Field(default_factory=dict)
+    stderrs: dict[str, float] = Field(default_factory=dict)
+    score_gains: dict[str, float] = Field(default_factory=dict)
+    mean_score: float | None = None
+    pareto: bool = False
+    chosen: bool = False
+    feasible: bool = True
+    seconds: float = 0.0
+
+
+class Spread(BaseModel):
+    """The objective of one setting over several seeds; `sd` is the sample standard deviation."""
+
+    trial: str
+    mean: float
+    sd: float
+    n: int
+    values: list[float]
+
+
+class Selection(Record):
+    """Which trial was chosen, and everything that a person needs to judge it (`selection.json`).
+
+    Attributes:
+        metric, goal: the objective.
+        chosen: name of the trial, None if there is nothing to choose; never the untuned base.
+        rule: how it was chosen, in words. why: what decided, with numbers.
+        runner_up: what the rule would choose if the chosen trial were not there.
+        ranking: candidates (trained settings that completed), best objective first.
+        pareto: candidates scored on all tasks that no other such candidate beats, in the order of `ranking`.
+        base, default: names of those trials, if they completed with an objective.
+        untuned: name of the base, also if it has scores alone.
+        rows: all completed trials, best objective first.
+        spread: over seeds, by the trial whose setting was repeated.
+        correlation: Spearman's rank correlation of objective and score, by task, over at least 3 candidates.
+        associations: the same with Kendall's, intervals and p-values.
+        comparisons: the chosen trial against base, default, runner-up and the one with the best objective, by task.
+        findings: what a person must know before believing the result.
+
+    """
+
+    metric: str
+    goal: str
+    chosen: str | None
+    rule: str
+    why: str = ""
+    runner_up: str | None = None
+    tasks: list[str] = Field(default_factory=list)
+    ranking: list[str] = Field(default_factory=list)
+    pareto: list[str] = Field(default_factory=list)
+    base: str | None = None
+    default: str | None = None
+    untuned: str | None = None
+    rows: list[Row] = Field(default_factory=list)
+    spread: dict[str, Spread] = Field(default_factory=dict)
+    correlation: dict[str, float] = Field(default_factory=dict)
+    associations: dict[str, Association] = Field(default_factory=dict)
+    comparisons: list[Comparison] = Field(default_factory=list)
+    findings: list[str] = Field(default_factory=list)
+
+    def row(self, trial: str | None) -> Row | None:
+        """Return the row of a trial, None if it did not complete."""
+        return next((row for row in self.rows if row.trial == trial), None)
+
+    def spread_for(self, trial: str | None) -> Spread | None:
+        """Return the spread over seeds of a trial's setting; the widest that was measured if its own was not."""
+        widest = max(self.spread.values(), key=lambda spread: spread.sd, default=None)
+        return self.spread.get(trial or "", widest)
+
+
+def select(
+    trials: Sequence[TrialRecord],
+    benches: Sequence[BenchRecord],
+    objective: Objective,
+    rule: Select,
+    tasks: Sequence[str],
+    constraints: Sequence[Constraint] = (),
+    further: Sequence[Objective] = (),
+) -> Selection:
+    """Choose the trial to register.
+
+    Args:
+        trials: all trials of the study, failed ones too.
+        benches: scores of any of them.
+        objective: what the search improved; it ranks the candidates.
+        rule: how one of the Pareto-optimal candidates is chosen.
+        tasks: the study's benchmark tasks; without any, the objective alone chooses.
+        constraints: of the study; a trial that breaks one is never chosen.
+        further: other objectives of the search, which count for the Pareto set.
+
+    Raises:
+        InputError: if the rule's weights are unusable, or scores of one task were made from different questions.
+
+    """
+    check_same_questions([bench for bench in benches if bench.task in tasks])
+    weights = rules.task_weights(rule, tasks)
+    scores: dict[str, dict[str, BenchRecord]] = defaultdict(dict)
+    for bench in benches:
+        scores[bench.model][bench.task] = bench
+    ranking = candidates(trials, objective, constraints)
+    base, default = _first(trials, "base", objective), _first(trials, "default", objective)
+    goals = rules.goals(objective, further, rule, tasks)
+    scored = [
+        t
+        for t in ranking
+        if all(task in scores[t.trial] for task in tasks)
+        and all(t.objective(goal.metric) is not None for goal in further)
+    ]
+    front = rules.front(scored, scores, goals, tasks)
+    chosen = rules.choose(front, scores, objective, rule, weights)
+    rest = [t for t in scored if t is not chosen]
+    runner_up = rules.choose(rules.front(rest, scores, goals, tasks), scores, objective, rule, weights)
+    selection = Selection(
+        metric=objective.metric,
+        goal=objective.goal,
+        chosen=chosen.trial if chosen else None,
+        rule=rules.in_words(rule, weights, objective),
+        runner_up=runner_up.trial if runner_up else None,
+        tasks=list(tasks),
+        ranking=[t.trial for t in ranking],
+        pareto=[t.trial for t in front],
+        base=base.trial if base else None,
+        default=default.trial if default else None,
+        untuned=base.trial if base else next((t.trial for t in trials if t.role == "base"), None),
+        spread=_spread(trials, objective),
+        associations=_associations(ranking, scores, objective, tasks),
+    )
+    selection.correlation = {task: found.spearman for task, found in selection.associations.items()}
+    if chosen is not None:
+        counts = len(scored), len(front)
+        selection.why = rules.why(chosen, runner_up, ranking[0], counts, scores, objective, rule, weights)
+        selection.comparisons = compare_choice(
+            chosen.trial, _others(selection, objective), scores, weights, rule.rule == "weighted"
+        )
+    selection.rows = _rows(selection, trials, scores, objective, weights, constraints)
+    selection.findings = findings(selection, objective, trials, rules.decisive(rule, weights))
+    return selection
+
+
+def _first(trials: Sequence[TrialRecord], role: Role, objective: Objective) -> TrialRecord | None:
+    return next((t for t in rank(trials, objective) if t.role == role), None)
+
+
+def _others(selection: Selection, objective: Objective) -> list[tuple[str | None, str]]:
+    """Return whom a person would compare the chosen trial with."""
+    best = f"{'lowest' if objective.goal == 'minimize' else 'highest'} {objective.metric.replace('_', ' ')}"
+    return [
+        (selection.untuned, "untuned base"),
+        (selection.default, "default setting"),
+        (selection.runner_up, "runner-up"),
+        (selection.ranking[0], best),
+    ]
+
+
+def _rows(
+    selection: Selection,
+    trials: Sequence[TrialRecord],
+    scores: Mapping[str, ByTask],
+    objective: Objective,
+    weights: Mapping[str, float],
+    constraints: Sequence[Constraint],
+) -> list[Row]:
+    places = {trial: place for place, trial in enumerate(selection.ranking, 1)}
+    base, default = _first(trials, "base", objective), _first(trials, "default", objective)
+    rows = []
+    for trial in rank(trials, objective):
+        row = _row(trial, scores, objective, base, default, weights)
+        row.rank = places.get(trial.trial)
+        row.pareto = trial.trial in selection.pareto
+        row.chosen = trial.trial == selection.chosen
+        row.feasible = is_feasible(trial, constraints)
+        rows.append(row)
+    return rows
+
+
+def _row(
+    trial: TrialRecord,
+    scores: Mapping[str, ByTask],
+    objective: Objective,
+    base: TrialRecord | None,
+    default: TrialRecord | None,
+    weights: Mapping[str, float],
+) -> Row:
+    own = dict(sorted(scores.get(trial.trial, {}).items()))
+    reference = scores.get(base.trial, {}) if base else {}
+    value = _value(trial, objective)
+    return Row(
+        trial=trial.trial,
+        number=trial.number,
+        role=trial.role,
+        seed=trial.seed,
+        assignment=trial.assignment,
+        objective=value,
+        gain_over_base=gain(value, _value(base, objective), objective) if base else None,
+        gain_over_default=gain(value, _value(default, objective), objective) if default else None,
+        scores={task: bench.score for task, bench in own.items()},
+        stderrs={task: bench.stderr for task, bench in own.items()},
+        score_gains={task: own[task].score - reference[task].score for task in own if task in reference},
+        mean_score=rules.mean(own, weights) if weights and weights.keys() <= own.keys() else None,
+        seconds=trial.seconds,
+    )
+
+
+def _value(trial: TrialRecord, objective: Objective) -> float:
+    value = trial.objective(objective.metric)
+    assert value is not None  # only ranked trials come here
+    return value
+
+
+def _spread(trials: Sequence[TrialRecord], objective: Objective) -> dict[str, Spread]:
+    """Group repeats with the trial whose setting they repeat."""
+    groups: dict[str, list[TrialRecord]] = defaultdict(list)
+    for trial in sorted(rank(trials, objective), key=lambda t: t.number):
+        if trial.role != "base":
+            groups[canonical(trial.assignment)].append(trial)
+    found = {}
+    for group in groups.values():
+        if len(group) < 2 or all(t.role != "repeat" for t in group):
+            continue
+        name = next((t.trial for t in group if t.role != "repeat"), group[0].trial)
+        values = [_value(t, objective) for t in group]
+        mean, sd = statistics.fmean(values), statistics.stdev(values)
+        found[name] = Spread(trial=name, mean=mean, sd=sd, n=len(values), values=values)
+    return found
+
+
+def _associations(
+    ranking: Sequence[TrialRecord],
+    scores: Mapping[str, ByTask],
+    objective: Objective,
+    tasks: Sequence[str],
+) -> dict[str, Association]:
+    """Correlate objective and scores over the candidates: the untuned base is none, and would make any rule look good."""
+    found = {}
+    for task in tasks:
+        both = [t for t in ranking if task in scores[t.trial]]
+        association = associate(
+            [_value(t, objective) for t in both], [scores[t.trial][task].score for t in both]
+        )
+        if association is not None:
+            found[task] = association
+    return found

@@ -1,0 +1,108 @@
+"""What a person must know before believing the result of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from retune.records import TrialRecord
+from retune.selection.comparison import MEAN, points
+from retune.selection.ranking import gain
+from retune.study import Objective
+
+if TYPE_CHECKING:
+    from retune.selection.choice import Row, Selection
+
+EQUAL = 1e-12
+
+
+def findings(
+    selection: Selection, objective: Objective, trials: Sequence[TrialRecord], decisive: str | None
+) -> list[str]:
+    """Return the findings, one sentence each; `decisive` is the task that chose, or ``mean``."""
+    metric = selection.metric
+    best = selection.row(selection.ranking[0]) if selection.ranking else None
+    base, chosen = selection.row(selection.base), selection.row(selection.chosen)
+    found = _of_objective(selection, objective, best, base, trials)
+    won = chosen.gain_over_base if chosen is not None and chosen is not best else None
+    if chosen is not None and won is not None and won <= EQUAL:
+        found.append(f"the chosen {chosen.trial} has no better {metric} than the untuned base")
+    if chosen is not None:
+        found += _of_scores(selection, chosen, best, decisive)
+    failed = [t for t in trials if t.status == "failed"]
+    if failed and len(failed) * 4 >= len(trials):
+        found.append(f"{len(failed)} of {len(trials)} trials failed")
+    return found
+
+
+def _of_objective(
+    selection: Selection,
+    objective: Objective,
+    best: Row | None,
+    base: Row | None,
+    trials: Sequence[TrialRecord],
+) -> list[str]:
+    found = []
+    metric, default = selection.metric, selection.row(selection.default)
+    if best is None:
+        found.append(
+            f"no trained setting completed with a {metric} inside the constraints: nothing can be chosen"
+        )
+    elif selection.chosen is None:
+        found.append(f"nothing can be chosen: no candidate was scored on all of {', '.join(selection.tasks)}")
+    if base is None:
+        if not any(t.role == "base" and t.status == "completed" for t in trials):
+            found.append("the untuned base has no result, so no gain can be stated")
+    elif best is not None and gain(best.objective, base.objective, objective) <= EQUAL:
+        found.append(
+            f"best is no better than the untuned base: {metric} {best.objective:.6g} ({best.trial}) "
+            f"against {base.objective:.6g}"
+        )
+    if best is not None and default is not None and best.trial != default.trial:
+        found += _of_seeds(selection, best, default)
+    elif best is not None and default is not None:
+        found.append(
+            f"the search found nothing better than the default setting ({metric} {best.objective:.6g})"
+        )
+    return found
+
+
+def _of_seeds(selection: Selection, best: Row, default: Row) -> list[str]:
+    """Say so when the gain over the default setting could be the luck of a seed."""
+    spreads = [s.sd for s in (selection.spread.get(best.trial), selection.spread.get(default.trial)) if s]
+    difference = abs(best.objective - default.objective)
+    if not spreads or difference > max(spreads):
+        return []
+    return [
+        f"the gain over the default setting, {difference:.6g}, is within the spread over seeds "
+        f"(standard deviation {max(spreads):.6g})"
+    ]
+
+
+def _of_scores(selection: Selection, chosen: Row, best: Row | None, decisive: str | None) -> list[str]:
+    """Say so when scores fell, or when scores that differ by noise alone decided."""
+    found = []
+    if best is not None and chosen is not best:
+        lead = next((c for c in selection.comparisons if (c.against, c.task) == (best.trial, decisive)), None)
+        if lead is not None and lead.verdict != "better":
+            found.append(
+                f"{chosen.trial} was chosen before {best.trial}, which has the best {selection.metric}, for a "
+                f"{'mean score' if lead.task == MEAN else 'score'} that differs by {points(lead.difference)} points: "
+                f"{'not tested' if lead.verdict == 'untested' else 'no difference beyond noise'}, so it may be luck"
+            )
+    to_base = [c for c in selection.comparisons if c.against == selection.untuned and c.task != MEAN]
+    if to_base and all(c.verdict in ("noise", "equal") for c in to_base):
+        found.append(
+            f"no score of the chosen {chosen.trial} differs from the untuned base's beyond noise: "
+            f"{', '.join(f'{c.task} {points(c.difference)} points' for c in to_base)}"
+        )
+    by_task = {c.task: c for c in selection.comparisons if c.against == selection.untuned}
+    worse = [task for task in selection.tasks if task in by_task and by_task[task].difference < -EQUAL]
+    if worse:
+        losses = ", ".join(
+            f"{task} {points(by_task[task].difference)} points"
+            f" ({'beyond noise' if by_task[task].verdict == 'worse' else 'no difference beyond noise'})"
+            for task in worse
+        )
+        found.append(f"the chosen {chosen.trial} scores below the untuned base on {losses}")
+    return found

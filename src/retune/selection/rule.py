@@ -1,0 +1,179 @@
+"""The rule that picks one of the Pareto-optimal candidates, and the sentence that says why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from retune.errors import InputError
+from retune.records import BenchRecord, TrialRecord
+from retune.selection.comparison import MEAN
+from retune.selection.ranking import pareto
+from retune.study import Objective, Select
+
+Scores = Mapping[str, Mapping[str, BenchRecord]]  # by model and task
+
+
+def task_weights(rule: Select, tasks: Sequence[str]) -> dict[str, float]:
+    """Return the weight of each task; if any is given, those not named weigh nothing.
+
+    Raises:
+        InputError: if a weight is negative or infinite, or none is above 0.
+
+    """
+    if not rule.weights:
+        return dict.fromkeys(tasks, 1.0)
+    given: dict[str, float] = {str(task): weight for task, weight in rule.weights.items()}
+    weights = {task: float(given.get(task, 0.0)) for task in tasks}
+    problems = [
+        f"`weight >= 0` must hold for {task!r}, but got {weight:g}"
+        for task, weight in given.items()
+        if not weight >= 0 or math.isinf(weight)
+    ]
+    if tasks and sum(weights.values()) == 0:
+        problems.append(f"at least one weight must be above 0, but got {given}")
+    if problems:
+        raise InputError(problems, "select.weights")
+    return weights
+
+
+def mean(scores: Mapping[str, BenchRecord], weights: Mapping[str, float]) -> float:
+    """Return the weighted mean score."""
+    return sum(weights[task] * scores[task].score for task in weights) / sum(weights.values())
+
+
+def oriented(trial: TrialRecord, objective: Objective) -> float:
+    """Return the objective of a trial so that higher is better."""
+    value = trial.objective(objective.metric)
+    assert value is not None  # only ranked trials come here
+    return -value if objective.goal == "minimize" else value
+
+
+def goals(
+    objective: Objective, further: Sequence[Objective], rule: Select, tasks: Sequence[str]
+) -> list[Objective]:
+    """Return the objectives that count for the Pareto set beside the scores.
+
+    By default none, as in Tribes et al. 2024: the loss made the short list already, and would keep the trial with the
+    best loss on the front whatever its scores. Those named as goals do count: several objectives of a search, and
+    `objective` in a lexicographic order. Without benchmarks there is nothing but the objective.
+    """
+    if further or not tasks or (rule.rule == "lexicographic" and "objective" in rule.order):
+        return [objective, *further]
+    return []
+
+
+def front(
+    scored: Sequence[TrialRecord], scores: Scores, objectives: Sequence[Objective], tasks: Sequence[str]
+) -> list[TrialRecord]:
+    """Return the candidates that no other one dominates in objectives and scores, in their order."""
+    points = [
+        (*(oriented(t, o) for o in objectives), *(scores[t.trial][task].score for task in tasks))
+        for t in scored
+    ]
+    return [trial for trial, optimal in zip(scored, pareto(points), strict=True) if optimal]
+
+
+def choose(
+    optimal: Sequence[TrialRecord],
+    scores: Scores,
+    objective: Objective,
+    rule: Select,
+    weights: Mapping[str, float],
+) -> TrialRecord | None:
+    """Return the best of the front by the rule; the objective, then the trial's number, break ties."""
+
+    def merit(trial: TrialRecord) -> tuple[float, ...]:
+        own = oriented(trial, objective)
+        if not weights:
+            return (own, -trial.number)
+        if rule.rule == "weighted":
+            return (round(mean(scores[trial.trial], weights), 12), own, -trial.number)
+        order = [own if name == "objective" else scores[trial.trial][name].score for name in rule.order]
+        return (*order, own, -trial.number)
+
+    return max(optimal, key=merit, default=None)
+
+
+def in_words(rule: Select, weights: Mapping[str, float], objective: Objective) -> str:
+    """Return the rule as a person would say it."""
+    best = "lowest" if objective.goal == "minimize" else "highest"
+    if not weights:
+        return f"the {best} {objective.metric}; no benchmark tasks were asked for"
+    ties = f"ties go to the {best} {objective.metric}"
+    if rule.rule == "weighted":
+        return f"of the Pareto-optimal candidates the highest {mean_in_words(weights)}; {ties}"
+    order = ", then ".join(objective.metric if name == "objective" else name for name in rule.order)
+    return f"of the Pareto-optimal candidates the best by {order}; {ties}"
+
+
+def decisive(rule: Select, weights: Mapping[str, float]) -> str | None:
+    """Return the task that decides first, ``mean`` where their mean does, None where it is the objective."""
+    if not weights:
+        return None
+    if rule.rule == "weighted":
+        return MEAN if len(weights) > 1 else next(iter(weights))
+    return next((str(name) for name in rule.order[:1] if name != "objective"), None)
+
+
+def mean_in_words(weights: Mapping[str, float]) -> str:
+    """Return e.g. ``equally weighted mean of mmlu, bbh``."""
+    if len(set(weights.values())) == 1:
+        return (
+            f"equally weighted mean of {', '.join(weights)}" if len(weights) > 1 else f"{next(iter(weights))}"
+        )
+    return f"weighted mean ({', '.join(f'{task} {weight:g}' for task, weight in weights.items())})"
+
+
+def why(
+    chosen: TrialRecord,
+    runner_up: TrialRecord | None,
+    best: TrialRecord,
+    counts: tuple[int, int],
+    scores: Scores,
+    objective: Objective,
+    rule: Select,
+    weights: Mapping[str, float],
+) -> str:
+    """Return the sentences that say why this trial was chosen and not the next one, nor the one with the best objective.
+
+    Args:
+        counts: how many candidates were scored, and how many of them are Pareto optimal.
+
+    """
+
+    def merit(trial: TrialRecord) -> str:
+        if not weights:
+            return f"{objective.metric} {trial.objective(objective.metric):.6g}"
+        if rule.rule == "weighted":
+            return f"{100 * mean(scores[trial.trial], weights):.2f} %"
+        return ", ".join(
+            f"{objective.metric} {trial.objective(objective.metric):.6g}"
+            if name == "objective"
+            else f"{name} {100 * scores[trial.trial][name].score:.2f} %"
+            for name in rule.order
+        )
+
+    lowest = "lowest" if objective.goal == "minimize" else "highest"
+    if not weights:
+        text = f"{chosen.trial} has the {lowest} {merit(chosen)}: no benchmark was asked for, so the objective alone chose."
+        return text + (f" Next is {runner_up.trial} with {merit(runner_up)}." if runner_up else "")
+    scored, optimal = counts
+    lead = (
+        f"has the highest {mean_in_words(weights)}"
+        if rule.rule == "weighted"
+        else "is the best by this order"
+    )
+    of = (
+        "It is the only Pareto-optimal one"
+        if optimal == 1
+        else f"It {lead} of the {optimal} that are Pareto optimal"
+    )
+    text = f"{chosen.trial} was chosen from {scored} candidates with all scores. {of}: {merit(chosen)}."
+    if runner_up is not None:
+        text += f" Next by the rule is {runner_up.trial} with {merit(runner_up)}."
+    if best.trial == chosen.trial:
+        return f"{text} It also has the {lowest} {objective.metric}."
+    if all(task in scores.get(best.trial, {}) for task in weights):
+        return f"{text} The {lowest} {objective.metric} has {best.trial}, with {merit(best)}."
+    return f"{text} The {lowest} {objective.metric} has {best.trial}, which was not scored on all tasks."

@@ -1,0 +1,177 @@
+"""The trials of one search on disk: what was issued and what came of it.
+
+Layout below the search's folder, one folder a trial::
+
+    trials/trial-007/assignment.json   written before the trial starts: a restart asks for the same setting again
+    trials/trial-007/trial.json        the TrialRecord, written last: while it is missing, the trial is not done
+    trials/trial-007/adapter/          PEFT's own files
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+from retune import store
+from retune.records import Role, TrialRecord
+from retune.search import Observation
+from retune.selection.ranking import candidates
+from retune.space import Assignment
+from retune.study import Search, Study
+from retune.training.run_trial import TrialTask
+
+BASE = "trial-000"
+DEFAULT = "trial-001"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an engine's search gave: all records, and why it ended (``trials``, ``failures`` or ``hours``)."""
+
+    records: list[TrialRecord]
+    stopped_by: str
+
+
+def trial_name(number: int, repeat: int = 0) -> str:
+    """Return the name of a trial; `repeat` counts the further seeds of one setting from 1."""
+    return f"trial-{number:03d}" + (f"-seed-{repeat}" if repeat else "")
+
+
+class Ledger:
+    """The issued tasks and finished records of one search, in memory and on disk.
+
+    Args:
+        folder: URI of the search's folder.
+
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.tasks: dict[str, TrialTask] = {}
+        self.records: dict[str, TrialRecord] = {}
+        names = {entry.split("/")[0] for entry in store.listing(store.join(folder, "trials"))}
+        for name in sorted(names):
+            self._read(name)
+
+    def _read(self, name: str) -> None:
+        if not store.exists(self._issued(name)):
+            return
+        self.tasks[name] = TrialTask.model_validate_json(store.read(self._issued(name)))
+        done = store.join(self._trial_folder(name), "trial.json")
+        if store.exists(done):
+            self.records[name] = TrialRecord.model_validate_json(store.read(done))
+
+    def _issued(self, name: str) -> str:
+        return store.join(self._trial_folder(name), "assignment.json")
+
+    def _trial_folder(self, name: str) -> str:
+        return store.join(self.folder, "trials", name)
+
+    def issue(
+        self,
+        number: int,
+        role: Role,
+        assignment: Assignment,
+        seed: int,
+        repeat: int = 0,
+    ) -> TrialTask:
+        """Write down that this trial is to run, and return its task; an issued trial stays as it was."""
+        name = trial_name(number, repeat)
+        if name not in self.tasks:
+            task = TrialTask(
+                trial=name,
+                number=number,
+                role=role,
+                assignment=assignment,
+                seed=seed,
+                folder=self._trial_folder(name),
+            )
+            store.write(self._issued(name), _content(task))
+            self.tasks[name] = task
+        return self.tasks[name]
+
+    def claim(self, assignment: Assignment, seed: int, folder: str, default: bool) -> TrialTask:
+        """Return the task of a trial that a cluster runs in `folder`; a new one gets the next free number.
+
+        Number 1 is for the `default` setting alone. Several engines may see the trial at once (one whose node was given
+        up, and the one in its place): the store lets one of them write, and all give the trial the same number.
+        """
+        for number in itertools.chain([1] if default else [], itertools.count(2)):
+            name = trial_name(number)
+            if name not in self.tasks:
+                role: Role = "default" if number == 1 else "search"
+                task = TrialTask(
+                    trial=name, number=number, role=role, assignment=assignment, seed=seed, folder=folder
+                )
+                if not store.create(self._issued(name), _content(task)):
+                    task = TrialTask.model_validate_json(store.read(self._issued(name)))
+                self.tasks[name] = task
+            if self.tasks[name].folder == folder:
+                return self.tasks[name]
+        raise AssertionError("the numbers never end")
+
+    def finish(self, record: TrialRecord, write: bool = False) -> None:
+        """Take a finished trial in; `write` if the trial could not write its record itself (its process died)."""
+        if write:
+            store.write(store.join(self._trial_folder(record.trial), "trial.json"), record.to_json())
+        self.records[record.trial] = record
+
+    def search_record(self, number: int) -> TrialRecord | None:
+        """Return the finished record of search trial `number`, if it is finished."""
+        return self.records.get(trial_name(number))
+
+    def ranking(self, search: Search) -> list[TrialRecord]:
+        """Return the completed default and search trials that keep the constraints, best first; equal ones by number."""
+        return candidates(list(self.records.values()), search.objective, search.constraints)
+
+    def issue_repeats(self, study: Study) -> list[TrialTask]:
+        """Write down the trials that show the spread: the best and the default setting again with other seeds."""
+        ranked = self.ranking(study.search)
+        chosen = {record.trial: record for record in ranked[:1] + [r for r in ranked if r.trial == DEFAULT]}
+        return [
+            self.issue(record.number, "repeat", record.assignment, study.seed + k, repeat=k)
+            for record in chosen.values()
+            for k in range(1, study.search.repeats + 1)
+        ]
+
+    def outcome(self, study: Study, stopped_by: str) -> Outcome:
+        """Drop the adapters that nobody will need, and return all records in the order of their names."""
+        self.prune(self.kept(study))
+        return Outcome([self.records[name] for name in sorted(self.records)], stopped_by)
+
+    def kept(self, study: Study) -> set[str]:
+        """Return the trials whose adapters stay: the best, the default, and the worst if they are to be benchmarked."""
+        ranked, bottom = self.ranking(study.search), study.benchmark.bottom
+        best, worst = ranked[: study.artifacts.keep], ranked[-bottom:] if bottom else []
+        return {record.trial for record in best + worst} | {DEFAULT}
+
+    def prune(self, keep: set[str]) -> None:
+        """Delete the adapters of all finished search trials but `keep`; their records stay, without an adapter."""
+        for record in list(self.records.values()):
+            if record.trial in keep or record.adapter_uri is None:
+                continue
+            pruned = record.model_copy(update={"adapter_uri": None})
+            self.finish(pruned, write=True)  # first the record: it must never point to files that are gone
+            store.remove(record.adapter_uri)
+
+
+def _content(task: TrialTask) -> bytes:
+    return (json.dumps(task.model_dump(mode="json"), indent=2) + "\n").encode()
+
+
+def warm_start(study: Study) -> list[Observation]:
+    """Return the finished search trials of earlier studies, as far as they fit this study's parameters."""
+    found: list[Observation] = []
+    for uri in study.search.warm_start:
+        for record in Ledger(uri).records.values():
+            if record.role in ("default", "search") and study.search.space.contains(record.assignment):
+                found.append(observation(record, f"warm-{len(found)}"))
+    return found
+
+
+def observation(record: TrialRecord, name: str) -> Observation:
+    """Return a finished trial as the search sees one of an earlier study."""
+    status: Literal["completed", "failed"] = "completed" if record.status == "completed" else "failed"
+    return Observation(record.assignment, status, dict(record.values), name, warm=True)

@@ -1,0 +1,193 @@
+"""Decoding: the same answers as transformers' own greedy search, whatever the batch, the prefix or the memory."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retune.errors import RetuneError
+from retune.evaluation.decoding.generate import Decoder, Sampling, _draw, _Row
+from retune.evaluation.decoding.prefix import common_prefix
+from retune.models import load_base
+from retune.study import Model
+
+
+@pytest.fixture(scope="module")
+def loaded(base):
+    return load_base(Model(base=str(base), dtype="float32"))
+
+
+def decoder(loaded, batch_size=8, context=512, model=None):
+    return Decoder(model or loaded.model, loaded.tokenizer, loaded.device, context, batch_size)
+
+
+class Padded:
+    """A model whose layers are not seen: batches are padded and go through transformers' own forward."""
+
+    def __init__(self, model):
+        self.forward, self.config = model, model.config
+
+    def __call__(self, **settings):
+        return self.forward(**settings)
+
+
+def prompts(loaded, count=11, prefix=40, seed=0):
+    dice = random.Random(seed)
+    start = [dice.randrange(3, 300) for _ in range(prefix)]
+    return [start + [dice.randrange(3, 300) for _ in range(dice.randrange(1, 30))] for _ in range(count)]
+
+
+def one_at_a_time(loaded, prompts, new_tokens):
+    """The reference: transformers' generate, one prompt, no padding, no shared prefix."""
+    texts = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        out = loaded.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            pad_token_id=2,
+            eos_token_id=2,
+        )
+        texts.append(loaded.tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True))
+    return texts
+
+
+@pytest.mark.parametrize("prefix", [0, 40])
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
+@pytest.mark.parametrize("padded", [False, True])
+def test_same_answers_as_one_prompt_at_a_time(loaded, prefix, batch_size, padded):
+    given = prompts(loaded, prefix=prefix)
+    expected = one_at_a_time(loaded, given, 12)
+    assert len(set(expected)) > 3  # else the test could not tell answers apart
+    asked = decoder(loaded, batch_size, model=Padded(loaded.model) if padded else None)
+    assert asked._packs is not padded
+    assert asked.complete(given, 12) == expected
+
+
+def test_equal_prompts_and_a_prompt_that_is_the_prefix(loaded):
+    given = prompts(loaded, count=3)
+    given += [given[0], given[0][:40]]
+    assert decoder(loaded).complete(given, 6) == one_at_a_time(loaded, given, 6)
+
+
+def test_a_row_that_ends_early_leaves_and_the_others_go_on(loaded):
+    given = prompts(loaded, count=6)
+    expected = one_at_a_time(loaded, given, 20)
+    stopped = decoder(loaded).complete(given, 20, stop=lambda text: len(text) >= 4)
+    assert all(
+        whole.startswith(short) and len(short) >= 4 for whole, short in zip(expected, stopped, strict=True)
+    )
+    assert any(len(short) < len(whole) for whole, short in zip(expected, stopped, strict=True))
+
+
+def test_the_end_of_text_token_ends_a_row(loaded):
+    given = prompts(loaded, count=4)
+    ids = torch.tensor([given[2]])
+    first = int(loaded.model(ids).logits[0, -1].argmax())
+
+    class EndsThere:
+        pad_token_id, eos_token_id, decode = 2, first, loaded.tokenizer.decode
+
+    whole = decoder(loaded).complete(given, 5)
+    ended = Decoder(loaded.model, EndsThere, loaded.device, 512, 8).complete(given, 5)
+    assert ended[2] == ""
+    assert any(ended[k] == whole[k] for k in (0, 1, 3))
+
+
+def test_the_context_ends_an_answer(loaded):
+    given = prompts(loaded, count=2)
+    longest = max(map(len, given))
+    short = decoder(loaded, context=longest + 2).complete(given, 50)
+    whole = decoder(loaded).complete(given, 50)
+    place = [len(prompt) for prompt in given].index(longest)
+    assert len(short[place]) < len(whole[place])
+    assert whole[place].startswith(short[place])
+
+
+def test_the_checkpoint_generation_config_is_not_read(loaded):
+    given = prompts(loaded, count=2)
+    before = decoder(loaded).complete(given, 5)
+    kept = loaded.model.generation_config.do_sample, loaded.model.generation_config.max_length
+    loaded.model.generation_config.do_sample, loaded.model.generation_config.max_length = True, 1
+    assert decoder(loaded).complete(given, 5) == before
+    loaded.model.generation_config.do_sample, loaded.model.generation_config.max_length = kept
+
+
+def test_sampled_answers_depend_on_seed_and_name_and_not_on_the_batch(loaded):
+    given = prompts(loaded, count=5) * 2
+    names = [str(k) for k in range(10)]
+
+    def sample(seed=3, batch_size=4, order=range(10), temperature=1.5):
+        drawn = Sampling(temperature, seed).named([names[k] for k in order])
+        texts = decoder(loaded, batch_size).complete([given[k] for k in order], 8, sampling=drawn)
+        return [texts[list(order).index(k)] for k in range(10)]
+
+    first = sample()
+    assert sample(batch_size=1) == sample(batch_size=64, order=range(9, -1, -1)) == first
+    assert sample(seed=4) != first
+    assert first[:5] != first[5:]  # the same prompts under other names
+    cold = sample(temperature=1e-4)
+    assert cold == decoder(loaded).complete(given, 8)
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely(loaded):
+    logits = torch.tensor([[0.0, 1.0, 2.0]]).expand(4000, 3)
+    rows = [_Row(1, Sampling(0.5, 0, [str(k) for k in range(4000)]).dice(k)) for k in range(4000)]
+    drawn = _draw(logits, rows, Sampling(0.5, 0)).bincount(minlength=3) / 4000
+    assert torch.allclose(drawn, torch.softmax(logits[0] / 0.5, -1), atol=0.03)
+
+
+class Small:
+    """A model on a device with room for so many rows."""
+
+    def __init__(self, model, rows):
+        self.model, self.rows, self.config = model, rows, model.config
+        self.calls = []
+
+    def __call__(self, input_ids, **settings):
+        self.calls.append(len(input_ids))
+        if len(input_ids) > self.rows:
+            raise torch.OutOfMemoryError("no room")
+        return self.model(input_ids=input_ids, **settings)
+
+
+def test_too_large_a_batch_is_halved_until_it_fits(loaded):
+    given = prompts(loaded)
+    small = Small(loaded.model, 3)
+    assert decoder(loaded, model=small).complete(given, 4) == decoder(loaded).complete(given, 4)
+    assert max(small.calls) > 3
+
+
+def test_one_row_too_large_is_said(loaded):
+    with pytest.raises(RetuneError, match=r"one prompt of .* tokens does not fit into memory"):
+        decoder(loaded, model=Small(loaded.model, 0)).complete(prompts(loaded, count=3, prefix=0), 4)
+
+
+def test_output_that_is_not_finite_is_no_answer(loaded):
+    class Broken(Small):
+        def __call__(self, **settings):
+            out = self.model(**settings)
+            out.logits[..., 0] = float("nan")
+            return out
+
+    with pytest.raises(RetuneError, match="not finite"):
+        decoder(loaded, model=Broken(loaded.model, 9)).complete(prompts(loaded, count=2), 4)
+
+
+def test_done_counts_every_prompt_once(loaded):
+    counts = []
+    decoder(loaded, 4).complete(prompts(loaded), 2, done=counts.append)
+    assert sum(counts) == 11
+
+
+@settings(max_examples=200)
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=6))
+def test_common_prefix(rows):
+    length = common_prefix(rows)
+    assert all(row[:length] == rows[0][:length] and len(row) > length for row in rows)
+    longer = length + 1
+    assert any(row[:longer] != rows[0][:longer] or len(row) <= longer for row in rows)

@@ -1,0 +1,89 @@
+"""The package for a cluster: the golden pipeline, untouched in what decides a result, with the study's pods."""
+
+import pytest
+import yaml
+
+from retune.errors import InputError
+from retune.launch.compiled import PIPELINES
+from retune.launch.package import package
+from tests.conftest import ROOT
+
+FOLDER = ROOT / "pipelines"
+CLUSTER = [
+    "artifacts.uri=s3://b/artifacts", "tracking.uri=http://mlflow:5000",
+    "cluster.images={train: registry.example/retune-train:1, eval: registry.example/retune-eval:1}",
+    "cluster.volumes=[{claim: models, mount: /}]", "cluster.secrets=[storage]", "cluster.pull_secrets=[registry]",
+    "cluster.gpus=2", "cluster.node_selector={gpu: h200}", "cluster.queue=team-a",
+    "cluster.tolerations=[{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}]",
+    "benchmark.tasks=[mmlu]", "benchmark.data={mmlu: /data/mmlu}",
+]  # fmt: skip
+
+
+def documents(name, study):
+    return list(yaml.safe_load_all(package(name, study)))
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_nothing_but_image_and_resources_differs_from_the_golden_file(small, name):
+    spec, _ = documents(name, small(*CLUSTER))
+    golden = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    for executor in spec["deploymentSpec"]["executors"].values():
+        assert executor["container"].pop("image").startswith("registry.example/retune-")
+        executor["container"].pop("resources")
+    for executor in golden["deploymentSpec"]["executors"].values():
+        executor["container"].pop("image")
+    assert spec == golden
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_kfp_reads_the_package_and_its_platform(small, name, tmp_path):
+    from google.protobuf import json_format
+    from kfp import components
+    from kfp.pipeline_spec import pipeline_spec_pb2
+
+    (tmp_path / "package.yaml").write_text(package(name, small(*CLUSTER)))
+    loaded = components.load_component_from_file(str(tmp_path / "package.yaml"))
+    message = json_format.ParseDict(
+        documents(name, small(*CLUSTER))[1], pipeline_spec_pb2.PlatformSpec()
+    )  # unknown fields are refused
+    assert set(message.platforms["kubernetes"].deployment_spec.executors) == set(
+        loaded.pipeline_spec.deployment_spec["executors"]
+    )
+
+
+def test_gpus_go_to_the_steps_that_train_or_evaluate(small):
+    spec, platform = documents("search", small(*CLUSTER))
+    pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    with_gpu = {
+        label
+        for label, executor in spec["deploymentSpec"]["executors"].items()
+        if executor["container"]["resources"].get("accelerator", {}).get("resourceCount") == "2"
+    }
+    assert with_gpu == {"exec-search", "exec-benchmark"}
+    assert {label for label, pod in pods.items() if pod.get("nodeSelector")} == with_gpu
+    assert {label for label, pod in pods.items() if pod.get("tolerations")} == with_gpu
+    for label, pod in pods.items():
+        assert [mount["constant"] for mount in pod["pvcMount"]] == ["models"]
+        assert pod["secretAsEnv"][0]["secretName"] == "storage"
+        assert pod["podMetadata"]["labels"] == {
+            "kueue.x-k8s.io/queue-name": "team-a",
+            "app.kubernetes.io/name": "retune",
+            "app.kubernetes.io/managed-by": "retune",
+            "retune.dev/step": label.removeprefix("exec-"),
+        }
+        assert pod["securityContext"] == {"runAsNonRoot": True, "runAsUser": "10001"}
+
+
+def test_under_katib_the_search_step_only_watches(small):
+    spec, _ = documents("search", small(*CLUSTER, "engine={kind: katib}"))
+    resources = spec["deploymentSpec"]["executors"]["exec-search"]["container"]["resources"]
+    assert "accelerator" not in resources
+
+
+def test_what_pods_cannot_reach_is_refused_all_at_once(small):
+    with pytest.raises(InputError) as told:
+        package("search", small())
+    text = "\n".join(told.value.problems)
+    for key in ("model.base", "artifacts.uri", "data.sources.0.uri", "data.sources.1.uri", "tracking.uri", "cluster.images.train"):  # fmt: skip
+        assert f"`{key}`" in text, key
+    assert len(told.value.problems) == 6

@@ -1,0 +1,75 @@
+"""The trials on disk: what was issued stays, what was pruned says so."""
+
+import json
+
+import pytest
+
+from retune import store
+from retune.records import TrialRecord
+from retune.study import Search
+from retune.workspace.ledger import Ledger, trial_name
+
+
+def record(number, loss, tmp_path, role="search", status="completed", **values):
+    name = trial_name(number)
+    adapter = tmp_path / "trials" / name / "adapter"
+    adapter.mkdir(parents=True, exist_ok=True)
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    return TrialRecord(
+        trial=name, number=number, role=role, assignment={"rank": 4}, seed=0, status=status,
+        values={} if loss is None else {"validation_loss": loss, **values}, adapter_uri=str(adapter),
+    )  # fmt: skip
+
+
+def test_an_issued_trial_stays_as_it_was_in_another_process(tmp_path):
+    first = Ledger(str(tmp_path)).issue(2, "search", {"rank": 4}, seed=7)
+    again = Ledger(str(tmp_path)).issue(2, "search", {"rank": 512}, seed=8)
+    assert again == first
+    assert again.assignment == {"rank": 4}
+
+
+def test_a_finished_trial_is_read_back(tmp_path):
+    ledger = Ledger(str(tmp_path))
+    ledger.issue(2, "search", {"rank": 4}, seed=0)
+    ledger.finish(record(2, 1.5, tmp_path), write=True)
+    assert Ledger(str(tmp_path)).search_record(2).values == {"validation_loss": 1.5}
+
+
+def test_ranking_leaves_out_failures_base_and_what_breaks_a_constraint(tmp_path):
+    ledger = Ledger(str(tmp_path))
+    ledger.finish(record(0, 0.1, tmp_path, role="base"))
+    ledger.finish(record(1, 2.0, tmp_path, role="default", adapter_mib=1))
+    ledger.finish(record(2, 1.0, tmp_path, adapter_mib=9))
+    ledger.finish(record(3, None, tmp_path, status="failed"))
+    ledger.finish(record(4, 2.0, tmp_path, adapter_mib=1))
+    search = Search()
+    assert [r.number for r in ledger.ranking(search)] == [2, 1, 4]
+    limited = Search.model_validate({"constraints": [{"metric": "adapter_mib", "max": 5}]})
+    assert [r.number for r in ledger.ranking(limited)] == [1, 4]
+
+
+def test_pruning_removes_the_files_and_the_record_no_longer_points_to_them(tmp_path):
+    ledger = Ledger(str(tmp_path))
+    for number in (1, 2):
+        ledger.issue(number, "search", {"rank": 4}, seed=0)
+        ledger.finish(record(number, float(number), tmp_path), write=True)
+    ledger.prune(keep={"trial-001"})
+    again = Ledger(str(tmp_path))
+    assert again.records["trial-001"].adapter_uri is not None
+    assert again.records["trial-002"].adapter_uri is None
+    assert again.records["trial-002"].values == {"validation_loss": 2.0}
+    assert store.exists(str(tmp_path / "trials/trial-001/adapter"))
+    assert not (tmp_path / "trials/trial-002/adapter").exists()
+
+
+def test_a_folder_without_an_issued_trial_is_no_trial(tmp_path):
+    (tmp_path / "trials" / "trial-005").mkdir(parents=True)
+    (tmp_path / "trials" / "trial-005" / "trial.json").write_text(json.dumps({"half": "a record"}))
+    assert Ledger(str(tmp_path)).records == {}
+
+
+@pytest.mark.parametrize(
+    ("number", "repeat", "name"), [(7, 0, "trial-007"), (1234, 0, "trial-1234"), (7, 2, "trial-007-seed-2")]
+)
+def test_names(number, repeat, name):
+    assert trial_name(number, repeat) == name

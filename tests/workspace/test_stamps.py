@@ -1,0 +1,82 @@
+"""Stamps, locks, progress: what lets a step be skipped, done alone, and watched."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from retune.errors import RetuneError
+from retune.records import TrialRecord
+from retune.study import Objective
+from retune.workspace import progress
+from retune.workspace.locks import only_writer
+from retune.workspace.stamps import Stamps
+
+
+def test_a_step_is_current_for_the_inputs_it_was_done_from_and_no_others(tmp_path):
+    stamps = Stamps(str(tmp_path))
+    assert stamps.outputs("select", {"a": 1}) is None
+    with stamps.step("select", {"a": 1}) as outputs:
+        outputs["chosen"] = "trial-003"
+    assert stamps.outputs("select", {"a": 1}) == {"chosen": "trial-003"}
+    assert stamps.outputs("select", {"a": 2}) is None
+    assert stamps.outputs("register", {"a": 1}) is None
+    assert stamps.last("select") == {"chosen": "trial-003"}
+
+
+def test_a_step_that_fails_leaves_no_stamp(tmp_path):
+    stamps = Stamps(str(tmp_path))
+    with pytest.raises(ZeroDivisionError), stamps.step("select", {}):
+        _ = 1 / 0
+    assert stamps.outputs("select", {}) is None
+
+
+def test_the_lock_names_its_owner_and_is_free_after_a_kill(tmp_path):
+    code = f"import time\nfrom retune.workspace.locks import only_writer\nfrom pathlib import Path\nwith only_writer(Path({str(tmp_path / 'lock')!r})):\n print('held', flush=True)\n time.sleep(60)"
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout.readline() == "held\n"
+    with pytest.raises(RetuneError, match=f"process {owner.pid} holds"), only_writer(tmp_path / "lock"):
+        pass
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    with only_writer(tmp_path / "lock", wait_seconds=5):
+        pass
+
+
+def test_progress_counts_what_earlier_runs_did_and_estimates_what_is_left(tmp_path):
+    def record(number, loss, role="search", status="completed"):
+        values = {} if loss is None else {"validation_loss": loss}
+        return TrialRecord(trial=f"trial-{number:03d}", number=number, role=role, assignment={}, seed=0, status=status, values=values, seconds=10)  # fmt: skip
+
+    path = tmp_path / "progress.json"
+    shown = progress.SearchProgress(
+        path, Objective(), 10, 2, [record(0, 3.0, role="base"), record(1, 2.0, role="default")], 5.0
+    )
+    assert progress.read(path).left is None
+    shown({"kind": "issued", "trial": "trial-002"})
+    shown({"kind": "finished", "trial": "trial-002", "record": record(2, 1.5)})
+    shown({"kind": "finished", "trial": "trial-003", "record": record(3, None, status="failed")})
+    read = progress.read(path)
+    assert (read.done, read.total, read.failed) == (4, 10, 1)
+    assert (read.base, read.best, read.best_trial) == (3.0, 1.5, "trial-002")
+    assert read.left == pytest.approx(10 * 6 / 2)
+    assert read.search_seconds >= 5.0
+
+
+def test_a_full_disk_costs_only_the_display(tmp_path):
+    gone = tmp_path / "not a folder" / "progress.json"
+    progress.write(gone, progress.Progress(step="search"))
+    assert progress.read(gone) is None
+
+
+def test_waiting_for_a_lock_ends_when_it_is_free(tmp_path):
+    code = f"import time\nfrom retune.workspace.locks import only_writer\nfrom pathlib import Path\nwith only_writer(Path({str(tmp_path / 'lock')!r})):\n print('held', flush=True)\n time.sleep(1)"
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    owner.stdout.readline()
+    start = time.monotonic()
+    with only_writer(tmp_path / "lock", wait_seconds=20):
+        assert time.monotonic() - start < 15
+    owner.wait()
+    owner.stdout.close()
