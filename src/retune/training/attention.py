@@ -3,13 +3,14 @@
 transformers looks an attention implementation up by name (``config._attn_implementation``). The one registered here
 reads the records' borders from the keyword argument ``segments`` that the model passes down to every layer:
 
-* CPU: one causal `scaled_dot_product_attention` a record, so no mask of tokens x tokens is ever built;
 * GPU: `torch.nn.attention.varlen.varlen_attn` (FlashAttention with record borders, in torch since 2.10);
-* GPU with an older torch or a type that FlashAttention does not take (float32): FlexAttention with a block mask.
+* else, as on a CPU, in float32, with an older torch or a card before Ampere: one causal `scaled_dot_product_attention`
+  a record, so that no mask of tokens x tokens is ever built.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,23 +70,59 @@ def attend(
     Returns:
         shape ``(1, tokens, heads, head_dim)``.
     """
-    if query.device.type == "cpu":
-        return _attend_by_record(query, key, value, records, scale)
     flash = _varlen()
-    if flash is not None and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256:
-        q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
-        out: Tensor = flash(
-            q, k, v, records.borders, records.borders, records.longest, records.longest,
-            scale=scale, window_size=(-1, 0), enable_gqa=q.shape[1] != k.shape[1],
-        )  # fmt: skip
-        return out.unsqueeze(0)
-    return _attend_by_blocks(query, key, value, records, scale)
+    if flash is not None and _flash_takes(query):
+        return _attend_by_flash(flash, query, key, value, records, scale)
+    return _attend_by_record(query, key, value, records, scale)
+
+
+def _flash_takes(query: Tensor) -> bool:
+    """Return whether FlashAttention computes with this type, size of head and card."""
+    if query.device.type != "cuda" or query.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    head = query.shape[-1]
+    return head % 8 == 0 and head <= 256 and torch.cuda.get_device_capability(query.device) >= (8, 0)
+
+
+def _attend_by_flash(
+    flash: Callable[..., Any],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    records: Segments,
+    scale: float | None,
+) -> Tensor:
+    """Call torch's `varlen_attn` by what it takes.
+
+    Causality is the flag ``is_causal`` in torch 2.10 and a window since 2.11, which also brought ``scale``; grouped keys
+    came with 2.12.
+    """
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+    takes = inspect.signature(flash).parameters
+    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in takes else {"is_causal": True}
+    usual = q.shape[-1] ** -0.5
+    if scale is not None and "scale" in takes:
+        options["scale"] = scale
+    elif scale is not None and scale != usual:
+        q = q * (scale / usual)
+    if q.shape[1] != k.shape[1]:
+        if "enable_gqa" in takes:
+            options["enable_gqa"] = True
+        else:
+            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    out: Tensor = flash(
+        q, k, v, records.borders, records.borders, records.longest, records.longest, **options
+    )
+    return out.unsqueeze(0)
 
 
 def _attend_by_record(
     query: Tensor, key: Tensor, value: Tensor, records: Segments, scale: float | None
 ) -> Tensor:
     grouped = query.shape[1] != key.shape[1]
+    if grouped and query.device.type == "cuda":  # the kernels that keep no scores know no grouped keys
+        key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value))
+        grouped = False
     lengths = list(records.lengths)
     parts = zip(
         torch.split(query, lengths, 2),
@@ -100,26 +137,6 @@ def _attend_by_record(
     return torch.cat(done, 1)
 
 
-def _attend_by_blocks(
-    query: Tensor, key: Tensor, value: Tensor, records: Segments, scale: float | None
-) -> Tensor:
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    tokens = query.shape[2]
-    lengths = torch.tensor(records.lengths, device=query.device)
-    owner = torch.repeat_interleave(
-        torch.arange(len(lengths), device=query.device), lengths, output_size=tokens
-    )
-
-    def same_record_and_not_later(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (owner[q] == owner[k]) & (q >= k)
-
-    mask = create_block_mask(same_record_and_not_later, None, None, tokens, tokens, device=query.device.type)
-    grouped = query.shape[1] != key.shape[1]
-    out: Tensor = _flex()(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped)
-    return out.transpose(1, 2)
-
-
 @lru_cache(maxsize=1)
 def _varlen() -> Callable[..., Any] | None:
     try:
@@ -127,13 +144,6 @@ def _varlen() -> Callable[..., Any] | None:
     except ImportError:  # torch < 2.10
         return None
     return varlen_attn
-
-
-@lru_cache(maxsize=1)
-def _flex() -> Callable[..., Any]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention, dynamic=True)
 
 
 def _transformers_attention(
