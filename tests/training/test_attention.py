@@ -1,5 +1,7 @@
 """The path of the GPU, on the CPU: `varlen_attn` with the signatures that torch's versions have, computed plainly."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -15,7 +17,7 @@ def plain(query, key, value, cu_seq_q, causal, scale, window, grouped):
     if not grouped and query.shape[1] != key.shape[1]:
         raise ValueError("query and key heads must match, or set enable_gqa=True")
     parts = []
-    for start, end in zip(cu_seq_q[:-1], cu_seq_q[1:], strict=True):
+    for start, end in pairwise(cu_seq_q.tolist()):
         q, k, v = (x[start:end].transpose(0, 1) for x in (query, key, value))
         out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
         parts.append(out.transpose(0, 1))

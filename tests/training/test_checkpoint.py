@@ -168,7 +168,7 @@ _PROGRAM = """
 import sys, torch
 torch.set_num_threads(1)
 from retune.training.resident import ResidentBase
-from retune.training.trial import TrialTask, run_trial
+from retune.training.run_trial import TrialTask, run_trial
 from tests.training.conftest import make_study
 base, data, folder = sys.argv[1:]
 study = make_study(base, checkpoint_minutes=1e-9)

@@ -20,7 +20,7 @@ import torch
 torch.set_num_threads(1)
 from retune.errors import Interrupted
 from retune.training.resident import ResidentBase
-from retune.training.trial import TrialTask, run_trial
+from retune.training.run_trial import TrialTask, run_trial
 from tests.training.conftest import make_study
 
 base_folder, data, out, settings = sys.argv[1:5]
