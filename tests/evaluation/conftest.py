@@ -38,20 +38,21 @@ def make_base(folder: Path, *, hidden: int = 32, context: int = 512, seed: int =
     return folder
 
 
-def make_adapter(base: Path, folder: Path, seed: int = 1) -> Path:
+def make_adapter(base: Path, folder: Path, seed: int = 1, trained: float = 0.0, **settings) -> Path:
+    """Save an adapter of random weights; `settings` are PEFT's, `trained` is noise on all that would be trained."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = LoraConfig(
-        r=4,
-        lora_alpha=64,
-        target_modules=["q_proj", "v_proj"],
-        init_lora_weights=False,
-        task_type="CAUSAL_LM",
-    )
-    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(str(folder))
+    usual = {"r": 4, "lora_alpha": 64, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
+    config = LoraConfig(**{**usual, **settings}, task_type="CAUSAL_LM")
+    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if trained and parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * trained)
+    tuned.save_pretrained(str(folder), save_embedding_layers=False)
     return folder
 
 

@@ -1,5 +1,6 @@
 """Whole benchmarks on a small random base: records, carrying on, refusing bad input before a model is loaded."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -93,6 +94,57 @@ def test_the_base_is_the_same_after_an_adapter(model, adapter, mmlu, bbh, tmp_pa
     after = bench.run(model, candidates, asks(mmlu, bbh), 0, str(tmp_path / "a"))[2]
     alone = bench.run(model, [Candidate("base")], asks(mmlu, bbh), 0, str(tmp_path / "b"))[0]
     assert after.answers == alone.answers
+
+
+EDITS = {
+    "saved": {"modules_to_save": ["lm_head", "embed_tokens"]},
+    "pissa": {"init_lora_weights": "pissa", "target_modules": "all-linear"},
+    "olora": {"init_lora_weights": "olora"},
+    "norms": {"modules_to_save": ["norm"], "use_dora": True},
+}
+
+
+def test_no_adapter_changes_what_is_scored_after_it(model, base, adapter, mmlu, bbh, tmp_path):
+    """Whatever the adapters do to the base, each candidate's answers are those that it gives alone."""
+    candidates = [Candidate("base"), Candidate("plain", str(adapter))]
+    for seed, (name, settings) in enumerate(EDITS.items()):
+        candidates.append(
+            Candidate(name, str(make_adapter(base, tmp_path / name, seed, trained=0.3, **settings)))
+        )
+    asked = asks(mmlu, bbh, tasks=["mmlu"])
+    alone = {}
+    for candidate in candidates:
+        [record] = bench.run(model, [candidate], asked, 0, str(tmp_path / "alone"))
+        alone[candidate.name] = record.answers
+    assert len({json.dumps(answers) for answers in alone.values()}) > 3
+    for order, turn in enumerate((candidates[::-1], candidates[2:] + candidates[:2])):
+        for record in bench.run(model, turn, asked, 0, str(tmp_path / str(order))):
+            assert record.answers == alone[record.model], (record.model, order)
+
+
+def test_a_base_that_an_adapter_spoilt_is_loaded_again(
+    model, adapter, mmlu, bbh, tmp_path, monkeypatch, caplog
+):
+    real, loads = adapters.attached, []
+
+    @contextlib.contextmanager
+    def spoils(base, folder):
+        from retune.training.base_state import preserved
+
+        with preserved(base), real(base, folder) as tuned:
+            yield tuned
+            if folder is not None:
+                base.model.embed_tokens.weight.data[:] = 0
+
+    load = models.load_base
+    candidates = [Candidate("tuned", str(adapter)), Candidate("base")]
+    right = bench.run(model, candidates, asks(mmlu, bbh), 0, str(tmp_path / "right"))
+    monkeypatch.setattr(adapters, "attached", spoils)
+    monkeypatch.setattr(models, "load_base", lambda *a, **k: loads.append(1) or load(*a, **k))
+    found = bench.run(model, candidates, asks(mmlu, bbh), 0, str(tmp_path / "found"))
+    assert [record.answers for record in found] == [record.answers for record in right]
+    assert len(loads) == 2
+    assert "it changed model.embed_tokens.weight" in caplog.text
 
 
 def test_a_second_run_keeps_the_records_and_loads_nothing(model, adapter, mmlu, bbh, tmp_path, monkeypatch):

@@ -162,12 +162,9 @@ def run(
         kept = {uri: record for uri, blank in zip(uris, blanks, strict=True) if (record := _kept(uri, blank))}
         if len(kept) < len(uris):
             base = base or models.load_base(model)
-            _score_all(
-                base,
-                folder,
-                [job for job in zip(uris, prepared, blanks, strict=True) if job[0] not in kept],
-                report,
-            )
+            jobs = [job for job in zip(uris, prepared, blanks, strict=True) if job[0] not in kept]
+            if not _score_all(base, folder, jobs, report):
+                base = None
         for uri in uris:
             record = kept.get(uri) or BenchRecord.model_validate_json(store.read(uri))
             records.append(record)
@@ -181,9 +178,16 @@ def _score_all(
     folder: Path | None,
     jobs: Sequence[tuple[str, Prepared, BenchRecord]],
     report: Report,
-) -> None:
-    """Score one candidate on the tasks that it has no record of, and write each record when it is made."""
-    with adapters.attached(base.model, folder) as tuned:
+) -> bool:
+    """Score one candidate on the tasks that it has no record of, and write each record when it is made.
+
+    Returns:
+        whether the base is afterwards as it was; else it must be loaded again.
+    """
+    from retune.training.base_state import forgotten_if_changed
+
+    changed: list[bool] = []
+    with forgotten_if_changed(lambda: changed.append(True)), adapters.attached(base.model, folder) as tuned:
         for uri, item, blank in jobs:
             decoder = Decoder(
                 tuned, base.tokenizer, base.device, _context(base.model.config), blank.batch_size
@@ -191,6 +195,7 @@ def _score_all(
             dtype = str(base.dtype).removeprefix("torch.")
             record = _score(decoder, item, blank.model_copy(update={"dtype": dtype}), report)
             store.write(uri, record.to_json())
+    return not changed
 
 
 def _read(benchmark: Benchmark, task: Task) -> tuple[list[Question], str]:

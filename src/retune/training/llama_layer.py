@@ -10,10 +10,9 @@ On a GPU transformers' own layer is used: its time goes into large matrix produc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any
 
 import torch
@@ -55,39 +54,61 @@ class Parts:
 
 @contextmanager
 def installed(model: Any) -> Iterator[None]:
-    """Let the layers of a known architecture compute by `LlamaLayer` inside the block, on a CPU in float32."""
-    layers = getattr(getattr(model, "model", None), "layers", None)
+    """Let the layers of a known architecture compute by `LlamaLayer` inside the block, on a CPU in float32.
+
+    The layers' class is told, not each layer: an adapter may copy layers (`layer_replication`), and a copy must compute
+    with its own weights.
+    """
+    decoder = getattr(model, "model", None)
+    layers = getattr(decoder, "layers", None)
     fits = layers is not None and model.device.type == "cpu" and model.dtype == torch.float32
-    known = (
-        [layer for layer in layers if type(layer).__name__ in _KNOWN] if fits and layers is not None else []
-    )
-    for layer in known:
-        layer.forward = MethodType(_forward, layer)
-    if known and layers is not None and known[-1] is layers[-1]:
-        known[-1].retune_last = True
+    kinds = {type(layer) for layer in layers or () if fits and type(layer).__name__ in _KNOWN}
+    own = {kind: kind.forward for kind in kinds}
+
+    def forward(layer: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        whole = own[type(layer)]
+        if args or kwargs.get("segments") is None or kwargs.get("attention_mask") is not None:
+            plain: Tensor = whole(layer, hidden_states, *args, **kwargs)
+            return plain
+        assert decoder is not None
+        return _forward(layer, hidden_states, whole, layer is decoder.layers[-1], **kwargs)
+
+    for kind in kinds:
+        kind.forward = forward
     try:
         yield
     finally:
-        for layer in known:
-            del layer.forward
-            vars(layer).pop("retune_last", None)
+        for kind, before in own.items():
+            kind.forward = before
 
 
 def _parts(layer: Any) -> Parts | None:
-    attention, mlp = layer.self_attn, layer.mlp
-    names = [getattr(attention, name) for name in _NAMES[:4]] + [getattr(mlp, name) for name in _NAMES[4:]]
-    found: dict[str, Any] = {}
-    for name, module in zip(("q", "k", "v", "o", "gate", "up", "down"), names, strict=True):
-        found[name] = lora_linear.read(module)
-    if None in found.values() or attention.config.hidden_act != "silu":
+    """Return the weights of a layer, or None if it is anything else than what `LlamaLayer` computes."""
+    attention, mlp, norms = (
+        layer.self_attn,
+        layer.mlp,
+        (layer.input_layernorm, layer.post_attention_layernorm),
+    )
+    family = type(layer).__name__.removesuffix("DecoderLayer")
+    forms = [(attention, "Attention"), (mlp, "MLP"), *((norm, "RMSNorm") for norm in norms)]
+    if any(type(part).__name__ != family + form or lora_linear.hooked(part) for part, form in forms):
         return None
-    norm, norm_2 = layer.input_layernorm, layer.post_attention_layernorm
+    if attention.config.hidden_act != "silu" or (layer.training and attention.attention_dropout):
+        return None
+    if any(norm.weight.requires_grad for norm in norms):
+        return None
+    modules = [getattr(attention, name) for name in _NAMES[:4]] + [getattr(mlp, name) for name in _NAMES[4:]]
+    found: dict[str, Any] = {}
+    for name, module in zip(("q", "k", "v", "o", "gate", "up", "down"), modules, strict=True):
+        found[name] = lora_linear.read(module)
+    if None in found.values():
+        return None
     return Parts(
         **found,
-        norm=norm.weight,
-        norm_epsilon=norm.variance_epsilon,
-        norm_2=norm_2.weight,
-        norm_2_epsilon=norm_2.variance_epsilon,
+        norm=norms[0].weight,
+        norm_epsilon=norms[0].variance_epsilon,
+        norm_2=norms[1].weight,
+        norm_2_epsilon=norms[1].variance_epsilon,
         head=attention.head_dim,
         scale=attention.scaling,
     )
@@ -96,19 +117,19 @@ def _parts(layer: Any) -> Parts | None:
 def _forward(
     layer: Any,
     hidden_states: Tensor,
+    whole: Callable[..., Tensor],
+    last: bool,
     position_embeddings: tuple[Tensor, Tensor],
     segments: Segments,
     **kwargs: Any,
 ) -> Tensor:
-    """Stand in for the layer's forward; in the last layer the output is zero wherever it is not used."""
+    """Stand in for the layer's forward, `whole`; in the last layer the output is zero wherever it is not used."""
     parts = _parts(layer)
-    window = getattr(layer.self_attn, "sliding_window", None)
-    if parts is None or (window is not None and window < segments.longest):
-        whole: Tensor = type(layer).forward(
+    if parts is None:
+        return whole(
             layer, hidden_states, position_embeddings=position_embeddings, segments=segments, **kwargs
         )
-        return whole
-    rows = segments.rows if getattr(layer, "retune_last", False) else None
+    rows = segments.rows if last else None
     adapters = [tensor for weights in parts.linear for tensor in (weights.a, weights.b)]
     cos, sin = (x[0, :, : parts.head // 2].unsqueeze(1) for x in position_embeddings)
     out: Tensor = LlamaLayer.apply(  # type: ignore[no-untyped-call]

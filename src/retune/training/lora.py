@@ -22,6 +22,7 @@ from retune.errors import InputError
 from retune.records import digest
 from retune.space import Value
 from retune.study import TUNABLE, Training
+from retune.training.base_state import preserved
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -78,33 +79,19 @@ def target_names(base: nn.Module, target_modules: list[str]) -> list[str]:
     Raises:
         InputError: if a name matches no linear layer, with the names there are.
     """
-    linear = [name for name, module in base.named_modules() if isinstance(module, nn.Linear)]
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = (nn.Linear, Conv1D, nn.Embedding)  # what PEFT has a LoRA for, of what language models are made of
+    linear = [name for name, module in base.named_modules() if isinstance(module, kinds)]
     found = [name for name in linear if any(name == t or name.endswith(f".{t}") for t in target_modules)]
     lacking = [t for t in target_modules if not any(name == t or name.endswith(f".{t}") for name in found)]
     if lacking:
         known = sorted({name.rpartition(".")[2] for name in linear})
         raise InputError(
-            f"`target_modules` must name linear layers of the model {known}, but got {lacking}", "training"
+            f"`target_modules` must name linear or embedding layers of the model {known}, but got {lacking}",
+            "training",
         )
     return found
-
-
-@contextmanager
-def _restored(base: nn.Module, names: list[str]) -> Iterator[None]:
-    """Put the named modules back at the end, however the block ends, and the flags PEFT sets."""
-    originals = {name: base.get_submodule(name) for name in names}
-    training = base.training
-    known = set(vars(base))
-    try:
-        yield
-    finally:
-        for name, module in originals.items():
-            parent, _, leaf = name.rpartition(".")
-            setattr(base.get_submodule(parent), leaf, module)
-        for extra in set(vars(base)) - known:
-            delattr(base, extra)
-        base.requires_grad_(False)
-        base.train(training)
 
 
 @contextmanager
@@ -118,7 +105,7 @@ def adapted(
     """
     from peft import LoraConfig, get_peft_model
 
-    names = target_names(base, target_modules)
+    target_names(base, target_modules)
     config = LoraConfig(
         r=chosen.rank,
         lora_alpha=chosen.alpha,
@@ -126,35 +113,104 @@ def adapted(
         target_modules=list(target_modules),
         task_type="CAUSAL_LM",
     )
-    with _restored(base, names):
+    with preserved(base):
         torch.manual_seed(seed)
         model = get_peft_model(base, config, autocast_adapter_dtype=True)
         config.base_model_name_or_path = base_name  # PEFT put the local folder there
         yield model
 
 
+def refused(settings: Mapping[str, Any]) -> list[str]:
+    """Return why an adapter with these settings (its `adapter_config.json`) cannot be scored by itself."""
+    kind = settings.get("peft_type")
+    if kind != "LORA":
+        return [f"an adapter must have peft_type 'LORA', but it has {kind!r}"]
+    found = [rule for name, rule in _REFUSED.items() if settings.get(name)]
+    start = settings.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith("pissa_niter"):
+        found.append(
+            f"an adapter with init_lora_weights {start!r} stands on a base edited at random, which cannot be made again: "
+            "save it with PEFT's `path_initial_model_for_weight_conversion`"
+        )
+    return found
+
+
+_REFUSED = {
+    "alora_invocation_tokens": "an activated LoRA (`alora_invocation_tokens`) works only behind its invocation tokens, "
+    "which no record or question here holds",
+    "arrow_config": "an Arrow router (`arrow_config`) needs the other adapters that it routes to",
+    "megatron_config": "an adapter for Megatron layers (`megatron_config`) fits no transformers model",
+    "monteclora_config": "MonteCLoRA (`monteclora_config`) draws its weights at random; its answers are no fixed numbers",
+}
+# Initialisations that leave the base's weights alone.
+_HARMLESS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+
+
 @contextmanager
 def loaded(base: nn.Module, folder: Path) -> Iterator[Any]:
     """Yield the base with the adapter saved in `folder`, for inference; takes it out at the end.
 
+    The adapter is put on by PEFT's own loader, whatever kind of LoRA it is, and what came to lie on the model is
+    compared with what the file holds.
+
     Raises:
-        InputError: if the folder holds no adapter, or one of another base model.
+        InputError: if the folder holds no adapter, one of another base model, or one of a kind that is refused.
+        BaseChanged: at the end, if the base has to be loaded again.
     """
     from peft import PeftModel
+    from safetensors.torch import load_file
 
     try:
         content = json.loads((folder / CONFIG).read_text())
-        names = target_names(base, list(content["target_modules"]))
-    except (OSError, ValueError, KeyError) as error:
+        held = load_file(folder / WEIGHTS)
+    except Exception as error:  # safetensors has errors of its own for a file that is cut off
         raise InputError(
             f"an adapter folder holds {CONFIG} and {WEIGHTS}, but {folder} does not: {error}"
         ) from error
-    with _restored(base, names):
+    if problems := refused(content):
+        raise InputError([f"{problem} ({folder})" for problem in problems])
+    edits = content.get("init_lora_weights") not in _HARMLESS
+    own = {_plain_name(name) for name in held if "lora_" not in name}
+    with preserved(base, lambda name: edits or name in own):
         try:
-            model = PeftModel.from_pretrained(base, folder)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise InputError(f"the adapter in {folder} does not fit the base model: {error}") from error
+            model = PeftModel.from_pretrained(base, folder).eval()
+        except Exception as error:
+            if isinstance(error, MemoryError | torch.OutOfMemoryError):
+                raise
+            reason = " ".join(str(error).split())
+            raise InputError(f"the adapter in {folder} does not fit the base model: {reason}") from error
+        if lacking := _not_on(model, held):
+            raise InputError(
+                f"the adapter in {folder} does not fit the base model: {len(lacking)} of its {len(held)} tensors found "
+                f"no place on it, among them {lacking[0]}"
+            )
         yield model
+
+
+def _plain_name(name: str) -> str:
+    """Return the name that a tensor of an adapter's file has in the base."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def _not_on(model: Any, held: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of a file's tensors that are not on the model, or not with these values.
+
+    PEFT warns of those at most, and the adapter would be scored as something that it is not.
+    """
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    base = {_plain_name(name): tensor for name, tensor in model.named_parameters()}
+    lacking = []
+    for name, tensor in held.items():
+        there = state.get(name, base.get(_plain_name(name)))
+        if there is None or there.shape != tensor.shape:
+            lacking.append(name)
+            continue
+        wanted = tensor.to(there.dtype)
+        if not torch.allclose(there.detach().cpu(), wanted, rtol=0, atol=0, equal_nan=True):
+            lacking.append(name)
+    return sorted(lacking)
 
 
 def weights(model: Any) -> dict[str, Tensor]:

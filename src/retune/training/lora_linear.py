@@ -43,19 +43,46 @@ class Kept(NamedTuple):
 
 
 def read(module: Any) -> Weights | None:
-    """Return the weights of a linear layer or of PEFT's plain LoRA layer; None if it is something else."""
+    """Return the weights of a frozen linear layer or of PEFT's plain LoRA layer on one; None if it is anything else.
+
+    Whatever is more than A and B (a bias of B, DoRA and PEFT's other variants, a merged or disabled adapter, several of
+    them, hooks) is left to PEFT's own forward.
+    """
     from peft.tuners.lora.layer import Linear
 
     if type(module) is torch.nn.Linear:
-        return Weights(module.weight, module.bias)
-    if type(module) is not Linear or module.active_adapters != ["default"] or module.use_dora.get("default"):
+        return Weights(module.weight, module.bias) if _frozen(module) else None
+    if type(module) is not Linear or hooked(module) or module.active_adapters != ["default"]:
         return None
-    if module.merged or module.disable_adapters or type(module.base_layer) is not torch.nn.Linear:
+    if module.merged or module.disable_adapters or module.lora_variant or module.fan_in_fan_out:
         return None
-    base, chance = module.base_layer, module.lora_dropout["default"]
-    a, b = module.lora_A["default"], module.lora_B["default"]
-    dropout = chance.p if chance.training and hasattr(chance, "p") else 0.0
+    base = module.base_layer
+    if type(base) is not torch.nn.Linear or not _frozen(base) or "default" not in module.lora_A:
+        return None
+    a, b, chance = (part["default"] for part in (module.lora_A, module.lora_B, module.lora_dropout))
+    if any(type(part) is not torch.nn.Linear or part.bias is not None or hooked(part) for part in (a, b)):
+        return None
+    if type(chance) not in (torch.nn.Dropout, torch.nn.Identity):
+        return None
+    dropout = chance.p if chance.training and isinstance(chance, torch.nn.Dropout) else 0.0
     return Weights(base.weight, base.bias, a.weight, b.weight, module.scaling["default"], dropout)
+
+
+def hooked(module: Any) -> bool:
+    """Return whether hooks run before or after a module, or another forward than its class's stands in for it."""
+    own = module.__dict__.get("forward")
+    replaced = own is not None and getattr(own, "__func__", None) is not _forward
+    return replaced or bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def _frozen(module: torch.nn.Linear) -> bool:
+    tensors = [module.weight] if module.bias is None else [module.weight, module.bias]
+    return not hooked(module) and not any(tensor.requires_grad for tensor in tensors)
 
 
 def forward(x: Tensor, layer: Weights) -> tuple[Tensor, Kept | None]:

@@ -16,6 +16,7 @@ from retune.models import LoadedBase, load_base
 from retune.study import Data, Model, Study
 from retune.training import lora, lora_linear
 from retune.training.attention import by_segments
+from retune.training.base_state import forgotten_if_changed
 from retune.training.devices import Devices
 from retune.training.validate import validation_loss
 
@@ -77,7 +78,11 @@ class ResidentBase:
         """Yield the base with a new adapter, ready for flattened batches; afterwards the base is untouched again."""
         base = self.load().model
         targets = study.training.target_modules
-        with by_segments(base), lora.adapted(base, chosen, targets, self.model.base, seed) as model:
+        with (
+            forgotten_if_changed(self._forget),
+            by_segments(base),
+            lora.adapted(base, chosen, targets, self.model.base, seed) as model,
+        ):
             lora_linear.install(model)
             yield model
 
@@ -100,8 +105,12 @@ class ResidentBase:
                 return validation_loss(model, tokens, self.devices)
         folder = store.download(adapter_uri)
         base = self.load().model
-        with by_segments(base), lora.loaded(base, folder) as model:
-            return validation_loss(model, tokens, self.devices)
+        with forgotten_if_changed(self._forget), by_segments(base), lora.loaded(base, folder) as model:
+            loss = validation_loss(model, tokens, self.devices)
+        return loss
+
+    def _forget(self) -> None:
+        self._base = None
 
     def release(self, failed: bool = False) -> None:
         """Free what the last trial held.

@@ -39,17 +39,26 @@ def problems(name: str, folder: Path, base: Path) -> list[str]:
         shapes = tensor_shapes(folder / WEIGHTS)
     except (OSError, ValueError, struct.error) as error:
         return [f"{name}: the adapter in {folder} cannot be read: {error}"]
-    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
-        return [f"{name}: a LoRA adapter has peft_type 'LORA', but {folder}/adapter_config.json does not"]
-    modules = _linear_shapes(base)
+    if not isinstance(settings, dict):
+        return [f"{name}: {folder}/adapter_config.json holds settings by name, but it does not"]
+    from retune.training import lora
+
+    if refused := lora.refused(settings):
+        return [f"{name}: {reason} ({folder})" for reason in refused]
+    modules = _shapes(base)
+    blocks = settings.get("use_qalora") or settings.get(
+        "use_bdlora"
+    )  # their factors have shapes of their own
     wrong = []
     for key, shape in shapes.items():
         match = _FACTOR.match(key)
         if match is None:
             continue
-        module = modules.get(match["module"])
+        module = modules.get(match["module"].replace(".base_layer", ""))
         if module is None:
             wrong.append(f"the base has no module {match['module']!r}")
+            continue
+        if len(module) != 2 or blocks:
             continue
         size, side = (shape[1], module[1]) if match["factor"] == "A" else (shape[0], module[0])
         if size != side:
@@ -89,24 +98,23 @@ def attached(model: Any, folder: Path | None) -> Iterator[Any]:
     if folder is None:
         yield model
         return
-    from peft import PeftModel
+    from retune.training import lora
 
-    tuned = PeftModel.from_pretrained(model, str(folder)).eval()
-    try:
+    with lora.loaded(model, folder) as tuned:
         yield tuned
-    finally:
-        tuned.unload()
 
 
-def _linear_shapes(base: Path) -> dict[str, tuple[int, int]]:
-    """Return (outputs, inputs) of every linear module of the base, built without memory for its weights."""
+def _shapes(base: Path) -> dict[str, tuple[int, ...]]:
+    """Return (outputs, inputs) of every linear module of the base, () of all others, built without memory for weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
-    return {
-        name: (module.weight.shape[0], module.weight.shape[1])
-        for name, module in model.named_modules()
-        if getattr(module, "weight", None) is not None and module.weight.dim() == 2
-    }
+    found: dict[str, tuple[int, ...]] = {}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        shape = tuple(weight.shape) if isinstance(weight, torch.Tensor) and weight.dim() == 2 else ()
+        found[name] = shape[::-1] if isinstance(module, Conv1D) else shape
+    return found
