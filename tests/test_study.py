@@ -102,6 +102,8 @@ WRONG = [
     ("training.epochs", 2.5, "training.epochs: input should be a valid integer"),
     ("training.learning_rate", float("inf"), "training.learning_rate: input should be a finite number, but got inf"),
     ("training.learning_rate", float("nan"), "training.learning_rate: input should be a finite number, but got nan"),
+    ("training.target_modules", "q_(proj", "`target_modules` is a list of names, `all-linear` or a regular expression, but 'q_(proj' is none"),
+    ("training.target_modules", " ", "`target_modules` must name layers"),
     ("training.dropout", 1.0, "training.dropout: input should be less than 1, but got 1.0"),
     ("name", "Not A Name", "`name` must be lower-case letters, digits and inner dashes, at most 40 of them, but got 'Not A Name'"),
     ("name", "a" * 41, "at most 40 of them"),

@@ -8,6 +8,7 @@ from peft import PeftModel
 from retune.errors import InputError
 from retune.study import Training
 from retune.training import lora
+from retune.training.targets import target_names
 from tests.training.test_loss import padded_loss, random_tokens
 
 CHOSEN = lora.Setting(4, 8, 0.1, 1e-3, 0.0)
@@ -66,7 +67,46 @@ def test_setting_names_every_problem_at_once():
 
 def test_unknown_target_is_refused_with_the_names_there_are(base):
     with pytest.raises(InputError, match=r"\['down_proj', .*'v_proj'\], but got \['query'\]"):
-        lora.target_names(base.load().model, ["q_proj", "query"])
+        target_names(base.load().model, ["q_proj", "query"])
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ["q_proj", "v_proj"],
+        "all-linear",
+        r".*\.0\.(self_attn\.[kq]_proj|mlp\.up_proj)",
+        "lm_head",
+        ["down_proj"],
+    ],
+)
+def test_targets_are_those_that_peft_chooses(base, targets):
+    import copy
+
+    from peft import LoraConfig, get_peft_model
+
+    model = base.load().model
+    ours = target_names(model, targets)
+    theirs = get_peft_model(
+        copy.deepcopy(model), LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM")
+    )
+    names = {n.partition("base_model.model.")[2] for n, m in theirs.named_modules() if hasattr(m, "lora_A")}
+    assert set(ours) == names
+    with lora.adapted(model, CHOSEN, targets, "x", 0) as adapted:
+        files = lora.files(adapted)
+    assert json.loads(files["adapter_config.json"])["target_modules"]
+
+
+def test_an_expression_that_matches_nothing_is_refused(base):
+    model = base.load().model
+    for wrong, words in [
+        ("all_linear", "did you mean all-linear?"),
+        ("q_proj", r"did you mean \['q_proj'\]\?"),  # an expression is for whole names
+        (["all-linear"], "stands alone"),
+        (["q_porj"], "did you mean 'q_proj' for 'q_porj'"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            target_names(model, wrong)
 
 
 def test_the_base_is_untouched_afterwards(base):

@@ -49,7 +49,7 @@ def _targets(study: Study) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from retune.training import lora
+    from retune.training.targets import target_names
 
     try:
         base = models.locate(study.model)
@@ -59,7 +59,7 @@ def _targets(study: Study) -> None:
         return  # told above
     except (OSError, ValueError) as error:
         raise InputError(f"the base cannot be built from its config.json: {error}", "model.base") from error
-    lora.target_names(model, study.training.target_modules)
+    target_names(model, study.training.target_modules)
 
 
 def _candidates(study: Study) -> None:

@@ -67,7 +67,10 @@ class Training(Section):
 
     epochs: int = Field(2, gt=0)
     batch_size: int = Field(4, gt=0, description="records per optimiser step, over all devices")
-    target_modules: list[str] = Field(default_factory=lambda: ["q_proj", "v_proj"], min_length=1)
+    target_modules: Annotated[list[str], Field(min_length=1)] | str = Field(
+        default_factory=lambda: ["q_proj", "v_proj"],
+        description="names of layers, or `all-linear`, or a regular expression for whole names, as PEFT has them",
+    )
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_share: float = Field(
         0.0, ge=0, lt=1, description="share of all steps in which the learning rate rises from 0"
@@ -79,6 +82,22 @@ class Training(Section):
     learning_rate: float = Field(1e-5, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     checkpoint_minutes: float = Field(10.0, gt=0, description="how much work a killed trial may lose at most")
+
+    @model_validator(mode="after")
+    def _targets_are_names(self) -> Self:
+        given = self.target_modules
+        if not isinstance(given, str):
+            empty = [name for name in given if not name.strip()]
+            return self._checked(
+                ["`target_modules` holds names of layers, but one is empty"] if empty else []
+            )
+        try:
+            re.compile(given)
+        except re.error as error:
+            raise ValueError(
+                f"`target_modules` is a list of names, `all-linear` or a regular expression, but {given!r} is none: {error}"
+            ) from error
+        return self._checked([] if given.strip() else ["`target_modules` must name layers, but is empty"])
 
 
 class Preset(Section):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from retune.records import digest
 from retune.space import Value
 from retune.study import TUNABLE, Training
 from retune.training.base_state import preserved
+from retune.training.targets import target_names
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -73,30 +74,9 @@ def setting(training: Training, assignment: Mapping[str, Value]) -> Setting:
     return Setting(int(values.pop("rank")), **values)
 
 
-def target_names(base: nn.Module, target_modules: list[str]) -> list[str]:
-    """Return the full names of the modules that get an adapter.
-
-    Raises:
-        InputError: if a name matches no linear layer, with the names there are.
-    """
-    from transformers.pytorch_utils import Conv1D
-
-    kinds = (nn.Linear, Conv1D, nn.Embedding)  # what PEFT has a LoRA for, of what language models are made of
-    linear = [name for name, module in base.named_modules() if isinstance(module, kinds)]
-    found = [name for name in linear if any(name == t or name.endswith(f".{t}") for t in target_modules)]
-    lacking = [t for t in target_modules if not any(name == t or name.endswith(f".{t}") for name in found)]
-    if lacking:
-        known = sorted({name.rpartition(".")[2] for name in linear})
-        raise InputError(
-            f"`target_modules` must name linear or embedding layers of the model {known}, but got {lacking}",
-            "training",
-        )
-    return found
-
-
 @contextmanager
 def adapted(
-    base: nn.Module, chosen: Setting, target_modules: list[str], base_name: str, seed: int
+    base: nn.Module, chosen: Setting, target_modules: Sequence[str] | str, base_name: str, seed: int
 ) -> Iterator[Any]:
     """Yield the base with a new LoRA adapter (A random by `seed`, B zero, float32), trainable; takes it out at the end.
 
@@ -110,7 +90,7 @@ def adapted(
         r=chosen.rank,
         lora_alpha=chosen.alpha,
         lora_dropout=chosen.dropout,
-        target_modules=list(target_modules),
+        target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
         task_type="CAUSAL_LM",
     )
     with preserved(base):
@@ -231,9 +211,8 @@ def files(model: Any) -> dict[str, bytes]:
         config.save_pretrained(folder)
         content = json.loads(Path(folder, CONFIG).read_text())
     config.inference_mode = before
-    content["target_modules"] = sorted(
-        content["target_modules"]
-    )  # PEFT keeps a set: its order differs by process
+    if not isinstance(content["target_modules"], str):  # PEFT keeps a set: its order differs by process
+        content["target_modules"] = sorted(content["target_modules"])
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     return {WEIGHTS: save(weights(model), metadata={"format": "pt"}), CONFIG: text.encode()}
 
