@@ -108,7 +108,7 @@ WRONG = [
     ("name", "Not A Name", "`name` must be lower-case letters, digits and inner dashes, at most 40 of them, but got 'Not A Name'"),
     ("name", "a" * 41, "at most 40 of them"),
     ("seed", -1, "seed: input should be greater than or equal to 0, but got -1"),
-    ("search.algorithm", "nomd", "search.algorithm: input should be 'nomad'"),
+    ("search.algorithm", "nomd", "search.algorithm: unknown name 'nomd'; did you mean 'nomad'?"),
     ("search.parameters", {"preset": "tribes"}, "search.parameters.preset: input should be 'tribes2024' or 'davouse2024', but got 'tribes'"),
     ("search.parameters", [{"name": "rnk", "kind": "integer", "low": 1, "high": 8, "default": 4}], "but the search names ['rnk']"),
     ("search.parameters", [{"name": "rank", "kind": "integer", "low": 1, "high": 8}], "every parameter needs a `default`"),
@@ -117,9 +117,9 @@ WRONG = [
     ("search.constraints", [{"metric": "x", "max": 1, "min": 0}], "a constraint has either `max` or `min`"),
     ("benchmark.tasks", ["mmlu"], "these have none: ['mmlu']"),
     ("benchmark.tasks", ["humaneval"], "set `benchmark.allow_code_execution: true`"),
-    ("benchmark.tasks", ["mmul"], "benchmark.tasks.0: input should be 'mmlu', 'bbh', 'drop', 'humaneval' or 'hellaswag', but got 'mmul'"),
+    ("benchmark.tasks", ["mmul"], "benchmark.tasks.0: unknown name 'mmul'; did you mean 'mmlu'?"),
     ("select.weights", {"mmlu": 1}, "`select` may name only tasks of `benchmark.tasks` [], but names ['mmlu']"),
-    ("select.weights", {"mmul": 1}, "select.weights.mmul: input should be 'mmlu'"),
+    ("select.weights", {"mmul": 1}, "select.weights.mmul: unknown name 'mmul'; did you mean 'mmlu'?"),
     ("promote.model", "a model", "promote.model: string should match pattern"),
 ]  # fmt: skip
 

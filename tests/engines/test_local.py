@@ -43,7 +43,7 @@ class Run:
 
     @property
     def issued(self):
-        return [event["trial"] for event in self.events if event["kind"] == "issued"]
+        return [event.trial for event in self.events if event.kind == "issued"]
 
     @property
     def results(self):
@@ -99,7 +99,7 @@ def test_more_trials_carry_on(undisturbed, small, tmp_path):
 
 def test_a_killed_service_changes_nothing(undisturbed, five, tmp_path):
     def kill(engine, event):
-        if event["kind"] == "finished" and engine._service.pid:
+        if event.kind == "finished" and engine._service.pid:
             os.kill(engine._service.pid, signal.SIGKILL)
 
     assert Run(five, tmp_path / "search", react=kill).go().results == undisturbed.results
@@ -109,8 +109,8 @@ def test_a_killed_worker_costs_its_trial_a_restart_only(undisturbed, five, tmp_p
     killed = []
 
     def kill(engine, event):
-        if event["kind"] == "progress" and event["trial"] == "trial-003" and not killed:
-            killed.append(event["trial"])
+        if event.kind == "progress" and event.trial == "trial-003" and not killed:
+            killed.append(event.trial)
             next(w for w in engine._workers if w.task and w.task.trial == "trial-003").process.kill()
 
     run = Run(five, tmp_path / "search", react=kill).go()
@@ -121,7 +121,7 @@ def test_a_killed_worker_costs_its_trial_a_restart_only(undisturbed, five, tmp_p
 
 def test_a_trial_whose_worker_dies_twice_fails_and_the_study_goes_on(five, tmp_path):
     def kill(engine, event):
-        if event["kind"] == "progress" and event["trial"] == "trial-003":
+        if event.kind == "progress" and event.trial == "trial-003":
             next(w for w in engine._workers if w.task and w.task.trial == "trial-003").process.kill()
 
     run = Run(five, tmp_path / "search", react=kill).go()
@@ -134,7 +134,7 @@ def test_a_trial_whose_worker_dies_twice_fails_and_the_study_goes_on(five, tmp_p
 
 def test_stop_saves_running_trials_and_the_next_run_ends_alike(undisturbed, five, tmp_path):
     events = []
-    stop = Run(five, tmp_path / "search", should_stop=lambda: any(e["kind"] == "progress" for e in events))
+    stop = Run(five, tmp_path / "search", should_stop=lambda: any(e.kind == "progress" for e in events))
     stop.events = events
     with pytest.raises(Interrupted, match="running trials saved"):
         stop.go()

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from retune import models
 from retune.errors import InputError, RetuneError
-from retune.evaluation import bench
+from retune.evaluation import bench, tasks
 from retune.evaluation.bench import Candidate
 from retune.evaluation.decoding import adapters
 from retune.evaluation.prompts import fit
@@ -73,10 +73,8 @@ def test_records_of_base_and_adapter(model, adapter, mmlu, bbh, tmp_path):
     assert tuned.adapter_digest == adapters.digest(adapter)
     assert [a["prediction"] for a in base.answers] != [a["prediction"] for a in tuned.answers]
     assert base.score == sum(a["right"] for a in base.answers) / 14
-    last = [e for e in events if e["event"] == "progress" and e["model"] == "tuned" and e["task"] == "mmlu"][
-        -1
-    ]
-    assert (last["done"], last["total"], last["seconds_left"]) == (14, 14, 0)
+    last = [e for e in events if e.kind == "answering" and e.model == "tuned" and e.task == "mmlu"][-1]
+    assert (last.done, last.total, last.seconds_left) == (14, 14, 0)
 
 
 @pytest.mark.parametrize("batch_size", [1, 64])
@@ -154,7 +152,7 @@ def test_a_second_run_keeps_the_records_and_loads_nothing(model, adapter, mmlu, 
     monkeypatch.setattr(models, "load_base", lambda *a, **k: pytest.fail("a model was loaded"))
     events = []
     assert bench.run(model, candidates, asks(mmlu, bbh, batch_size=2), 0, out, events.append) == first
-    assert all(event["kept"] for event in events)
+    assert all(event.kept for event in events)
 
 
 def test_what_decides_the_answers_makes_a_new_record(model, base, adapter, mmlu, bbh, tmp_path):
@@ -168,9 +166,9 @@ def test_what_decides_the_answers_makes_a_new_record(model, base, adapter, mmlu,
             benchmark,
             seed,
             out,
-            lambda e: events.append(e) if e["event"] == "task" else None,
+            lambda e: events.append(e) if e.kind == "scored" else None,
         )
-        return [event["kept"] for event in events]
+        return [event.kept for event in events]
 
     assert kept(asks(mmlu, bbh)) == [False, False]
     assert kept(asks(mmlu, bbh)) == [True, True]
@@ -198,7 +196,7 @@ def test_killed_between_tasks_it_carries_on(base, mmlu, bbh, tmp_path):
         from retune.study import Benchmark, Model
         ask = Benchmark(tasks=["mmlu", "bbh"], data={{"mmlu": {str(mmlu)!r}, "bbh": {str(bbh)!r}}})
         def report(event):
-            if event["task"] == "bbh":
+            if event.task == "bbh":
                 print("second task", flush=True)
                 import time; time.sleep(60)
         bench.run(Model(base={str(base)!r}, dtype="float32"), [bench.Candidate("base")], ask, 0, {str(tmp_path / "out")!r}, report)
@@ -218,7 +216,7 @@ def test_killed_between_tasks_it_carries_on(base, mmlu, bbh, tmp_path):
         str(tmp_path / "out"),
         events.append,
     )
-    assert {e["task"]: e["kept"] for e in events if e["event"] == "task"} == {"mmlu": True, "bbh": False}
+    assert {e.task: e.kept for e in events if e.kind == "scored"} == {"mmlu": True, "bbh": False}
     assert [r.n for r in records] == [14, 6]
 
 
@@ -293,7 +291,7 @@ def test_shots_are_dropped_from_the_end_until_the_prompt_fits(base):
     short, long = (
         Question(n, "", "H\n", shots, body, "A") for n, body in (("s", "short?"), ("l", "word " * 20))
     )
-    task = bench.bbh.TASK
+    task = tasks.bbh.TASK
     sizes = [len(tokenizer(short.prompt(k))["input_ids"]) for k in range(4)]
     from dataclasses import replace
 
@@ -431,7 +429,7 @@ def test_progress_is_reported_about_once_a_second(monkeypatch):
     progress = bench._Progress("m", "t", 10, events.append)
     for count in (2, 3, 1, 4):
         progress.add(count)
-    assert [(e["done"], e["seconds_left"]) for e in events] == [(5, 1.1), (10, 0.0)]
+    assert [(e.done, e.seconds_left) for e in events] == [(5, 1.1), (10, 0.0)]
 
 
 @pytest.mark.data
@@ -448,7 +446,7 @@ def test_prompts_read_in_pieces_are_the_prompts_read_whole(real_data, name, plac
     if not folder.is_dir():
         pytest.skip(f"no model at {folder}")
     tokenizer = load_tokenizer(Model(base=str(folder)))
-    task = bench.TASKS[name]
+    task = tasks.TASKS[name]
     questions = random.Random(0).sample(task.read(real_data / place), 300)
     tokens, shots = fit(tokenizer, questions, task, 1024)
     whole = tokenizer([question.prompt(k) for question, k in zip(questions, shots, strict=True)])["input_ids"]

@@ -133,7 +133,7 @@ def test_adapters_limits_and_carrying_on(base, adapter, mmlu, hellaswag, tmp_pat
     assert [a["likelihoods"] for a in first.answers] != [a["likelihoods"] for a in tuned.answers]
     assert {"subject:anatomy", "subject:formal_logic"} <= set(first.groups)
     assert first.versions["lm_eval"]
-    assert [e["done"] for e in events if e["event"] == "progress" and e["task"] == "mmlu"][-1] == 4
+    assert [e.done for e in events if e.kind == "answering" and e.task == "mmlu"][-1] == 4
     monkeypatch.setattr(bench.models, "load_base", lambda *a, **k: pytest.fail("a model was loaded"))
     assert bench.run(model, candidates, ask, 0, str(tmp_path / "out")) == records
 

@@ -26,7 +26,7 @@ class Run:
         return datetime.now(UTC) + self.later
 
     def _observe(self, event):
-        if event["kind"] != "tick":
+        if event.kind != "looked":
             self.events.append(event)
 
     def go(self):
@@ -35,11 +35,11 @@ class Run:
 
     @property
     def issued(self):
-        return [event["trial"] for event in self.events if event["kind"] == "issued"]
+        return [event.trial for event in self.events if event.kind == "issued"]
 
     @property
     def finished(self):
-        return [event["trial"] for event in self.events if event["kind"] == "finished"]
+        return [event.trial for event in self.events if event.kind == "finished"]
 
     @property
     def records(self):

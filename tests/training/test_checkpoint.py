@@ -12,8 +12,8 @@ import torch
 
 from retune import store
 from retune.errors import Interrupted, RetuneError
+from retune.events import Measured, Note, Progress
 from retune.training import checkpoint
-from retune.training.events import Measured, Note, Progress
 from retune.training.run_trial import run_trial
 from tests.training.conftest import make_study
 

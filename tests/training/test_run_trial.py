@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from retune import study as studies
 from retune.errors import InputError
+from retune.events import Measured, Progress
 from retune.records import TrialRecord
 from retune.training import loop as loops
 from retune.training import run_trial as trials
-from retune.training.events import Measured, Progress
 from retune.training.lora import weights_digest
 from retune.training.resident import ResidentBase
 from retune.training.run_trial import TrialTask, run_trial

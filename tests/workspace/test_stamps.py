@@ -7,6 +7,7 @@ import time
 import pytest
 
 from retune.errors import RetuneError
+from retune.events import Finished, Issued
 from retune.records import TrialRecord
 from retune.study import Objective
 from retune.workspace import progress
@@ -55,9 +56,9 @@ def test_progress_counts_what_earlier_runs_did_and_estimates_what_is_left(tmp_pa
         path, Objective(), 10, 2, [record(0, 3.0, role="base"), record(1, 2.0, role="default")], 5.0
     )
     assert progress.read(path).left is None
-    shown({"kind": "issued", "trial": "trial-002"})
-    shown({"kind": "finished", "trial": "trial-002", "record": record(2, 1.5)})
-    shown({"kind": "finished", "trial": "trial-003", "record": record(3, None, status="failed")})
+    shown(Issued("trial-002", 2, "search", {}, 0))
+    shown(Finished("trial-002", record(2, 1.5)))
+    shown(Finished("trial-003", record(3, None, status="failed")))
     read = progress.read(path)
     assert (read.done, read.total, read.failed) == (4, 10, 1)
     assert (read.base, read.best, read.best_trial) == (3.0, 1.5, "trial-002")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 from pydantic import ValidationError
 
 from retune.errors import InputError
-from retune.study import Benchmark, Model, TaskName
+from retune.study import TASKS, Benchmark, Model
 
 if TYPE_CHECKING:
     from retune.evaluation.bench import Candidate
+    from retune.events import Event
     from retune.records import BenchRecord
 
 
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 @click.option(
     "--adapter", "adapters", multiple=True, metavar="[NAME=]URI", help="An adapter to score; may be repeated."
 )
-@click.option("--tasks", required=True, metavar="TASK,…", help=f"Of {', '.join(get_args(TaskName))}.")
+@click.option(
+    "--tasks", required=True, metavar="TASK,…", help=f"Of {', '.join(TASKS)}, or of an installed package."
+)
 @click.option("--data", multiple=True, metavar="TASK=PATH", help="File or folder of a task, local or a URI.")
 @click.option(
     "--protocol",
@@ -141,13 +144,13 @@ def _sentence(error: Any) -> str:
     return f"{where}: {message}, but got {error['input']!r}" if where else message
 
 
-def _progress(event: dict[str, Any]) -> None:
-    if event["event"] == "progress":
-        text = f"{event['model']} {event['task']}: {event['done']}/{event['total']}, {event['seconds_left']:.0f} s left"
+def _progress(event: Event) -> None:
+    if event.kind == "answering":
+        text = f"{event.model} {event.task}: {event.done}/{event.total}, {event.seconds_left:.0f} s left"
         click.echo(f"\r{text:<70}", nl=False, err=True)
-    else:
-        word = "kept" if event["kept"] else f"{event['n']} questions"
-        click.echo(f"\r{event['model']} {event['task']}: {event['score']:.4f} ({word}){'':<30}", err=True)
+    elif event.kind == "scored":
+        word = "kept" if event.kept else f"{event.n} questions"
+        click.echo(f"\r{event.model} {event.task}: {event.score:.4f} ({word}){'':<30}", err=True)
 
 
 def _table(records: list[BenchRecord], protocol: str) -> None:

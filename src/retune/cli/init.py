@@ -66,7 +66,7 @@ def command(file: Path, name: str, base: str, force: bool) -> None:
 
     if file.exists() and not force:
         raise InputError(f"{file} exists; choose another name or pass --force")
-    others = ", ".join(algorithm for algorithm in search.ALGORITHMS if algorithm != "nomad")
+    others = ", ".join(algorithm for algorithm in search.algorithm_names() if algorithm != "nomad")
     text = TEMPLATE.format(file=file, name=name, base=base, others=others)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from retune.errors import InputError, Interrupted
+from retune.events import Event
 
 if TYPE_CHECKING:
     from retune.evaluation.bench import Candidate
@@ -168,10 +169,11 @@ def _notes(outcome: Preference) -> None:
             )
 
 
-def _progress(event: dict[str, Any]) -> None:
-    text = f"{event['done']}/{event['total']} answers, {event['model']}, {event['seconds_left']:.0f} s left"
-    click.echo(f"\r{text:<70}", nl=event["done"] == event["total"], err=True)
+def _progress(event: Event) -> None:
+    if event.kind == "answering":
+        text = f"{event.done}/{event.total} answers, {event.model}, {event.seconds_left:.0f} s left"
+        click.echo(f"\r{text:<70}", nl=event.done == event.total, err=True)
 
 
-def _quiet(event: dict[str, Any]) -> None:
+def _quiet(event: Event) -> None:
     """Show nothing."""

@@ -17,7 +17,7 @@ from retune.records import Role, TrialRecord, now
 from retune.study import Study, load, parse
 
 if TYPE_CHECKING:
-    from retune.training.events import Event
+    from retune.events import Event
 
 
 class _Number(click.ParamType):  # type: ignore[type-arg]
@@ -147,7 +147,7 @@ class _Printer:
             click.echo(f"{now()} {event.name}={event.value!r}")
         elif event.kind == "note":
             click.echo(event.text, err=True)
-        else:
+        elif event.kind == "progress":
             text = f"step {event.step}/{event.steps}  loss {event.loss:.4f}  {event.tokens_per_second:,.0f} tokens/s"
             click.echo(text, err=True)
 

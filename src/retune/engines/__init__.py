@@ -1,1 +1,82 @@
-"""Who runs the trials of a study."""
+"""Who runs the trials of a search: worker processes here, Katib on a cluster, or the engine of an installed package."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from retune import extensions
+from retune.events import Event
+from retune.study import Study
+from retune.workspace.ledger import Outcome
+
+
+@dataclass(frozen=True)
+class SearchJob:
+    """One search that an engine is to run.
+
+    Attributes:
+        study: the resolved study; its JSON is in the search's folder as `study.json`.
+        data_uri: folder of the mixed data. folder: URI of the search's folder, where the trials are kept.
+        work: local folder for logs.
+        observe: takes `Issued` and `Finished` of every trial, what running trials report, and `Looked` now and then.
+        should_stop: asked several times a second; once true, the engine ends with `retune.errors.Interrupted`.
+        hours_used: hours that earlier runs of this search have spent.
+
+    """
+
+    study: Study
+    data_uri: str
+    folder: str
+    work: Path
+    observe: Callable[[Event], None]
+    should_stop: Callable[[], bool]
+    hours_used: float = 0.0
+
+
+class Engine(Protocol):
+    """Runs the trials of one search and keeps them in a `retune.workspace.ledger.Ledger` of the search's folder.
+
+    The search is there before and after it: what the ledger holds is not run again, so that an engine which is
+    killed at any moment and started anew carries on. `retune.testing.EngineContract` states the rest as tests.
+    """
+
+    def run(self) -> Outcome:
+        """Run what is missing and return every record of the search.
+
+        Raises:
+            Interrupted: if the job's `should_stop` said so.
+            RetuneError: if the search cannot go on; what is finished stays.
+        """
+
+
+def start(job: SearchJob) -> Engine:
+    """Return the engine that the study names.
+
+    Raises:
+        InputError: if the study cannot run on it, or its package cannot be imported.
+    """
+    kind, study = job.study.engine.kind, job.study
+    if kind == "local":
+        from retune.engines.local import LocalEngine
+
+        threads = study.engine.threads or max(1, (os.cpu_count() or 1) // study.search.parallel)
+        return LocalEngine(
+            study,
+            job.data_uri,
+            job.folder,
+            job.work / "logs",
+            threads,
+            job.observe,
+            job.should_stop,
+            job.hours_used,
+        )
+    if kind == "katib":  # which knows its hours from the cluster
+        from retune.engines.katib.engine import KatibEngine
+
+        return KatibEngine(study, job.data_uri, job.folder, job.observe, job.should_stop)
+    engine: Engine = extensions.load("engines", kind)(job)
+    return engine

@@ -12,11 +12,12 @@ import queue
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from retune.engines.service import SuggestionProcess
-from retune.engines.workers import Event, Worker
+from retune.engines.workers import Message, Worker
 from retune.errors import InputError, Interrupted, RetuneError
+from retune.events import Event, Finished, Issued, Looked, Measured, Progress
 from retune.records import TrialRecord, now, versions
 from retune.search import Observation
 from retune.space import Assignment
@@ -38,7 +39,7 @@ class LocalEngine:
         folder: URI of the search's folder, where the trials are kept.
         work: local folder for logs.
         threads: CPU threads per worker.
-        observe: called with every event: ``{"kind": "issued" | "progress" | "metric" | "finished", "trial": …}``.
+        observe: takes every event.
         should_stop: asked several times a second; True saves checkpoints and ends with `Interrupted`.
         hours_used: hours that earlier runs of this search have spent.
 
@@ -51,7 +52,7 @@ class LocalEngine:
         folder: str,
         work: Path,
         threads: int,
-        observe: Callable[[dict[str, Any]], None],
+        observe: Callable[[Event], None],
         should_stop: Callable[[], bool],
         hours_used: float = 0.0,
     ) -> None:
@@ -61,7 +62,7 @@ class LocalEngine:
         self._deadline = None
         if study.search.max_hours is not None:
             self._deadline = time.monotonic() + (study.search.max_hours - hours_used) * 3600
-        self._events: queue.Queue[Event] = queue.Queue()
+        self._events: queue.Queue[Message] = queue.Queue()
         self._workers: list[Worker] = []
         self._service = SuggestionProcess(work / "suggestion.log")
         self._warm = warm_start(study)
@@ -165,25 +166,28 @@ class LocalEngine:
         for task in waiting:
             if task.trial in busy or len(busy) >= self.study.search.parallel:
                 continue
-            worker = next((worker for worker in self._workers if worker.task is None), None) or self._hire()
+            worker = (
+                next((worker for worker in self._workers if worker.task is None), None)
+                or self._start_worker()
+            )
             worker.run(task)
             busy.add(task.trial)
-            self.observe({"kind": "issued", **task.model_dump(mode="json", exclude={"folder"})})
+            self.observe(Issued(task.trial, task.number, task.role, task.assignment, task.seed))
         if self.should_stop():
             self._interrupt()
         try:
             self._take(self._events.get(timeout=0.2))
         except queue.Empty:
-            self.observe({"kind": "tick"})
+            self.observe(Looked())
 
-    def _hire(self) -> Worker:
+    def _start_worker(self) -> Worker:
         number = min(set(range(self.study.search.parallel)) - {worker.number for worker in self._workers})
         log = self.work / f"worker-{number}.log"
         worker = Worker(number, self.study, self.data_uri, self.threads, log, self._events)
         self._workers.append(worker)
         return worker
 
-    def _take(self, event: Event) -> None:
+    def _take(self, event: Message) -> None:
         if event.kind == "done":
             record = TrialRecord.model_validate(event.content["record"])
             event.worker.task = None
@@ -192,12 +196,14 @@ class LocalEngine:
             raise InputError(event.content["reason"])
         elif event.kind == "exit":
             self._worker_ended(event.worker, event.content["code"])
-        elif event.kind in ("progress", "metric"):
-            self.observe({"kind": event.kind, **event.content})
+        elif event.kind == "progress":
+            self.observe(Progress(**event.content))
+        elif event.kind == "metric":
+            self.observe(Measured(**event.content))
 
     def _finish(self, record: TrialRecord, write: bool = False) -> None:
         self.ledger.finish(record, write)
-        self.observe({"kind": "finished", "trial": record.trial, "record": record})
+        self.observe(Finished(record.trial, record))
         if record.role == "base" and record.status == "failed":  # nothing could be compared with it
             raise RetuneError(f"the untuned base could not be validated: {record.reason}")
         self.ledger.prune(self.ledger.kept(self.study))

@@ -20,7 +20,7 @@ from retune.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, Interrup
 from retune.processes import die_with_parent
 
 if TYPE_CHECKING:
-    from retune.training.events import Event
+    from retune.events import Event
 
 
 def _own_stdout() -> TextIO:
@@ -45,7 +45,7 @@ def main() -> None:
         if event.kind == "note":
             print(event.text, file=sys.stderr)
         else:
-            emit(trial=task.trial, **asdict(event))
+            emit(**{**asdict(event), "trial": task.trial})
 
     setup = json.loads(sys.stdin.readline())
 

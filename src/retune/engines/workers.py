@@ -19,7 +19,7 @@ from retune.training.run_trial import TrialTask
 
 
 @dataclass
-class Event:
+class Message:
     """What a worker said, or ``exit`` with the exit code when its process ended (negative: killed by that signal)."""
 
     worker: Worker
@@ -40,7 +40,7 @@ class Worker:
     """
 
     def __init__(
-        self, number: int, study: Study, data_uri: str, threads: int, log: Path, events: queue.Queue[Event]
+        self, number: int, study: Study, data_uri: str, threads: int, log: Path, events: queue.Queue[Message]
     ) -> None:
         self.number = number
         self.task: TrialTask | None = None
@@ -89,13 +89,13 @@ class Worker:
         with contextlib.suppress(BrokenPipeError, ValueError):
             self.process.stdin.close()
 
-    def _listen(self, events: queue.Queue[Event]) -> None:
+    def _listen(self, events: queue.Queue[Message]) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             with contextlib.suppress(json.JSONDecodeError):  # the last line of a killed process may be cut
                 content = json.loads(line)
-                events.put(Event(self, content.pop("kind"), content))
-        events.put(Event(self, "exit", {"code": self.process.wait()}))
+                events.put(Message(self, content.pop("kind"), content))
+        events.put(Message(self, "exit", {"code": self.process.wait()}))
 
 
 def _gpus() -> list[str]:

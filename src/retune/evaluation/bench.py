@@ -15,19 +15,16 @@ from pydantic import ValidationError
 
 from retune import models, store
 from retune.errors import InputError, RetuneError
-from retune.evaluation import harness, instruct
+from retune.evaluation import harness, instruct, tasks
 from retune.evaluation.decoding import adapters
 from retune.evaluation.decoding.generate import Decoder
 from retune.evaluation.sandbox import runner as sandbox
-from retune.evaluation.tasks import bbh, drop, hellaswag, humaneval, mmlu
 from retune.evaluation.tasks.question import Question, Task, file_digest
+from retune.events import Answering, Event, Scored
 from retune.records import BenchRecord, digest, now, versions
 from retune.study import Benchmark, Model, TaskName
 
-TASKS: dict[str, Task] = {
-    task.name: task for task in (mmlu.TASK, bbh.TASK, drop.TASK, humaneval.TASK, hellaswag.TASK)
-}
-Report = Callable[[dict[str, Any]], None]
+Report = Callable[[Event], None]
 _REPORT_SECONDS = 1.0
 
 
@@ -83,7 +80,7 @@ def check(benchmark: Benchmark) -> list[str]:
     problems: list[str] = []
     for name in benchmark.tasks:
         try:
-            _read(benchmark, TASKS[name])
+            _read(benchmark, tasks.find(name))
             if benchmark.protocol == "lm-eval":
                 problems += [f"{name}: {problem}" for problem in harness.problems(name, benchmark.data[name])]
         except InputError as error:
@@ -136,8 +133,7 @@ def run(
 
     Args:
         seed: decides which questions a `limit` draws.
-        report: called with ``{"event": "progress", "model", "task", "done", "total", "seconds_left"}`` about once a
-            second, and with ``{"event": "task", "model", "task", "score", "stderr", "n", "kept"}`` after each task.
+        report: called with `Answering` about once a second, and with `Scored` after each task.
 
     Raises:
         InputError: with every problem of data and adapters, before a model is loaded.
@@ -168,8 +164,7 @@ def run(
         for uri in uris:
             record = kept.get(uri) or BenchRecord.model_validate_json(store.read(uri))
             records.append(record)
-            report({"event": "task", "model": record.model, "task": record.task, "score": record.score,
-                    "stderr": record.stderr, "n": record.n, "kept": uri in kept})  # fmt: skip
+            report(Scored(record.model, record.task, record.score, record.stderr, record.n, kept=uri in kept))
     return records
 
 
@@ -217,10 +212,11 @@ def _may_run_code(benchmark: Benchmark) -> list[str]:
 
 
 def _prepare(model: Model, benchmark: Benchmark, name: TaskName, seed: int) -> Prepared:
-    read = _read(benchmark, TASKS[name])
+    task = tasks.find(name)
+    read = _read(benchmark, task)
     if benchmark.protocol == "lm-eval":
         return harness.prepare(name, store.download(benchmark.data[name]), read[1], benchmark.limit, seed)
-    return instruct.prepare(model, _context(_config(model)), benchmark, TASKS[name], read, seed)
+    return instruct.prepare(model, _context(_config(model)), benchmark, task, read, seed)
 
 
 def _config(model: Model) -> Any:
@@ -303,8 +299,7 @@ class _Progress:
     """Counts answered questions and reports about once a second how long the rest takes."""
 
     def __init__(self, model: str, task: str, total: int, report: Report) -> None:
-        self._event = {"event": "progress", "model": model, "task": task}
-        self._total, self._report = total, report
+        self._model, self._task, self._total, self._report = model, task, total, report
         self._done = 0.0
         self._begin = self._last = time.monotonic()
 
@@ -315,6 +310,4 @@ class _Progress:
             return
         self._last = moment
         left = (moment - self._begin) / self._done * (self._total - self._done)
-        self._report(
-            {**self._event, "done": round(self._done), "total": self._total, "seconds_left": round(left, 1)}
-        )
+        self._report(Answering(self._model, self._task, round(self._done), self._total, round(left, 1)))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ParamSpec
 
+from retune import extensions
 from retune.errors import InputError
 from retune.search import bamsoo, design, gp, lhs, mads_global, nomad, random, soo, tpe
 from retune.search.problem import FALLBACK, Candidate, Levels, Objective, Observation, Problem, Proposal, pose
@@ -27,7 +28,9 @@ __all__ = [
     "Objective",
     "Observation",
     "Proposal",
+    "algorithm_names",
     "explain",
+    "find",
     "suggest",
     "validate",
 ]
@@ -70,17 +73,40 @@ ALIASES = {"retune-tpe": "tpe", "retune-random": "random"}
 """Names that mean ours everywhere: under Katib `tpe` and `random` are Katib's own services."""
 
 
+def algorithm_names() -> list[str]:
+    """Return the names of retune's own algorithms and of those that installed packages add."""
+    return sorted({*ALGORITHMS, *extensions.names("algorithms")})
+
+
+def find(name: str) -> Algorithm:
+    """Return the algorithm of a name, retune's own or an installed package's.
+
+    Raises:
+        InputError: if there is none, or its package cannot be imported.
+    """
+    name = ALIASES.get(name, name)
+    if name in ALGORITHMS:
+        return ALGORITHMS[name]
+    if name not in extensions.names("algorithms"):
+        raise InputError(f"unknown algorithm {name!r}; there are {algorithm_names()}", "search")
+    found = extensions.load("algorithms", name)
+    if not isinstance(found, Algorithm):
+        raise InputError(f"{name!r} must be a retune.search.Algorithm, but is {found!r}", "retune.algorithms")
+    return found
+
+
 def validate(
     algorithm: str, space: Space, settings: Mapping[str, Any], objective: Objective | None = None
 ) -> list[str]:
     """Return all that is wrong with the settings of an algorithm and its objective; nothing if it can run."""
-    algorithm = ALIASES.get(algorithm, algorithm)
-    if algorithm not in ALGORITHMS:
-        return [f"unknown algorithm {algorithm!r}; there are {sorted(ALGORITHMS)}"]
-    found = problems(ALGORITHMS[algorithm].settings, settings)
+    try:
+        chosen = find(algorithm)
+    except InputError as error:
+        return error.problems
+    found = problems(chosen.settings, settings)
     goals = [goal.metric for goal in objective.goals] if objective else []
-    if len(goals) > 1 and not ALGORITHMS[algorithm].several:
-        able = sorted(name for name, known in ALGORITHMS.items() if known.several)
+    if len(goals) > 1 and not chosen.several:
+        able = [name for name in algorithm_names() if find(name).several]
         found.append(f"several objectives need one of the algorithms {able}, but got {algorithm!r}")
     if len(goals) > MOST_OBJECTIVES or len(set(goals)) < len(goals):
         found.append(f"at most {MOST_OBJECTIVES} different metrics can be objectives, but got {goals}")
@@ -111,7 +137,7 @@ def explain(
         found.append(f"`count >= 1` must hold, but got {count}")
     if found:
         raise InputError(found, "search")
-    chosen = ALGORITHMS[ALIASES.get(algorithm, algorithm)]
+    chosen = find(algorithm)
     parsed = chosen.settings.model_validate(dict(settings))
     own = parsed.own_seed()
     problem = pose(space, objective, parsed, history, seed if own is None else own, issued)

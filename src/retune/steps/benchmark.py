@@ -6,6 +6,7 @@ from typing import Any
 
 from retune import store
 from retune.evaluation import bench
+from retune.events import Event
 from retune.records import BenchRecord, TrialRecord, digest
 from retune.steps.search import SearchRecord, open_tracker
 from retune.study import Study
@@ -36,11 +37,11 @@ def benchmark(study: Study, folder: str) -> list[BenchRecord]:
         path = folders.work_folder(study) / "progress.json"
         shown = progress.Progress(step="benchmark")
 
-        def report(event: dict[str, Any]) -> None:
-            if event["event"] != "progress":
+        def report(event: Event) -> None:
+            if event.kind != "answering":
                 return
-            shown.running = {f"{event['model']} {event['task']}": event["done"] / max(1, event["total"])}
-            shown.left = event["seconds_left"]
+            shown.running = {f"{event.model} {event.task}": event.done / max(1, event.total)}
+            shown.left = event.seconds_left
             progress.write(path, shown)
 
         records: list[BenchRecord] = []

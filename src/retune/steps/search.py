@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from retune import models, store
+from retune import engines, models, store
 from retune.data import mixing
-from retune.engines.local import LocalEngine
+from retune.engines import SearchJob
+from retune.events import Event
 from retune.records import Record, digest, now, versions
 from retune.study import Study
 from retune.tracking import Tracker
 from retune.workspace import folders, locks, progress
 from retune.workspace.ledger import Ledger
 from retune.workspace.stamps import Stamps
-
-if TYPE_CHECKING:
-    from retune.engines.katib.engine import KatibEngine
 
 STOP_FILE = "stop"
 """While this file is in the work folder, a running search saves its trials and ends."""
@@ -105,36 +102,19 @@ def _run(study: Study, data_uri: str, folder: str, work: Path, data_digest: str)
         tracker.start_trial(record.trial, record.number, record.role, record.assignment, record.seed)
         tracker.finish_trial(record)
 
-    def observe(event: dict[str, Any]) -> None:
+    def observe(event: Event) -> None:
         shown(event)
-        if event["kind"] == "finished":
+        if event.kind == "finished":
             spent.write_text(f"{shown.seconds:.1f}\n")
         track(tracker, event)
 
     try:
-        engine = _engine(study, data_uri, folder, work, observe, before / 3600)
-        outcome = engine.run()
+        job = SearchJob(study, data_uri, folder, work, observe, _stop_asked(work), before / 3600)
+        outcome = engines.start(job).run()
         spent.write_text(f"{shown.seconds:.1f}\n")
     finally:
         tracker.close()
-    return _record(study, engine.ledger, outcome.stopped_by, data_digest, shown.seconds / 3600)
-
-
-def _engine(
-    study: Study,
-    data_uri: str,
-    folder: str,
-    work: Path,
-    observe: Callable[[dict[str, Any]], None],
-    hours_used: float,
-) -> LocalEngine | KatibEngine:
-    """Return the engine that the study names. Katib's own knows its hours from the cluster."""
-    stop = _stop_asked(work)
-    if study.engine.kind == "katib":
-        from retune.engines.katib.engine import KatibEngine
-
-        return KatibEngine(study, data_uri, folder, observe, stop)
-    return LocalEngine(study, data_uri, folder, work / "logs", _threads(study), observe, stop, hours_used)
+    return _record(study, Ledger(folder), outcome.stopped_by, data_digest, shown.seconds / 3600)
 
 
 def _record(study: Study, ledger: Ledger, stopped_by: str, data_digest: str, hours: float) -> SearchRecord:
@@ -160,18 +140,14 @@ def _record(study: Study, ledger: Ledger, stopped_by: str, data_digest: str, hou
     )
 
 
-def track(tracker: Tracker, event: dict[str, Any]) -> None:
-    """Pass an engine event on to MLflow."""
-    if event["kind"] == "issued":
-        tracker.start_trial(
-            event["trial"], event["number"], event["role"], event["assignment"], event["seed"]
-        )
-    elif event["kind"] == "metric":
-        tracker.metric(event["trial"], event["name"], event["value"], event["step"])
-    elif event["kind"] == "finished":
-        tracker.finish_trial(
-            event["record"]
-        )  # without its adapter: only a registered one is copied to MLflow
+def track(tracker: Tracker, event: Event) -> None:
+    """Pass an engine's event on to MLflow."""
+    if event.kind == "issued":
+        tracker.start_trial(event.trial, event.number, event.role, event.assignment, event.seed)
+    elif event.kind == "metric":
+        tracker.metric(event.trial, event.name, event.value, event.step)
+    elif event.kind == "finished":
+        tracker.finish_trial(event.record)  # without its adapter: only a registered one is copied to MLflow
 
 
 def open_tracker(study: Study, folder: str, data_digest: str) -> Tracker:
@@ -218,10 +194,6 @@ def _params(study: Study) -> dict[str, str]:
             for p in study.search.space.parameters
         },
     }
-
-
-def _threads(study: Study) -> int:
-    return study.engine.threads or max(1, (os.cpu_count() or 1) // study.search.parallel)
 
 
 def _stop_asked(work: Path) -> Callable[[], bool]:

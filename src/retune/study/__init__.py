@@ -11,7 +11,6 @@ from retune.study.engine import Engine
 from retune.study.load import json_schema, load, parse
 from retune.study.model import (
     TUNABLE,
-    AlgorithmName,
     Artifacts,
     Benchmark,
     Constraint,
@@ -25,12 +24,14 @@ from retune.study.model import (
     Select,
     Source,
     Study,
-    TaskName,
     Tracking,
     Training,
 )
+from retune.study.names import ALGORITHMS, TASKS, AlgorithmName, TaskName
 
 __all__ = [
+    "ALGORITHMS",
+    "TASKS",
     "TUNABLE",
     "AlgorithmName",
     "Artifacts",

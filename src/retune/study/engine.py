@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
+from retune.study.names import EngineName
 from retune.study.section import Section
 
 
@@ -13,10 +12,13 @@ class Engine(Section):
     """Who runs the trials.
 
     ``local``: worker processes on one machine that keep the base model loaded. ``katib``: a Katib Experiment on the
-    Kubernetes cluster of the section `cluster`.
+    Kubernetes cluster of the section `cluster`. Other names are those of installed packages (docs/extend.md).
     """
 
-    kind: Literal["local", "katib"] = "local"
+    kind: EngineName = "local"
     threads: int | None = Field(
         None, gt=0, description="CPU threads per local trial; default: the cores shared out"
+    )
+    settings: dict[str, str | int | float | bool] = Field(
+        default_factory=dict, description="for an engine of another package"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -11,16 +11,9 @@ from retune.records import digest
 from retune.space import PRESETS, Parameter, Space
 from retune.study.cluster import Cluster
 from retune.study.engine import Engine
+from retune.study.names import ALGORITHMS, KATIB_ONLY, AlgorithmName, ScoreName, TaskName
 from retune.study.section import Section
 
-AlgorithmName = Literal[
-    "nomad", "mads-global", "tpe", "random", "lhs", "gp", "soo", "bamsoo", "retune-tpe", "retune-random",
-    "multivariate-tpe", "bayesianoptimization", "cmaes",
-]  # fmt: skip
-KATIB_ONLY = ("multivariate-tpe", "bayesianoptimization", "cmaes")
-"""Katib's own services, with no counterpart here. Under Katib `tpe` and `random` are Katib's too; ours are `retune-tpe`
-and `retune-random`, under either engine."""
-TaskName = Literal["mmlu", "bbh", "drop", "humaneval", "hellaswag"]
 TUNABLE = ("rank", "alpha", "dropout", "learning_rate", "weight_decay")
 _NAME = re.compile(r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$")
 
@@ -262,9 +255,7 @@ class Select(Section):
 
     rule: Literal["weighted", "lexicographic"] = "weighted"
     weights: dict[TaskName, float] = Field(default_factory=dict)
-    order: list[TaskName | Literal["objective"]] = Field(
-        default_factory=lambda: list[TaskName | Literal["objective"]](["objective"])
-    )
+    order: list[ScoreName] = Field(default_factory=lambda: ["objective"])
 
 
 class Gate(Section):
@@ -340,7 +331,7 @@ class Study(Section):
         if self.engine.kind == "local" and self.search.algorithm in KATIB_ONLY:
             problems.append(
                 f"`search.algorithm: {self.search.algorithm}` is Katib's own and needs `engine.kind: katib`; "
-                f"the engine `local` has {[name for name in get_args(AlgorithmName) if name not in KATIB_ONLY]}"
+                f"the engine `local` has {[name for name in ALGORITHMS if name not in KATIB_ONLY]}"
             )
         outside = [t for t in self.select.weights if t not in self.benchmark.tasks]
         outside += [t for t in self.select.order if t != "objective" and t not in self.benchmark.tasks]

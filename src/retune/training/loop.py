@@ -20,10 +20,10 @@ from torch.nn.utils import clip_grad_norm_
 from retune.data.batches import epoch_batches, flatten, passes, share
 from retune.data.tokens import Tokens
 from retune.errors import Interrupted, RetuneError, TrialFailed
+from retune.events import Event, Measured, Note, Progress
 from retune.study import Training
 from retune.training import checkpoint, lora, schedule
 from retune.training.devices import Devices
-from retune.training.events import Event, Measured, Note, Progress
 from retune.training.loss import loss_sum
 from retune.training.validate import validation_loss
 

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from retune import records, store
 from retune.errors import InputError, Interrupted, TrialFailed
+from retune.events import Event, Measured
 from retune.records import Metric, TrialRecord
 from retune.space import Assignment
 from retune.study import Study
-from retune.training.events import Event, Measured
 
 if TYPE_CHECKING:
     from retune.training.loop import Loop, State

@@ -6,10 +6,10 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, Field
 
+from retune.events import Event
 from retune.records import TrialRecord, now
 from retune.study import Objective
 
@@ -87,18 +87,17 @@ class SearchProgress:
         """Search seconds of this run and earlier ones."""
         return self._before + time.monotonic() - self._started
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        """Take one engine event."""
-        trial = event.get("trial", "")
-        if event["kind"] == "issued":
-            self.progress.running[trial] = 0.0
-        elif event["kind"] == "progress" and event.get("steps"):
-            self.progress.running[trial] = event["step"] / event["steps"]
-        elif event["kind"] == "finished":
-            self.progress.running.pop(trial, None)
-            self._durations.append(event["record"].seconds)
-            self._count(event["record"])
-        if event["kind"] == "finished" or time.monotonic() - self._written > WRITE_EVERY_SECONDS:
+    def __call__(self, event: Event) -> None:
+        """Take one event of an engine."""
+        if event.kind == "issued":
+            self.progress.running[event.trial] = 0.0
+        elif event.kind == "progress" and event.steps:
+            self.progress.running[event.trial] = event.step / event.steps
+        elif event.kind == "finished":
+            self.progress.running.pop(event.trial, None)
+            self._durations.append(event.record.seconds)
+            self._count(event.record)
+        if event.kind == "finished" or time.monotonic() - self._written > WRITE_EVERY_SECONDS:
             self._written = time.monotonic()
             self.progress.search_seconds = self.seconds
             self.progress.left = self._left()

@@ -9,7 +9,7 @@ import pytest
 from retune import store
 from retune.engines.katib import OURS, manifest
 from retune.errors import InputError, Interrupted, RetuneError
-from retune.study.model import KATIB_ONLY
+from retune.study.names import KATIB_ONLY
 from tests.conftest import ROOT, wait_for
 from tests.katib_simulator.cluster import NAMESPACE
 from tests.katib_simulator.controller import over
@@ -340,7 +340,7 @@ class Dies:
         self.left = after
 
     def __call__(self, event):
-        self.left -= event["kind"] != "tick"
+        self.left -= event.kind != "looked"
         if self.left == 0:
             raise Killed
 

@@ -89,13 +89,13 @@ def test_a_run_that_is_stopped_carries_on_and_gives_the_same(make, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         make("stopped", report=stop)
-    assert events[-1]["done"] == 8
+    assert events[-1].done == 8
     assert not (tmp_path / "stopped/form.html").exists()
     before = [dict(question.answers) for question in generated(tmp_path / "stopped").questions]
     rest = []
     make("stopped", report=rest.append)
-    assert [event["done"] for event in rest] == [10, 12]  # what was answered is not answered again
-    assert all(event["seconds_left"] >= 0 for event in events + rest)
+    assert [event.done for event in rest] == [10, 12]  # what was answered is not answered again
+    assert all(event.seconds_left >= 0 for event in events + rest)
     make("whole")
     stopped, whole = generated(tmp_path / "stopped"), generated(tmp_path / "whole")
     assert [question.answers for question in stopped.questions] == [

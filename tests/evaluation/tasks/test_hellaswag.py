@@ -97,7 +97,7 @@ def test_whole_benchmark(base, path, tmp_path):
     assert (record.protocol, record.shots, record.n) == ("lm-eval", 0, 2)
     assert {"acc", "acc_bytes"} <= set(record.groups)
     assert all(answer["prediction"] in "0123" for answer in record.answers)
-    assert [event["done"] for event in events if event["event"] == "progress"][-1] == 2
+    assert [event.done for event in events if event.kind == "answering"][-1] == 2
 
 
 def test_wrong_lines(tmp_path):

@@ -7,9 +7,8 @@ import random
 import pytest
 
 from retune.errors import InputError
-from retune.evaluation.bench import TASKS
+from retune.evaluation.tasks import TASKS, drop, humaneval
 from retune.evaluation.tasks import bbh as bbh_task
-from retune.evaluation.tasks import drop, humaneval
 from retune.evaluation.tasks import mmlu as mmlu_task
 
 

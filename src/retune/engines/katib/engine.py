@@ -24,6 +24,7 @@ from retune.engines.katib import algorithms, manifest
 from retune.engines.katib.api import Api, Object, ended, said
 from retune.engines.katib.history import Experiments
 from retune.errors import InputError, Interrupted, RetuneError
+from retune.events import Event, Finished, Issued, Looked
 from retune.records import Status, TrialRecord, now, versions
 from retune.space import Assignment, Parameter, Value
 from retune.study import Study
@@ -39,7 +40,7 @@ class KatibEngine:
     Args:
         study: the resolved study; its JSON is in the search's folder as `study.json`.
         data_uri: folder of the mixed data. folder: URI of the search's folder.
-        observe: called with every event: ``{"kind": "issued" | "finished" | "tick", "trial": …}``.
+        observe: takes `Issued`, `Finished` and `Looked`.
         should_stop: asked before each look at the cluster; True ends with `Interrupted`, the Experiment goes on.
         poll_seconds: between two looks at the cluster.
         patience: seconds for which the Kubernetes API may be away.
@@ -55,7 +56,7 @@ class KatibEngine:
         study: Study,
         data_uri: str,
         folder: str,
-        observe: Callable[[dict[str, Any]], None],
+        observe: Callable[[Event], None],
         should_stop: Callable[[], bool],
         poll_seconds: float = 10.0,
         patience: float = 900.0,
@@ -279,12 +280,12 @@ class KatibEngine:
         if written is not None:
             return written
         if how == "EarlyStopped":
-            return self._made_up(task, "early_stopped", "Katib stopped it early", _latest(trial))
+            return self._generated_record(task, "early_stopped", "Katib stopped it early", _latest(trial))
         reason = (
             f"its pod ended without a record ({how}: {said(trial) or 'no message'}); "
             f"see the events and logs of job {name} in namespace {self._api.namespace}"
         )
-        return self._made_up(task, "failed", reason)
+        return self._generated_record(task, "failed", reason)
 
     def _written(self, task: TrialTask) -> TrialRecord | None:
         """Return the record in a task's folder under the task's own name and number."""
@@ -297,7 +298,7 @@ class KatibEngine:
             return None
         return record.model_copy(update={"trial": task.trial, "number": task.number, "role": task.role})
 
-    def _made_up(
+    def _generated_record(
         self, task: TrialTask, status: Status, reason: str, values: dict[str, float] | None = None
     ) -> TrialRecord:
         return TrialRecord(
@@ -314,11 +315,11 @@ class KatibEngine:
             if task.role == "default" and status == "interrupted":
                 continue  # what all others are compared with is trained to the end, as a Job
             if task.folder.rsplit("/", 1)[-1] not in present:
-                self._finish(self._written(task) or self._made_up(task, status, reason))
+                self._finish(self._written(task) or self._generated_record(task, status, reason))
 
     def _finish(self, record: TrialRecord) -> None:
         self.ledger.finish(record, write=True)
-        self.observe({"kind": "finished", "trial": record.trial, "record": record})
+        self.observe(Finished(record.trial, record))
         if record.role == "base" and record.status == "failed":  # nothing could be compared with it
             for found in self._api.objects("experiments", self._selector):
                 if not ended(found):
@@ -329,7 +330,7 @@ class KatibEngine:
     def _show(self, task: TrialTask) -> None:
         if task.trial not in self._shown:
             self._shown.add(task.trial)
-            self.observe({"kind": "issued", **task.model_dump(mode="json", exclude={"folder"})})
+            self.observe(Issued(task.trial, task.number, task.role, task.assignment, task.seed))
 
     def _run_jobs(self, tasks: list[TrialTask]) -> None:
         """Run tasks of the engine's own, `search.parallel` at a time."""
@@ -357,7 +358,7 @@ class KatibEngine:
                     self._finish(written)
             elif how := _job_ended(there[name]):
                 reason = f"its pod ended without a record ({how}); see job {name} in namespace {self._api.namespace}"
-                self._finish(self._written(task) or self._made_up(task, "failed", reason))
+                self._finish(self._written(task) or self._generated_record(task, "failed", reason))
 
     def _remove(self) -> None:
         """Delete what the search created on the cluster."""
@@ -399,7 +400,7 @@ class KatibEngine:
         return limit is not None and self._history.hours(self._clock()) > limit
 
     def _look(self, experiment: str) -> None:
-        self.observe({"kind": "tick"})
+        self.observe(Looked())
         if self.should_stop():
             going = f"experiment {experiment} goes on" if experiment else "its jobs go on"
             raise Interrupted(f"stopped following the search; {going} on the cluster, run again to follow it")

@@ -18,10 +18,11 @@ from retune.evaluation.decoding import adapters
 from retune.evaluation.decoding.generate import Decoder
 from retune.evaluation.judge.questions import Asked
 from retune.evaluation.judge.record import SIDES, Answered, Contestant, Generated, Side
+from retune.events import Answering, Event
 from retune.records import digest, now, versions
 from retune.study import Model
 
-Report = Callable[[dict[str, Any]], None]
+Report = Callable[[Event], None]
 
 # Where a model starts a further turn of the template, its answer is over.
 _NEXT_TURN = re.compile(r"\n\s*### (Instruction|Input|Response):")
@@ -87,7 +88,7 @@ def generate(model: Model, record: Generated, uri: str, report: Report) -> Gener
     """Fill in every answer that is missing, and write the record to `uri` after each batch.
 
     Args:
-        report: called after each batch with ``{"event": "progress", "model", "done", "total", "seconds_left"}``.
+        report: called after each batch with `Answering`.
 
     Raises:
         InputError: if a question does not fit into the model's context.
@@ -115,8 +116,7 @@ def generate(model: Model, record: Generated, uri: str, report: Report) -> Gener
                 store.write(uri, record.to_json())
                 total = len(SIDES) * len(record.questions)
                 left = seconds / made * (missing - made)
-                report({"event": "progress", "model": contestant.name, "done": total - missing + made,
-                        "total": total, "seconds_left": round(left, 1)})  # fmt: skip
+                report(Answering(contestant.name, "", total - missing + made, total, round(left, 1)))
     return record
 
 

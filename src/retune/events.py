@@ -1,0 +1,118 @@
+"""What happens while a study runs: the one type that every callback gets, whoever calls it.
+
+======================  =====================================================================================
+from                    events
+======================  =====================================================================================
+a trial                 `Progress`, `Measured`, `Note`
+an engine               `Issued`, `Finished`, and what its trials report; `Looked` when there is nothing new
+benchmarks, answers     `Answering`, `Scored`
+======================  =====================================================================================
+
+`kind` names the class, for those who read events as JSON (`as_json`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from retune.records import Role, TrialRecord
+from retune.space import Assignment
+
+
+@dataclass(frozen=True)
+class Issued:
+    """A trial was given its setting and is about to run."""
+
+    trial: str
+    number: int
+    role: Role
+    assignment: Assignment
+    seed: int
+    kind: Literal["issued"] = "issued"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is. `loss` is that of the last step, `tokens_per_second` counts real tokens since the start."""
+
+    step: int
+    steps: int
+    epoch: float
+    loss: float
+    tokens_per_second: float
+    trial: str = ""
+    kind: Literal["progress"] = "progress"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric of a trial was measured after optimiser step `step`."""
+
+    name: str
+    value: float
+    step: int
+    epoch: float
+    trial: str = ""
+    kind: Literal["metric"] = "metric"
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something a person should know, in one sentence; nothing is wrong with the result."""
+
+    text: str
+    trial: str = ""
+    kind: Literal["note"] = "note"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trial ended, and this is its record."""
+
+    trial: str
+    record: TrialRecord
+    kind: Literal["finished"] = "finished"
+
+
+@dataclass(frozen=True)
+class Looked:
+    """An engine looked and found nothing new: a moment to update clocks."""
+
+    kind: Literal["looked"] = "looked"
+
+
+@dataclass(frozen=True)
+class Answering:
+    """How many of the questions of a benchmark (or of a preference study, `task` empty) a model has answered."""
+
+    model: str
+    task: str
+    done: int
+    total: int
+    seconds_left: float
+    kind: Literal["answering"] = "answering"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model was scored on a benchmark. `kept`: by an earlier run, from the same inputs."""
+
+    model: str
+    task: str
+    score: float
+    stderr: float
+    n: int
+    kept: bool
+    kind: Literal["scored"] = "scored"
+
+
+Event = Issued | Progress | Measured | Note | Finished | Looked | Answering | Scored
+
+
+def as_json(event: Event) -> dict[str, Any]:
+    """Return an event as plain data."""
+    content = asdict(event)
+    return {name: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for name, v in content.items()}
