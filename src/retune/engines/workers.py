@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from retune import gpus
 from retune.study import Study
 from retune.training.run_trial import TrialTask
 
@@ -45,7 +46,7 @@ class Worker:
         self.number = number
         self.task: TrialTask | None = None
         env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        devices = _gpus()
+        devices = gpus.visible()
         if devices:
             env["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -96,11 +97,3 @@ class Worker:
                 content = json.loads(line)
                 events.put(Message(self, content.pop("kind"), content))
         events.put(Message(self, "exit", {"code": self.process.wait()}))
-
-
-def _gpus() -> list[str]:
-    """Return the GPUs that workers share out, without paying for an import of torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [device for device in visible.split(",") if device]
-    return [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]

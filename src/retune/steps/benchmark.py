@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from retune import store
+from retune import gpus, store
 from retune.evaluation import bench
 from retune.events import Event
 from retune.records import BenchRecord, TrialRecord, digest
@@ -46,6 +46,8 @@ def benchmark(study: Study, folder: str) -> list[BenchRecord]:
 
         records: list[BenchRecord] = []
         if study.benchmark.tasks:
+            if gpus.in_a_step_of_a_cluster():
+                gpus.require(study.cluster.gpus)
             records = bench.run(
                 study.model, candidates, study.benchmark, study.seed, store.join(folder, "bench"), report
             )

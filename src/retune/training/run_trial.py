@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from retune import records, store
+from retune import gpus, records, store
 from retune.errors import InputError, Interrupted, TrialFailed
 from retune.events import Event, Measured
 from retune.records import Metric, TrialRecord
@@ -59,10 +59,13 @@ def run_trial(
 
     Raises:
         Interrupted: after a checkpoint; run again to carry on.
-        InputError: if study, data, model or assignment can never work. Nothing is written.
+        InputError: if study, data, model or assignment can never work, or a GPU is asked for and there is none. Nothing is
+            written.
     """
     from retune.training import resident
 
+    if study.engine.kind == "katib" or gpus.in_a_step_of_a_cluster():
+        gpus.require(study.cluster.gpus)
     digest = study.settings_digest(resident.data_digest(data_uri), base.load().digest)
     done = finished(task, digest)
     if done is not None:
