@@ -60,7 +60,7 @@ VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/retune/__init__.py
 TAG ?= $(VERSION)
 REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
 SOURCE ?= $(shell git config --get remote.origin.url 2>/dev/null | sed 's|//[^/@]*@|//|')
-args = $(foreach name,BASE_IMAGE TORCH_INDEX,$(if $($(name)),--build-arg $(name)=$($(name))))
+args = $(foreach name,BASE_IMAGE TORCH_INDEX EXTRAS,$(if $($(name)),--build-arg $(name)=$($(name))))
 # Not arguments of the Dockerfiles: buildah 1.28 takes a label from its cache, whatever they say.
 labels = $(foreach pair,version=$(VERSION) $(if $(REVISION),revision=$(REVISION)) $(if $(SOURCE),source=$(SOURCE)),--label org.opencontainers.image.$(pair))
 

@@ -1,8 +1,16 @@
-"""Loading a base says nothing: what is on the screen is retune's own."""
+"""Loading a base: silent, named by all that decides its answers, in a type that the machine has, or refused."""
 
+import hashlib
 import subprocess
 import sys
 
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from retune import models
+from retune.errors import InputError
+from retune.study import Model
 from tests.conftest import ROOT
 
 
@@ -13,3 +21,130 @@ def test_loading_a_base_is_silent_even_after_the_hub_was_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def made(folder, **options):
+    """A tiny random Llama with a byte tokenizer."""
+    from tests.training.conftest import make_base
+
+    return make_base(folder, **options)
+
+
+def as_bin(folder):
+    """Keep the weights as older releases of transformers wrote them."""
+    weights = load_file(folder / "model.safetensors")
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return weights
+
+
+def test_weights_of_pytorch_model_bin_are_in_the_digest_and_load(tmp_path):
+    folder = made(tmp_path)
+    weights = as_bin(folder)
+    before = models.base_digest(folder)
+    loaded = models.load_base(Model(base=str(folder)))
+    assert loaded.digest == before
+    assert torch.equal(loaded.model.lm_head.weight.cpu(), weights["lm_head.weight"])
+    weights["lm_head.weight"] += 1
+    torch.save(weights, folder / "pytorch_model.bin")
+    assert models.base_digest(folder) != before
+
+
+def test_digests_of_safetensors_bases_stay_what_they_were(tmp_path):
+    """Folders of studies are named by them; computed by the rule of the first release."""
+    for name, content in {
+        "a.json": b"{}",
+        "t.model": b"m",
+        "model.safetensors": b"x" * 10,
+        "merges.txt": b"a b",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "tokenizer.json").write_bytes(b"{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"not read where there are safetensors")
+    sha = hashlib.sha256(b"a.json{}tokenizer.json{}t.modelm" + b"model.safetensors:10" + b"x" * 30)
+    assert models.base_digest(tmp_path) == sha.hexdigest()[:16]
+
+
+def test_a_vocabulary_outside_tokenizer_json_is_in_the_digest(tmp_path):
+    (tmp_path / "merges.txt").write_text("a b")
+    before = models.base_digest(tmp_path)
+    (tmp_path / "merges.txt").write_text("a c")
+    assert models.base_digest(tmp_path) != before
+
+
+def test_tokenizers_that_do_not_fit_are_told_of(tmp_path):
+    tokenizer = models.load_tokenizer(Model(base=str(made(tmp_path))))
+    assert models.tokenizer_problems(tokenizer, 258) == []
+    tokenizer.add_tokens(["<one>", "<two>"])
+    tokenizer.eos_token = None
+    told = models.tokenizer_problems(tokenizer, 258)
+    assert "must have an end-of-text token" in told[0]
+    assert "among the base's 258 embeddings, but '<one>', '<two>' have numbers up to 259" in told[1]
+
+
+@pytest.mark.parametrize(
+    ("card", "chosen"),
+    [
+        ((9, 0), torch.bfloat16),
+        ((8, 0), torch.bfloat16),
+        ((7, 5), torch.float16),
+        ((7, 0), torch.float16),
+        ((6, 1), torch.float32),
+    ],
+)
+def test_each_card_gets_the_type_that_it_has(monkeypatch, card, chosen):
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: including_emulation or card >= (8, 0),
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: card)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "card")
+    device = torch.device("cuda", 0)
+    assert models.pick_dtype(Model(base="x"), device) == chosen
+    assert models.pick_dtype(Model(base="x", dtype="float32"), device) == torch.float32
+    if card < (8, 0):
+        with pytest.raises(InputError, match=f"card has {card[0]}.{card[1]}; take auto, float16 or float32"):
+            models.pick_dtype(Model(base="x", dtype="bfloat16"), device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_four_bits_need_a_gpu(tmp_path):
+    with pytest.raises(InputError, match="quantization: nf4` needs a CUDA GPU"):
+        models.load_base(Model(base=str(made(tmp_path)), quantization="nf4"))
+
+
+def test_four_bits_are_qlora_as_peft_does_it(tmp_path):
+    """bitsandbytes computes on CPUs too, slowly: the same loading, adapters and files as on a GPU."""
+    pytest.importorskip("bitsandbytes")
+    import peft
+
+    from retune.training import lora
+
+    folder = made(tmp_path / "base", hidden=64)
+    model = models._in_four_bits(folder, torch.float32, "sdpa", models.pick_device())
+    model.train().requires_grad_(False)  # in evaluation some CPUs pack the weights anew and round otherwise
+    layer = model.model.layers[0].self_attn.q_proj
+    assert type(layer).__name__ == "Linear4bit"
+    assert (layer.weight.quant_type, layer.weight.quant_state.nested) == ("nf4", True)
+    assert model.lm_head.weight.dtype == torch.float32
+    ids = torch.arange(20, device=model.device)[None]
+    setting = lora.Setting(4, 8, 0.0, 1e-3, 0.0)
+    with lora.adapted(model, setting, ["q_proj", "v_proj"], "x", 0) as adapted:
+        assert (
+            type(adapted.base_model.model.model.layers[0].self_attn.q_proj).__module__
+            == "peft.tuners.lora.bnb"
+        )
+        adapted(input_ids=ids, labels=ids).loss.backward()
+        with torch.no_grad():
+            for parameter in adapted.parameters():
+                if parameter.requires_grad:
+                    parameter -= parameter.grad
+        expected = adapted(input_ids=ids).logits
+        for name, content in lora.files(adapted).items():
+            (tmp_path / name).write_bytes(content)
+    assert model.model.layers[0].self_attn.q_proj is layer
+    loaded = peft.PeftModel.from_pretrained(
+        model, tmp_path, is_trainable=True
+    )  # without gradients CPUs round otherwise
+    assert torch.equal(loaded(input_ids=ids).logits, expected)

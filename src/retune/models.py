@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,12 +61,12 @@ def locate(model: Model) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    def fetched(but: list[str]) -> Path:
+        return Path(snapshot_download(model.base, revision=model.revision, ignore_patterns=but))
+
     try:
-        return Path(
-            snapshot_download(
-                model.base, revision=model.revision, ignore_patterns=["*.bin", "*.pth", "*.gguf"]
-            )
-        )
+        found = fetched(["*.bin", "*.pth", "*.gguf"])
+        return found if any(found.glob("*.safetensors")) else fetched(["*.pth", "*.gguf"])
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             f"no folder {model.base!r} here, and the hub did not give it: {error}", "model.base"
@@ -72,15 +74,15 @@ def locate(model: Model) -> Path:
 
 
 def base_digest(folder: Path) -> str:
-    """Return the digest of a model folder, over its JSON files whole and over samples of its weights.
+    """Return the digest of a model folder, over its settings and tokenizer whole and over samples of its weights.
 
-    Weights are sampled (size, first, middle and last MiB of each file): reading 13 GB to name them would cost more
-    than a small trial.
+    Weights are those that transformers reads: safetensors, else ``pytorch_model*.bin``. They are sampled (size, first,
+    middle and last MiB of each file): reading 13 GB to name them would cost more than a small trial.
     """
     sha = hashlib.sha256()
-    for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.model")):
+    for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.model")) + _vocabulary(folder):
         sha.update(path.name.encode() + path.read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin")):
         size = path.stat().st_size
         sha.update(f"{path.name}:{size}".encode())
         with path.open("rb") as file:
@@ -88,6 +90,14 @@ def base_digest(folder: Path) -> str:
                 file.seek(start)
                 sha.update(file.read(_SAMPLE))
     return sha.hexdigest()[:16]
+
+
+def _vocabulary(folder: Path) -> list[Path]:
+    """Return the files that hold the vocabulary where tokenizer.json does not."""
+    if (folder / "tokenizer.json").is_file():
+        return []
+    named = [folder / "vocab.txt", folder / "merges.txt", *sorted(folder.glob("*.tiktoken"))]
+    return [path for path in named if path.is_file()]
 
 
 def load_tokenizer(model: Model) -> Any:
@@ -101,6 +111,25 @@ def load_tokenizer(model: Model) -> Any:
     return tokenizer
 
 
+def tokenizer_problems(tokenizer: Any, rows: int) -> list[str]:
+    """Return why a model with `rows` embeddings cannot be tuned with this tokenizer."""
+    problems = []
+    if tokenizer.eos_token_id is None:
+        problems.append(
+            "the tokenizer must have an end-of-text token, by which a model learns to stop, but its `eos_token` is not set; "
+            "name one in its tokenizer_config.json"
+        )
+    ids = tokenizer.get_vocab()
+    beyond = sorted(token for token, number in ids.items() if number >= rows)
+    if beyond:
+        more = f" and {len(beyond) - 5} more" if len(beyond) > 5 else ""
+        problems.append(
+            f"every token must have its row among the base's {rows} embeddings, but {', '.join(map(repr, beyond[:5]))}{more} "
+            f"have numbers up to {max(ids.values())}; save the base after `resize_token_embeddings`, with its tokenizer"
+        )
+    return problems
+
+
 def pick_device() -> torch.device:
     """Return this process's accelerator (by LOCAL_RANK), else the CPU."""
     import torch
@@ -110,31 +139,120 @@ def pick_device() -> torch.device:
     return torch.device("cpu")
 
 
-def load_base(model: Model, attention: str = "sdpa") -> LoadedBase:
+def pick_dtype(model: Model, device: torch.device) -> torch.dtype:
+    """Return the type of the base's weights: what the study says, for ``auto`` the best that the device computes with.
+
+    That is bfloat16 on GPUs that have it (compute capability 8.0 and above), float16 where there are only its tensor cores
+    (V100 and T4: 7.0 and 7.5), and float32 on a CPU and on older GPUs.
+
+    Raises:
+        InputError: if the study says bfloat16 and the GPU does not have it.
+    """
+    import torch
+
+    lacks = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    if model.dtype == "bfloat16" and lacks:
+        card = torch.cuda.get_device_name(device)
+        raise InputError(
+            f"bfloat16 needs a GPU of compute capability 8.0 or above, but {card} has "
+            f"{'.'.join(map(str, torch.cuda.get_device_capability(device)))}; take auto, float16 or float32",
+            "model.dtype",
+        )
+    if model.dtype != "auto":
+        named: torch.dtype = getattr(torch, model.dtype)
+        return named
+    if device.type != "cuda":
+        return torch.float32
+    if not lacks:
+        return torch.bfloat16
+    return torch.float16 if torch.cuda.get_device_capability(device) >= (7, 0) else torch.float32
+
+
+def precision(model: Model) -> str:
+    """Return in words what a base computes in here; part of the digests of what it answered."""
+    import torch
+
+    device = pick_device()
+    words = f"auto on {device.type}" if model.dtype == "auto" else model.dtype
+    if model.dtype == "auto" and pick_dtype(model, device) == torch.float16:
+        words += ", float16"  # on other GPUs the same study computes in bfloat16
+    return f"{words}, {model.quantization}" if model.quantization else words
+
+
+def quantization_problems(model: Model, cuda: bool) -> list[str]:
+    """Return why the base cannot be loaded in 4 bits.
+
+    Args:
+        model: the study's `model` section.
+        cuda: whether what loads it has a GPU.
+    """
+    if model.quantization is None:
+        return []
+    problems = []
+    if not cuda:
+        problems.append(
+            f"`model.quantization: {model.quantization}` needs a CUDA GPU, but there is none here"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        problems.append(
+            f"`model.quantization: {model.quantization}` needs the package bitsandbytes: pip install 'retune[nf4]'"
+        )
+    return problems
+
+
+def load_base(
+    model: Model, attention: str = "sdpa", load: Callable[[Path, torch.dtype, str], Any] | None = None
+) -> LoadedBase:
     """Load the frozen base model onto this process's device, in evaluation mode and without gradients.
 
     Args:
         model: the study's `model` section.
         attention: transformers' name of the attention implementation.
+        load: returns the model of a folder in a type and with an attention; by default it is read whole onto the device.
 
     Raises:
         InputError: if the model cannot be found or read.
     """
     quiet()
-    import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # the variable of `quiet` comes too late where huggingface_hub was imported before
     folder = locate(model)
     device = pick_device()
-    bfloat16 = model.dtype == "bfloat16" or (
-        model.dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
-    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    dtype = pick_dtype(model, device)
+    if problems := quantization_problems(model, device.type == "cuda"):
+        raise InputError(problems, "model")
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+        if load is not None:
+            loaded = load(folder, dtype, attention)
+        elif model.quantization == "nf4":
+            loaded = _in_four_bits(folder, dtype, attention, device)
+        else:
+            loaded = read_model(folder, dtype, attention).to(device)
     except (OSError, ValueError) as error:
         raise InputError(f"the base model in {folder} cannot be loaded: {error}", "model.base") from error
-    loaded.to(device).eval().requires_grad_(False)
+    loaded.eval().requires_grad_(False)
     return LoadedBase(loaded, load_tokenizer(model), device, dtype, base_digest(folder), model.revision)
+
+
+def read_model(folder: Path, dtype: torch.dtype, attention: str, **options: Any) -> Any:
+    """Return transformers' model of a folder, on the CPU unless `options` say where."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention, **options)
+
+
+def _in_four_bits(folder: Path, dtype: torch.dtype, attention: str, device: torch.device) -> Any:
+    """Return the model with its linear layers in 4-bit NormalFloat, as QLoRA has it (Dettmers et al. 2023, arXiv 2305.14314).
+
+    Their constants are quantised too, and products are computed in `dtype`; embeddings, norms and head keep it.
+    """
+    from transformers import BitsAndBytesConfig
+
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return read_model(folder, dtype, attention, quantization_config=four_bits, device_map={"": device})

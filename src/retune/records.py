@@ -92,6 +92,7 @@ class TrialRecord(Record):
         curves: every measurement of each metric.
         tokens: real (non-padding) tokens trained on. seconds: wall time of training and validation.
         adapter_uri: the folder with PEFT's own files; None once pruned or for the base.
+        dtype: type of the base's weights, e.g. ``bfloat16``; with ``nf4`` behind it if they are kept in 4 bits.
         adapter_digest: over the adapter's weights, so that equal trainings are seen to be equal.
 
     """
@@ -118,6 +119,7 @@ class TrialRecord(Record):
     adapter_uri: str | None = None
     adapter_digest: str | None = None
     device: str = "cpu"
+    dtype: str = ""
     versions: dict[str, str] = Field(default_factory=dict)
     started: str = ""
     finished: str = ""

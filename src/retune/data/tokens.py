@@ -87,11 +87,16 @@ def tokenize(
         loss_on: count the completion's tokens, or all.
 
     Raises:
-        InputError: if no record has a counted token left.
+        InputError: if no record has a counted token left, or the tokenizer has no end-of-text token.
     """
     if not pairs:
         raise InputError("a split needs at least one record, but got none", "data")
     end = tokenizer.eos_token_id
+    if end is None:
+        raise InputError(
+            "the tokenizer must have an end-of-text token, by which a model learns to stop, but its `eos_token` is not set",
+            "model.base",
+        )
     prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
     completions = tokenizer([completion for _, completion in pairs], add_special_tokens=False)["input_ids"]
     records = []

@@ -242,7 +242,7 @@ def _blank(
     item: Prepared,
 ) -> BenchRecord:
     """Return the record of a task that is not yet answered, with the digest of all that decides the answers."""
-    dtype = f"auto on {models.pick_device().type}" if model.dtype == "auto" else model.dtype
+    dtype = models.precision(model)
     settings = {**item.settings, "seed": seed, "base": model.base, "base_digest": base_digest}
     decides = {**settings, "base": None, "task": item.name, "protocol": item.protocol, "prompts": item.prompt_digest,
                "dtype": dtype, "data": item.data_digest, "limit": benchmark.limit, "adapter": weights}  # fmt: skip

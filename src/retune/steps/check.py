@@ -14,7 +14,7 @@ from retune.workspace.stamps import Stamps
 
 
 def check(study: Study) -> None:
-    """Check data, base model, target modules, benchmark files and candidates, warm starts and algorithm settings.
+    """Check data, base model, tokenizer, target modules, benchmark files and candidates, warm starts and algorithm settings.
 
     Raises:
         InputError: with every problem found.
@@ -38,14 +38,27 @@ def _problems(study: Study) -> Iterator[str]:
     for uri in study.search.warm_start:
         if not store.exists(store.join(uri, "search.json")):
             yield f"`search.warm_start` names finished searches, but there is no search.json in {uri}"
-    yield from _of(lambda: _targets(study))
+    yield from _quantization(study)
+    yield from _of(lambda: _base(study))
     if study.benchmark.tasks:
         yield from bench.check(study.benchmark)
         yield from _of(lambda: _candidates(study))
 
 
-def _targets(study: Study) -> None:
-    """Refuse target modules that the base does not have: no adapter of such a study could be made or scored."""
+def _quantization(study: Study) -> list[str]:
+    """Return why the base cannot be loaded in 4 bits where the trials run: in Katib's pods, or on this machine."""
+    if study.model.quantization is None:
+        return []
+    if study.engine.kind == "katib":
+        lacks = f"`model.quantization: {study.model.quantization}` needs `cluster.gpus` above 0, but got 0"
+        return [] if study.cluster.gpus else [lacks]
+    import torch
+
+    return models.quantization_problems(study.model, torch.cuda.is_available())
+
+
+def _base(study: Study) -> None:
+    """Refuse a base whose tokenizer does not fit, or without the target modules: nothing could be trained on it."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -59,7 +72,16 @@ def _targets(study: Study) -> None:
         return  # told above
     except (OSError, ValueError) as error:
         raise InputError(f"the base cannot be built from its config.json: {error}", "model.base") from error
-    target_names(model, study.training.target_modules)
+    problems = _of(lambda: target_names(model, study.training.target_modules))
+    try:
+        tokenizer = models.load_tokenizer(study.model)
+    except (OSError, ValueError) as error:
+        problems.append(f"model.base: its tokenizer cannot be loaded: {error}")
+    else:
+        rows = model.get_input_embeddings().weight.shape[0]
+        problems += [f"model.base: {told}" for told in models.tokenizer_problems(tokenizer, rows)]
+    if problems:
+        raise InputError(problems)
 
 
 def _candidates(study: Study) -> None:

@@ -23,8 +23,12 @@ class Model(Section):
 
     base: str
     revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto is bfloat16 on a GPU that has it and float32 on a CPU"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="auto is bfloat16 on a GPU that has it, float16 on V100 and T4, and float32 on a CPU",
+    )
+    quantization: Literal["nf4"] | None = Field(
+        None, description="keep the base's linear layers in 4 bits (QLoRA, by bitsandbytes); needs a CUDA GPU"
     )
 
 
@@ -351,6 +355,8 @@ class Study(Section):
         training = self.training.model_dump(mode="json", exclude={"checkpoint_minutes"})
         used = {"data": data_digest, "base": base_digest, "dtype": self.model.dtype, "training": training,
                 "max_length": self.data.max_length, "loss_on": self.data.loss_on, "seed": self.seed}  # fmt: skip
+        if self.model.quantization is not None:
+            used["quantization"] = self.model.quantization
         if self.code is not None:  # only then, so that the folders of other studies keep their names
             used["code"] = self.code
         return digest(used)

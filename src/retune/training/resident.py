@@ -12,7 +12,8 @@ import torch
 from retune import store
 from retune.data import mixing, prompts
 from retune.data.tokens import Tokens, tokenize
-from retune.models import LoadedBase, load_base
+from retune.errors import InputError
+from retune.models import LoadedBase, load_base, tokenizer_problems
 from retune.study import Data, Model, Study
 from retune.training import lora, lora_linear
 from retune.training.attention import by_segments
@@ -65,12 +66,16 @@ class ResidentBase:
         """Return a tokenised split of mixed data; tokenised once as long as the data stays the same.
 
         Raises:
-            InputError: if there is no mixed data at `data_uri`.
+            InputError: if there is no mixed data at `data_uri`, it is damaged, or the tokenizer does not fit the base.
         """
         key = (data_digest(data_uri), split, data.max_length, data.loss_on)
         if key not in self._splits:
+            base = self.load()
+            rows = base.model.get_input_embeddings().weight.shape[0]
+            if problems := tokenizer_problems(base.tokenizer, rows):
+                raise InputError(problems, "model.base")
             pairs = [prompts.render(example) for example in mixing.load_split(data_uri, split)]
-            self._splits[key] = tokenize(pairs, self.load().tokenizer, data.max_length, data.loss_on)
+            self._splits[key] = tokenize(pairs, base.tokenizer, data.max_length, data.loss_on)
         return self._splits[key]
 
     @contextmanager

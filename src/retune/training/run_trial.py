@@ -120,6 +120,7 @@ def _begin(study: Study, data_uri: str, task: TrialTask, base: ResidentBase, dig
         base=study.model.base,
         base_revision=loaded.revision,
         device=_device_name(loaded.device),
+        dtype=" ".join([str(loaded.dtype).removeprefix("torch."), study.model.quantization or ""]).strip(),
         versions=_versions(),
         started=records.now(),
     )

@@ -41,7 +41,7 @@ def blank(
         Answered(id=q.id, category=q.category, question=q.text, prompt=digest(prompts.prompt(q.text)))
         for q in questions
     ]
-    dtype = f"auto on {models.pick_device().type}" if model.dtype == "auto" else model.dtype
+    dtype = models.precision(model)
     inputs = {
         "base": model.base,
         "base_digest": models.base_digest(models.locate(model)),
