@@ -15,7 +15,7 @@ import torch
 from retune import store
 from retune.records import digest
 
-_FORMAT = 1
+_FORMAT = 2
 _SHA = 32
 
 

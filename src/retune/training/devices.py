@@ -73,6 +73,14 @@ class Devices:
         distributed.all_reduce(largest, distributed.ReduceOp.MAX)
         return int(largest)
 
+    def least(self, count: int | None) -> int | None:
+        """Return the smallest of the processes' counts where they must all have the same, else `count`."""
+        if not self.sharded or count is None:
+            return count
+        smallest = torch.tensor(count, device=self.device)
+        distributed.all_reduce(smallest, distributed.ReduceOp.MIN)
+        return int(smallest)
+
     def same(self, tensors: Sequence[Tensor]) -> None:
         """Give all processes the values of the first, in place."""
         if self.world > 1:

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from retune.data.batches import epoch_batches, flatten, passes, share
+from retune.data.batches import epoch_batches, share
 from retune.data.tokens import Tokens
 from retune.errors import Interrupted, RetuneError, TrialFailed
 from retune.events import Event, Measured, Note, Progress
 from retune.study import Training
 from retune.training import checkpoint, lora, schedule
 from retune.training.devices import Devices
-from retune.training.loss import loss_sum
+from retune.training.loss import loss_sum, transformers_model
+from retune.training.passes import Passes
 from retune.training.validate import validation_loss
 
-PASS_TOKENS = 16384
 _DRAIN_STEPS = 16  # on a GPU, reading a number waits for all queued work: losses are read every so many steps
 _REPORT_SECONDS = 0.2
 
@@ -75,6 +75,13 @@ class Loop:
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=self.chosen.learning_rate, weight_decay=self.chosen.weight_decay, fused=True
         )
+        # float16 ends at 6e-8 below: gradients are scaled up, and a step whose gradients then reach infinity is left out.
+        half = any(parameter.dtype == torch.float16 for parameter in self.model.parameters())
+        self._scaler = torch.amp.GradScaler(self.devices.device.type, init_scale=2.0**12, enabled=half)
+        self._passes = Passes(
+            self.model, transformers_model(self.model), self.train, self.parameters, self.devices,
+            lambda model, batch: loss_sum(model, batch), self._scaler.scale, self.report,
+        )  # fmt: skip
         self._lengths = self.train.lengths.tolist()
         self._counts = self.train.counts.tolist()
         self._pending: list[tuple[Tensor, Tensor]] = []
@@ -115,37 +122,25 @@ class Loop:
     def _step(self) -> None:
         records = self._records()
         counted = sum(self._counts[record] for record in records)
-        loss = self._backward(records, counted)
+        mine = share(records, self.devices.rank, self.devices.world)
+        loss = self._passes.add_gradients(mine, counted, spare=records[0])
         self.devices.add_gradients(self.parameters)
+        self._scaler.unscale_(self.optimiser)
         norm = clip_grad_norm_(self.parameters, self.training.max_grad_norm)
         factor = schedule.factor(self.training.schedule, self.state.step, self.steps, self.warmup)
         for group in self.optimiser.param_groups:
             group["lr"] = self.chosen.learning_rate * factor
-        self.optimiser.step()
+        self._scaler.step(self.optimiser)
+        self._scaler.update()
         self.optimiser.zero_grad()
         self.state.step += 1
         self.state.tokens += sum(self._lengths[record] for record in records)
         self.state.counted.append(counted)
+        if self._scaler.is_enabled():
+            norm = norm.nan_to_num(0.0, 0.0)
         self._pending.append((loss, norm.detach()))
         if self.devices.device.type == "cpu" or len(self._pending) >= _DRAIN_STEPS:
             self._drain()
-
-    def _backward(self, records: list[int], counted: int) -> Tensor:
-        """Add the gradients of one optimiser batch; return this process's sum of -log p."""
-        mine = share(records, self.devices.rank, self.devices.world)
-        runs = list(passes([self._lengths[record] for record in mine], PASS_TOKENS))
-        rounds = self.devices.most(max(1, len(runs)))
-        total = torch.zeros((), device=self.devices.device)
-        for places in runs:
-            batch = flatten(self.train, [mine[place] for place in places]).to(self.devices.device)
-            loss = loss_sum(self.model, batch)
-            (loss / counted).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        for _ in range(rounds - len(runs)):
-            # Fewer records than other processes have, or none: take part in what they exchange, and add nothing.
-            batch = flatten(self.train, records[:1]).to(self.devices.device)
-            (loss_sum(self.model, batch) * 0).backward()  # type: ignore[no-untyped-call]
-        return total
 
     def _drain(self) -> None:
         """Read the losses of the steps since the last time, and look for what is not finite."""
@@ -159,6 +154,8 @@ class Loop:
             self._watch("loss", loss, step + 1)
             self._watch("gradient's norm", norm, step + 1)
             self.state.losses.append(loss / self.state.counted[step])
+        if self._scaler.is_enabled() and self._scaler.get_scale() < 1:
+            self._watch("gradient's norm", math.inf, self.state.step)
         self._clock(training=True)
         if time.monotonic() - self._reported >= _REPORT_SECONDS or self.state.step == self.steps:
             self._reported = time.monotonic()
@@ -244,6 +241,7 @@ class Loop:
                 name: p.detach().cpu() for name, p in self.model.named_parameters() if p.requires_grad
             },
             "optimiser": self.optimiser.state_dict(),
+            "scaler": self._scaler.state_dict(),
             "rng": rngs,
             "state": vars(self.state),
         }
@@ -267,6 +265,7 @@ class Loop:
             for name, value in content["adapter"].items():
                 named[name].copy_(value)
         self.optimiser.load_state_dict(content["optimiser"])
+        self._scaler.load_state_dict(content["scaler"])
         rng = content["rng"][self.devices.rank]
         torch.set_rng_state(rng["cpu"])
         if "cuda" in rng:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from retune.training.dropout import drop
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -90,7 +92,7 @@ def forward(x: Tensor, layer: Weights) -> tuple[Tensor, Kept | None]:
     out = linear(x, layer.weight, layer.bias)
     if layer.a is None or layer.b is None:
         return out, None
-    dropped, mask = (x, None) if layer.dropout == 0 else torch.native_dropout(x, layer.dropout, True)
+    dropped, mask = (x, None) if layer.dropout == 0 else drop(x, layer.dropout)
     low = torch.mm(dropped, layer.a.to(x.dtype).t()).mul_(layer.scale)
     out.addmm_(low, layer.b.to(x.dtype).t())
     return out, Kept(dropped, mask, low)

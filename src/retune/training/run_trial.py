@@ -232,21 +232,14 @@ def _failed(record: TrialRecord, error: Exception) -> None:
 
 def describe(error: Exception) -> tuple[str, str]:
     """Return the stable word and the one-line reason of a failure."""
+    from retune.training.memory import is_out_of_memory
+
     if isinstance(error, TrialFailed):
         return error.kind, error.reason
     text = " ".join(str(error).split())
     if is_out_of_memory(error):
         return "out_of_memory", f"out of memory: {text}{_gpu_numbers()}"
     return "error", f"{type(error).__name__}: {text}"
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory ran out, on the GPU or on the CPU."""
-    import torch
-
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
 
 
 def _gpu_numbers() -> str:

@@ -1,0 +1,186 @@
+"""The gradients of one optimiser step, pass by pass, however many passes the memory asks for.
+
+The records of a step are taken in units; a unit is one pass if it fits. A pass that runs out of memory is repeated in halves:
+its gradients are added only when it is done, and dropout is drawn by unit (`retune.training.dropout`), so that losses and
+gradients are the same but for the rounding of sums.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retune.data.batches import Batch, flatten, passes
+from retune.data.tokens import Tokens
+from retune.events import Note
+from retune.training import memory, recompute
+from retune.training.devices import Devices
+from retune.training.dropout import Window, drawing
+from retune.training.recompute import generators, set_generators
+from retune.training.room import Room
+
+UNIT_TOKENS = 16384
+
+
+@dataclass
+class _Unit:
+    """Records whose dropout is drawn together, and the state of the generators before it is."""
+
+    records: list[int]
+    lengths: list[int]
+    tails: list[int] = field(default_factory=list)
+    before: list[Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Records ``start`` to ``stop`` of a unit."""
+
+    unit: _Unit
+    start: int
+    stop: int
+
+    @property
+    def records(self) -> list[int]:
+        return self.unit.records[self.start : self.stop]
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.unit.lengths[self.start : self.stop])
+
+    def halves(self) -> list[_Pass]:
+        """Return the same in two, of about as many tokens."""
+        middle, tokens = self.start + 1, self.unit.lengths[self.start]
+        while middle < self.stop - 1 and tokens + self.unit.lengths[middle] <= self.tokens / 2:
+            tokens += self.unit.lengths[middle]
+            middle += 1
+        return [_Pass(self.unit, self.start, middle), _Pass(self.unit, middle, self.stop)]
+
+
+class Passes:
+    """The passes over one model with its adapter.
+
+    Args:
+        model: the base with its adapter, ready for `loss`. core: the transformers model in it.
+        tokens: the records. parameters: what is trained.
+        devices: the processes that train together.
+        loss: returns the sum of -log p over the counted tokens of a batch.
+        scale: multiplied into every gradient, as float16 needs it.
+        report: told when a pass ran out of memory.
+        alone: whether each record is a pass of its own.
+
+    Attributes:
+        room: how large a pass may be.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        core: Any,
+        tokens: Tokens,
+        parameters: Sequence[nn.Parameter],
+        devices: Devices,
+        loss: Callable[[Any, Batch], Tensor],
+        scale: Callable[[Tensor], Tensor],
+        report: Callable[[Note], None],
+        alone: bool = False,
+    ) -> None:
+        self.model, self.core, self.tokens, self.parameters = model, core, tokens, parameters
+        self.devices, self.loss, self.scale, self.report, self.alone = devices, loss, scale, report, alone
+        self._lengths = tokens.lengths.tolist()
+        self.room = Room(core, devices.device, max(self._lengths))
+
+    def add_gradients(self, records: Sequence[int], counted: int, spare: int) -> Tensor:
+        """Add the gradients of this process's records of a step and return their sum of -log p.
+
+        Args:
+            records: none, if other processes have them all.
+            counted: counted tokens of the step over all processes; the loss is divided by it.
+            spare: a record to take part with in what the others exchange, where they have more passes.
+        """
+        total = torch.zeros((), device=self.devices.device)
+        waiting = self._plan(records)
+        for _ in range(self.devices.most(max(1, len(waiting))) - len(waiting)):
+            waiting.append(_Pass(_Unit([spare], [self._lengths[spare]]), 0, 0))
+        waiting.reverse()
+        while waiting:
+            run = waiting.pop()
+            loss = self._attempt(run, counted)
+            if loss is None:
+                self._free()
+                waiting += reversed(run.halves() if run.stop - run.start > 1 else [run])
+            else:
+                total += loss
+        return total
+
+    def _plan(self, records: Sequence[int]) -> list[_Pass]:
+        limit = self.devices.least(self.room.tokens())
+        if self.alone:
+            limit = 1
+        found = []
+        for places in passes([self._lengths[record] for record in records], UNIT_TOKENS):
+            mine = [records[place] for place in places]
+            unit = _Unit(mine, [self._lengths[record] for record in mine])
+            start = 0
+            for part in passes(unit.lengths, UNIT_TOKENS if limit is None else limit):
+                found.append(_Pass(unit, start, start + len(part)))
+                start += len(part)
+        return found
+
+    def _attempt(self, run: _Pass, counted: int) -> Tensor | None:
+        """Add the gradients of a pass and return its loss, or None if it ran out of memory and nothing was added."""
+        sums = [parameter.grad for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = None
+        try:
+            loss = self._gradients(run, counted)
+        except Exception as error:
+            for parameter, before in zip(self.parameters, sums, strict=True):
+                parameter.grad = before
+            if self.devices.sharded or not memory.is_out_of_memory(error):
+                raise  # of a sharded base the others would wait for this process for ever
+            then = self.room.shrink(run.tokens, run.stop - run.start)
+            if then is None:
+                raise
+            self.report(Note(f"a pass of {run.tokens} tokens ran out of memory: {then}"))
+            return None
+        for parameter, before in zip(self.parameters, sums, strict=True):
+            if before is not None:
+                parameter.grad = before if parameter.grad is None else before.add_(parameter.grad)
+        return loss
+
+    def _gradients(self, run: _Pass, counted: int) -> Tensor:
+        device, spare = self.devices.device, run.start == run.stop
+        batch = flatten(self.tokens, run.unit.records if spare else run.records).to(device)
+        again = recompute.recomputing(self.core) if self.room.recomputes else nullcontext()
+        before = self.room.begin()
+        with again, drawing(None if spare else self._window(run)):
+            loss = self.loss(self.model, batch)
+            self.scale(loss * 0 if spare else loss / counted).backward()  # type: ignore[no-untyped-call]
+        self.room.end(before, run.tokens)
+        return loss.detach() * (0 if spare else 1)
+
+    def _window(self, run: _Pass) -> Window | None:
+        """Set the generators to where the unit begins, and return the window of the pass in it."""
+        unit, device = run.unit, self.devices.device
+        if unit.before is None:
+            unit.before = generators(device)
+        else:
+            set_generators(unit.before, device)
+        if run.stop - run.start == len(unit.records):
+            return None
+        if not unit.tails:
+            unit.tails = flatten(self.tokens, unit.records).tails
+        return Window.of(unit.lengths, unit.tails, run.start, run.stop)
+
+    def _free(self) -> None:
+        """Give back what a failed pass left behind."""
+        gc.collect()
+        if self.devices.device.type == "cuda":
+            torch.cuda.empty_cache()
