@@ -12,10 +12,10 @@ FOLDER = ROOT / "pipelines"
 CLUSTER = [
     "artifacts.uri=s3://b/artifacts", "tracking.uri=http://mlflow:5000",
     "cluster.images={train: registry.example/retune-train:1, eval: registry.example/retune-eval:1}",
-    "cluster.volumes=[{claim: models, mount: /}]", "cluster.secrets=[storage]", "cluster.pull_secrets=[registry]",
+    f"cluster.volumes=[{{claim: models, mount: {ROOT}}}]", "cluster.secrets=[storage]", "cluster.pull_secrets=[registry]",
     "cluster.gpus=2", "cluster.node_selector={gpu: h200}", "cluster.queue=team-a",
     "cluster.tolerations=[{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}]",
-    "benchmark.tasks=[mmlu]", "benchmark.data={mmlu: /data/mmlu}",
+    "benchmark.tasks=[mmlu]", f"benchmark.data={{mmlu: {ROOT}/data/mmlu}}",
 ]  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def test_gpus_go_to_the_steps_that_train_or_evaluate(small):
             "app.kubernetes.io/managed-by": "retune",
             "retune.dev/step": label.removeprefix("exec-"),
         }
-        assert pod["securityContext"] == {"runAsNonRoot": True, "runAsUser": "10001"}
+        assert pod["securityContext"] == {"runAsGroup": "10001", "runAsNonRoot": True, "runAsUser": "10001"}
 
 
 def test_under_katib_the_search_step_only_watches(small):

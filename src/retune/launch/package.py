@@ -5,28 +5,32 @@ Nothing is compiled anew: components, arguments and caching are those of the fil
 """
 # No `from __future__ import annotations`: KFP reads a component's annotations as objects.
 
+import math
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from retune.engines.katib.pods import LABELS
+from retune.engines.katib.pods import CA_FOLDER, LABELS, environment, plain
 from retune.errors import InputError
 from retune.images import EVAL_IMAGE, TRAIN_IMAGE
 from retune.launch.compiled import compiled
 from retune.study import Cluster, Study
+from retune.study.kubernetes import number
+from retune.study.placement import PodAffinity, PodTerm
 from retune.study.reach import unreachable
 
 CREDENTIALS = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE",
     "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
-    "MLFLOW_S3_ENDPOINT_URL", "HF_TOKEN",
+    "MLFLOW_S3_ENDPOINT_URL", "HF_TOKEN", "HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy",
+    "no_proxy", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE",
 )  # fmt: skip
-"""Keys taken from the study's Secrets: KFP wants each key named, so those that storage, MLflow and the hub read."""
+"""Keys taken from the study's Secrets: KFP wants each key named, so those that storage, MLflow, the hub and proxies need."""
 HEAVY = ("search", "benchmark", "train", "validate-adapter", "score")
 """Steps that train or evaluate, and so get the GPUs. Under Katib, `search` only watches the Experiment."""
-USER = 10001
 STEP_LABEL = "retune.dev/step"
 """Label with a step's name, by which the network policies know the pods that run benchmarks."""
 
@@ -46,8 +50,45 @@ def check(study: Study) -> None:
         for name, needed in wanted.items()
         if needed and getattr(images, name) is None
     ]
+    problems += _beyond_steps(study)
     if problems:
         raise InputError(problems, f"study {study.name!r} on a cluster")
+
+
+def _beyond_steps(study: Study) -> list[str]:
+    """Return a sentence for what the pods of pipeline steps cannot be given, though the study asks for it."""
+    cluster = study.cluster
+    problems = [
+        f"Kubeflow Pipelines cannot mount a claim read-only in a step: say `read_only: trials` for {volume.claim!r}, and "
+        "it is read-only in Katib's trials and writable in steps"
+        for volume in cluster.volumes
+        if volume.read_only is True
+    ]
+    problems += [
+        f"Kubeflow Pipelines names a step's volume as its claim, so a claim's name must have no dots and at most 63 "
+        f"characters, but got {volume.claim!r}"
+        for volume in cluster.volumes
+        if "." in volume.claim or len(volume.claim) > 63
+    ]
+    twice = sorted(
+        {v.claim for v in cluster.volumes if [w.claim for w in cluster.volumes].count(v.claim) > 1}
+    )
+    if twice:
+        problems.append(
+            f"Kubeflow Pipelines mounts a claim once in a step, but these are mounted twice: {twice}"
+        )
+    if study.engine.kind != "katib" and (lost := trials_only(study)):
+        problems.append(
+            f"Kubeflow Pipelines has no field for {lost} in a step's pod, and only under `engine.kind: katib` are trials "
+            "pods of their own: use that engine, or drop them"
+        )
+    return problems
+
+
+def trials_only(study: Study) -> list[str]:
+    """Return the keys of `cluster` that are given and that only Katib's trials get: KFP's steps have no field for them."""
+    keys = ("priority_class", "runtime_class", "topology_spread")
+    return [f"cluster.{key}" for key in keys if getattr(study.cluster, key)]
 
 
 def package(name: str, study: Study) -> str:
@@ -69,6 +110,8 @@ def package(name: str, study: Study) -> str:
         container = executor["container"]
         container["image"] = images[container["image"]] or study.cluster.images.train
         container["resources"] = resources
+        if env := environment(study.cluster):
+            container["env"] = [{"name": key, "value": value} for key, value in env.items()]
         labels = pod.get("podMetadata", {}).get("labels", {})
         platform[label] = pod | {"podMetadata": {"labels": {**labels, **LABELS, STEP_LABEL: step}}}
     documents = [spec, {"platforms": {"kubernetes": {"deploymentSpec": {"executors": platform}}}}]
@@ -104,22 +147,64 @@ def _place(task: Any, cluster: Cluster, heavy: bool) -> None:
     from kfp import kubernetes
 
     if heavy:
-        task.set_cpu_request(cluster.cpu).set_memory_request(cluster.memory).set_memory_limit(cluster.memory)
+        memory = str(math.ceil(number(cluster.memory)))  # KFP takes fewer forms of a quantity than Kubernetes
+        task.set_cpu_request(f"{math.ceil(number(cluster.cpu) * 1000)}m")
+        task.set_memory_request(memory).set_memory_limit(memory)
         if cluster.gpus:
             task.set_accelerator_type(cluster.gpu_resource).set_accelerator_limit(cluster.gpus)
         for key, value in cluster.node_selector.items():
             kubernetes.add_node_selector(task, key, value)
         for taint in cluster.tolerations:
             kubernetes.add_toleration(task, **taint.model_dump())
+        _keep_near_and_far(task, cluster)
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=cluster.shared_memory)
     else:
         task.set_cpu_request("500m").set_memory_request("2Gi").set_memory_limit("8Gi")
     for volume in cluster.volumes:
         kubernetes.mount_pvc(task, pvc_name=volume.claim, mount_path=volume.mount)
     for secret in cluster.secrets:
-        kubernetes.use_secret_as_env(task, secret, {key: key for key in CREDENTIALS}, optional=True)
+        keys = dict.fromkeys((*CREDENTIALS, *cluster.secret_keys))
+        kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
+    if cluster.ca_bundle:
+        kubernetes.use_config_map_as_volume(task, cluster.ca_bundle.config_map, CA_FOLDER)
     if cluster.pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(cluster.pull_secrets))
     if cluster.queue:
         kubernetes.add_pod_label(task, "kueue.x-k8s.io/queue-name", cluster.queue)
-    kubernetes.set_security_context(task, run_as_user=USER, run_as_non_root=True)
+    user = cluster.run_as_user
+    kubernetes.set_security_context(task, run_as_user=user, run_as_group=user, run_as_non_root=True)
+
+
+def _keep_near_and_far(task: Any, cluster: Cluster) -> None:
+    """Set `cluster.affinity` on a task. kfp-kubernetes has a function for nodes; pods are in KFP's messages alone."""
+    from google.protobuf import json_format
+    from kfp import kubernetes
+    from kfp.kubernetes import common
+
+    wanted = cluster.affinity
+    if wanted is None:
+        return
+    if wanted.nodeAffinity:
+        kubernetes.add_node_affinity_json(task, plain(wanted.nodeAffinity))
+    message = common.get_existing_kubernetes_config_as_message(task)
+    for anti, pods in ((False, wanted.podAffinity), (True, wanted.podAntiAffinity)):
+        for term, weight in _terms(pods):
+            selector = term.labelSelector
+            message.pod_affinity.add(
+                topology_key=term.topologyKey,
+                namespaces=term.namespaces,
+                match_pod_labels=selector.matchLabels,
+                match_pod_expressions=[rule.model_dump() for rule in selector.matchExpressions],
+                weight=weight,
+                anti=anti or None,
+            )
+    task.platform_config["kubernetes"] = json_format.MessageToDict(message)
+
+
+def _terms(pods: PodAffinity | None) -> Iterator[tuple[PodTerm, int | None]]:
+    """Yield each term, with its weight if it is only preferred."""
+    if pods is not None:
+        for term in pods.requiredDuringSchedulingIgnoredDuringExecution:
+            yield term, None
+        for preferred in pods.preferredDuringSchedulingIgnoredDuringExecution:
+            yield preferred.podAffinityTerm, preferred.weight

@@ -2,46 +2,66 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from retune.study.kubernetes import (
+    Cpu,
+    DataKey,
+    EnvName,
+    Image,
+    Label,
+    LabelKey,
+    LabelValue,
+    Memory,
+    Mount,
+    Name,
+    Resource,
+    Size,
+    Text,
+)
+from retune.study.placement import Affinity, Spread, Toleration
 from retune.study.section import Section
 
-_QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
-_DNS_LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+SECRET_ENV = (
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN", "HF_TOKEN",
+)  # fmt: skip
+"""Variables that belong into a Secret: a study is kept in the artifact store, where many read it."""
+OWN_ENV = ("HOME", "PYTHONUNBUFFERED", "PATH", "PYTHONPATH", "LD_PRELOAD", "LD_LIBRARY_PATH")
 
 
 class Images(Section):
     """The images that `make images` builds, as the cluster's nodes pull them."""
 
-    train: str | None = Field(None, description="mixing, trials, selection, registry, report")
-    eval: str | None = Field(None, description="benchmarks, with the code sandbox")
-
-
-class Toleration(Section):
-    """A taint that the pods tolerate, as in a pod's spec."""
-
-    key: str | None = None
-    operator: Literal["Equal", "Exists"] = "Exists"
-    value: str | None = None
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    train: Image | None = Field(None, description="mixing, trials, selection, registry, report")
+    eval: Image | None = Field(None, description="benchmarks, with the code sandbox")
 
 
 class Volume(Section):
     """An existing PersistentVolumeClaim, mounted into every pod that trains or evaluates."""
 
-    claim: str
-    mount: str = Field(pattern=r"^/")
-    read_only: bool = False
+    claim: Name
+    mount: Mount
+    read_only: bool | Literal["trials"] = Field(
+        False,
+        description="`trials`: in the trials' pods alone, since Kubeflow Pipelines mounts a claim writable in steps",
+    )
+
+
+class CaBundle(Section):
+    """A ConfigMap with the certificates of all authorities that the pods trust, those of the public included."""
+
+    config_map: Name
+    key: DataKey = "ca.crt"
 
 
 class Katib(Section):
     """How Katib runs the trials."""
 
     trial: Literal["Job", "TrainJob"] = Field("Job", description="the kind of object that is one trial")
-    runtime: str = Field("retune", description="TrainingRuntime of TrainJob trials; it has one job, `node`")
+    runtime: Name = Field("retune", description="TrainingRuntime of TrainJob trials; it has one job, `node`")
     early_stopping: Literal["medianstop"] | None = Field(
         None, description="end trials that are worse than the mean of the finished ones at the same step"
     )
@@ -53,35 +73,76 @@ class Katib(Section):
 class Cluster(Section):
     """Where and how the pods of a study run."""
 
-    namespace: str | None = Field(
+    namespace: Label | None = Field(
         None, description="default: the pod's own, else that of the kubeconfig's context"
     )
     images: Images = Field(default_factory=Images)
-    gpus: int = Field(1, ge=0, description="of each pod that trains or evaluates")
-    gpu_resource: str = "nvidia.com/gpu"
-    cpu: str = Field("4", pattern=_QUANTITY)
-    memory: str = Field("32Gi", pattern=_QUANTITY)
-    shared_memory: str = Field(
-        "8Gi", pattern=_QUANTITY, description="size of /dev/shm, which several GPUs need"
+    gpus: int = Field(1, ge=0, le=1024, description="of each pod that trains or evaluates")
+    gpu_resource: Resource = "nvidia.com/gpu"
+    cpu: Cpu = "4"
+    memory: Memory = "32Gi"
+    shared_memory: Size = Field("8Gi", description="size of /dev/shm, which several GPUs need")
+    service_account: Name = Field("retune", description="of pipeline steps and trials")
+    run_as_user: int | None = Field(
+        10001,
+        ge=1,
+        lt=2**31,
+        description="user id of the pods; null: the cluster or the image chooses it, as under OpenShift",
     )
-    service_account: str = "retune"
-    secrets: list[str] = Field(
+    secrets: list[Name] = Field(
         default_factory=list, description="Secrets whose keys become env: S3 and MLflow credentials"
     )
-    pull_secrets: list[str] = Field(default_factory=list)
+    secret_keys: list[EnvName] = Field(
+        default_factory=list,
+        description="keys of these Secrets that pipeline steps get too, besides those of docs/pipelines.md; trials get all",
+    )
+    env: dict[EnvName, Text] = Field(
+        default_factory=dict, description="environment of every pod: HF_ENDPOINT, HTTPS_PROXY, NO_PROXY …"
+    )
+    ca_bundle: CaBundle | None = Field(
+        None, description="certificates of a private authority, for S3, MLflow, hub and proxies"
+    )
+    pull_secrets: list[Name] = Field(
+        default_factory=list, description="Secrets with the registry's credentials"
+    )
     volumes: list[Volume] = Field(default_factory=list)
-    node_selector: dict[str, str] = Field(default_factory=dict)
+    node_selector: dict[LabelKey, LabelValue] = Field(default_factory=dict)
     tolerations: list[Toleration] = Field(default_factory=list)
-    queue: str | None = Field(None, description="Kueue's LocalQueue")
+    affinity: Affinity | None = Field(None, description="as in a pod's spec")
+    topology_spread: list[Spread] = Field(
+        default_factory=list, description="`topologySpreadConstraints` of a pod's spec"
+    )
+    priority_class: Name | None = None
+    runtime_class: Name | None = Field(None, description="e.g. `nvidia`, where it is not the nodes' default")
+    queue: Label | None = Field(None, description="Kueue's LocalQueue")
     katib: Katib = Field(default_factory=Katib)
 
     @model_validator(mode="after")
-    def _names(self) -> Self:
-        named = {"namespace": self.namespace, "service_account": self.service_account, "queue": self.queue}
-        wrong = {key: name for key, name in named.items() if name is not None and not _DNS_LABEL.match(name)}
-        return self._checked(
-            [
-                f"`{key}` must be lower-case letters, digits and inner dashes, at most 63 of them, but got {name!r}"
-                for key, name in wrong.items()
-            ]
-        )
+    def _between_keys(self) -> Self:
+        mounts = [volume.mount for volume in self.volumes]
+        problems = [
+            f"`{key}` must differ, but these stand twice: {sorted({item for item in items if items.count(item) > 1})}"
+            for key, items in {
+                "volumes.*.mount": mounts,
+                "secrets": self.secrets,
+                "pull_secrets": self.pull_secrets,
+                "topology_spread.*.(topologyKey, whenUnsatisfiable)": [
+                    f"{spread.topologyKey} {spread.whenUnsatisfiable}" for spread in self.topology_spread
+                ],
+            }.items()
+            if len(set(items)) < len(items)
+        ]
+        secret = [name for name in self.env if name in SECRET_ENV]
+        if secret:
+            problems.append(
+                f"`env` is kept with the study for all to read, so {secret} belong into a Secret of `secrets`"
+            )
+        own = [name for name in self.env if name in OWN_ENV or name.startswith("RETUNE_HP_")]
+        if own:
+            problems.append(f"`env` must leave what the pods set themselves, but got {own}")
+        odd = [name for name, value in self.env.items() if "${trial" in value or "\0" in value]
+        if odd:
+            problems.append(
+                f"`env` values may hold neither `${{trial…}}`, which Katib would replace, nor NUL, but {odd} do"
+            )
+        return self._checked(problems)

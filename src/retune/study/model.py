@@ -151,10 +151,12 @@ class Search(Section):
         default_factory=list, max_length=2, description="the rest of that list; not written by hand"
     )
     constraints: list[Constraint] = Field(default_factory=list)
-    trials: int = Field(100, gt=0, description="trained settings, the default setting among them")
-    parallel: int = Field(1, gt=0)
-    max_failed: int | None = Field(None, ge=0, description="stop once more trials than this have failed")
-    max_hours: float | None = Field(None, gt=0)
+    trials: int = Field(100, gt=0, lt=2**31, description="trained settings, the default setting among them")
+    parallel: int = Field(1, gt=0, lt=2**31)
+    max_failed: int | None = Field(
+        None, ge=0, lt=2**31 - 1, description="stop once more trials than this have failed"
+    )
+    max_hours: float | None = Field(None, gt=0, le=500_000)
     repeats: int = Field(
         2, ge=0, description="other seeds for the best and the default setting, to show the spread"
     )

@@ -238,7 +238,7 @@ def _job(study: Study, place: Place, words: Sequence[str], env: Mapping[str, str
 
 
 def _train_job(study: Study, place: Place, words: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
-    """Return a TrainJob; volumes, secrets and node choices are its runtime's, see `runtime`."""
+    """Return a TrainJob; volumes, secrets, authorities and node choices are its runtime's, see `runtime`."""
     resources = pods.resources(study)
     return {
         "apiVersion": TRAINER,
@@ -254,7 +254,9 @@ def _train_job(study: Study, place: Place, words: Sequence[str], env: Mapping[st
                 "numNodes": 1,
                 "image": study.cluster.images.train,
                 "command": list(words),
-                "env": [{"name": name, "value": value} for name, value in env.items()],
+                "env": [
+                    {"name": name, "value": value} for name, value in {**study.cluster.env, **env}.items()
+                ],
                 "resourcesPerNode": {"requests": resources.requests, "limits": resources.limits},
             },
         },

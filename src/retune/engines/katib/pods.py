@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from kubernetes import client
 
-from retune.study import Study
+from retune.study import Cluster, Study
+from retune.study.placement import Spread
 
 CONTAINER = "training-container"
-USER = 10001
-"""The user of the project's images."""
+CA_FOLDER = "/etc/retune/ca"
+CA_ENV = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE")
+"""What OpenSSL, requests (MLflow, hub), curl and boto3 read the name of the file with their authorities from."""
 LABELS = {"app.kubernetes.io/name": "retune", "app.kubernetes.io/managed-by": "retune"}
 
 
@@ -31,7 +35,7 @@ def job_spec(
     )
     return client.V1JobSpec(
         backoff_limit=0,
-        active_deadline_seconds=int(hours * 3600) if hours else None,
+        active_deadline_seconds=math.ceil(hours * 3600) if hours else None,
         pod_failure_policy=client.V1PodFailurePolicy(rules=[evicted]),
         template=client.V1PodTemplateSpec(
             # Istio's sidecar never ends, and Katib's collector waits for all processes of a pod.
@@ -56,16 +60,21 @@ def _pod(study: Study, words: Sequence[str], env: Mapping[str, str], container: 
     ]
     for number, volume in enumerate(cluster.volumes):
         claim = client.V1PersistentVolumeClaimVolumeSource(
-            claim_name=volume.claim, read_only=volume.read_only or None
+            claim_name=volume.claim, read_only=bool(volume.read_only) or None
         )
         volumes.append(client.V1Volume(name=f"volume-{number}", persistent_volume_claim=claim))
         mounts.append(
             client.V1VolumeMount(
-                name=f"volume-{number}", mount_path=volume.mount, read_only=volume.read_only or None
+                name=f"volume-{number}", mount_path=volume.mount, read_only=bool(volume.read_only) or None
             )
         )
+    if cluster.ca_bundle:
+        bundle = client.V1ConfigMapVolumeSource(name=cluster.ca_bundle.config_map)
+        volumes.append(client.V1Volume(name="ca", config_map=bundle))
+        mounts.append(client.V1VolumeMount(name="ca", mount_path=CA_FOLDER, read_only=True))
     # Everything but the mounts is read-only, so home and caches lie in /tmp.
-    fixed = {"HOME": "/tmp", "XDG_CACHE_HOME": "/tmp/cache", "PYTHONUNBUFFERED": "1"}
+    fixed = {"HOME": "/tmp", "XDG_CACHE_HOME": "/tmp/cache", "PYTHONUNBUFFERED": "1", **environment(cluster)}
+    user = cluster.run_as_user
     return client.V1PodSpec(
         restart_policy="Never",
         service_account_name=cluster.service_account,
@@ -74,12 +83,16 @@ def _pod(study: Study, words: Sequence[str], env: Mapping[str, str], container: 
         or None,
         node_selector=cluster.node_selector or None,
         tolerations=[client.V1Toleration(**taint.model_dump()) for taint in cluster.tolerations] or None,
+        affinity=plain(cluster.affinity) if cluster.affinity else None,
+        topology_spread_constraints=[_spread(spread) for spread in cluster.topology_spread] or None,
+        priority_class_name=cluster.priority_class,
+        runtime_class_name=cluster.runtime_class,
         security_context=client.V1PodSecurityContext(
             run_as_non_root=True,
-            run_as_user=USER,
-            run_as_group=USER,
-            fs_group=USER,
-            fs_group_change_policy="OnRootMismatch",
+            run_as_user=user,
+            run_as_group=user,
+            fs_group=user,
+            fs_group_change_policy=user and "OnRootMismatch",
             seccomp_profile=client.V1SeccompProfile(type="RuntimeDefault"),
         ),
         containers=[
@@ -114,3 +127,32 @@ def resources(study: Study) -> client.V1ResourceRequirements:
         requests={"cpu": cluster.cpu, "memory": cluster.memory, **gpus},
         limits={"memory": cluster.memory, **gpus},
     )
+
+
+def environment(cluster: Cluster) -> dict[str, str]:
+    """Return the environment that a study gives all its pods: its own, and where the authorities' certificates lie."""
+    bundle = cluster.ca_bundle
+    trusted = dict.fromkeys(CA_ENV, f"{CA_FOLDER}/{bundle.key}") if bundle else {}
+    return {**trusted, **cluster.env}
+
+
+def _spread(spread: Spread) -> dict[str, Any]:
+    """Return one of a pod's `topologySpreadConstraints`; without a selector it counts all pods of retune."""
+    return {"labelSelector": {"matchLabels": LABELS}, **plain(spread)}
+
+
+def plain(section: Any) -> dict[str, Any]:
+    """Return a section that has Kubernetes' own names as JSON, without what is not given."""
+    content: dict[str, Any] = _without_empty(section.model_dump(exclude_none=True))
+    return content
+
+
+def _without_empty(node: Any) -> Any:
+    if isinstance(node, dict):
+        kept = {key: _without_empty(value) for key, value in node.items()}
+        return {
+            key: value
+            for key, value in kept.items()
+            if value != [] and (value != {} or key == "labelSelector")
+        }
+    return [_without_empty(part) for part in node] if isinstance(node, list) else node

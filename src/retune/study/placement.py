@@ -1,0 +1,150 @@
+"""On which nodes pods may run: tolerations, affinity and spreading, with Kubernetes' own names and its rules.
+
+Source: k8s.io/kubernetes, pkg/apis/core/validation (ValidateTolerations, validateAffinity,
+validateTopologySpreadConstraints).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from retune.study.kubernetes import Label, LabelKey, LabelValue
+from retune.study.section import Section
+
+
+class Toleration(Section):
+    """A taint that the pods tolerate, as in a pod's spec; without `operator` it is Equal if there is a `value`, else Exists."""
+
+    key: LabelKey | None = None
+    operator: Literal["Equal", "Exists"] | None = None
+    value: LabelValue | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+
+    @model_validator(mode="after")
+    def _as_the_api_wants_it(self) -> Self:
+        if self.operator is None:
+            self.operator = "Exists" if self.value is None else "Equal"
+        problems = []
+        if self.operator == "Exists" and self.value:
+            problems.append(
+                f"`operator: Exists` takes no `value`, but got {self.value!r}; leave `operator` out, or say Equal"
+            )
+        if self.operator == "Equal" and self.key is None:
+            problems.append("`operator: Equal` needs a `key`, but it is not given")
+        return self._checked(problems)
+
+
+class _Requirement(Section):
+    """A label that something must have."""
+
+    key: LabelKey
+    operator: str
+    values: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _values_fit(self) -> Self:
+        problems, count = [], len(self.values)
+        if self.operator in ("In", "NotIn") and not count:
+            problems.append(f"`operator: {self.operator}` needs `values`, but there is none for {self.key!r}")
+        if self.operator in ("Exists", "DoesNotExist") and count:
+            problems.append(f"`operator: {self.operator}` takes no `values`, but got {self.values}")
+        if self.operator in ("Gt", "Lt") and (count != 1 or not self.values[0].lstrip("-").isdigit()):
+            problems.append(f"`operator: {self.operator}` takes one whole number, but got {self.values}")
+        return self._checked(problems)
+
+
+class NodeRequirement(_Requirement):
+    """A label that a node must have."""
+
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]
+
+
+class LabelRequirement(_Requirement):
+    """A label that pods must have."""
+
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    values: list[LabelValue] = Field(default_factory=list)
+
+
+class LabelSelector(Section):
+    """Which pods are meant."""
+
+    matchLabels: dict[LabelKey, LabelValue] = Field(default_factory=dict)
+    matchExpressions: list[LabelRequirement] = Field(default_factory=list)
+
+
+class NodeTerm(Section):
+    """A node that fits all of it."""
+
+    matchExpressions: list[NodeRequirement] = Field(min_length=1)
+
+
+class NodeTerms(Section):
+    """A node that fits one of the terms."""
+
+    nodeSelectorTerms: list[NodeTerm] = Field(min_length=1)
+
+
+class PreferredNodes(Section):
+    """Nodes that are better than others."""
+
+    weight: int = Field(ge=1, le=100)
+    preference: NodeTerm
+
+
+class NodeAffinity(Section):
+    """Which nodes are taken, and which are preferred."""
+
+    requiredDuringSchedulingIgnoredDuringExecution: NodeTerms | None = None
+    preferredDuringSchedulingIgnoredDuringExecution: list[PreferredNodes] = Field(default_factory=list)
+
+
+class PodTerm(Section):
+    """Nodes, racks or zones (`topologyKey`) on which such pods run."""
+
+    topologyKey: LabelKey
+    labelSelector: LabelSelector
+    namespaces: list[Label] = Field(default_factory=list)
+
+
+class PreferredPods(Section):
+    """A term that is better met than not."""
+
+    weight: int = Field(ge=1, le=100)
+    podAffinityTerm: PodTerm
+
+
+class PodAffinity(Section):
+    """Which pods are wanted near, or far."""
+
+    requiredDuringSchedulingIgnoredDuringExecution: list[PodTerm] = Field(default_factory=list)
+    preferredDuringSchedulingIgnoredDuringExecution: list[PreferredPods] = Field(default_factory=list)
+
+
+class Affinity(Section):
+    """`affinity` of a pod's spec."""
+
+    nodeAffinity: NodeAffinity | None = None
+    podAffinity: PodAffinity | None = None
+    podAntiAffinity: PodAffinity | None = None
+
+
+class Spread(Section):
+    """One of the `topologySpreadConstraints` of a pod's spec; without a selector it counts the trials of retune."""
+
+    maxSkew: int = Field(1, ge=1)
+    topologyKey: LabelKey
+    whenUnsatisfiable: Literal["DoNotSchedule", "ScheduleAnyway"] = "ScheduleAnyway"
+    labelSelector: LabelSelector | None = None
+    minDomains: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _domains_need_a_must(self) -> Self:
+        wrong = self.minDomains is not None and self.whenUnsatisfiable != "DoNotSchedule"
+        return self._checked(
+            [f"`minDomains` needs `whenUnsatisfiable: DoNotSchedule`, but got {self.whenUnsatisfiable}"]
+            if wrong
+            else []
+        )
