@@ -6,7 +6,7 @@ tracking) are relative to the current directory. A loaded study holds absolute p
 the same in every process.
 """
 
-from retune.study.cluster import Cluster, Katib, Toleration, Volume
+from retune.study.cluster import Cluster, Katib, Volume
 from retune.study.engine import Engine
 from retune.study.load import json_schema, load, parse
 from retune.study.model import (
@@ -28,6 +28,7 @@ from retune.study.model import (
     Training,
 )
 from retune.study.names import ALGORITHMS, TASKS, AlgorithmName, TaskName
+from retune.study.placement import Toleration
 
 __all__ = [
     "ALGORITHMS",
