@@ -52,14 +52,24 @@ def locate(model: Model) -> Path:
     if "://" in model.base:
         from retune import store
 
-        return store.download(model.base)
+        pinned = model.revision and model.base.startswith("hf://")
+        try:
+            folder = store.download(f"{model.base}@{model.revision}" if pinned else model.base)
+        except FileNotFoundError as error:
+            raise InputError(f"there is no model at {model.base} ({error.strerror})", "model.base") from error
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                f"a base model folder holds config.json, but {model.base} does not", "model.base"
+            )
+        return folder
     folder = Path(model.base)
     if folder.is_absolute() or folder.exists():
         if not (folder / "config.json").is_file():
             raise InputError(f"a base model folder holds config.json, but {folder} does not", "model.base")
         return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import errors, snapshot_download
+
+    asked = model.base if model.revision is None else f"{model.base} at revision {model.revision}"
 
     def fetched(but: list[str]) -> Path:
         return Path(snapshot_download(model.base, revision=model.revision, ignore_patterns=but))
@@ -67,10 +77,22 @@ def locate(model: Model) -> Path:
     try:
         found = fetched(["*.bin", "*.pth", "*.gguf"])
         return found if any(found.glob("*.safetensors")) else fetched(["*.pth", "*.gguf"])
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(
-            f"no folder {model.base!r} here, and the hub did not give it: {error}", "model.base"
-        ) from error
+    except errors.GatedRepoError as error:
+        why = "its owner must let you in: ask on its page, then set HF_TOKEN"
+        cause: Exception = error
+    except errors.RevisionNotFoundError as error:
+        why, cause = "the hub has the model, but not this revision", error
+    except errors.RepositoryNotFoundError as error:
+        why, cause = "the hub has no such model, or it is private and needs HF_TOKEN", error
+    except errors.HFValidationError as error:
+        why, cause = "it is neither a folder here nor a name such as owner/model", error
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+        hub = os.environ.get("HF_ENDPOINT", "the hub")
+        why, cause = (
+            f"there is no such folder here, and {hub} cannot be reached; name a folder or set HF_ENDPOINT",
+            error,
+        )
+    raise InputError(f"the base {asked!r} cannot be had: {why}", "model.base") from cause
 
 
 def base_digest(folder: Path) -> str:
@@ -101,11 +123,21 @@ def _vocabulary(folder: Path) -> list[Path]:
 
 
 def load_tokenizer(model: Model) -> Any:
-    """Return the tokenizer of the base model; the padding token falls back to the end-of-text token."""
+    """Return the tokenizer of the base model; the padding token falls back to the end-of-text token.
+
+    Raises:
+        InputError: if the model or its tokenizer cannot be found or read.
+    """
     quiet()
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(locate(model))
+    folder = locate(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"no tokenizer can be read in {folder}: {str(error).splitlines()[0]}", "model.base"
+        ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -17,7 +17,10 @@ from hypothesis import strategies as st
 from retune import store
 from retune.data import mixing, prompts, sift
 from retune.data.draw import counts, draw, grouped, largest
+from retune.data.encode import Encoder
+from retune.data.example import Example
 from retune.data.mix_record import Lengths
+from retune.data.prompts import Prompt
 from retune.data.tokens import tokenize
 from retune.errors import InputError
 from retune.study import Data, Source
@@ -422,7 +425,8 @@ def test_all_problems_of_all_files_at_once_and_nothing_written(two, tmp_path):
     with pytest.raises(InputError) as caught:
         mixing.mix(two, 0, None, str(tmp_path / "out"))
     assert sorted(problem.removeprefix(str(tmp_path)) for problem in caught.value.problems) == [
-        "/a.json: record 1: field 'output' is missing",
+        "/a.json: record 1: field 'output' is missing: the format 'alpaca' needs it, but the records have the fields "
+        "['instruction', 'input']; if they hold it under other names, write `columns: {prompt: instruction, completion: …}`",
         "/d.jsonl: line 1: field 'response' must be text, but is a number",
     ]
     for source in two.sources:
@@ -466,17 +470,20 @@ def test_prompts_that_fill_the_length_are_dropped(tmp_path, room):
     assert record.sources[0].too_long == (2 if room < 1 else 0)
 
 
-@given(st.lists(st.text(st.characters(codec="ascii"), min_size=1), max_size=5), st.integers(1, 300))
+@given(st.lists(st.text(st.characters(codec="ascii"), min_size=1), max_size=5), st.integers(2, 300))
 @settings(max_examples=50, deadline=None)
 def test_shortcut_by_characters_drops_the_same_as_counting(texts, max_length):
     def stock():
-        given_texts = [sift.Text(None, prompts.prompt(text), (b"", b"")) for text in texts]
-        return sift.Stock(None, b"", "", given_texts)
+        given_texts = [sift.Text(Example(text, "", "x", "x", 1), (b"", b"")) for text in texts]
+        return sift.Stock(None, b"", "", texts=given_texts)
+
+    def length(text):
+        return len(tokenizer()(prompts.render(text.example)[0])["input_ids"])
 
     quick = stock()
-    sift.drop_too_long([quick], tokenizer(), max_length)
-    counted = [text for text in stock().texts if len(tokenizer()(text.prompt)["input_ids"]) < max_length]
-    assert [text.prompt for text in quick.texts] == [text.prompt for text in counted]
+    sift.drop_too_long([quick], Encoder(tokenizer(), Prompt()), max_length)
+    counted = [text for text in stock().texts if text.example.is_text or length(text) < max_length]
+    assert [text.example for text in quick.texts] == [text.example for text in counted]
 
 
 def test_line_separators_in_texts_survive(tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from retune import store
 from retune.data.sources import Example, name, parse, read_source
-from retune.errors import InputError, RetuneError
+from retune.errors import InputError
 from retune.study import Source
 
 pytest_plugins = ["tests.s3_server"]
@@ -82,7 +82,7 @@ def test_byte_order_mark_is_skipped():
 def test_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"gone\.json: the file must exist, but there is none"):
         read_source(Source(format="alpaca", uri=str(tmp_path / "gone.json"), share=1))
-    with pytest.raises(RetuneError, match="cannot be read: Is a directory"):
+    with pytest.raises(InputError, match="a folder must hold a data set that `save_to_disk` wrote"):
         read_source(Source(format="alpaca", uri=str(tmp_path), share=1))
 
 
@@ -171,24 +171,48 @@ def test_only_jsonl_may_leave_the_input_out():
     assert problems("alpaca", json.dumps([record]).encode())
 
 
-def test_many_problems_are_counted():
-    found = problems("jsonl", jsonl([{"instruction": "x"}] * 1250))
-    assert len(found) == 21
-    assert found[19] == "line 20: field 'output' is missing"
-    assert found[20] == "and 1,230 more problems"
+def test_one_kind_of_problem_is_told_once_with_the_fields_there_are_and_the_line_that_maps_them():
+    assert problems("dolly", jsonl([{"id": 1, "q": "x", "a": "y"}] * 1250)) == [
+        "line 1: field 'instruction' is missing (and in 1,249 more lines): the format 'dolly' needs it, but the records have "
+        "the fields ['id', 'q', 'a']; if they hold it under other names, write `columns: {prompt: q, completion: a}`",
+        *(f"line 1: field {name!r} is missing (and in 1,249 more lines)" for name in ("context", "response")),
+    ]
+    assert problems("auto", jsonl([{"id": 1, "q": "x", "a": "y"}] * 1250)) == [
+        "the records have the fields ['id', 'q', 'a'], which do not tell what they hold; say which is which, as in "
+        "`columns: {prompt: q, completion: a}` (or `messages`, or `text`)"
+    ]
+
+
+def test_kinds_of_problems_have_a_limit():
+    found = problems(
+        "jsonl", jsonl([{"instruction": "x", "output": "y"}, *({"instruction": n} for n in [1, []] * 40)])
+    )
+    assert found == [
+        "line 2: field 'instruction' must be text, but is a number (and in 39 more lines)",
+        "line 2: field 'output' is missing (and in 79 more lines)",
+        "line 3: field 'instruction' must be text, but is a list (and in 39 more lines)",
+    ]
+    assert (
+        problems("jsonl", b'{"instruction": "x", "output": "y"}\n' + b"oops\n" * 50)[-1]
+        == "and 30 more problems"
+    )
 
 
 def test_other_format_is_recognised():
     alpaca, dolly = json.dumps(ALPACA).encode(), jsonl(DOLLY)
-    assert problems("dolly", alpaca) == [
-        "the file must hold one JSON object a line, but is a JSON list",
-        "it looks like the format 'alpaca', but the study says `format: dolly`",
-    ]
-    assert (
-        problems("alpaca", dolly)[-1]
-        == "it looks like the format 'dolly', but the study says `format: alpaca`"
+    assert problems("dolly", alpaca)[0].endswith(
+        "it looks like the format 'alpaca': leave `format` out, or write `format: alpaca`"
     )
-    assert "'jsonl'" in problems("dolly", jsonl(ALPACA))[-1]
+    assert "it looks like the format 'dolly'" in problems("alpaca", dolly)[0]
+    assert (
+        "'question-answer'" in problems("dolly", jsonl([{"question": "x", "context": "", "answer": "y"}]))[0]
+    )
+
+
+def test_the_kind_of_file_is_seen_whatever_the_format():
+    """A data set in Alpaca's fields is one as JSONL too."""
+    assert len(parse(jsonl(ALPACA), Source(format="alpaca", uri="x", share=1))) == 3
+    assert len(parse(json.dumps(DOLLY).encode(), Source(format="dolly", uri="x", share=1))) == 2
 
 
 def test_not_utf8_names_line_and_byte():

@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from retune.data.tokens import pack, tokenize
@@ -16,6 +16,7 @@ def tokenizer(starts=True, ends=False):
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(models.BPE(vocab={t: n for n, t in enumerate(["<s>", "</s>", *letters])}, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
     single = ("<s> " if starts else "") + "$A" + (" </s>" if ends else "")
     raw.post_processor = processors.TemplateProcessing(
         single=single, special_tokens=[("<s>", START), ("</s>", END)]

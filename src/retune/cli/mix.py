@@ -61,9 +61,12 @@ def _table(record: MixRecord) -> Table:
     parts = {
         split: [*(s.splits[split] for s in record.sources), whole] for split, whole in record.splits.items()
     }
+    table.add_row("taken for", *(source.taken or source.format for source in record.sources), "")
     table.add_row("share", *(f"{source.share:.1%}" for source in record.sources), "")
-    for name in ("read", "empty", "duplicate", "shared", "too_long"):
+    for name in ("read", "empty", "duplicate", "shared", "held_out", "too_long"):
         numbers = [getattr(source, name) for source in record.sources]
+        if name == "held_out" and not any(numbers):
+            continue
         table.add_row(name.replace("_", " "), *_counts([*numbers, sum(numbers)]))
     table.add_section()
     for split, given in parts.items():

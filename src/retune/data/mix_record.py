@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, Field
 
+from retune.data.prompts import Prompt
 from retune.records import Record
 
 
@@ -64,10 +65,12 @@ class SplitRecord(BaseModel):
 
 
 class SourceRecord(BaseModel):
-    """What became of a source's records: ``read = empty + duplicate + shared + too_long + available``.
+    """What became of a source's records: ``read = empty + duplicate + shared + held_out + too_long + available``.
 
     Attributes:
-        name: the file's, without folder. format, share: as in the study. sha256: of the file's bytes.
+        name: the file's, without folder. format: as in the study. taken: what it was taken for, e.g. ``dolly``.
+        share: as in the study; without shares, the part of all records that it has. sha256: of the file's bytes.
+        held_out: those with a prompt that the study's own validation file has.
         duplicate: same as an earlier record of the source. shared: same as a record of another source.
         available: what could be drawn from. splits: what was drawn, by split.
     """
@@ -81,7 +84,9 @@ class SourceRecord(BaseModel):
     duplicate: int
     shared: int
     too_long: int
+    held_out: int = 0
     available: int
+    taken: str = ""
     splits: dict[str, SplitRecord] = Field(default_factory=dict)
 
 
@@ -93,7 +98,8 @@ class MixRecord(Record):
         recipe: the digest of all that went in, see `retune.data.mixing.recipe_digest`.
         rules: the version of the mixing rules.
         max_length: tokens per record at most. tokenizer: its digest. Both are None without a tokenizer.
-        sources: the one with the largest share first.
+        prompt: how a model is asked.
+        sources: the one with the largest share first; a validation file of its own last, with the share 0.
         splits: `train` and `validation`.
     """
 
@@ -103,6 +109,7 @@ class MixRecord(Record):
     seed: int
     max_length: int | None
     tokenizer: str | None
+    prompt: Prompt = Field(default_factory=Prompt)
     sources: list[SourceRecord]
     splits: dict[str, SplitRecord]
     versions: dict[str, str] = Field(default_factory=dict)

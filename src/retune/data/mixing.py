@@ -7,13 +7,14 @@ Rules, in this order:
    of white space read as one space. The first is kept; of several sources, the one of the file with the
    lowest SHA-256, so that their order in the study file does not matter.
 3. A record whose prompt alone fills `max_length` tokens is dropped: nothing would be left to learn.
-4. Each source gives the same share of both splits, as exact counts by largest remainder.
+4. Each source gives the same share of both splits, as exact counts by largest remainder; without shares, all
+   it has. A validation file of its own is taken whole, and its prompts are left out of train.
 5. What is drawn is decided by a hash of seed and prompt, without replacement. Records with the same prompt
    never come into different splits, not even from different sources: an answer in train would give away the
    one in validation.
 
 A draw does not depend on what else is mixed in, unless texts are shared. Rules 1 to 3 are in
-`retune.data.sift`, 4 and 5 in `retune.data.draw`.
+`retune.data.sift`, 4 and 5 in `retune.data.amounts` and `retune.data.draw`.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ from typing import Any, Literal
 
 from retune import models, store
 from retune.data import sift, sources
-from retune.data.draw import Drawn, counts, draw, grouped, largest
+from retune.data.amounts import drawn
+from retune.data.encode import Encoder, resolve
+from retune.data.example import Example
 from retune.data.mix_record import MixRecord, SourceRecord, SplitRecord
+from retune.data.prompts import Prompt
 from retune.data.sift import Stock, Text
-from retune.data.sources import Example
 from retune.errors import InputError
 from retune.records import canonical, digest, versions
-from retune.study import Data, Model
+from retune.study import PROMPTS, Data, File, Model
 
 __all__ = ["MixRecord", "load_split", "mix", "read_mix", "read_mix_record", "recipe_digest"]
 
@@ -58,7 +61,7 @@ def recipe_digest(data: Data, seed: int, tokenizer: Any = None) -> str:
     Raises:
         InputError: if a file is missing.
     """
-    return _recipe(data, seed, _tokenizer_digest(tokenizer), sift.stocks(data.sources))
+    return _recipe(data, seed, tokenizer, *_stocks(data))
 
 
 def mix(
@@ -82,34 +85,40 @@ def mix(
     """
     tell = progress or (lambda part: None)
     tell("reading")
-    stocks = sift.stocks(data.sources)
+    stocks, held_out = _stocks(data)
+    recipe = _recipe(data, seed, tokenizer, stocks, held_out)
     named = _tokenizer_digest(tokenizer)
-    recipe = _recipe(data, seed, named, stocks)
     if kept := _kept(out_uri, recipe):
         return kept
-    sift.parse(stocks)
-    sift.drop_doubles(stocks)
-    if isinstance(tokenizer, str | Path):
-        tokenizer = models.load_tokenizer(Model(base=str(tokenizer)))
-    if tokenizer is not None:
-        sift.drop_too_long(stocks, tokenizer, data.max_length)
-    tell("drawing")
-    drawn = _draw(data, seed, stocks)
-    splits: dict[Split, list[tuple[Stock, Text]]] = {
-        "train": [(stocks[source], stocks[source].texts[place]) for source, place in drawn.train],
-        "validation": [(stocks[source], stocks[source].texts[place]) for source, place in drawn.validation],
-    }
-    if tokenizer is not None:
-        tell("counting tokens")
-        sift.count_tokens([text for part in splits.values() for _, text in part], tokenizer)
+    prompt, splits = _drawn(data, seed, tokenizer, stocks, held_out, tell)
     tell("writing")
     files = {split: _jsonl([text for _, text in part]) for split, part in splits.items()}
-    record = _record(data, seed, named, recipe, stocks, splits, files)
+    record = _record(
+        data, seed, named, recipe, prompt, [*stocks, *([held_out] if held_out else [])], splits, files
+    )
     store.remove(store.join(out_uri, MARKER))  # while the files change, the folder must not look complete
     for split, content in files.items():
         store.write(store.join(out_uri, f"{split}.jsonl"), content)
     store.write(store.join(out_uri, MARKER), record.to_json())
     return record
+
+
+def rehearse(data: Data, seed: int, tokenizer: Any) -> list[str]:
+    """Do all of `mix` but the writing and the statistics; return a line on each file: what it was taken for.
+
+    Raises:
+        InputError: as `mix`.
+    """
+    stocks, held_out = _stocks(data)
+    everything = [*stocks, *([held_out] if held_out else [])]
+    prompt, splits = _drawn(data, seed, tokenizer, stocks, held_out, lambda part: None, count=False)
+    lines = [f"{sources.name(s.source)}: {s.read:,} records, taken for {s.taken}" for s in everything]
+    asked = {"chat": "the base's chat template" if prompt.text is None else "the chat template of the file", "fields": "the file",
+             "alpaca": "Alpaca's template", "none": "none"}  # fmt: skip
+    return [
+        *lines,
+        f"{len(splits['train']):,} + {len(splits['validation']):,} records; prompt: {asked[prompt.kind]}",
+    ]
 
 
 def read_mix_record(uri: str) -> MixRecord:
@@ -141,7 +150,7 @@ def load_split(uri: str, split: Split) -> list[Example]:
     found = hashlib.sha256(content).hexdigest()
     if found != asked:
         raise InputError(f"{MARKER} says SHA-256 {asked}, but it is {found}; run `retune mix` again", file)
-    return [Example(**json.loads(line)) for line in content.decode().split("\n")[:-1]]
+    return [Example.from_dict(json.loads(line)) for line in content.decode().split("\n")[:-1]]
 
 
 def read_mix(uri: str) -> tuple[list[Example], list[Example], MixRecord]:
@@ -153,12 +162,95 @@ def read_mix(uri: str) -> tuple[list[Example], list[Example], MixRecord]:
     return load_split(uri, "train"), load_split(uri, "validation"), read_mix_record(uri)
 
 
-def _recipe(data: Data, seed: int, tokenizer: str | None, stocks: Sequence[Stock]) -> str:
-    files = [[s.sha256, s.source.format, s.source.share, sources.name(s.source)] for s in stocks]
-    asked: dict[str, Any] = {"train": data.train, "validation": data.validation, "sources": files}
-    if tokenizer is not None:
-        asked |= {"tokenizer": tokenizer, "max_length": data.max_length}
+def _drawn(
+    data: Data,
+    seed: int,
+    tokenizer: Any,
+    stocks: list[Stock],
+    held_out: Stock | None,
+    tell: Callable[[str], None],
+    count: bool = True,
+) -> tuple[Prompt, dict[Split, list[tuple[Stock, Text]]]]:
+    """Read, sift and draw; return the prompt and the records of both splits."""
+    everything = [*stocks, held_out] if held_out else stocks
+    sift.parse(everything)
+    prompt = resolve(data.prompt, any(text.example.messages for stock in everything for text in stock.texts))
+    sift.drop_doubles(stocks)
+    if held_out:
+        sift.drop_doubles([held_out])
+        sift.drop_held_out(stocks, held_out)
+    if isinstance(tokenizer, str | Path):
+        tokenizer = models.load_tokenizer(Model(base=str(tokenizer)))
+    encoder = None if tokenizer is None else Encoder(tokenizer, prompt)
+    if encoder is not None:
+        sift.drop_too_long(everything, encoder, data.max_length)
+    tell("drawing")
+    found = drawn(data, seed, stocks)
+    splits: dict[Split, list[tuple[Stock, Text]]] = {
+        "train": [(stocks[source], stocks[source].texts[place]) for source, place in found.train],
+        "validation": [(stocks[source], stocks[source].texts[place]) for source, place in found.validation],
+    }
+    if held_out:
+        splits["validation"] = [(held_out, text) for text in held_out.texts]
+        if not held_out.texts:
+            raise InputError("the validation file has no record left after the rules", held_out.source.uri)
+    if encoder is not None and count:
+        tell("counting tokens")
+        sift.count_tokens([text for part in splits.values() for _, text in part], encoder)
+    return prompt, splits
+
+
+def _stocks(data: Data) -> tuple[list[Stock], Stock | None]:
+    """Return the sources, and the validation file if the study has one.
+
+    Raises:
+        InputError: if files are missing, with all of them.
+    """
+    held_out = [data.validation] if isinstance(data.validation, File) else []
+    problems, found = [], []
+    for given in (data.sources, held_out):
+        try:
+            found.append(sift.stocks(given))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems, "data.sources")
+    return found[0], found[1][0] if held_out else None
+
+
+def _recipe(data: Data, seed: int, tokenizer: Any, stocks: Sequence[Stock], held_out: Stock | None) -> str:
+    """Return the digest of a recipe. What a study need not say is in it only where it says it."""
+    named = _tokenizer_digest(tokenizer)
+    asked: dict[str, Any] = {
+        "train": data.train,
+        "validation": _file(held_out) if held_out else data.validation,
+        "sources": [_file(stock) for stock in stocks],
+    }
+    if named is not None:
+        asked |= {"tokenizer": named, "max_length": data.max_length}
+    plain = {"alpaca", "dolly", "jsonl"}
+    if data.prompt != "auto" or not {s.source.format for s in stocks} <= plain or held_out:
+        asked["prompt"] = data.prompt if data.prompt in PROMPTS else resolve(data.prompt, False).text
+        if named is not None:
+            asked["chat_template"] = _chat_template(tokenizer)
     return digest({"rules": RULES, "seed": seed, **asked})
+
+
+def _file(stock: Stock) -> list[Any]:
+    source = stock.source
+    more = {"columns": source.columns, "split": source.split} if source.columns or source.split else None
+    return [stock.sha256, source.format, stock.share, sources.name(source), *([more] if more else [])]
+
+
+def _chat_template(tokenizer: Any) -> str | None:
+    """Return the digest of a chat template that lies in a file of its own; others are in `tokenizer_config.json`."""
+    if not isinstance(tokenizer, str | Path):
+        return digest(tokenizer.chat_template) if tokenizer.chat_template else None
+    files = [
+        Path(tokenizer) / "chat_template.jinja",
+        *sorted(Path(tokenizer).glob("additional_chat_templates/*")),
+    ]
+    return digest([file.read_text() for file in files if file.is_file()]) if files[0].is_file() else None
 
 
 def _tokenizer_digest(tokenizer: Any) -> str | None:
@@ -195,34 +287,8 @@ def _kept(uri: str, recipe: str) -> MixRecord | None:
     return record
 
 
-def _draw(data: Data, seed: int, stocks: Sequence[Stock]) -> Drawn:
-    """Draw both splits.
-
-    Raises:
-        InputError: if a source has too few records; with what was asked, what there is and what would work.
-    """
-    groups = grouped([[text.keys for text in stock.texts] for stock in stocks], seed)
-    shares = [stock.source.share for stock in stocks]
-    train, validation = counts(data.train, shares), counts(data.validation, shares)
-    drawn = draw(groups, train, validation)
-    if not any(drawn.missing):
-        return drawn
-    problems = [
-        f"{sources.name(stock.source)} (share {stock.source.share:g}) must give {first:,} + {second:,} ="
-        f" {first + second:,} records, but gives {first + second - missing:,}: of {stock.read:,} read,"
-        f" {stock.empty:,} are empty, {stock.duplicate:,} duplicate, {stock.shared:,} shared with another"
-        f" source, {stock.too_long:,} too long, and no prompt serves both splits"
-        for stock, missing, first, second in zip(stocks, drawn.missing, train, validation, strict=True)
-        if missing
-    ]
-    most = largest(groups, shares, data.train, data.validation)
-    if most:
-        problems.append(f"the most that these shares allow is data.train={most[0]} data.validation={most[1]}")
-    raise InputError(problems, "data")
-
-
 def _jsonl(texts: Sequence[Text]) -> bytes:
-    return "".join(canonical(text.example._asdict()) + "\n" for text in texts).encode()
+    return "".join(canonical(text.example.to_dict()) + "\n" for text in texts).encode()
 
 
 def _record(
@@ -230,6 +296,7 @@ def _record(
     seed: int,
     tokenizer: str | None,
     recipe: str,
+    prompt: Prompt,
     stocks: Sequence[Stock],
     splits: dict[Split, list[tuple[Stock, Text]]],
     files: dict[Split, bytes],
@@ -244,7 +311,9 @@ def _record(
         whole[split].sha256 = hashlib.sha256(content).hexdigest()
     given = [
         SourceRecord(
-            **stock.source.model_dump(include={"format", "share"}),
+            format=stock.source.format,
+            taken=stock.taken,
+            share=_share(stock, stocks, data),
             name=sources.name(stock.source),
             sha256=stock.sha256,
             read=stock.read,
@@ -252,6 +321,7 @@ def _record(
             duplicate=stock.duplicate,
             shared=stock.shared,
             too_long=stock.too_long,
+            held_out=stock.held_out,
             available=len(stock.texts),
             splits={split: part(split, stock) for split in splits},
         )
@@ -264,7 +334,18 @@ def _record(
         seed=seed,
         max_length=data.max_length if tokenizer else None,
         tokenizer=tokenizer,
+        prompt=prompt,
         sources=sorted(given, key=lambda source: (-source.share, source.name)),
         splits=whole,
         versions=versions("tokenizers", "transformers") if tokenizer else versions(),
     )
+
+
+def _share(stock: Stock, stocks: Sequence[Stock], data: Data) -> float:
+    """Return a source's share: as the study says, or its part of all that is there; 0 for the validation file."""
+    if stock.source is data.validation:
+        return 0.0
+    if stock.share is not None:
+        return stock.share
+    whole = sum(len(s.texts) for s in stocks if s.source is not data.validation)
+    return round(len(stock.texts) / whole, 4) if whole else 0.0

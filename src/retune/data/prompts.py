@@ -1,34 +1,127 @@
-"""The prompt that a model is tuned with, and so the one it must be asked with.
+"""How a record becomes text: the prompt that a model is tuned with, and so the one it must be asked with.
 
-The template is that of Stanford Alpaca (tatsu-lab/stanford_alpaca, README "Data Release" and ``train.py``),
-to the letter: the completion follows the colon of "### Response:" directly. Nothing is stripped, and the
-end-of-text token is left to the tokenising code (`retune.data.tokens`).
+`alpaca` is the template of Stanford Alpaca (tatsu-lab/stanford_alpaca, README "Data Release" and ``train.py``), to the
+letter: the completion follows the colon of "### Response:" directly. Nothing is stripped, and the end-of-text token is
+left to the tokenising code (`retune.data.encode`). The base's own chat template is in `retune.data.chat`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Sequence
+from typing import Literal
 
-if TYPE_CHECKING:
-    from retune.data.sources import Example
+from pydantic import BaseModel
 
+from retune.data.example import Example, Turn
+from retune.errors import InputError
+
+_PREAMBLE = "Below is an instruction that describes a task"
 _WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    f"{_PREAMBLE}, paired with an input that provides further context. "
     "Write a response that appropriately completes the request."
 )
-_WITHOUT_INPUT = (
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request."
-)
+_WITHOUT_INPUT = f"{_PREAMBLE}. Write a response that appropriately completes the request."
+_PLACE = re.compile(r"\{(prompt|instruction|question|input|system)\}")
 
 
-def prompt(instruction: str, input: str = "") -> str:
-    """Return the prompt for an instruction; an input of white space only counts as none."""
+class Prompt(BaseModel):
+    """How records are asked, as mixed data keeps it.
+
+    Attributes:
+        kind: ``chat`` is a chat template in Jinja, the base's own or `text`; ``fields`` is `text` with places such as
+            ``{instruction}``; ``alpaca`` and ``none`` need no text.
+        text: the template of a file; None for the base's own.
+    """
+
+    kind: Literal["chat", "fields", "alpaca", "none"] = "alpaca"
+    text: str | None = None
+
+
+def read_template(text: str, subject: str) -> Prompt:
+    """Return the prompt that a template file says: Jinja as in chat templates, or text with `{instruction}`.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    if "{%" in text or "{{" in text:
+        return Prompt(kind="chat", text=text)
+    places = set(_PLACE.findall(text))
+    if not places & {"prompt", "instruction", "question"}:
+        raise InputError(
+            "a template is a Jinja chat template over `messages`, or a text with {instruction} (and {input}, {system}) in "
+            "it, behind which the answer follows, but this one has neither",
+            subject,
+        )
+    return Prompt(kind="fields", text=text)
+
+
+def prompt(instruction: str, input: str = "", system: str = "") -> str:
+    """Return the Alpaca prompt; an input of white space only counts as none, a system prompt replaces the first sentence."""
+    told = system.strip() or (_WITH_INPUT if input.strip() else _WITHOUT_INPUT)
     if input.strip():
-        return f"{_WITH_INPUT}\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
-    return f"{_WITHOUT_INPUT}\n\n### Instruction:\n{instruction}\n\n### Response:"
+        return f"{told}\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+    return f"{told}\n\n### Instruction:\n{instruction}\n\n### Response:"
 
 
 def render(example: Example) -> tuple[str, str]:
-    """Return the prompt and the completion of an example."""
-    return prompt(example.instruction, example.input), example.output
+    """Return the Alpaca prompt and the completion of a record that is no conversation; a text has no prompt."""
+    if example.is_text:
+        return "", example.output
+    return prompt(example.instruction, example.input, example.system), example.output
+
+
+def pieces(example: Example, how: Prompt) -> list[tuple[str, str]]:
+    """Return a record as pairs of what is asked and what is answered, one a turn of the assistant.
+
+    Raises:
+        InputError: if it is a conversation of several turns, and the prompt has no form for that.
+    """
+    if example.is_text:
+        return [("", example.output)]
+    if not example.messages:
+        return [(_asked(example.instruction, example.input, example.system, how), example.output)]
+    exchanges = list(_exchanges(example.messages))
+    if how.kind != "alpaca" and len(exchanges) > 1:
+        raise InputError(
+            f"{example.source}, record {example.row}: a conversation of {len(exchanges)} answers needs `prompt: chat` or "
+            "`prompt: alpaca`, since the other prompts do not say how a further question begins",
+            "data.prompt",
+        )
+    system = next((text for role, text in example.messages if role == "system"), "")
+    first, answer = exchanges[0]
+    found = [(_asked(first, "", system, how), answer)]
+    return found + [
+        (f"\n\n### Instruction:\n{asked}\n\n### Response:", said) for asked, said in exchanges[1:]
+    ]
+
+
+def ask(turns: Sequence[Turn], how: Prompt) -> str:
+    """Return the text that asks a model for its next turn; not for ``chat`` (`retune.data.chat`)."""
+    example = Example("", "", "", "chat", 0, messages=(*turns, ("assistant", "")))
+    return "".join(asked + said for asked, said in pieces(example, how))
+
+
+def _asked(instruction: str, given: str, system: str, how: Prompt) -> str:
+    if how.kind == "alpaca":
+        return prompt(instruction, given, system)
+    whole = f"{instruction}\n\n{given}" if given.strip() else instruction
+    if how.kind == "none":
+        return f"{system}\n\n{whole}" if system.strip() else whole
+    text = how.text or ""
+    apart = "{input}" in text
+    values = {"input": given, "system": system}
+    return _PLACE.sub(lambda m: values.get(m[1], instruction if apart else whole), text)
+
+
+def _exchanges(turns: Sequence[Turn]) -> list[tuple[str, str]]:
+    """Return what was asked, the turns of user and tools together, and answered."""
+    found: list[tuple[str, str]] = []
+    asked: list[str] = []
+    for role, text in turns:
+        if role == "assistant":
+            found.append(("\n\n".join(asked), text))
+            asked = []
+        elif role != "system":
+            asked.append(text)
+    return found

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
-from retune.data import prompts, sources
-from retune.data.sources import Example
+from retune.data import sources
+from retune.data.encode import Encoder
+from retune.data.example import Example
+from retune.data.prompts import Prompt, pieces, prompt
 from retune.errors import InputError
-from retune.study import Source
+from retune.study import File
 
-_BATCH = 1000  # records tokenised at once
 _SPECIAL = 8  # more tokens than any tokenizer adds to a text
 
 
@@ -22,14 +23,13 @@ class Text:
     """A record that can be drawn.
 
     Attributes:
-        example: the record. prompt: its rendered prompt.
+        example: the record.
         keys: hashes of the normalised prompt, and of the normalised prompt and completion together.
-        prompt_tokens: length of the prompt, with the tokenizer's opening tokens.
-        completion_tokens: length of the completion, with the end-of-text token.
+        prompt_tokens: tokens before the first that is learned, with the tokenizer's opening tokens.
+        completion_tokens: tokens from there on, with the end-of-text token.
     """
 
     example: Example
-    prompt: str
     keys: tuple[bytes, bytes]
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -37,20 +37,34 @@ class Text:
 
 @dataclass
 class Stock:
-    """A source with the records that can be drawn, and the numbers of those that cannot."""
+    """A source with the records that can be drawn, and the numbers of those that cannot.
 
-    source: Source
-    data: bytes
+    Attributes:
+        source: as in the study. data: the bytes of its file, or its folder. sha256: of its content.
+        taken: what its format was taken for. held_out: records with a prompt of the validation file.
+        longest: the longest prompt that was too long, in tokens.
+    """
+
+    source: File
+    data: bytes | Path
     sha256: str
+    taken: str = ""
     texts: list[Text] = field(default_factory=list)
     read: int = 0
     empty: int = 0
     duplicate: int = 0
     shared: int = 0
     too_long: int = 0
+    held_out: int = 0
+    longest: int = 0
+
+    @property
+    def share(self) -> float | None:
+        """The share that the study asks for."""
+        return getattr(self.source, "share", None)
 
 
-def stocks(given: Sequence[Source]) -> list[Stock]:
+def stocks(given: Sequence[File]) -> list[Stock]:
     """Return the sources with the bytes of their files, in an order that does not depend on the given one.
 
     Raises:
@@ -63,10 +77,10 @@ def stocks(given: Sequence[Source]) -> list[Stock]:
         except InputError as error:
             problems += [f"{error.subject}: {problem}" for problem in error.problems]
         else:
-            found.append(Stock(source, content, hashlib.sha256(content).hexdigest()))
+            found.append(Stock(source, content, sources.content_digest(content)))
     if problems:
         raise InputError(problems, "data.sources")
-    return sorted(found, key=lambda stock: (stock.sha256, stock.source.format, -stock.source.share))
+    return sorted(found, key=lambda stock: (stock.sha256, stock.source.format, -(stock.share or 0)))
 
 
 def parse(given: Sequence[Stock]) -> None:
@@ -78,14 +92,13 @@ def parse(given: Sequence[Stock]) -> None:
     problems = []
     for stock in given:
         try:
-            examples = sources.parse(stock.data, stock.source)
+            stock.taken, examples = sources.parsed(stock.data, stock.source)
         except InputError as error:
             problems += [f"{error.subject}: {problem}" for problem in error.problems]
             continue
         for example in examples:
-            if example.instruction.strip() and example.output.strip():
-                prompt, completion = prompts.render(example)
-                stock.texts.append(Text(example, prompt, _keys(prompt, completion)))
+            if example.output.strip() and (stock.taken == "text" or example.instruction.strip()):
+                stock.texts.append(Text(example, _keys(example)))
         stock.read = len(examples)
         stock.empty = stock.read - len(stock.texts)
     if problems:
@@ -109,45 +122,60 @@ def drop_doubles(given: Sequence[Stock]) -> None:
         stock.texts = kept
 
 
-def drop_too_long(given: Sequence[Stock], tokenizer: Any, max_length: int) -> None:
+def drop_held_out(given: Sequence[Stock], held_out: Stock) -> None:
+    """Leave out the records whose prompt the validation file has."""
+    prompts = {text.keys[0] for text in held_out.texts}
+    for stock in given:
+        kept = [text for text in stock.texts if text.keys[0] not in prompts]
+        stock.held_out = len(stock.texts) - len(kept)
+        stock.texts = kept
+
+
+def drop_too_long(given: Sequence[Stock], encoder: Encoder, max_length: int) -> None:
     """Leave out the records whose prompt leaves no room for a completion.
 
     A token covers at least one character of ASCII text, so most prompts are let in without tokenising them.
     """
     for stock in given:
-        doubtful = [
-            t for t in stock.texts if len(t.prompt) + _SPECIAL >= max_length or not t.prompt.isascii()
-        ]
-        _count_prompts(doubtful, tokenizer)
+        doubtful = [text for text in stock.texts if _may_be_longer(text.example, encoder, max_length)]
+        _count(doubtful, encoder)
         kept = [text for text in stock.texts if text.prompt_tokens < max_length]
         stock.too_long = len(stock.texts) - len(kept)
+        stock.longest = max((text.prompt_tokens for text in stock.texts), default=0)
         stock.texts = kept
 
 
-def count_tokens(texts: Sequence[Text], tokenizer: Any) -> None:
+def count_tokens(texts: Sequence[Text], encoder: Encoder) -> None:
     """Count the tokens of every prompt and completion."""
-    _count_prompts([text for text in texts if not text.prompt_tokens], tokenizer)
-    found = _tokens(tokenizer, [text.example.output for text in texts], add_special_tokens=False)
-    for text, ids in zip(texts, found, strict=True):
-        text.completion_tokens = len(ids) + 1
+    _count([text for text in texts if not text.completion_tokens], encoder)
 
 
-def _count_prompts(texts: Sequence[Text], tokenizer: Any) -> None:
-    """Count as `retune.data.tokens` does: a token that closes the prompt is left out."""
-    for text, ids in zip(texts, _tokens(tokenizer, [text.prompt for text in texts]), strict=True):
-        text.prompt_tokens = len(ids) - (bool(ids) and ids[-1] == tokenizer.eos_token_id)
+def _may_be_longer(example: Example, encoder: Encoder, max_length: int) -> bool:
+    if encoder.chat is not None and not example.is_text:
+        return True
+    asked, _ = pieces(example, encoder.how if encoder.chat is None else Prompt())[0]
+    return len(asked) + _SPECIAL >= max_length or not asked.isascii()
 
 
-def _keys(prompt: str, completion: str) -> tuple[bytes, bytes]:
-    asked, answer = (
-        unicodedata.normalize("NFC", " ".join(text.split())).encode() for text in (prompt, completion)
-    )
+def _count(texts: Sequence[Text], encoder: Encoder) -> None:
+    """Count as a trial does."""
+    for text, (ids, counted) in zip(texts, encoder.encode([text.example for text in texts]), strict=True):
+        text.prompt_tokens = counted.index(True) if True in counted else len(ids)
+        text.completion_tokens = len(ids) - text.prompt_tokens
+
+
+def _keys(example: Example) -> tuple[bytes, bytes]:
+    """Return hashes of what is asked and of the whole, under the Alpaca prompt, whatever the study's prompt is."""
+    if example.is_text:
+        texts = [example.output]
+    elif example.messages:
+        first = next(k for k, (role, _) in enumerate(example.messages) if role == "assistant")
+        asked = "\n\n".join(text for role, text in example.messages[:first] if role != "system")
+        texts = [prompt(asked, "", example.system), *(text for _, text in example.messages[first:])]
+    else:
+        texts = [prompt(example.instruction, example.input, example.system), example.output]
+    normal = [unicodedata.normalize("NFC", " ".join(text.split())).encode() for text in texts]
     return (
-        hashlib.blake2b(asked, digest_size=16).digest(),
-        hashlib.blake2b(asked + b"\0" + answer, digest_size=16).digest(),
+        hashlib.blake2b(normal[0], digest_size=16).digest(),
+        hashlib.blake2b(b"\0".join(normal), digest_size=16).digest(),
     )
-
-
-def _tokens(tokenizer: Any, texts: Sequence[str], **options: Any) -> Iterator[list[int]]:
-    for start in range(0, len(texts), _BATCH):
-        yield from tokenizer(list(texts[start : start + _BATCH]), **options)["input_ids"]

@@ -1,79 +1,66 @@
-"""Instruction data sets as they are published, read into one form.
+"""Data sets as people have them, read into one form; docs/data.md lists the formats.
 
-=========  =====================  ==========================================================================
-format     file                   fields (all text)
-=========  =====================  ==========================================================================
-`alpaca`   a JSON list            ``instruction``, ``input`` (may be empty), ``output``
-`dolly`    JSONL: one a line      ``instruction``, ``context`` (may be empty), ``response``
-`jsonl`    JSONL: one a line      ``instruction``, ``output`` and, if there is one, ``input``
-=========  =====================  ==========================================================================
-
-Further fields are ignored. Any file may be packed with gzip. A file is taken whole or refused, with every
-problem in it up to a limit: a data set that is damaged in one place is rarely right in the others.
+What kind of file it is (`retune.data.files`) and how its fields are named (`retune.data.formats`) are two things, and
+both are seen from the content. A file is taken whole or refused, with every problem in it up to a limit: a data set
+that is damaged in one place is rarely right in the others.
 """
 
 from __future__ import annotations
 
-import json
-import re
-import zlib
+import hashlib
 from collections.abc import Iterator
-from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from retune import store
+from retune.data import files, formats
+from retune.data.example import Example
 from retune.errors import InputError, RetuneError
-from retune.study import Source
+from retune.study import File
+
+__all__ = ["Example", "content", "content_digest", "name", "parse", "parsed", "read_source"]
 
 MOST_PROBLEMS = 20
-# format -> where instruction, input and output are found
-_FIELDS = {
-    "alpaca": ("instruction", "input", "output"),
-    "dolly": ("instruction", "context", "response"),
-    "jsonl": ("instruction", "input", "output"),
-}
-_SPACE = re.compile(r"[ \t\r\n]*")
-_DECODER = json.JSONDecoder()
+_LOOK = 20  # records looked at to tell the fields
 
 
-class Example(NamedTuple):
-    """One instruction and its answer.
-
-    Attributes:
-        instruction: what to do. input: what to do it with, may be empty. output: the answer.
-        source: the name of the file it comes from, without folder.
-        row: its place there, from 1: the line of a JSONL file, else the place in the list.
-    """
-
-    instruction: str
-    input: str
-    output: str
-    source: str
-    row: int
-
-
-def name(source: Source) -> str:
+def name(source: File) -> str:
     """Return the short name of a source: that of its file, without folder and hub revision."""
     file = PurePosixPath(source.uri).name
     return file.partition("@")[0] if source.uri.startswith("hf://") else file
 
 
-def content(source: Source) -> bytes:
-    """Return the bytes of a source's file.
+def content(source: File) -> bytes | Path:
+    """Return the bytes of a source's file, or the local path of its folder.
 
     Raises:
-        InputError: if there is no such file.
+        InputError: if there is no such file or folder.
         RetuneError: if its server cannot be reached.
     """
     try:
-        return store.download(source.uri).read_bytes()
+        path = store.download(source.uri)
+        return path if path.is_dir() else path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"the file must exist, but there is none ({error.strerror})", source.uri) from error
     except OSError as error:
         raise RetuneError(f"{source.uri} cannot be read: {error.strerror}") from error
 
 
-def read_source(source: Source) -> list[Example]:
+def content_digest(data: bytes | Path) -> str:
+    """Return the SHA-256 of a file's bytes; of a folder that of the names and bytes of all files in it.
+
+    `state.json` of `datasets` is left out: it holds a fingerprint of how the data was made, not what it is.
+    """
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest()
+    sha = hashlib.sha256()
+    for path in sorted(p for p in data.rglob("*") if p.is_file() and p.name != "state.json"):
+        inner = hashlib.sha256(path.read_bytes()).hexdigest()
+        sha.update(f"{path.relative_to(data).as_posix()}\0{inner}\n".encode())
+    return sha.hexdigest()
+
+
+def read_source(source: File) -> list[Example]:
     """Return all records of a source, in the order of its file.
 
     Raises:
@@ -84,175 +71,94 @@ def read_source(source: Source) -> list[Example]:
     return parse(content(source), source)
 
 
-def parse(data: bytes, source: Source) -> list[Example]:
-    """Return the records in the bytes of a source's file; see `read_source`.
+def parse(data: bytes | Path, source: File) -> list[Example]:
+    """Return the records of a source whose content is known; see `read_source`.
+
+    Raises:
+        InputError: with the problems found.
+    """
+    return parsed(data, source)[1]
+
+
+def parsed(data: bytes | Path, source: File) -> tuple[str, list[Example]]:
+    """Return what the source was taken for, e.g. ``alpaca``, and its records.
 
     Raises:
         InputError: with the problems found.
     """
     problems: list[str] = []
-    examples: list[Example] = []
-    text = _text(data, problems)
-    records = _list(text, problems) if source.format == "alpaca" else _lines(text, problems)
-    where = "record" if source.format == "alpaca" else "line"
-    label = name(source)
-    for row, record in records:
-        found = _fields(record, source.format)
-        if isinstance(found, list):
-            problems += [f"{where} {row}: {problem}" for problem in found]
-        else:
-            examples.append(Example(*found, label, row))
-    if not problems and not examples:
+    if isinstance(data, Path):
+        sort, rows = "folder", files.folder_rows(data, source.split, source.uri)
+    else:
+        if source.split:
+            problems.append(
+                f"only folders and hub data sets have splits, but `split: {source.split}` is given"
+            )
+        sort, rows = files.rows(data, name(source), source.format, problems)
+    where = files.WHERE.get(sort, "record")
+    found = list(rows)
+    read: list[Example] = []
+    taken = _schema(found, source)
+    if isinstance(taken, str):
+        problems.insert(0, taken)
+    elif taken is not None:
+        wrong = _Wrong(where)
+        for row, record in found:
+            one = formats.read(record, taken, name(source), row)
+            if isinstance(one, list):
+                wrong.add(row, one)
+            else:
+                read.append(one)
+        problems = [*wrong.told(taken, found), *problems]
+    if not problems and not read:
         problems.append("a data set holds at least one record, but this file holds none")
     if problems:
-        raise InputError(_shortened(problems, text, source.format), source.uri)
-    return examples
+        rest = len(problems) - MOST_PROBLEMS
+        more = [f"and {rest:,} more problems"] if rest > 0 else []
+        raise InputError(problems[:MOST_PROBLEMS] + more, source.uri)
+    assert isinstance(taken, formats.Schema)
+    return taken.name, read
 
 
-def _text(data: bytes, problems: list[str]) -> str:
-    """Unpack and decode a file; of a truncated one what there is, so that its other problems are seen too."""
-    packed = data[:2] == b"\x1f\x8b"
-    parts = []
-    try:
-        while packed and data:
-            unpacker = zlib.decompressobj(wbits=31)
-            parts.append(unpacker.decompress(data))
-            if not unpacker.eof:
-                problems.append("the file is truncated: its gzip stream has no end")
-                break
-            data = unpacker.unused_data.lstrip(b"\0")
-    except zlib.error as error:
-        problems.append(f"the file is damaged: {error}")
-    whole = b"".join(parts) if packed else data
-    try:
-        return whole.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        if not problems:
-            line = whole.count(b"\n", 0, error.start) + 1
-            problems.append(
-                f"line {line}: the text must be UTF-8, but byte {error.start} is {whole[error.start]:#04x}"
+def _fields(found: list[tuple[int, Any]]) -> list[str]:
+    """Return the fields of the first records, in their order."""
+    return list(dict.fromkeys(str(f) for _, r in found[:_LOOK] if isinstance(r, dict) for f in r))
+
+
+def _schema(found: list[tuple[int, Any]], source: File) -> formats.Schema | str | None:
+    fields = _fields(found)
+    if not fields:
+        return formats.schema("jsonl", {}, ["instruction", "output"]) if found else None
+    taken = formats.schema(source.format, source.columns, fields)
+    if isinstance(taken, str) and len(found) == 1:
+        lists = [k for k, v in found[0][1].items() if isinstance(v, list) and v and isinstance(v[0], dict)]
+        if len(lists) == 1:
+            return (
+                f"the file is one JSON object whose field {lists[0]!r} holds the records; save that list alone, as a JSON "
+                "list or as JSONL"
             )
-        return whole[: error.start].decode("utf-8-sig")
+    return taken
 
 
-def _list(text: str, problems: list[str]) -> Iterator[tuple[int, Any]]:
-    """Yield the items of a JSON list with their places, one by one: a break in it is told with its record."""
-    place = _skip(text, 0)
-    if text[place : place + 1] != "[":
-        if text.strip():
-            problems.append(f"the file must be a JSON list, but begins with {text[place : place + 20]!r}")
-        elif not problems:
-            problems.append("the file must be a JSON list, but is empty")
-        return
-    place = _skip(text, place + 1)
-    row = 0
-    while text[place : place + 1] != "]":
-        row += 1
-        try:
-            item, place = _DECODER.raw_decode(text, place)
-        except (ValueError, RecursionError) as error:
-            problems.append(_broken(text, row, getattr(error, "pos", place), error))
-            return
-        yield row, item
-        place = _skip(text, place)
-        if text[place : place + 1] == ",":
-            place = _skip(text, place + 1)
-        elif text[place : place + 1] != "]":
-            problems.append(_broken(text, row + 1, place, "expected ',' or ']'"))
-            return
-    if text[place + 1 :].strip():
-        problems.append(
-            f"line {text.count(chr(10), 0, place) + 1}: the file must end with the list, but more follows"
-        )
+class _Wrong:
+    """The problems of single records; those of one kind are told once, with their number."""
 
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.rows: dict[str, list[int]] = {}
 
-def _broken(text: str, row: int, place: int, error: Exception | str) -> str:
-    line = text.count("\n", 0, place) + 1
-    if place >= len(text.rstrip()) or "Unterminated" in str(error):
-        end = f"it ends within the list, after {row - 1} whole records"
-        return f"record {row} (line {line}): the file is truncated: {end}"
-    return f"record {row} (line {line}): not valid JSON: {error}"
+    def add(self, row: int, problems: list[str]) -> None:
+        for problem in problems:
+            self.rows.setdefault(problem, []).append(row)
 
-
-def _skip(text: str, place: int) -> int:
-    match = _SPACE.match(text, place)
-    assert match is not None
-    return match.end()
-
-
-def _lines(text: str, problems: list[str]) -> Iterator[tuple[int, Any]]:
-    """Yield the records of JSONL with their lines. Only LF ends one: a text may hold U+2028 and its like."""
-    if text.lstrip()[:1] == "[":
-        problems.append("the file must hold one JSON object a line, but is a JSON list")
-        return
-    lines = text.split("\n")
-    for row, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            yield row, json.loads(line)
-        except (ValueError, RecursionError) as error:
-            cut = row == len(lines)
-            problems.append(
-                f"line {row}: the file is truncated: it ends within a record"
-                if cut
-                else f"line {row}: not valid JSON: {error}"
-            )
-
-
-def _fields(record: Any, form: str) -> list[str] | tuple[str, str, str]:
-    """Return instruction, input and output of a record, or what is wrong with it."""
-    if not isinstance(record, dict):
-        return [f"a record must be an object with named fields, but is {_kind(record)}"]
-    problems = []
-    values = []
-    for field in _FIELDS[form]:
-        value = record.get(field)
-        if value is None and form == "jsonl" and field == "input":
-            value = ""
-        if field not in record and value is None:
-            problems.append(f"field {field!r} is missing")
-        elif not isinstance(value, str):
-            problems.append(f"field {field!r} must be text, but is {_kind(value)}")
-        elif not _encodable(value):
-            problems.append(
-                f"field {field!r} must be Unicode text, but holds half a character (a lone surrogate)"
-            )
-        else:
-            values.append(value)
-    return problems or (values[0], values[1], values[2])
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def _shortened(problems: list[str], text: str, form: str) -> list[str]:
-    """Return the first problems and the number of the rest, and the format if it looks like another one."""
-    rest = len(problems) - MOST_PROBLEMS
-    shown = problems[:MOST_PROBLEMS] + ([f"and {rest:,} more problems"] if rest > 0 else [])
-    looks = _looks_like(text)
-    if looks and looks != form:
-        shown.append(f"it looks like the format {looks!r}, but the study says `format: {form}`")
-    return shown
-
-
-def _looks_like(text: str) -> str | None:
-    """Return the format that fits the first record."""
-    start = _skip(text, 0)
-    listed = text[start : start + 1] == "["
-    try:
-        record, _ = _DECODER.raw_decode(text, _skip(text, start + 1) if listed else start)
-    except (ValueError, RecursionError):
-        return None
-    fits = [form for form in ("alpaca", "dolly", "jsonl") if not isinstance(_fields(record, form), list)]
-    return next((form for form in fits if (form == "alpaca") == listed), None)
+    def told(self, taken: formats.Schema, found: list[tuple[int, Any]]) -> Iterator[str]:
+        objects = [row for row, record in found if isinstance(record, dict)]
+        missing = [f"field {field!r} is missing" for field in taken.fields.values()]
+        told = False
+        for problem, rows in self.rows.items():
+            more = len(rows) - 1
+            also = f" (and in {more:,} more {self.where}s)" if more else ""
+            everywhere = problem in missing and len(rows) == len(objects)
+            why = f": {formats.lacking(taken, _fields(found))}" if everywhere and not told else ""
+            told = told or everywhere
+            yield f"{self.where} {rows[0]}: {problem}{also}{why}"

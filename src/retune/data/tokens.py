@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -91,21 +91,43 @@ def tokenize(
     """
     if not pairs:
         raise InputError("a split needs at least one record, but got none", "data")
+    records = []
+    cut = 0
+    for ids, counted in join([[pair] for pair in pairs], tokenizer):
+        cut += len(ids) > max_length
+        flags = [True] * len(ids) if loss_on == "all" else counted
+        records.append((ids[:max_length], flags[:max_length]))
+    return pack(records, cut)
+
+
+def join(
+    records: Sequence[Sequence[tuple[str, str]]], tokenizer: Any
+) -> Iterator[tuple[list[int], list[bool]]]:
+    """Yield ids and counted tokens of records that are prompts and completions in turn.
+
+    The first prompt is tokenised with the special tokens that the tokenizer puts in front, all that follows without.
+    Each completion is closed by the end-of-text token, which is counted too.
+
+    Raises:
+        InputError: if the tokenizer has no such token.
+    """
+    if not records:
+        return
     end = tokenizer.eos_token_id
     if end is None:
         raise InputError(
             "the tokenizer must have an end-of-text token, by which a model learns to stop, but its `eos_token` is not set",
             "model.base",
         )
-    prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
-    completions = tokenizer([completion for _, completion in pairs], add_special_tokens=False)["input_ids"]
-    records = []
-    cut = 0
-    for prompt, completion in zip(prompts, completions, strict=True):
-        if prompt and prompt[-1] == end:  # some tokenizers close every text; here it goes on
-            prompt = prompt[:-1]
-        ids = [*prompt, *completion, end]
-        counted = [loss_on == "all"] * len(prompt) + [True] * (len(completion) + 1)
-        cut += len(ids) > max_length
-        records.append((ids[:max_length], counted[:max_length]))
-    return pack(records, cut)
+    heads = tokenizer([record[0][0] for record in records])["input_ids"]
+    rest = [[text for pair in record for text in pair][1:] for record in records]
+    tails = iter(tokenizer([text for texts in rest for text in texts], add_special_tokens=False)["input_ids"])
+    for head, texts in zip(heads, rest, strict=True):
+        if head and head[-1] == end:  # some tokenizers close every text; here it goes on
+            head = head[:-1]
+        ids, counted = list(head), [False] * len(head)
+        for place in range(len(texts)):
+            part = [*next(tails), *([] if place % 2 else [end])]
+            ids += part
+            counted += [place % 2 == 0] * len(part)
+        yield ids, counted

@@ -17,7 +17,7 @@ VERDICTS = {
     "equal": "the same questions right",
     "untested": "not tested: neither answers nor their number known",
 }
-_COUNTS = ("read", "empty", "duplicate", "shared", "too_long", "available")
+_COUNTS = ("read", "empty", "duplicate", "shared", "held_out", "too_long", "available")
 
 
 def number(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from retune import models, search, store
-from retune.data import sources
+from retune.data import mixing
 from retune.errors import InputError, RetuneError
 from retune.evaluation import bench
 from retune.steps import benchmark, plan
@@ -20,7 +20,7 @@ def check(study: Study) -> None:
         InputError: with every problem found.
 
     """
-    problems = list(_problems(study))
+    problems = list(dict.fromkeys(_problems(study)))
     if problems:
         raise InputError(problems, f"study {study.name!r}")
 
@@ -33,8 +33,7 @@ def _problems(study: Study) -> Iterator[str]:
     else:
         yield from search.validate(study.search.algorithm, study.search.space, study.search.settings)
     yield from _of(lambda: models.locate(study.model))
-    for source in study.data.sources:
-        yield from _of(lambda source=source: sources.read_source(source))  # type: ignore[misc]
+    yield from _of(lambda: _data(study))
     for uri in study.search.warm_start:
         if not store.exists(store.join(uri, "search.json")):
             yield f"`search.warm_start` names finished searches, but there is no search.json in {uri}"
@@ -43,6 +42,15 @@ def _problems(study: Study) -> Iterator[str]:
     if study.benchmark.tasks:
         yield from bench.check(study.benchmark)
         yield from _of(lambda: _candidates(study))
+
+
+def _data(study: Study) -> list[str]:
+    """Return what the data was taken for."""
+    try:
+        base = models.locate(study.model)
+    except (InputError, FileNotFoundError, RetuneError):
+        base = None  # told above; the rest can still be checked
+    return mixing.rehearse(study.data, study.seed, base)
 
 
 def _quantization(study: Study) -> list[str]:
@@ -75,8 +83,8 @@ def _base(study: Study) -> None:
     problems = _of(lambda: target_names(model, study.training.target_modules))
     try:
         tokenizer = models.load_tokenizer(study.model)
-    except (OSError, ValueError) as error:
-        problems.append(f"model.base: its tokenizer cannot be loaded: {error}")
+    except InputError as error:
+        problems += [f"{error.subject}: {told}" for told in error.problems]
     else:
         rows = model.get_input_embeddings().weight.shape[0]
         problems += [f"model.base: {told}" for told in models.tokenizer_problems(tokenizer, rows)]

@@ -7,6 +7,7 @@ the same in every process.
 """
 
 from retune.study.cluster import Cluster, Katib, Volume
+from retune.study.data import PROMPTS, Data, File, Source
 from retune.study.engine import Engine
 from retune.study.load import json_schema, load, parse
 from retune.study.model import (
@@ -14,7 +15,6 @@ from retune.study.model import (
     Artifacts,
     Benchmark,
     Constraint,
-    Data,
     Gate,
     Model,
     Objective,
@@ -22,7 +22,6 @@ from retune.study.model import (
     Promote,
     Search,
     Select,
-    Source,
     Study,
     Tracking,
     Training,
@@ -32,6 +31,7 @@ from retune.study.placement import Toleration
 
 __all__ = [
     "ALGORITHMS",
+    "PROMPTS",
     "TASKS",
     "TUNABLE",
     "AlgorithmName",
@@ -41,6 +41,7 @@ __all__ = [
     "Constraint",
     "Data",
     "Engine",
+    "File",
     "Gate",
     "Katib",
     "Model",

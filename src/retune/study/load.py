@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from retune.errors import InputError
+from retune.study.data import PROMPTS
 from retune.study.model import Study
 from retune.study.problems import all_problems
 
@@ -124,7 +125,18 @@ def _resolve(content: dict[str, Any], inputs: Path, outputs: Path) -> None:
     """Make the relative paths in `content` absolute, in place; what is not as expected is left to the validation."""
     for source in _dicts(_get(content, "data", "sources")):
         _absolute(source, "uri", inputs)
+    data = _get(content, "data")
+    if isinstance(data, dict):
+        held_out = data.get("validation")
+        if isinstance(held_out, dict):
+            _absolute(held_out, "uri", inputs)
+        elif isinstance(held_out, str) and held_out != "all" and not held_out.strip().endswith("%"):
+            _absolute(data, "validation", inputs)
+        if data.get("prompt") not in PROMPTS:
+            _absolute(data, "prompt", inputs)
     model = _get(content, "model")
+    if isinstance(model, str):
+        model = content["model"] = {"base": model}
     if isinstance(model, dict) and isinstance(model.get("base"), str):
         base = model["base"]
         if base.startswith((".", "~")) or (inputs / base).is_dir():

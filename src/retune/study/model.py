@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from retune.records import digest
 from retune.space import PRESETS, Parameter, Space
 from retune.study.cluster import Cluster
+from retune.study.data import Data
 from retune.study.engine import Engine
 from retune.study.names import ALGORITHMS, KATIB_ONLY, AlgorithmName, ScoreName, TaskName
 from retune.study.section import Section
@@ -31,32 +32,18 @@ class Model(Section):
         None, description="keep the base's linear layers in 4 bits (QLoRA, by bitsandbytes); needs a CUDA GPU"
     )
 
-
-class Source(Section):
-    """One instruction data set and its share of both splits."""
-
-    format: Literal["alpaca", "dolly", "jsonl"]
-    uri: str
-    share: float = Field(gt=0, le=1)
-
-
-class Data(Section):
-    """What is mixed: `train` and `validation` are exact record counts; every source keeps its share in both."""
-
-    sources: list[Source] = Field(min_length=1)
-    train: int = Field(gt=0)
-    validation: int = Field(gt=0)
-    max_length: int = Field(512, ge=16, description="tokens; longer records are cut at the end")
-    loss_on: Literal["completion", "all"] = "completion"
-
     @model_validator(mode="after")
-    def _shares(self) -> Self:
-        total = sum(source.share for source in self.sources)
-        if abs(total - 1) > 1e-6:
-            raise ValueError(
-                f"the shares must add up to 1, but got {total:g} from {[s.share for s in self.sources]}"
+    def _is_a_model(self) -> Self:
+        problems = []
+        if self.base.startswith("hf://datasets/"):
+            problems.append(
+                f"`base` must be a model, but {self.base!r} is a data set: it belongs under `data.sources`"
             )
-        return self
+        if self.revision and self.base.startswith("hf://") and "@" in self.base:
+            problems.append(
+                f"the revision stands either behind the @ of `base` or in `revision`, but got {self.base!r} and {self.revision!r}"
+            )
+        return self._checked(problems)
 
 
 class Training(Section):
@@ -306,7 +293,9 @@ class Study(Section):
         min_length=1,
         description="revision of the code that matters, e.g. a commit; another one is searched anew",
     )
-    model: Model
+    model: Annotated[
+        Model, BeforeValidator(lambda given: {"base": given} if isinstance(given, str) else given)
+    ]
     data: Data
     training: Training = Field(default_factory=Training)
     search: Search = Field(default_factory=Search)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, get_args, get_origin
 
@@ -20,11 +21,13 @@ def all_problems(content: Mapping[str, Any], error: ValidationError) -> list[str
     """
     left: dict[Any, Any] = copy.deepcopy(dict(content))
     problems: list[str] = []
+    dropped: list[list[str | int]] = []
     while True:
         missing = [e for e in error.errors() if e["type"] == "missing"]
         # What is missing in later rounds we dropped ourselves.
         found = [e for e in error.errors() if not problems or e not in missing]
-        problems += [sentence for e in found if (sentence := _sentence(e)) not in problems]
+        problems += [text for e in found for text in _sentences(e, dropped) if text not in problems]
+        dropped += [_path(e) for e in found if e["type"] not in ("extra_forbidden", "missing", "rules")]
         changes = [_drop(left, _path(e)) for e in reversed(found)]  # of a list the last items first
         changes += [_stand_in(left, _path(e)[0]) for e in missing]
         if not any(changes):
@@ -35,6 +38,13 @@ def all_problems(content: Mapping[str, Any], error: ValidationError) -> list[str
             error = further
         else:
             return problems
+
+
+def _follows(text: str, section: list[str | int], dropped: Sequence[list[str | int]]) -> bool:
+    """Return whether a rule between keys is broken only because we dropped one of them, which it names."""
+    below = [path[len(section) :] for path in dropped if path[: len(section)] == section]
+    keys = {part for path in below for part in path[-1:] if isinstance(part, str)}
+    return any(re.search(rf"`([a-z_]+\.)*{re.escape(key)}`|\b{re.escape(key)}s\b", text) for key in keys)
 
 
 _STAND_INS: dict[str | int, Any] = {
@@ -83,9 +93,17 @@ def _path(error: Any) -> list[str | int]:
     return path
 
 
-def _sentence(error: Any) -> str:
-    """Turn one pydantic error into a sentence: where, the rule, the value, and the nearest valid key."""
+def _sentences(error: Any, dropped: Sequence[list[str | int]]) -> list[str]:
+    """Return the sentences of one error; of several rules those that are not broken by what we dropped."""
     path = _path(error)
+    if error["type"] != "rules":
+        return [_sentence(error, path)]
+    where = f"{'.'.join(map(str, path))}: " if path else ""
+    return [where + text for text in error["ctx"]["problems"] if not _follows(text, path, dropped)]
+
+
+def _sentence(error: Any, path: list[str | int]) -> str:
+    """Turn one pydantic error into a sentence: where, the rule, the value, and the nearest valid key."""
     where = ".".join(map(str, path))
     if error["type"] == "extra_forbidden":
         valid = _valid_keys(path[:-1])

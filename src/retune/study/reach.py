@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from retune.study.data import PROMPTS, File
 from retune.study.model import Study
 
 
@@ -13,6 +14,10 @@ def unreachable(study: Study) -> list[str]:
     """
     paths = {"model.base": study.model.base, "artifacts.uri": study.artifacts.uri}
     paths |= {f"data.sources.{place}.uri": source.uri for place, source in enumerate(study.data.sources)}
+    if isinstance(study.data.validation, File):
+        paths["data.validation.uri"] = study.data.validation.uri
+    if study.data.prompt not in PROMPTS:
+        paths["data.prompt"] = study.data.prompt
     paths |= {f"benchmark.data.{task}": study.benchmark.data[task] for task in study.benchmark.tasks}
     paths |= {f"search.warm_start.{place}": uri for place, uri in enumerate(study.search.warm_start)}
     mounts = [volume.mount.rstrip("/") + "/" for volume in study.cluster.volumes]

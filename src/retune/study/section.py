@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):
@@ -16,5 +17,7 @@ class Section(BaseModel):
     def _checked(self, problems: Sequence[str]) -> Self:
         """Return the section, or raise one error with all of its problems."""
         if problems:
-            raise ValueError("; ".join(problems))
+            raise PydanticCustomError(
+                "rules", "{text}", {"text": "; ".join(problems), "problems": list(problems)}
+            )
         return self

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 
 from retune import store
-from retune.data import mixing, prompts
-from retune.data.tokens import Tokens, tokenize
+from retune.data import mixing
+from retune.data.encode import tokenize_examples
+from retune.data.tokens import Tokens
 from retune.errors import InputError
 from retune.models import LoadedBase, load_base, tokenizer_problems
 from retune.study import Data, Model, Study
@@ -74,8 +75,10 @@ class ResidentBase:
             rows = base.model.get_input_embeddings().weight.shape[0]
             if problems := tokenizer_problems(base.tokenizer, rows):
                 raise InputError(problems, "model.base")
-            pairs = [prompts.render(example) for example in mixing.load_split(data_uri, split)]
-            self._splits[key] = tokenize(pairs, base.tokenizer, data.max_length, data.loss_on)
+            examples, how = mixing.load_split(data_uri, split), mixing.read_mix_record(data_uri).prompt
+            self._splits[key] = tokenize_examples(
+                examples, base.tokenizer, how, data.max_length, data.loss_on
+            )
         return self._splits[key]
 
     @contextmanager

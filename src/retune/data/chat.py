@@ -1,0 +1,249 @@
+"""Conversations in the words of a chat template, and which of their tokens are the assistant's.
+
+Where the template marks the assistant's turns with ``{% generation %}``, as transformers reads it, these marks count.
+Where it does not, a turn begins where the template's own generation prompt ends: the text of the turns before it, with
+that prompt, must be what the whole conversation begins with. It ends behind the first special token after what was
+said, such as ``<|im_end|>``, which the model must learn to give. Where neither can be told the record is refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from retune.data.example import Turn
+from retune.errors import InputError
+
+_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+Span = tuple[int, int]
+Ids = tuple[list[int], list[bool]]
+
+
+class NotTold(Exception):
+    """Why the assistant's tokens of a conversation cannot be told."""
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer, or another one that its tokens are used with.
+
+    Args:
+        tokenizer: a transformers tokenizer that gives offsets (a fast one).
+        text: the template in Jinja; None for the tokenizer's own.
+
+    Raises:
+        InputError: if there is no template, or the tokenizer gives no offsets.
+    """
+
+    def __init__(self, tokenizer: Any, text: str | None = None) -> None:
+        if text is None and not tokenizer.chat_template:
+            raise InputError(
+                "the base has no chat template, which `prompt: chat` asks for; write `prompt: alpaca`, or name a file with one",
+                "data.prompt",
+            )
+        if not getattr(tokenizer, "is_fast", False):
+            raise InputError(
+                f"`prompt: chat` needs a tokenizer with a tokenizer.json, but the base has {type(tokenizer).__name__}",
+                "data.prompt",
+            )
+        self.tokenizer = tokenizer
+        self.text = text if text is not None else tokenizer.get_chat_template()
+        self.marked = bool(_MARK.search(self.text))
+
+    def ask(self, turns: Sequence[Turn]) -> str:
+        """Return the text that asks for the assistant's next turn."""
+        return self._render(turns, True)
+
+    def encode(self, turns: Sequence[Turn]) -> Ids:
+        """Return the token ids of a conversation, and which of them are the assistant's.
+
+        Raises:
+            NotTold: if that cannot be told exactly.
+        """
+        text, spans, closed = self.spans(turns)
+        ids, counted = self._tokens(text, spans)
+        if not closed and self.tokenizer.eos_token_id is not None:  # the model must learn to stop
+            return [*ids, self.tokenizer.eos_token_id], [*counted, True]
+        return ids, counted
+
+    def spans(self, turns: Sequence[Turn]) -> tuple[str, list[Span], bool]:
+        """Return the text of a conversation, the spans of it that are the assistant's, and whether its end is marked.
+
+        Raises:
+            NotTold: if the spans cannot be told exactly.
+        """
+        turns = self._as_known(turns)
+        if self.marked:
+            text, spans = self._marked(turns)
+            return text, spans, True
+        whole = self._render(turns, False)
+        places = [place for place, (role, _) in enumerate(turns) if role == "assistant"]
+        starts = [self._start(turns, place, whole) for place in places]
+        self._all_there(turns, whole)
+        spans = []
+        closed = True
+        for order, place in enumerate(places):
+            limit = starts[order + 1] if order + 1 < len(places) else len(whole)
+            until = self._render(turns[: place + 1], False)
+            if whole.startswith(until) and starts[order] < len(until) <= limit:
+                limit = len(until)
+            elif order + 1 < len(places) and not self._special_in(whole[starts[order] : limit]):
+                raise NotTold("the template does not show where an answer ends")
+            end, closed = self._end(whole, starts[order], limit, turns[place][1].strip())
+            spans.append((starts[order], end))
+        if not closed and spans:
+            whole = whole[: spans[-1][1]]
+        return whole, spans, closed
+
+    def _start(self, turns: Sequence[Turn], place: int, whole: str) -> int:
+        """Return where the assistant's turn at `place` begins."""
+        before = self._render(turns[:place], True)
+        if not whole.startswith(before):
+            raise NotTold(
+                "the template writes what came before otherwise once later turns follow, and marks no turn with "
+                "{% generation %}"
+            )
+        return len(before)
+
+    def _end(self, whole: str, start: int, limit: int, said: str) -> tuple[int, bool]:
+        """Return where a turn ends, and whether a special token closes it."""
+        found = whole.find(said, start, limit)
+        if found < 0:
+            raise NotTold("the template changes what the assistant said")
+        behind = found + len(said)
+        hits = [(at, len(token)) for token in self._special if (at := whole.find(token, behind, limit)) >= 0]
+        if hits:
+            at, length = min(hits, key=lambda hit: (hit[0], -hit[1]))
+            return at + length, True
+        return max(behind, start + len(whole[start:limit].rstrip())), False
+
+    def _special_in(self, text: str) -> bool:
+        return any(token in text for token in self._special)
+
+    def _all_there(self, turns: Sequence[Turn], whole: str) -> None:
+        at = 0
+        for role, text in turns:
+            said = text.strip()
+            found = whole.find(said, at)
+            if found < 0 and role == "system":  # some templates put it into the first question
+                found = at if said in whole else -1
+                said = ""
+            if found < 0:
+                raise NotTold(f"the template leaves out or changes what the {role} said")
+            at = found + len(said)
+
+    def _marked(self, turns: Sequence[Turn]) -> tuple[str, list[Span]]:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            texts, marks = render_jinja_template(
+                [_messages(turns)],
+                chat_template=self.text,
+                return_assistant_tokens_mask=True,
+                **self.tokenizer.special_tokens_map,
+            )
+        except Exception as error:  # a template may raise anything
+            raise NotTold(f"the template refuses it: {str(error).splitlines()[0]}") from error
+        return texts[0], [(start, end) for start, end in marks[0] if end > start]
+
+    def _render(self, turns: Sequence[Turn], ask: bool) -> str:
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                _messages(turns), chat_template=self.text, tokenize=False, add_generation_prompt=ask
+            )
+        except Exception as error:  # a template may raise anything
+            raise NotTold(
+                f"the template refuses it: {(str(error).splitlines() or ['no reason given'])[0]}"
+            ) from error
+        return text
+
+    def _as_known(self, turns: Sequence[Turn]) -> list[Turn]:
+        """Return the turns with those of tools as a user's, if the template knows no tools."""
+        if self._knows_tools or not any(role == "tool" for role, _ in turns):
+            return list(turns)
+        return [("user" if role == "tool" else role, text) for role, text in turns]
+
+    @cached_property
+    def _knows_tools(self) -> bool:
+        probe = "tool-answer-7q3"
+        try:
+            return probe in self._render([("user", "a"), ("assistant", "b"), ("tool", probe)], False)
+        except NotTold:
+            return False
+
+    @cached_property
+    def _special(self) -> list[str]:
+        added = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special]
+        return sorted({*added, *self.tokenizer.all_special_tokens} - {""})
+
+    def _tokens(self, text: str, spans: Sequence[Span]) -> Ids:
+        """Return the ids of a text and which of them lie in the spans.
+
+        A model reads its prompt as tokens of its own before it answers, so no token may reach over the border of a
+        span. Where the tokenizer would make such a one the parts are tokenised apart.
+        """
+        cuts = sorted({0, len(text), *(place for span in spans for place in span)})
+        parts = [(start, end) for start, end in itertools.pairwise(cuts) if end > start]
+        inside = [any(start <= a and b <= end for start, end in spans) for a, b in parts]
+        joint = self._ids(text)
+        ways = [
+            [apart(text[a:b], a == 0) for a, b in parts]
+            for apart in (self._apart, self._apart_behind_special)
+        ]
+        for ids in ways:
+            if _flat(ids) == joint:
+                return _flagged(ids, inside)
+        whole = self._by_offsets(text, spans)
+        if whole is not None:
+            return whole
+        for ids in ways:
+            if self._text(_flat(ids)) == self._text(joint):
+                return _flagged(ids, inside)
+        raise NotTold("the tokenizer cannot split it where an answer begins or ends")
+
+    def _by_offsets(self, text: str, spans: Sequence[Span]) -> Ids | None:
+        """Return the tokens of the whole text, if those in each span are just its text."""
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = list(found["input_ids"]), found["offset_mapping"]
+        counted = [False] * len(ids)
+        for start, end in spans:
+            run = [k for k, (a, b) in enumerate(offsets) if start <= a and b <= end and b > a]
+            if (
+                not run
+                or run != list(range(run[0], run[-1] + 1))
+                or self._text([ids[k] for k in run]) != text[start:end]
+            ):
+                return None
+            for k in run:
+                counted[k] = True
+        return ids, counted
+
+    def _apart(self, text: str, first: bool) -> list[int]:
+        return self._ids(text)
+
+    def _apart_behind_special(self, text: str, first: bool) -> list[int]:
+        """Tokenise a part as it is in the middle of a text, where no space is put in front."""
+        token = self.tokenizer.eos_token or (self._special[0] if self._special else "")
+        if first or not token:
+            return self._ids(text)
+        return self._ids(token + text)[len(self._ids(token)) :]
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
+    return [{"role": role, "content": text} for role, text in turns]
+
+
+def _flat(parts: Sequence[list[int]]) -> list[int]:
+    return [token for part in parts for token in part]
+
+
+def _flagged(parts: Sequence[list[int]], inside: Sequence[bool]) -> Ids:
+    return _flat(parts), [flag for part, flag in zip(parts, inside, strict=True) for _ in part]

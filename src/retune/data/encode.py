@@ -1,0 +1,118 @@
+"""From records to token ids under a prompt: what a model reads, and which tokens its loss counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from retune import store
+from retune.data.chat import ChatTemplate, Ids, NotTold
+from retune.data.example import Example
+from retune.data.prompts import Prompt, pieces, read_template
+from retune.data.tokens import LossOn, Tokens, join, pack
+from retune.errors import InputError
+from retune.study import PROMPTS
+
+_BATCH = 1000  # records tokenised at once
+_TOLD = 3  # records named in one error
+
+
+def resolve(prompt: str, conversations: bool) -> Prompt:
+    """Return the prompt that a study's `data.prompt` means.
+
+    Args:
+        prompt: a word or the path of a template.
+        conversations: whether there are any among the records.
+
+    Raises:
+        InputError: if there is no such file, or it holds no template.
+    """
+    if prompt == "auto":
+        return Prompt(kind="chat" if conversations else "alpaca")
+    if prompt in PROMPTS:
+        return Prompt.model_validate({"kind": prompt})
+    try:
+        text = store.read(prompt).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"`prompt` is one of {list(PROMPTS)} or a file with a template, but {prompt} cannot be read",
+            "data.prompt",
+        ) from error
+    return read_template(text, f"data.prompt: {prompt}")
+
+
+class Encoder:
+    """Turns records into token ids.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        how: the prompt.
+
+    Raises:
+        InputError: if the tokenizer has no chat template and the prompt asks for its own.
+    """
+
+    def __init__(self, tokenizer: Any, how: Prompt) -> None:
+        self.tokenizer = tokenizer
+        self.how = how
+        self.chat = ChatTemplate(tokenizer, how.text) if how.kind == "chat" else None
+
+    def encode(self, examples: Sequence[Example]) -> Iterator[Ids]:
+        """Yield for each record its token ids, whole, and which of them are to be learned.
+
+        Outside of chat templates each prompt is tokenised by itself, the first one with the special tokens that the
+        tokenizer puts in front, as it will be when the model is asked; each completion follows, closed by the
+        end-of-text token, which is counted: the model must learn to stop.
+
+        Raises:
+            InputError: naming records whose tokens to learn cannot be told under the chat template.
+        """
+        refused: list[str] = []
+        for start in range(0, len(examples), _BATCH):
+            batch = examples[start : start + _BATCH]
+            talks = [self.chat is not None and not example.is_text for example in batch]
+            how = self.how if self.chat is None else Prompt()  # texts among conversations have no prompt
+            plain = join(
+                [pieces(e, how) for e, talk in zip(batch, talks, strict=True) if not talk], self.tokenizer
+            )
+            for example, talk in zip(batch, talks, strict=True):
+                if not talk:
+                    yield next(plain)
+                    continue
+                assert self.chat is not None
+                try:
+                    found = self.chat.encode(example.turns)
+                except NotTold as error:
+                    refused.append(f"{example.source}, record {example.row}: {error}")
+                    found = ([], [])
+                yield found
+        if refused:
+            more = [f"and {len(refused) - _TOLD:,} more records"] if len(refused) > _TOLD else []
+            raise InputError(
+                [
+                    *refused[:_TOLD],
+                    *more,
+                    "which tokens are the assistant's cannot be told for these; leave them out, or write `prompt: alpaca`, "
+                    "or `prompt: <file>` with a chat template that marks the answers with {% generation %}",
+                ],
+                "data.prompt",
+            )
+
+
+def tokenize_examples(
+    examples: Sequence[Example], tokenizer: Any, how: Prompt, max_length: int, loss_on: LossOn = "completion"
+) -> Tokens:
+    """Tokenise records and cut each to `max_length` tokens; the rest is cut off at the end.
+
+    Raises:
+        InputError: if no record has a counted token left.
+    """
+    if not examples:
+        raise InputError("a split needs at least one record, but got none", "data")
+    records = []
+    cut = 0
+    for ids, counted in Encoder(tokenizer, how).encode(examples):
+        cut += len(ids) > max_length
+        flags = [True] * len(ids) if loss_on == "all" else counted
+        records.append((ids[:max_length], flags[:max_length]))
+    return pack(records, cut)

@@ -1,0 +1,57 @@
+"""One record, however it was published."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+Turn = tuple[str, str]  # role (system, user, assistant or tool) and what it says
+
+
+class Example(NamedTuple):
+    """One instruction and its answer, a conversation, or a text.
+
+    Attributes:
+        instruction: what to do; of a conversation what is asked first. Empty for a plain text.
+        input: what to do it with, may be empty.
+        output: the answer; of a conversation the first one; or the plain text.
+        source: the name of the file it comes from, without folder.
+        row: its place there, from 1: the line of a JSONL file, else the place in the list or table.
+        system: what the model was told before, may be empty.
+        messages: the turns of a conversation, the last one the assistant's; empty for anything else.
+    """
+
+    instruction: str
+    input: str
+    output: str
+    source: str
+    row: int
+    system: str = ""
+    messages: tuple[Turn, ...] = ()
+
+    @property
+    def is_text(self) -> bool:
+        """Whether this is a plain text, which nobody asked for."""
+        return not self.messages and not self.instruction.strip()
+
+    @property
+    def turns(self) -> list[Turn]:
+        """The record as a conversation."""
+        if self.messages:
+            return list(self.messages)
+        asked = f"{self.instruction}\n\n{self.input}" if self.input.strip() else self.instruction
+        system = [("system", self.system)] if self.system.strip() else []
+        return [*system, ("user", asked), ("assistant", self.output)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record for a line of JSONL, without what it does not have."""
+        found: dict[str, Any] = self._asdict()
+        for name in ("system", "messages"):
+            if not found[name]:
+                del found[name]
+        return found
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Example:
+        """Return the record in a line of JSONL."""
+        messages = tuple((role, text) for role, text in content.get("messages", ()))
+        return cls(**{**content, "messages": messages})

@@ -1,0 +1,272 @@
+"""Records out of a file or folder: JSON, JSONL, CSV, Parquet, text, and the folders of the library `datasets`.
+
+What a file is shows in its content, and in its name where the content cannot tell. Any file may be packed with gzip.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from retune.errors import InputError
+
+Rows = Iterator[tuple[int, Any]]
+_SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
+_PACKED = {
+    b"PK\x03\x04": "a zip archive or a spreadsheet: unpack it, or save it as CSV",
+    b"\x28\xb5\x2f\xfd": "packed with zstd: unpack it, or pack it with gzip",
+    b"BZh": "packed with bzip2: unpack it, or pack it with gzip",
+    b"\xfd7zXZ\x00": "packed with xz: unpack it, or pack it with gzip",
+    b"ARROW1": "an Arrow file: name the folder that `save_to_disk` wrote, or save it as Parquet",
+    b"%PDF": "a PDF: records are JSON, JSONL, CSV, Parquet or text",
+    b"SQLite format 3": "a database: save its records as JSONL, CSV or Parquet",
+}  # fmt: skip
+WHERE = {
+    "jsonl": "line",
+    "text": "line",
+    "csv": "row",
+}  # what a place in a file of this kind is called; else: record
+
+
+def rows(data: bytes, name: str, wanted: str, problems: list[str]) -> tuple[str, Rows]:
+    """Return the kind of a file and its records with their places, from 1.
+
+    Args:
+        data: the bytes of the file.
+        name: its name, whose ending tells CSV and text.
+        wanted: the format that the study names.
+        problems: what is wrong with the file is put here, some of it while the records are read.
+    """
+    data, whole = _unpacked(data, problems)
+    if data[:4] == b"PAR1":
+        return "parquet", _parquet(data, problems)
+    for mark, words in _PACKED.items():
+        if data.startswith(mark):
+            problems.append(f"the file is {words}")
+            return "unknown", iter(())
+    text = _decoded(data, problems if whole else [])
+    kind = _kind(text, name, wanted)
+    if not text.strip():
+        if not problems:
+            problems.append("the file is empty, but a data set holds at least one record")
+        return kind, iter(())
+    readers: dict[str, Callable[[], Rows]] = {
+        "json": lambda: _list(text, problems),
+        "jsonl": lambda: _lines(text, problems),
+        "csv": lambda: _table(text, name, problems),
+        "text": lambda: ((n, {"text": line}) for n, line in enumerate(text.split("\n"), 1) if line.strip()),
+    }
+    if kind not in readers:
+        start = text.lstrip()[:20]
+        problems.append(
+            "records are a JSON list, JSONL, Parquet, CSV (a name that ends in .csv or .tsv, or `format: csv`) or text "
+            f"(.txt, or `format: text`), but the file begins with {start!r}"
+        )
+        return kind, iter(())
+    return kind, readers[kind]()
+
+
+def folder_rows(folder: Path, split: str | None, uri: str) -> Rows:
+    """Return the records of a folder that the library `datasets` wrote (`save_to_disk`), or that it can load.
+
+    Raises:
+        InputError: if the folder holds no data set, or not this split.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    files = {path.name for path in folder.iterdir()}
+    saved = files & {"dataset_dict.json", "state.json", "dataset_info.json"}
+    known = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".arrow")
+    if not saved and not any(p.name.endswith(known) for p in folder.rglob("*")):
+        raise InputError(
+            "a folder must hold a data set that `save_to_disk` wrote, or files that `datasets.load_dataset` reads, "
+            f"but this one holds {sorted(files)[:5]}",
+            uri,
+        )
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            found = (
+                datasets.load_from_disk(str(folder), keep_in_memory=True)
+                if saved
+                else datasets.load_dataset(str(folder), cache_dir=cache, keep_in_memory=True)
+            )
+        except Exception as error:  # the library has errors of many kinds, and so have the readers under it
+            raise InputError(
+                f"the folder cannot be read as a data set: {str(error).splitlines()[0]}", uri
+            ) from error
+        if isinstance(found, datasets.DatasetDict):
+            names = list(found)
+            chosen = split or ("train" if "train" in names else names[0] if len(names) == 1 else None)
+            if chosen not in names:
+                asked = f"`split: {split}`" if split else "no `split` is named"
+                raise InputError(f"a split must be one of {names}, but {asked}", uri)
+            found = found[chosen]
+        elif split:
+            raise InputError(
+                f"the folder holds one split, but `split: {split}` is asked for; leave it out", uri
+            )
+        return iter(list(enumerate(found, 1)))
+
+
+def _unpacked(data: bytes, problems: list[str]) -> tuple[bytes, bool]:
+    """Unpack gzip; of a truncated file what there is, so that its other problems are seen too."""
+    if data[:2] != b"\x1f\x8b":
+        return data, True
+    parts = []
+    try:
+        while data:
+            unpacker = zlib.decompressobj(wbits=31)
+            parts.append(unpacker.decompress(data))
+            if not unpacker.eof:
+                problems.append("the file is truncated: its gzip stream has no end")
+                return b"".join(parts), False
+            data = unpacker.unused_data.lstrip(b"\0")
+    except zlib.error as error:
+        problems.append(f"the file is damaged: {error}")
+        return b"".join(parts), False
+    return b"".join(parts), True
+
+
+def _decoded(data: bytes, problems: list[str]) -> str:
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        problems.append("the text must be UTF-8, but is UTF-16; save it as UTF-8")
+        return ""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        problems.append(
+            f"line {line}: the text must be UTF-8, but byte {error.start} is {data[error.start]:#04x}"
+        )
+        return data[: error.start].decode("utf-8-sig")
+
+
+def _kind(text: str, name: str, wanted: str) -> str:
+    endings = PurePosixPath(name.lower().partition("@")[0].removesuffix(".gz")).suffix
+    start = text.lstrip()[:1]
+    if wanted in ("csv", "text") and start not in ("[", "{"):
+        return wanted
+    if endings in (".csv", ".tsv") or wanted == "csv":
+        return "csv"
+    if endings in (".txt", ".md"):
+        return "text"
+    if start == "[":
+        return "json"
+    if start == "{" or wanted in ("dolly", "jsonl"):
+        return "jsonl"
+    return "json" if wanted == "alpaca" else "unknown"
+
+
+def _parquet(data: bytes, problems: list[str]) -> Rows:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        place = 0
+        for batch in parquet.ParquetFile(io.BytesIO(data)).iter_batches():
+            for record in batch.to_pylist():
+                place += 1
+                yield place, record
+    except (pa.ArrowException, OSError) as error:
+        problems.append(f"the Parquet file is damaged: {str(error).splitlines()[0]}")
+
+
+def _table(text: str, name: str, problems: list[str]) -> Rows:
+    """Yield the rows of a CSV file with a header; what separates the cells is seen from the header."""
+    header = text.lstrip("\r\n").partition("\n")[0]
+    separator = max("\t,;|", key=header.count) if any(s in header for s in "\t,;|") else ","
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        columns = [cell.strip() for cell in next(row for row in reader if row)]
+        twice = sorted({c for c in columns if columns.count(c) > 1})
+        if twice:
+            problems.append(f"the names in the header must differ, but these stand twice: {twice}")
+            return
+        for place, cells in enumerate((row for row in reader if row), 1):
+            if len(cells) != len(columns):
+                problems.append(f"row {place}: {len(cells)} cells, but the header has {len(columns)}")
+                continue
+            yield place, dict(zip(columns, cells, strict=True))
+    except (csv.Error, StopIteration) as error:
+        problems.append(f"line {reader.line_num}: not valid CSV: {error}")
+
+
+def _list(text: str, problems: list[str]) -> Rows:
+    """Yield the items of a JSON list with their places, one by one: a break in it is told with its record."""
+    place = _skip(text, 0)
+    if text[place : place + 1] != "[":
+        problems.append(f"the file must be a JSON list, but begins with {text[place : place + 20]!r}")
+        return
+    place = _skip(text, place + 1)
+    row = 0
+    while text[place : place + 1] != "]":
+        row += 1
+        try:
+            item, place = _DECODER.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            problems.append(_broken(text, row, getattr(error, "pos", place), error))
+            return
+        yield row, item
+        place = _skip(text, place)
+        if text[place : place + 1] == ",":
+            place = _skip(text, place + 1)
+        elif text[place : place + 1] != "]":
+            problems.append(_broken(text, row + 1, place, "expected ',' or ']'"))
+            return
+    if text[place + 1 :].strip():
+        problems.append(
+            f"line {text.count(chr(10), 0, place) + 1}: the file must end with the list, but more follows"
+        )
+
+
+def _broken(text: str, row: int, place: int, error: Exception | str) -> str:
+    line = text.count("\n", 0, place) + 1
+    if place >= len(text.rstrip()) or "Unterminated" in str(error):
+        end = f"it ends within the list, after {row - 1} whole records"
+        return f"record {row} (line {line}): the file is truncated: {end}"
+    return f"record {row} (line {line}): not valid JSON: {error}"
+
+
+def _skip(text: str, place: int) -> int:
+    match = _SPACE.match(text, place)
+    assert match is not None
+    return match.end()
+
+
+def _lines(text: str, problems: list[str]) -> Rows:
+    """Yield the records of JSONL with their lines. Only LF ends one: a text may hold U+2028 and its like."""
+    lines = text.split("\n")
+    for row, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            yield row, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            whole = _one_object(text) if row == 1 or not any(map(str.strip, lines[: row - 1])) else None
+            if whole is not None:
+                yield 1, whole
+                return
+            cut = row == len(lines)
+            problems.append(
+                f"line {row}: the file is truncated: it ends within a record"
+                if cut
+                else f"line {row}: not valid JSON: {error}"
+            )
+
+
+def _one_object(text: str) -> Any:
+    """Return the file's content if it is one JSON object over several lines."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,300 @@
+"""How the fields of a record are named, and what is made of them: an instruction, a conversation or a text."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from retune.data.example import Example, Turn
+
+# What is asked, with what, and what is answered, as published data sets call them.
+_ASKED = ("instruction", "prompt", "question")
+_GIVEN = ("input", "context")
+_ANSWERED = ("output", "completion", "response", "answer")
+_TALKS = ("messages", "conversations", "conversation")
+_SYSTEM = ("system", "system_prompt")
+_ROLES = {
+    "system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant",
+    "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant", "function_call": "assistant",
+    "tool": "tool", "function": "tool", "observation": "tool", "tool_response": "tool", "function_response": "tool",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Which field of a record holds which part.
+
+    Attributes:
+        name: what a person calls it, e.g. ``alpaca``.
+        fields: part -> field; the parts are `prompt`, `input`, `completion`, `system`, `messages` and `text`.
+        optional: parts that a record may lack.
+    """
+
+    name: str
+    fields: Mapping[Any, str]
+    optional: tuple[str, ...] = ("system",)
+
+
+_NAMED = {
+    "alpaca": Schema("alpaca", {"prompt": "instruction", "input": "input", "completion": "output"}),
+    "dolly": Schema("dolly", {"prompt": "instruction", "input": "context", "completion": "response"}),
+    "jsonl": Schema(
+        "jsonl", {"prompt": "instruction", "input": "input", "completion": "output"}, ("input", "system")
+    ),
+    "prompt-completion": Schema("prompt-completion", {"prompt": "prompt", "completion": "completion"}),
+    "question-answer": Schema(
+        "question-answer",
+        {"prompt": "question", "input": "context", "completion": "answer"},
+        ("input", "system"),
+    ),
+    "sharegpt": Schema("sharegpt", {"messages": "conversations"}),
+    "messages": Schema("messages", {"messages": "messages"}),
+    "text": Schema("text", {"text": "text"}),
+}
+BY_LOOK = ("auto", "csv", "parquet", "jsonl")
+
+
+def schema(form: str, columns: Mapping[Any, str], fields: Sequence[str]) -> Schema | str:
+    """Return how the records of a file are to be read, or why that cannot be told.
+
+    Args:
+        form: the study's `format`.
+        columns: the study's `columns`.
+        fields: those of the first records.
+    """
+    if columns:
+        return Schema("columns", dict(columns), ("input",))
+    found = _named(form, fields)
+    if form not in BY_LOOK:
+        return found or _NAMED[form]
+    if form == "jsonl" and {"instruction", "output"} <= set(fields):
+        return _NAMED["jsonl"]
+    return _by_look(fields) or unknown(fields)
+
+
+def _named(form: str, fields: Sequence[str]) -> Schema | None:
+    """Return the schema of that name with the system field that there is, and with the usual other names of its field."""
+    if form not in _NAMED or form in BY_LOOK:
+        return None
+    known = _NAMED[form]
+    if form in ("sharegpt", "messages"):
+        talk = next((t for t in (known.fields["messages"], *_TALKS) if t in fields), known.fields["messages"])
+        return Schema(form, {"messages": talk, **_system(fields)})
+    return Schema(form, {**known.fields, **_system(fields)}, known.optional)
+
+
+def _by_look(fields: Sequence[str]) -> Schema | None:
+    lower = {field.lower(): field for field in reversed(fields)}
+    talks = [lower[t] for t in _TALKS if t in lower]
+    if talks:
+        return Schema(
+            "sharegpt" if talks[0] != lower.get("messages") else "messages",
+            {"messages": talks[0], **_system(fields)},
+        )
+    asked, given, answered = (
+        [lower[name] for name in names if name in lower] for names in (_ASKED, _GIVEN, _ANSWERED)
+    )
+    if len(asked) == len(answered) == 1 and len(given) <= 1:
+        found = {"prompt": asked[0], **({"input": given[0]} if given else {}), "completion": answered[0]}
+        names = [
+            name
+            for name, known in _NAMED.items()
+            if found.items() <= dict(known.fields).items()
+            and set(known.fields) - set(found) <= set(known.optional)
+        ]
+        name = names[0] if names else f"{asked[0]}/{answered[0]}"
+        return Schema(name, {**found, **_system(fields)}, ("input", "system"))
+    if "text" in lower and not asked and not answered:
+        return Schema("text", {"text": lower["text"]})
+    return None
+
+
+def _system(fields: Sequence[str]) -> dict[str, str]:
+    found = [field for field in fields if field.lower() in _SYSTEM]
+    return {"system": found[0]} if found else {}
+
+
+def unknown(fields: Sequence[str]) -> str:
+    """Return what to write where the fields do not tell what they hold."""
+    return (
+        f"the records have the fields {list(fields)}, which do not tell what they hold; say which is which, as in "
+        f"`columns: {mapping(fields)}` (or `messages`, or `text`)"
+    )
+
+
+def lacking(found: Schema, fields: Sequence[str]) -> str:
+    """Return what to write where no record has a field that the format needs."""
+    looks = _by_look(fields)
+    if looks and looks.name in _NAMED:
+        hint = f"it looks like the format {looks.name!r}: leave `format` out, or write `format: {looks.name}`"
+    elif looks:
+        hint = f"leave `format` out: {looks.name} is known by its fields"
+    else:
+        hint = f"if they hold it under other names, write `columns: {mapping(fields)}`"
+    named = "`columns` names another" if found.name == "columns" else f"the format {found.name!r} needs it"
+    return f"{named}, but the records have the fields {list(fields)}; {hint}"
+
+
+def mapping(fields: Sequence[str]) -> str:
+    """Return the line that would map these fields, as far as their names let guess."""
+    left = list(fields)
+
+    def near(names: Sequence[str]) -> str | None:
+        scored = [
+            (
+                difflib.SequenceMatcher(None, name, field.lower()).ratio()
+                + (name in field.lower() or field.lower() in name),
+                field,
+            )
+            for name in names
+            for field in left
+        ]
+        best = max(scored, default=(0.0, ""), key=lambda pair: pair[0])
+        if best[0] < 0.75:
+            return None
+        left.remove(best[1])
+        return best[1]
+
+    answered = near((*_ANSWERED, "reply", "target", "label", "solution", "summary"))
+    asked = near((*_ASKED, "query", "input", "source", "task", "title", "text"))
+    left = [field for field in left if field.lower() not in (*_ASKED, *_GIVEN, *_ANSWERED, *_SYSTEM, "id")]
+    asked = asked or (left.pop(0) if left else "…")
+    answered = answered or (left.pop(0) if left else "…")
+    return f"{{prompt: {asked}, completion: {answered}}}"
+
+
+def read(record: Any, found: Schema, source: str, row: int) -> Example | list[str]:
+    """Return a record, or what is wrong with it."""
+    if not isinstance(record, dict):
+        return [f"a record must be an object with named fields, but is {kind(record)}"]
+    problems: list[str] = []
+    parts: dict[str, Any] = {}
+    for part, field in found.fields.items():
+        value = record.get(field)
+        if value is None and part in found.optional:
+            parts[part] = ""
+        elif field not in record:
+            problems.append(f"field {field!r} is missing")
+        elif part == "messages":
+            parts[part] = _turns(value, field, problems)
+        elif not isinstance(value, str):
+            problems.append(f"field {field!r} must be text, but is {kind(value)}")
+        elif not _encodable(value):
+            problems.append(
+                f"field {field!r} must be Unicode text, but holds half a character (a lone surrogate)"
+            )
+        else:
+            parts[part] = value
+    if problems:
+        return problems
+    if "messages" in parts:
+        return _conversation(parts["messages"], parts.get("system", ""), source, row)
+    if "text" in parts:
+        return Example("", "", parts["text"], source, row)
+    return Example(
+        parts["prompt"], parts.get("input", ""), parts["completion"], source, row, parts.get("system", "")
+    )
+
+
+def _conversation(turns: list[Turn], system: str, source: str, row: int) -> Example:
+    """Return a conversation up to its last answer; answers to no question, as some files begin with, are left out."""
+    if system.strip() and not any(role == "system" for role, _ in turns):
+        turns = [("system", system), *turns]
+    while turns and turns[-1][0] != "assistant":
+        turns = turns[:-1]
+    first = next((place for place, (role, _) in enumerate(turns) if role == "user"), len(turns))
+    turns = [turn for place, turn in enumerate(turns) if place >= first or turn[0] == "system"]
+    if not any(role == "assistant" for role, _ in turns):
+        turns = []
+    asked = next((text for role, text in turns if role == "user"), "")
+    answer = next((text for role, text in turns if role == "assistant" and text.strip()), "")
+    told = next((text for role, text in turns if role == "system"), "")
+    return Example(asked, "", answer, source, row, told, tuple(turns))
+
+
+def _turns(value: Any, field: str, problems: list[str]) -> list[Turn]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            problems.append(f"field {field!r} must be a list of turns, but is text")
+            return []
+    if not isinstance(value, list):
+        problems.append(f"field {field!r} must be a list of turns, but is {kind(value)}")
+        return []
+    found: list[Turn] = []
+    for place, turn in enumerate(value):
+        where = f"{field}[{place}]"
+        if not isinstance(turn, dict):
+            problems.append(f"{where} must be an object with `role` and `content`, but is {kind(turn)}")
+            continue
+        role = turn.get("role", turn.get("from"))
+        if not isinstance(role, str) or role.lower() not in _ROLES:
+            known = "system, user (human), assistant (gpt) or tool"
+            problems.append(
+                f"{where}: the role must be {known}, but is {role!r}; its fields are {sorted(turn)}"
+            )
+            continue
+        said = _said(turn, where, problems)
+        if said is not None:
+            found.append((_ROLES[role.lower()], said))
+    return found
+
+
+def _said(turn: Mapping[str, Any], where: str, problems: list[str]) -> str | None:
+    """Return what a turn says, calls of tools as JSON text; None with a problem if it is no text."""
+    content = turn.get("content", turn.get("value"))
+    calls = turn.get("tool_calls") or turn.get("function_call")
+    if isinstance(content, list):
+        if any(not isinstance(part, dict) or not isinstance(part.get("text"), str) for part in content):
+            kinds = sorted(
+                {str(part.get("type")) if isinstance(part, dict) else kind(part) for part in content}
+            )
+            problems.append(f"{where}: the content must be text, but holds {kinds}")
+            return None
+        content = "".join(part["text"] for part in content)
+    if content is None and calls:
+        content = ""
+    if not isinstance(content, str):
+        problems.append(f"{where}: the content must be text, but is {kind(content)}")
+        return None
+    if calls:
+        content = "\n".join([*([content] if content else []), _as_text(calls)])
+    if not _encodable(content):
+        problems.append(
+            f"{where}: the content must be Unicode text, but holds half a character (a lone surrogate)"
+        )
+        return None
+    return content
+
+
+def _as_text(calls: Any) -> str:
+    """Return calls of tools as JSON, one a line: the name and the arguments of each."""
+
+    def plain(call: Any) -> Any:
+        inner = call.get("function", call) if isinstance(call, dict) else call
+        if isinstance(inner, dict) and isinstance(inner.get("arguments"), str):
+            with contextlib.suppress(ValueError):
+                inner = {**inner, "arguments": json.loads(inner["arguments"])}
+        return {k: v for k, v in inner.items() if v is not None} if isinstance(inner, dict) else inner
+
+    items: Iterable[Any] = calls if isinstance(calls, list) else [calls]
+    return "\n".join(json.dumps(plain(call), ensure_ascii=False, default=str) for call in items)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def kind(value: Any) -> str:
+    """Return what a JSON value is, in words."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

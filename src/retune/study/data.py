@@ -1,0 +1,163 @@
+"""The section `data` of a study: which records, how many of them, and how they become text for the model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from retune.study.section import Section
+
+FormatName = Literal[
+    "auto", "alpaca", "dolly", "jsonl", "csv", "parquet", "prompt-completion", "question-answer", "sharegpt", "messages",
+    "text",
+]  # fmt: skip
+ColumnName = Literal["prompt", "input", "completion", "system", "messages", "text"]
+PROMPTS = ("auto", "chat", "alpaca", "none")
+_OTHER_NAMES = {
+    "instruction": "prompt", "question": "prompt", "output": "completion", "response": "completion",
+    "answer": "completion", "context": "input", "conversations": "messages",
+}  # fmt: skip
+
+
+def _columns(given: Any) -> Any:
+    """Take `instruction`, `answer` and the like for what they mean."""
+    if not isinstance(given, dict):
+        return given
+    return {_OTHER_NAMES.get(key, key) if isinstance(key, str) else key: name for key, name in given.items()}
+
+
+class File(Section):
+    """A data set: a file or folder, and how its records are to be read."""
+
+    uri: str
+    format: FormatName = Field(
+        "auto",
+        description="how the fields of a record are named; auto looks at them. The kind of file is seen from its content",
+    )
+    columns: Annotated[dict[ColumnName, str], BeforeValidator(_columns)] = Field(
+        default_factory=dict,
+        description="fields by their part: `prompt` and `completion` (and `input`, `system`), or `messages`, or `text`",
+    )
+    split: str | None = Field(
+        None, description="of a folder or hub data set that has several; default: train"
+    )
+
+    @model_validator(mode="after")
+    def _is_data(self) -> Self:
+        problems = []
+        if self.uri.startswith("hf://") and not self.uri.startswith("hf://datasets/"):
+            problems.append(
+                "data on a hub has the form hf://datasets/<owner>/<name>, with or without a path behind it, "
+                f"but got {self.uri!r}, which names a model"
+            )
+        given = set(self.columns)
+        whole = given & {"messages", "text"}
+        if (
+            given
+            and not (len(whole) == 1 and given <= {*whole, "system"})
+            and not ({"prompt", "completion"} <= given and not whole)
+        ):
+            problems.append(
+                "`columns` names `prompt` and `completion`, or `messages` alone, or `text` alone, "
+                f"but got {sorted(given)}"
+            )
+        return self._checked(problems)
+
+
+class Source(File):
+    """One data set and its share of both splits; without shares every source gives all it has."""
+
+    share: float | None = Field(None, gt=0, le=1)
+
+
+def _amount(given: Any) -> Any:
+    """Refuse what is neither a count nor a share nor `all`, in words."""
+    if given == "all":
+        return given
+    if isinstance(given, float) and given.is_integer() and given > 1:
+        return int(given)
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        percent = str(given).strip().removesuffix("%")
+        hint = (
+            f"; write {float(percent) / 100:g}"
+            if str(given).strip().endswith("%") and percent.isdigit()
+            else ""
+        )
+        raise ValueError(
+            f"a number of records, a share such as 0.05 or `all` is asked for, but got {given!r}{hint}"
+        )
+    if isinstance(given, float) and not 0 < given < 1:
+        hint = "; write `all`" if given == 1 else ""
+        raise ValueError(f"a share must lie between 0 and 1, but got {given!r}{hint}")
+    if given <= 0:
+        raise ValueError(f"a number of records must be above 0, but got {given!r}")
+    return given
+
+
+def _held_out(given: Any) -> Any:
+    """Take a path for a file of its own."""
+    if isinstance(given, str) and given != "all" and not given.strip().endswith("%"):
+        return {"uri": given}
+    if given == "all":
+        raise ValueError(
+            "`train` may be `all`, and `validation` a number, a share or a file of its own, but got 'all'"
+        )
+    return given if isinstance(given, dict | File) else _amount(given)
+
+
+Amount = Annotated[int | float | Literal["all"], BeforeValidator(_amount)]
+
+
+class Data(Section):
+    """What is mixed. Every source keeps its share in both splits."""
+
+    sources: list[Source] = Field(min_length=1)
+    train: Amount = Field(description="records: a number, a share of what there is, or `all` that is left")
+    validation: Annotated[int | float | File, BeforeValidator(_held_out)] = Field(
+        description="records: a number, a share of what there is, or a file of its own"
+    )
+    max_length: int = Field(512, ge=16, description="tokens; longer records are cut at the end")
+    loss_on: Literal["completion", "all"] = "completion"
+    prompt: str = Field(
+        "auto",
+        description=(
+            "`chat`: the base's own chat template; `alpaca`; `none`: the texts as they are; or a file with a template. "
+            "auto: chat for conversations, else alpaca"
+        ),
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_source_is_all(cls, given: Any) -> Any:
+        """Give a single source the share 1, which it has anyway."""
+        if isinstance(given, dict) and isinstance(given.get("sources"), list) and len(given["sources"]) == 1:
+            (only,) = given["sources"]
+            if isinstance(only, dict) and only.get("share") is None and only.get("uri"):
+                return {**given, "sources": [{**only, "share": 1.0}]}
+        return given
+
+    @model_validator(mode="after")
+    def _amounts(self) -> Self:
+        problems = []
+        shares = [source.share for source in self.sources]
+        known = [share for share in shares if share is not None]
+        if known and len(known) < len(shares):
+            problems.append(
+                f"either every source has a `share` or none, but got {shares}; without shares each gives all it has"
+            )
+        elif known and abs(sum(known) - 1) > 1e-6:
+            problems.append(f"the shares must add up to 1, but got {sum(known):g} from {shares}")
+        if (
+            isinstance(self.train, float)
+            and isinstance(self.validation, float)
+            and self.train + self.validation > 1
+        ):
+            problems.append(
+                "`train` and `validation` as shares must add up to 1 at most, "
+                f"but got {self.train:g} + {self.validation:g}"
+            )
+        return self._checked(problems)
+
+
+FORMATS: tuple[str, ...] = get_args(FormatName)
