@@ -1,11 +1,13 @@
 """What every algorithm must hold, whatever the space and the history."""
 
+import itertools
 import json
 import math
 import os
 import random
 import subprocess
 import sys
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -52,8 +54,6 @@ def histories(draw, space):
 
 def distinct_points(space):
     """All assignments of a small space."""
-    import itertools
-
     ladders = [[p.value(k) for k in range(p.levels)] for p in space.parameters]
     return {tuple(zip(space.names, point, strict=True)) for point in itertools.product(*ladders)}
 
@@ -221,6 +221,62 @@ def test_points_of_an_earlier_study_are_known_and_used(algorithm):
 def test_constraints_steer_the_search(algorithm):
     history = played(algorithm, tribes2024(), 24, 4, objective=CONSTRAINED)
     assert any(entry.values["peak_gpu_gib"] <= 60 for entry in history)
+
+
+@each_algorithm
+@pytest.mark.parametrize("scale", [1e-320, 1e-12, 1e154, 1e200, 1.7e308])
+def test_numbers_of_any_size(algorithm, scale):
+    """Losses of diverged trials, and constraints in bytes with a limit near nothing: nothing may overflow."""
+    space = tribes2024()
+    limit = Objective("validation_loss", "minimize", (Constraint(metric="peak_gpu_gib", max=1e-300),))
+    rng, history = random.Random(3), []
+    for number in range(24):
+        assignment = space.decode(space.from_unit([rng.random() for _ in space.names]))
+        assignment = space.default() if number == 0 else assignment
+        values = measured(space, assignment)
+        if number % 3 == 1:
+            values = {metric: rng.choice([-1, 1]) * scale * value for metric, value in values.items()}
+        if number % 8 == 7:
+            values[rng.choice(sorted(values))] = rng.choice([math.nan, math.inf, -math.inf])
+        history.append(Observation(assignment, "completed", values, number=number))
+    settings_ = {"LH_SEARCH": 0} if "LH_SEARCH" in search.ALGORITHMS[algorithm].settings.model_fields else {}
+    for objective in (LOSS, CONSTRAINED, limit):
+        check(space, history, 4, search.suggest(algorithm, space, objective, settings_, history, 4, 0))
+
+
+@pytest.mark.parametrize("values", [lambda unit: 1.0, lambda unit: sum(unit)], ids=["flat", "tilted"])
+@pytest.mark.parametrize("algorithm", ["soo", "bamsoo"])
+def test_an_exhausted_tree_ends(algorithm, values):
+    """All of a lattice of 4,096 is known but a corner that no cell's centre comes to before the tree is used up."""
+    space = Space(parameters=tuple(Parameter(name=name, kind="integer", low=0, high=63) for name in "xy"))
+    points = [dict(zip("xy", place, strict=True)) for place in itertools.product(range(64), repeat=2)][:-3]
+    history = [
+        Observation(
+            point,
+            "completed",
+            {"validation_loss": values(space.to_unit(space.encode(point)))},
+            number=number,
+        )
+        for number, point in enumerate(points)
+    ]
+    started = time.process_time()
+    check(space, history, 8, search.suggest(algorithm, space, LOSS, {}, history, 8, 0))
+    assert time.process_time() - started < 40, "it took minutes"
+
+
+@pytest.mark.parametrize("dimension", [21, 40, 60])
+def test_nomad_with_many_parameters_polls_in_time(dimension):
+    """NOMAD's models, and its sorting by them, took more than 12 seconds of CPU from 40 parameters on."""
+    names = [f"p{i}" for i in range(dimension)]
+    space = Space(parameters=tuple(Parameter(name=n, kind="real", low=0, high=1, default=0.5) for n in names))
+    rng, history = random.Random(0), []
+    for number in range(80):
+        unit = [0.5] * dimension if number == 0 else [rng.random() for _ in names]
+        given = space.decode(space.from_unit(unit))
+        values = {"validation_loss": sum((value - 0.3) ** 2 for value in given.values())}
+        history.append(Observation(given, "completed", values, number=number))
+    found = search.explain("nomad", space, LOSS, {"LH_SEARCH": 0}, history, 8, 0)
+    assert all(proposal.origin.startswith(("poll", "model search")) for proposal in found), found
 
 
 @each_algorithm

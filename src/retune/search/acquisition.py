@@ -39,7 +39,7 @@ class Promise:
         values = squashed(np.array([point.value for point in ok]))
         self._objective = fit(inputs, values, self.lattice.groups)
         self._constraints = [
-            fit(inputs, np.array([point.excesses[k] for point in ok]), self.lattice.groups)
+            fit(inputs, _signed_log(np.array([point.excesses[k] for point in ok])), self.lattice.groups)
             for k in range(problem.constraints)
         ]
         self._survival = self._survives([point.levels for point in ok])
@@ -164,8 +164,14 @@ def squashed(values: Floats) -> Floats:
     """Return values with the bad half compressed: how bad a bad point is says little about where the good ones are."""
     middle = np.median(values)
     spread = middle - values.min() or np.ptp(values) or 1.0
-    relative = (values - middle) / spread
+    with np.errstate(over="ignore"):
+        relative = np.minimum((values - middle) / spread, np.finfo(np.float64).max)
     return np.where(relative > 0, np.log1p(np.maximum(relative, 0)), relative)
+
+
+def _signed_log(excesses: Floats) -> Floats:
+    """Return excesses with their signs and the logarithms of their sizes: a huge one must not flatten the rest."""
+    return np.sign(excesses) * np.log1p(10 * np.abs(excesses))
 
 
 def _log_news(deviation: Floats, noise: float) -> Floats:

@@ -11,12 +11,14 @@ import math
 import numpy as np
 from pydantic import Field
 
+from retune.search.acquisition import squashed
 from retune.search.gaussian import fit
 from retune.search.lattice import Lattice
 from retune.search.problem import Candidate, Levels, Problem
 from retune.search.soo import SooSettings, grow, penalised
 
 _MODELLED = 2000  # points in the model at most: its memory grows with the square
+_BOUNDED = 2000  # centres that the model may rule out in a call: a tree of those alone would grow for ever
 
 
 class BamsooSettings(SooSettings):
@@ -34,7 +36,9 @@ def propose(problem: Problem, count: int) -> list[Candidate]:
     known = penalised(problem)
     if len(problem.ok) < 3:
         return grow(problem, count, lambda levels, _: known.get(levels))
-    lattice, best = Lattice(problem.space), min(known.values())
+    lattice = Lattice(problem.space)
+    known = dict(zip(known, squashed(np.array(list(known.values()))).tolist(), strict=True))  # keeps the order
+    best = min(known.values())
     ranked = sorted(known, key=lambda levels: (known[levels], levels))
     points = sorted(ranked[:: -(-len(ranked) // _MODELLED)])  # good and bad alike, and the best one
     model = fit(lattice.features(points), np.array([known[levels] for levels in points]), lattice.groups)
@@ -43,6 +47,8 @@ def propose(problem: Problem, count: int) -> list[Candidate]:
     def score(levels: Levels, number: int) -> float | None:
         if levels in known:
             return known[levels]
+        if levels not in bounds and len(bounds) == _BOUNDED:
+            return None
         if levels not in bounds:
             mean, deviation = model.predict(lattice.features([levels]))
             bounds[levels] = float(mean[0]), float(deviation[0])

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from retune.search.frame import Frame, State, Steps, fold
 from retune.search.problem import Levels, Point, Problem
 
+_LARGEST = 1e12  # a product of such shares is finite
 _BEYOND = 0.2  # how much worse, in ranges, an extreme point of the front may get in an objective
 
 
@@ -179,7 +180,10 @@ class _Score:
 
     def __call__(self, point: Point) -> float:
         place = self._scale(point.values)
-        shares = [(c - v) / side for c, v, side in zip(self._corner, place, self._sides, strict=True)]
+        shares = [
+            max(min((c - v) / side, _LARGEST), -_LARGEST)
+            for c, v, side in zip(self._corner, place, self._sides, strict=True)
+        ]
         if all(share > 0 for share in shares):
             return -math.prod(shares)
         return math.hypot(*(min(share, 0.0) for share in shares))

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 _BASIN = 0.2  # a point further away in some coordinate of the unit cube may lie in another basin
 _SEEDS = 1_000_000  # PyNomad takes O(seed) to set one
 _VNS_TURN = 4  # every fourth point is shaken while no poll succeeds
+_MODELLED = 20  # parameters: with more, NOMAD's models, and its own sorting by them, take minutes of CPU a call
+_POLL_ALONE = {
+    "NM_SEARCH": "no",
+    "QUAD_MODEL_SEARCH": "no",
+    "EVAL_QUEUE_SORT": "DIR_LAST_SUCCESS",
+}
 
 
 class NomadSettings(Settings):
@@ -322,6 +328,10 @@ def _parameters(problem: Problem, near: Sequence[Point], axes: Sequence[int]) ->
         "QUAD_MODEL_SEARCH": "yes" if settings.QUAD_MODEL_SEARCH else "no",
         "NM_SEARCH": "yes" if settings.NM_SEARCH else "no",
     }
+    if len(axes) > _MODELLED:
+        chosen |= _POLL_ALONE
+        if settings.DIRECTION_TYPE == "ORTHO N+1 QUAD":  # the last direction without a model
+            chosen["DIRECTION_TYPE"] = "ORTHO N+1 NEG"
     violations = sorted(p.violation for p in near if p.outcome == "ok" and p.violation > 0)
     if violations:  # the barrier comes down as better infeasible points are found
         chosen["H_MAX_0"] = repr(violations[(len(violations) - 1) // 2] * 1.000001)

@@ -29,6 +29,8 @@ Levels = tuple[int, ...]
 FALLBACK = "fallback"
 """How the origin of a point begins that was proposed because something broke or was too late."""
 Outcome = Literal["ok", "failed", "running"]
+_LARGEST = 1e100
+"""Finite numbers beyond this count as this: sums of their squares stay finite in every algorithm."""
 
 
 @dataclass(frozen=True)
@@ -278,11 +280,19 @@ def _read(objective: Objective, entry: Observation) -> tuple[Outcome, tuple[floa
     numbers = []
     for goal in objective.goals:
         value = entry.values.get(goal.metric, math.nan)
-        numbers.append(-value if goal.goal == "maximize" else value)
+        numbers.append(_bounded(-value if goal.goal == "maximize" else value))
     for constraint in objective.constraints:
         measured = entry.values.get(constraint.metric, math.nan)
         limit = constraint.max if constraint.max is not None else constraint.min
         assert limit is not None
+        if not math.isfinite(measured):
+            return "failed", ()
+        measured = _bounded(measured)
         excess = measured - limit if constraint.max is not None else limit - measured
-        numbers.append(excess / (abs(limit) or 1.0))
+        numbers.append(_bounded(excess / (abs(limit) or 1.0)))
     return ("ok", tuple(numbers)) if all(map(math.isfinite, numbers)) else ("failed", ())
+
+
+def _bounded(value: float) -> float:
+    """Return a number between the largest ones that algorithms see; NaN and infinite ones stay."""
+    return min(max(value, -_LARGEST), _LARGEST) if math.isfinite(value) else value

@@ -8,9 +8,10 @@ other cells meanwhile, so a batch comes from several nodes.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import Field
 
@@ -18,7 +19,7 @@ from retune.search import design
 from retune.search.problem import Candidate, Levels, Point, Problem
 from retune.search.settings import Settings
 
-_SWEEPS = 10_000
+_CELLS, _CELLS_A_TRIAL = 5_000, 20  # a call looks at no more cells: a tree that asks for nothing would grow for ever
 
 
 class SooSettings(Settings):
@@ -40,6 +41,24 @@ class Cell:
     hope: float
 
 
+@dataclass
+class Depth:
+    """The leaves at one depth, the most hopeful first: those with a score, and those that await theirs."""
+
+    scored: list[tuple[float, int, Cell]] = field(default_factory=list)
+    awaited: list[tuple[float, int, Cell]] = field(default_factory=list)
+
+    def add(self, cell: Cell, number: int) -> None:
+        """Take a leaf in; `number` orders equals."""
+        heapq.heappush(self.awaited if cell.score is None else self.scored, (_expected(cell), number, cell))
+
+    def best(self, awaited: bool) -> list[tuple[float, int, Cell]]:
+        """Return the heap that has the most hopeful leaf on top; with `awaited`, of both."""
+        if awaited and self.awaited and (not self.scored or self.awaited[0] < self.scored[0]):
+            return self.awaited
+        return self.scored
+
+
 Score = Callable[[Levels, int], float | None]
 """The score of a centre, given how many centres were scored before; None if it must be measured."""
 
@@ -53,11 +72,12 @@ def propose(problem: Problem, count: int) -> list[Candidate]:
 def penalised(problem: Problem) -> dict[Levels, float]:
     """Return the score of each finished point: its value; failed and infeasible ones are worse than all others."""
     worst = max((point.value for point in problem.ok), default=0.0)
+    unit = max(abs(worst), 1.0)
 
     def score(point: Point) -> float:
         if point.outcome == "failed":
-            return worst + 2.0
-        return point.value if point.violation == 0 else worst + 1.0 + math.tanh(point.violation)
+            return worst + 2.0 * unit
+        return point.value if point.violation == 0 else worst + unit * (1.0 + math.tanh(point.violation))
 
     finished = (p for p in (*problem.warm, *problem.points) if p.outcome != "running")
     return {point.levels: score(point) for point in finished}
@@ -70,9 +90,11 @@ def grow(problem: Problem, count: int, score: Score) -> list[Candidate]:
     found = [point for point in design.start(problem, 0) if point.levels not in problem.seen]
     asked = {point.levels: point for point in found}
     dimension = len(problem.space.parameters)
+    most = _CELLS + _CELLS_A_TRIAL * (len(problem.seen) + count)
+    depths: list[Depth] = []
     scored = 0
 
-    def cell(low: tuple[float, ...], high: tuple[float, ...], hope: float) -> Cell:
+    def add(depth: int, low: tuple[float, ...], high: tuple[float, ...], hope: float) -> None:
         nonlocal scored
         middle = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
         center = problem.snap(problem.space.from_unit(middle))
@@ -82,20 +104,21 @@ def grow(problem: Problem, count: int, score: Score) -> list[Candidate]:
             asked.setdefault(
                 center, Candidate(center, f"centre of a cell of {_share(low, high):.2g} of the space")
             )
-        return Cell(low, high, center, value, hope)
+        if depth == len(depths):
+            depths.append(Depth())
+        depths[depth].add(Cell(low, high, center, value, hope), scored)
 
-    depths: list[list[Cell]] = [[cell((0.0,) * dimension, (1.0,) * dimension, math.inf)]]
-    for _ in range(_SWEEPS):
-        if len(asked) >= count or not _sweep(problem, depths, settings.sections, cell):
-            break
+    add(0, (0.0,) * dimension, (1.0,) * dimension, math.inf)
+    while len(asked) < count and scored < most and _sweep(problem, depths, settings.sections, add):
+        pass
     return list(asked.values())[:count]
 
 
 def _sweep(
     problem: Problem,
-    depths: list[list[Cell]],
+    depths: list[Depth],
     sections: int,
-    cell: Callable[[tuple[float, ...], tuple[float, ...], float], Cell],
+    add: Callable[[int, tuple[float, ...], tuple[float, ...], float], None],
 ) -> bool:
     """Cut the best leaf of each depth if it beats those above it; return whether anything was cut.
 
@@ -104,27 +127,31 @@ def _sweep(
     for awaited in (False, True):
         best, cut = math.inf, False
         for depth in range(len(depths)):
-            leaves = [c for c in depths[depth] if awaited or c.score is not None]
-            leaf = min(leaves, key=_expected, default=None)
-            if leaf is None or _expected(leaf) > best:
-                continue
-            depths[depth].remove(leaf)
-            axis = _axis(problem, leaf)
-            if axis is None:  # a single lattice point
-                cut = True
+            leaf, axis = _pick(problem, depths[depth], awaited, best)
+            if leaf is None:
                 continue
             best, cut = _expected(leaf), True
-            if depth + 1 == len(depths):
-                depths.append([])
             for k in range(sections):
                 width = (leaf.high[axis] - leaf.low[axis]) / sections
                 low, high = leaf.low[axis] + k * width, leaf.low[axis] + (k + 1) * width
                 part = (*leaf.low[:axis], low, *leaf.low[axis + 1 :])
                 end = (*leaf.high[:axis], high, *leaf.high[axis + 1 :])
-                depths[depth + 1].append(cell(part, end, _expected(leaf)))
+                add(depth + 1, part, end, _expected(leaf))
         if cut:
             return True
     return False
+
+
+def _pick(problem: Problem, leaves: Depth, awaited: bool, best: float) -> tuple[Cell | None, int]:
+    """Take the most hopeful leaf out that can be cut, if it is no worse than `best`; and the axis to cut."""
+    while heap := leaves.best(awaited):
+        if heap[0][0] > best:
+            break
+        leaf = heapq.heappop(heap)[2]
+        axis = _axis(problem, leaf)
+        if axis is not None:  # else a single lattice point
+            return leaf, axis
+    return None, 0
 
 
 def _expected(cell: Cell) -> float:
