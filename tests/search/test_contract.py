@@ -329,3 +329,67 @@ def test_an_unknown_algorithm_is_refused_with_those_there_are():
     assert search.validate("nomat", tribes2024(), {}) == [
         f"unknown algorithm 'nomat'; there are {sorted(search.ALGORITHMS)}"
     ]
+
+
+def told(space, loss, source="before", trials=40):
+    """Trials of an earlier study that searched well."""
+    rng, found = random.Random(4), []
+    for number in range(trials):
+        given = space.decode(space.from_unit([rng.random() for _ in space.names]))
+        values = {"validation_loss": loss(space.to_unit(space.encode(given)))}
+        found.append(Observation(given, "completed", values, f"w{number}", warm=True, source=source))
+    return found
+
+
+def bowl(unit):
+    return sum((u - 0.3) ** 2 * (i + 1) for i, u in enumerate(unit))
+
+
+@pytest.mark.parametrize("algorithm", ["mads-global", "gp"])
+def test_an_earlier_study_leads_whatever_the_level_and_scale_of_its_losses(algorithm):
+    """Its losses are all below this study's: as they are, they would be the best for ever, and nothing would be near."""
+    space, warm = tribes2024(), told(tribes2024(), lambda unit: 0.25 * bowl(unit) - 7)
+    history = played(algorithm, space, 9, 3, start=warm)
+    mine = [e.values["validation_loss"] for e in history if not e.warm]
+    cold = [e.values["validation_loss"] for e in played(algorithm, space, 9, 3)]
+    assert min(mine) < 0.05
+    assert min(mine) < min(cold) / 3
+
+
+@pytest.mark.parametrize("algorithm", ["mads-global", "gp"])
+def test_an_earlier_study_that_is_wrong_is_given_up(algorithm):
+    """What was good there is bad here; the search finds the valley all the same."""
+    space, warm = tribes2024(), told(tribes2024(), lambda unit: bowl([1 - u for u in unit]))
+    history = played(algorithm, space, 24, 4, start=warm)
+    assert min(e.values["validation_loss"] for e in history if not e.warm) < 0.1
+
+
+@each_algorithm
+def test_levels_of_several_earlier_studies_do_not_matter(algorithm):
+    """Shifting one study's losses changes no proposal: only its own order and scale count."""
+    space = tribes2024()
+    first = told(space, bowl, "first", 12)
+    for shift in (0.0, 64.0):
+        second = told(space, lambda unit: bowl(unit) + shift, "second", 20)[12:]  # noqa: B023
+        history = [*first, *second]
+        own = [
+            Observation(e.assignment, "completed", dict(e.values), number=k)
+            for k, e in enumerate(told(space, bowl, trials=50)[40:])
+        ]
+        found = search.suggest(algorithm, space, LOSS, {}, [*history, *own], 6, 0)
+        if shift == 0.0:
+            expected = found
+    assert found == expected
+
+
+def test_an_earlier_part_of_the_same_search_counts_as_it_is():
+    """Katib begins a new Experiment to carry on: the answer is that of one that was never interrupted."""
+    space, history = tribes2024(), played("mads-global", tribes2024(), 16, 4)
+    again = [
+        Observation(e.assignment, e.status, e.values, f"w{e.number:02d}", warm=True, source=search.SAME)
+        for e in history
+    ]
+    found = search.explain("gp", space, LOSS, {}, again, 4, 0, 16)
+    assert [p.assignment for p in found] == [
+        p.assignment for p in search.explain("gp", space, LOSS, {}, history, 4, 0, 16)
+    ]

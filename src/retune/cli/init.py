@@ -28,7 +28,7 @@ training:
   target_modules: [q_proj, v_proj]
   schedule: linear      # or cosine, constant
 search:
-  algorithm: nomad      # or {others}
+  algorithm: mads-global   # or {others}
   parameters: {{preset: tribes2024}}   # rank, alpha, dropout, learning_rate as in the paper's Table 3
   trials: 100           # the default setting is the first of them
   parallel: 1
@@ -66,7 +66,7 @@ def command(file: Path, name: str, base: str, force: bool) -> None:
 
     if file.exists() and not force:
         raise InputError(f"{file} exists; choose another name or pass --force")
-    others = ", ".join(algorithm for algorithm in search.algorithm_names() if algorithm != "nomad")
+    others = ", ".join(algorithm for algorithm in search.algorithm_names() if algorithm != "mads-global")
     text = TEMPLATE.format(file=file, name=name, base=base, others=others)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)

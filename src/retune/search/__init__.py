@@ -15,7 +15,17 @@ from typing import Any, ParamSpec
 from retune import extensions
 from retune.errors import InputError
 from retune.search import bamsoo, design, gp, lhs, mads_global, nomad, random, soo, tpe
-from retune.search.problem import FALLBACK, Candidate, Levels, Objective, Observation, Problem, Proposal, pose
+from retune.search.problem import (
+    FALLBACK,
+    SAME,
+    Candidate,
+    Levels,
+    Objective,
+    Observation,
+    Problem,
+    Proposal,
+    pose,
+)
 from retune.search.settings import Settings, problems
 from retune.space import Assignment, Space
 
@@ -24,6 +34,7 @@ __all__ = [
     "ALIASES",
     "FALLBACK",
     "MOST_OBJECTIVES",
+    "SAME",
     "Algorithm",
     "Objective",
     "Observation",
@@ -141,6 +152,10 @@ def explain(
     parsed = chosen.settings.model_validate(dict(settings))
     own = parsed.own_seed()
     problem = pose(space, objective, parsed, history, seed if own is None else own, issued)
+    if any(point.outcome == "ok" for point in problem.earlier):
+        from retune.search.transfer import adapted
+
+        problem = adapted(problem)
     candidates = _complete(problem, chosen.propose(problem, count), count)
     return [Proposal(space.decode(levels), origin) for levels, origin in candidates]
 

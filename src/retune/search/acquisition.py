@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.special import log_ndtr
 
+from retune.search import transfer
 from retune.search.gaussian import Gaussian, fit
 from retune.search.lattice import Floats, Ints, Lattice
 from retune.search.problem import Candidate, Levels, Problem
@@ -29,6 +30,7 @@ class Promise:
     """The models of one history, and the points they promise most of.
 
     `count` points can be taken one after the other with `best`; each is believed to give its expected value.
+    `foretold`: whether earlier studies foretell this one's results; None while there are too few.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -36,8 +38,8 @@ class Promise:
         self.lattice = Lattice(problem.space)
         ok = sorted(problem.ok, key=lambda point: point.merit)[:_MODELLED]
         inputs = self.lattice.features([point.levels for point in ok])
-        values = squashed(np.array([point.value for point in ok]))
-        self._objective = fit(inputs, values, self.lattice.groups)
+        self._objective = transfer.objective_model(problem, self.lattice)
+        self.foretold = transfer.foretold(problem, self._objective)
         self._constraints = [
             fit(inputs, _signed_log(np.array([point.excesses[k] for point in ok])), self.lattice.groups)
             for k in range(problem.constraints)
@@ -160,18 +162,10 @@ def climb(
     return climbed
 
 
-def squashed(values: Floats) -> Floats:
-    """Return values with the bad half compressed: how bad a bad point is says little about where the good ones are."""
-    middle = np.median(values)
-    spread = middle - values.min() or np.ptp(values) or 1.0
-    with np.errstate(over="ignore"):
-        relative = np.minimum((values - middle) / spread, np.finfo(np.float64).max)
-    return np.where(relative > 0, np.log1p(np.maximum(relative, 0)), relative)
-
-
 def _signed_log(excesses: Floats) -> Floats:
     """Return excesses with their signs and the logarithms of their sizes: a huge one must not flatten the rest."""
-    return np.sign(excesses) * np.log1p(10 * np.abs(excesses))
+    found: Floats = np.sign(excesses) * np.log1p(10 * np.abs(excesses))
+    return found
 
 
 def _log_news(deviation: Floats, noise: float) -> Floats:

@@ -11,11 +11,11 @@ import math
 import numpy as np
 from pydantic import Field
 
-from retune.search.acquisition import squashed
 from retune.search.gaussian import fit
 from retune.search.lattice import Lattice
 from retune.search.problem import Candidate, Levels, Problem
 from retune.search.soo import SooSettings, grow, penalised
+from retune.search.transfer import squashed
 
 _MODELLED = 2000  # points in the model at most: its memory grows with the square
 _BOUNDED = 2000  # centres that the model may rule out in a call: a tree of those alone would grow for ever
@@ -37,7 +37,9 @@ def propose(problem: Problem, count: int) -> list[Candidate]:
     if len(problem.ok) < 3:
         return grow(problem, count, lambda levels, _: known.get(levels))
     lattice = Lattice(problem.space)
-    known = dict(zip(known, squashed(np.array(list(known.values()))).tolist(), strict=True))  # keeps the order
+    known = dict(
+        zip(known, squashed(np.array(list(known.values()))).tolist(), strict=True)
+    )  # keeps the order
     best = min(known.values())
     ranked = sorted(known, key=lambda levels: (known[levels], levels))
     points = sorted(ranked[:: -(-len(ranked) // _MODELLED)])  # good and bad alike, and the best one

@@ -49,9 +49,18 @@ class Gaussian:
         """Return mean and standard deviation of the noise-free function at `inputs`, each of shape (m,)."""
         cross = _kernel(inputs, self.inputs, self.log_lengths[self.groups], self.log_signal)
         mean = cross @ self.weights
-        half = solve_triangular(self.factor, cross.T, lower=True, check_finite=False)
-        variance = np.exp(self.log_signal) - np.einsum("ij,ij->j", half, half)
+        variance = np.full(len(inputs), np.exp(self.log_signal))
+        if len(self.values):
+            half = solve_triangular(self.factor, cross.T, lower=True, check_finite=False)
+            variance -= np.einsum("ij,ij->j", half, half)
         return self.shift + self.scale * mean, self.scale * np.sqrt(np.maximum(variance, 1e-12))
+
+    def foresight(self) -> float:
+        """Return the log density of the values, each predicted from all others (Rasmussen and Williams 2006, 5.4.2)."""
+        precision = np.diag(cho_solve((self.factor, True), np.eye(len(self.values)), check_finite=False))
+        off = self.weights / precision
+        density = -0.5 * (off**2 * precision - np.log(precision) + np.log(2 * np.pi)) - np.log(self.scale)
+        return float(density.sum())
 
     def believing(self, inputs: Floats, values: Floats) -> Gaussian:
         """Return the process with further points, the hyper-parameters kept."""
@@ -65,11 +74,16 @@ class Gaussian:
         )
 
 
-def fit(inputs: Floats, values: Floats, groups: Ints) -> Gaussian:
-    """Fit a process to `values`, shape (n,), at `inputs`, shape (n, columns)."""
-    shift = float(np.mean(values))
-    scale = float(np.std(values)) or 1.0
+def fit(inputs: Floats, values: Floats, groups: Ints, units: tuple[float, float] | None = None) -> Gaussian:
+    """Fit a process to `values`, shape (n,), at `inputs`, shape (n, columns).
+
+    `units` are the mean and the standard deviation that are expected before anything is measured; by default those of
+    `values`. With them n may be 0.
+    """
+    shift, scale = units or (float(np.mean(values)), float(np.std(values)) or 1.0)
     standard = (values - shift) / scale
+    if not len(values):
+        return _condition(inputs, standard, _expected_logs(groups), groups, (shift, scale))
     chosen = np.argsort(standard, kind="stable")[:_FITTED]  # the good ones: there the model must be right
     count = int(groups.max()) + 1 if len(groups) else 0
     squares = _squares(inputs[chosen], inputs[chosen], groups)
@@ -92,6 +106,12 @@ def fit(inputs: Floats, values: Floats, groups: Ints) -> Gaussian:
     return _condition(inputs, standard, (np.array(lengths), signal, noise), groups, (shift, scale))
 
 
+def _expected_logs(groups: Ints) -> tuple[Floats, float, float]:
+    """Return the hyper-parameters before anything is measured."""
+    count = int(groups.max()) + 1 if len(groups) else 0
+    return np.full(count, _PRIOR_MEAN["length"]), _PRIOR_MEAN["signal"], float(_PRIOR_MEAN["noise"])
+
+
 def _condition(
     inputs: Floats,
     standard: Floats,
@@ -102,8 +122,11 @@ def _condition(
     lengths, signal, noise = logs
     covariance = _kernel(inputs, inputs, lengths[groups], signal)
     covariance[np.diag_indices_from(covariance)] += np.exp(noise) + _JITTER
-    factor = cholesky(covariance, lower=True, check_finite=False)
-    weights = cho_solve((factor, True), standard, check_finite=False)
+    if len(standard):
+        factor = cholesky(covariance, lower=True, check_finite=False)
+        weights = cho_solve((factor, True), standard, check_finite=False)
+    else:
+        factor, weights = covariance, standard
     return Gaussian(inputs, standard, lengths, signal, noise, groups, *units, factor, weights)
 
 

@@ -35,14 +35,28 @@ def searched(
     """Return what is unseen of the start design, then the points of the highest expected improvement.
 
     Where `turns` says so the point is the most promising of the `others`, if there is one.
+
+    After earlier studies every other point is of the start design, until there are results enough to judge by: points that
+    those studies choose alone never show that they are wrong. Then the rest of it is dropped if they foretell this study's
+    results, and else made first.
     """
-    found = [point for point in begin if point.levels not in problem.seen][:count]
-    if len(found) == count or len(problem.ok) < 2:
-        return found
+    left = [point for point in begin if point.levels not in problem.seen]
+    told = any(point.outcome == "ok" for point in problem.earlier)
+    if (len(left) >= count and not told) or len(problem.ok) < 2:
+        return left[:count]
     promise, rng = Promise(problem), problem.rng("acquisition")
+    mixed = told and promise.foretold is None
+    if mixed or promise.foretold:
+        found: list[Candidate] = []
+    else:
+        found = left[:count]
     given = others() if any(turns[len(found) :]) else ()
     taken = set(problem.seen) | {point.levels for point in found}
     for turn in range(len(found), count):
+        if mixed and left and ((place := problem.issued + turn) == 0 or place % 2):
+            taken.add(left[0].levels)
+            found.append(left.pop(0))
+            continue
         point = promise.ranked(given, taken) if turn < len(turns) and turns[turn] else None
         if point is None:
             levels = promise.best(taken, rng)

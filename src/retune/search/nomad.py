@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 _BASIN = 0.2  # a point further away in some coordinate of the unit cube may lie in another basin
 _SEEDS = 1_000_000  # PyNomad takes O(seed) to set one
 _VNS_TURN = 4  # every fourth point is shaken while no poll succeeds
-_MODELLED = 20  # parameters: with more, NOMAD's models, and its own sorting by them, take minutes of CPU a call
+_MODELLED = (
+    20  # parameters: with more, NOMAD's models, and its own sorting by them, take minutes of CPU a call
+)
 _POLL_ALONE = {
     "NM_SEARCH": "no",
     "QUAD_MODEL_SEARCH": "no",
@@ -88,6 +90,10 @@ def propose(problem: Problem, count: int) -> list[Candidate]:
     """Return the start design first, then what NOMAD proposes from the results."""
     settings = _settings(problem)
     begin = design.start(problem, settings.LH_SEARCH)
+    if any(
+        point.outcome == "ok" for point in problem.earlier
+    ):  # half of it shows whether that study is like this one
+        begin = begin[: 1 + settings.LH_SEARCH // 2]
     found = [point for point in begin if point.levels not in problem.seen][:count]
     if len(found) == count or not problem.ok:
         return found

@@ -78,10 +78,9 @@ class Request:
 
 
 def ask(request: Request) -> Answer:
-    """Ask NOMAD; simpler and simpler if it crashes, at once for the simplest if it was out of time."""
-    until, reason, rung = time.monotonic() + _WALL_SECONDS, "", 0
-    while rung < len(_LADDER):
-        simpler = _LADDER[rung]
+    """Ask NOMAD; simpler and simpler if it crashes, no more once it was out of time."""
+    until, reason = time.monotonic() + _WALL_SECONDS, ""
+    for rung, simpler in enumerate(_LADDER):
         try:
             return Answer(_run(request.text(simpler), until - time.monotonic()))
         except subprocess.CalledProcessError as error:
@@ -91,9 +90,8 @@ def ask(request: Request) -> Answer:
         except (OSError, ValueError) as error:
             reason, ended = str(error), False
         _LOG.warning("NOMAD failed", extra={"reason": reason, "rung": rung, "count": request.count})
-        if time.monotonic() > until:
+        if ended:  # it would spin again
             break
-        rung = max(rung + 1, len(_LADDER) - 1) if ended else rung + 1
     return Answer(failure=reason)
 
 

@@ -29,6 +29,7 @@ Levels = tuple[int, ...]
 FALLBACK = "fallback"
 """How the origin of a point begins that was proposed because something broke or was too late."""
 Outcome = Literal["ok", "failed", "running"]
+SAME = "same"
 _LARGEST = 1e100
 """Finite numbers beyond this count as this: sums of their squares stay finite in every algorithm."""
 
@@ -46,6 +47,8 @@ class Observation:
         name: the trial's name; orders trials without `number`, digits by their value.
         number: the trial's place in the study; gives the order in which results are read.
         warm: from an earlier study: known to the algorithm, but not one of this study's trials.
+        source: which earlier study a warm trial is from; its values are compared with that study's alone. `SAME` for an
+            earlier part of this search, whose values count as they are.
     """
 
     assignment: Mapping[str, Value]
@@ -54,6 +57,7 @@ class Observation:
     name: str = ""
     number: int | None = None
     warm: bool = False
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ class Point(NamedTuple):
         value: to be minimised; the mean if the point was tried more than once.
         excesses: one number a constraint, relative to its limit; satisfied if not positive.
         further: the values of the further objectives, to be minimised too.
+        source: the earlier study that it is from; None for this search's own.
     """
 
     levels: Levels
@@ -112,6 +117,7 @@ class Point(NamedTuple):
     value: float = math.nan
     excesses: tuple[float, ...] = ()
     further: tuple[float, ...] = ()
+    source: str | None = None
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -135,8 +141,9 @@ class Problem:
     """A search problem at one moment. `propose` of an algorithm is a function of this alone.
 
     Attributes:
-        points: this study's distinct points, in the order of their first trial. warm: those of earlier
-            studies.
+        points: this study's distinct points, in the order of their first trial.
+        warm: those of earlier studies, each at the value that is expected of it here (`retune.search.transfer`).
+        earlier: their results as they were measured, by study.
         issued: how many points were asked for so far; at least as many as are visible.
         seed: of the study. settings: the algorithm's own.
         constraints, objectives: how many there are.
@@ -150,6 +157,7 @@ class Problem:
     issued: int
     constraints: int = 0
     objectives: int = 1
+    earlier: tuple[Point, ...] = ()
 
     @cached_property
     def seen(self) -> frozenset[Levels]:
@@ -214,7 +222,15 @@ def pose(
     inside = [(levels, entry) for entry in history if (levels := _levels(space, entry)) is not None]
     inside.sort(key=_order)
     points = _merge(objective, [(levels, entry) for levels, entry in inside if not entry.warm])
-    warm = _merge(objective, [(levels, entry) for levels, entry in inside if entry.warm])
+    before: dict[str, list[tuple[Levels, Observation]]] = {}
+    for levels, entry in inside:
+        if entry.warm:
+            before.setdefault(entry.source, []).append((levels, entry))
+    warm = [
+        point._replace(source=None if source == SAME else source)
+        for source, entries in sorted(before.items())
+        for point in _merge(objective, entries)
+    ]
     known = {point.levels for point in points}
     return Problem(
         space=space,
@@ -225,6 +241,7 @@ def pose(
         issued=sum(not entry.warm for _, entry in inside) if issued is None else issued,
         constraints=len(objective.constraints),
         objectives=len(objective.goals),
+        earlier=tuple(point for point in warm if point.source is not None),
     )
 
 

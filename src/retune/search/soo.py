@@ -19,7 +19,10 @@ from retune.search import design
 from retune.search.problem import Candidate, Levels, Point, Problem
 from retune.search.settings import Settings
 
-_CELLS, _CELLS_A_TRIAL = 5_000, 20  # a call looks at no more cells: a tree that asks for nothing would grow for ever
+_CELLS, _CELLS_A_TRIAL = (
+    5_000,
+    20,
+)  # a call looks at no more cells: a tree that asks for nothing would grow for ever
 
 
 class SooSettings(Settings):

@@ -123,7 +123,9 @@ def _or_several(schema: dict[str, Any]) -> None:
 class Search(Section):
     """How the next settings are found and when to stop."""
 
-    algorithm: AlgorithmName = "nomad"
+    algorithm: AlgorithmName = Field(
+        "mads-global", description="with several objectives `nomad`, the one that can improve them"
+    )
     settings: dict[str, str | int | float | bool] = Field(default_factory=dict)
     parameters: Annotated[
         Annotated[Preset, Tag("preset of a paper")] | Annotated[list[Parameter], Tag("list of parameters")],
@@ -158,7 +160,8 @@ class Search(Section):
         if not 1 <= len(given["objective"]) <= 3:
             raise ValueError(f"`objective` holds one to three metrics, but got {len(given['objective'])}")
         first, *further = given["objective"]
-        return {**given, "objective": first, "further_objectives": further}
+        able = {"algorithm": "nomad"} if further else {}  # unless another one is named
+        return {**able, **given, "objective": first, "further_objectives": further}
 
     @property
     def objectives(self) -> list[Objective]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from retune.search import Observation
@@ -18,7 +19,7 @@ from retune.space import Assignment
 from retune.suggestion import messages as katib
 from retune.suggestion.experiment import Search, strings
 
-_NUMBER, _WARM = "retune.number", "retune.warm-start"
+_NUMBER, _WARM, _SOURCE = "retune.number", "retune.warm-start", "retune.source"
 _STATUS: dict[int, Literal["completed", "failed", "running", "early_stopped"]] = {
     katib.CREATED: "running",
     katib.RUNNING: "running",
@@ -42,6 +43,7 @@ def trial_of(found: Search, entry: Observation) -> Any:
         trial.spec.labels.add(key=_NUMBER, value=str(entry.number))
     if entry.warm:
         trial.spec.labels.add(key=_WARM, value="true")
+        trial.spec.labels.add(key=_SOURCE, value=entry.source)
     trial.status.condition = _CONDITION[entry.status]
     for metric, value in entry.values.items():
         trial.status.observation.metrics.add(name=metric, value=repr(float(value)))
@@ -56,8 +58,7 @@ def history_of(found: Search, trials: Iterable[Any], first: bool = False) -> lis
     own = [entry for trial in sorted(trials, key=_order) if (entry := _observation(found, trial)) is not None]
     own = [entry for entry in own if entry.warm] if first else own
     history = list(found.warm) + [
-        Observation(e.assignment, e.status, e.values, e.name, place if e.number is None else e.number, e.warm)
-        for place, e in enumerate(own)
+        replace(e, number=place if e.number is None else e.number) for place, e in enumerate(own)
     ]
     issued = decode_issued(found)
     if not issued:
@@ -124,7 +125,8 @@ def _observation(found: Search, trial: Any) -> Observation | None:
     labels = {entry.key: entry.value for entry in trial.spec.labels}
     number = int(labels[_NUMBER]) if labels.get(_NUMBER, "").isdigit() else None
     status = _STATUS.get(trial.status.condition, "failed")
-    return Observation(assignment, status, values, trial.name, number, labels.get(_WARM) == "true")
+    warm, source = labels.get(_WARM) == "true", labels.get(_SOURCE, "")
+    return Observation(assignment, status, values, trial.name, number, warm, source)
 
 
 def _float(text: str) -> float:

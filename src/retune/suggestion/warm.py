@@ -1,7 +1,8 @@
 """Results of earlier studies as one algorithm setting: Katib has no message for trials that are not its own.
 
 ``3.0.17 validation_loss=1.25 peak_gpu_gib=40.1;4.1.2`` are two trials: the levels of each parameter, and the final
-metrics; one without metrics has failed.
+metrics; one without metrics has failed. ``@2`` behind the levels says that it is from the second earlier study, ``@0``
+that it is from an earlier part of the same search.
 """
 
 from __future__ import annotations
@@ -10,19 +11,24 @@ import re
 from collections.abc import Iterable
 from typing import Literal
 
-from retune.search import Observation
+from retune.search import SAME, Observation
 from retune.space import Space
 
 
 def encode(space: Space, warm: Iterable[Observation]) -> str:
     """Return finished trials as the text of a setting; those outside the space, and unfinished ones, are left out."""
     words = []
+    warm = list(warm)
+    sources = list(dict.fromkeys([SAME, *(entry.source for entry in warm)]))
     for entry in warm:
         if entry.status == "running" or not space.contains(entry.assignment):
             continue
         values = entry.values if entry.status != "failed" else {}
         levels = ".".join(map(str, space.encode(entry.assignment)))
-        words.append(" ".join([levels, *(f"{name}={float(value)!r}" for name, value in values.items())]))
+        place = [f"@{sources.index(entry.source)}"] if entry.source else []
+        words.append(
+            " ".join([levels, *place, *(f"{name}={float(value)!r}" for name, value in values.items())])
+        )
     return ";".join(words)
 
 
@@ -31,6 +37,10 @@ def decode(space: Space, text: str, problems: list[str]) -> list[Observation]:
     found = []
     for place, word in enumerate(filter(None, map(str.strip, text.split(";")))):
         levels, *metrics = word.split()
+        source = ""
+        if metrics and re.fullmatch(r"@\d+", metrics[0]):
+            source = SAME if metrics[0] == "@0" else metrics[0]
+            del metrics[0]
         try:
             tops = [parameter.levels for parameter in space.parameters]
             numbers = [int(level) for level in levels.split(".")] if re.fullmatch(r"[\d.]+", levels) else []
@@ -43,5 +53,7 @@ def decode(space: Space, text: str, problems: list[str]) -> list[Observation]:
             )
             continue
         status: Literal["completed", "failed"] = "completed" if values else "failed"
-        found.append(Observation(space.decode(numbers), status, values, f"warm-{place}", warm=True))
+        found.append(
+            Observation(space.decode(numbers), status, values, f"warm-{place}", warm=True, source=source)
+        )
     return found

@@ -167,11 +167,11 @@ def warm_start(study: Study) -> list[Observation]:
     for uri in study.search.warm_start:
         for record in Ledger(uri).records.values():
             if record.role in ("default", "search") and study.search.space.contains(record.assignment):
-                found.append(observation(record, f"warm-{len(found)}"))
+                found.append(observation(record, f"warm-{len(found)}", uri))
     return found
 
 
-def observation(record: TrialRecord, name: str) -> Observation:
-    """Return a finished trial as the search sees one of an earlier study."""
+def observation(record: TrialRecord, name: str, source: str) -> Observation:
+    """Return a finished trial as the search sees one of the earlier study `source`."""
     status: Literal["completed", "failed"] = "completed" if record.status == "completed" else "failed"
-    return Observation(record.assignment, status, dict(record.values), name, warm=True)
+    return Observation(record.assignment, status, dict(record.values), name, warm=True, source=source)

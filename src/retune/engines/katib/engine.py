@@ -26,6 +26,7 @@ from retune.engines.katib.history import Experiments
 from retune.errors import InputError, Interrupted, RetuneError
 from retune.events import Event, Finished, Issued, Looked
 from retune.records import Status, TrialRecord, now, versions
+from retune.search import SAME
 from retune.space import Assignment, Parameter, Value
 from retune.study import Study
 from retune.training.run_trial import TrialTask
@@ -143,7 +144,7 @@ class KatibEngine:
 
     def _create(self, left: int) -> Object:
         """Create an Experiment for the trials that are left; it is told of those that came before."""
-        earlier = [observation(r, f"warm-{r.trial}") for r in self._tried()]
+        earlier = [observation(r, f"warm-{r.trial}", SAME) for r in self._tried()]
         ours = algorithms.is_ours(self.study.search.algorithm)
         if self._katib_tried() and not ours:
             raise InputError(
