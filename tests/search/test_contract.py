@@ -370,7 +370,7 @@ def test_levels_of_several_earlier_studies_do_not_matter(algorithm):
     space = tribes2024()
     first = told(space, bowl, "first", 12)
     for shift in (0.0, 64.0):
-        second = told(space, lambda unit: bowl(unit) + shift, "second", 20)[12:]  # noqa: B023
+        second = told(space, lambda unit: bowl(unit) + shift, "second", 20)[12:]
         history = [*first, *second]
         own = [
             Observation(e.assignment, "completed", dict(e.values), number=k)
