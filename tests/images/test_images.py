@@ -241,6 +241,6 @@ def test_the_eval_image_runs_benchmarks_and_the_code_that_a_model_writes(contain
     assert done.returncode == 0, done.stderr
     records = {record["task"]: record for record in map(json.loads, done.stdout.splitlines())}
     assert {task: record["n"] for task, record in records.items()} == {"mmlu": 8, "humaneval": 8}
-    script = "from retune.evaluation import sandbox; print(sandbox.run('assert sum(range(10)) == 45').passed, sandbox.run('assert 0').passed)"
+    script = "from retune.evaluation.sandbox import runner as sandbox; print(sandbox.run('assert sum(range(10)) == 45').passed, sandbox.run('assert 0').passed)"
     tried = containers.run("eval", "-c", script, options=["--entrypoint", "python"])
     assert tried.stdout.split() == ["True", "False"], tried.stderr

@@ -26,8 +26,7 @@ from typing import Any
 from retune import store
 from retune.evaluation.decoding.generate import Decoder
 from retune.evaluation.prompts import pairs
-from retune.evaluation.sandbox import runner as sandbox
-from retune.evaluation.tasks import drop, lines, mmlu
+from retune.evaluation.tasks import drop, humaneval, lines, mmlu
 from retune.evaluation.tasks.question import Question, draw, mean
 from retune.records import digest
 from retune.study import TaskName
@@ -274,8 +273,8 @@ def _definitions() -> Path:
 
 def _run_tests(document: dict[str, Any], results: list[str]) -> dict[str, float]:
     """Return pass@1 of one completion."""
-    program = f"{document['prompt']}{results[0]}\n{document['test']}\ncheck({document['entry_point']})"
-    return {"pass@1": float(sandbox.run(program).passed)}
+    outcome = humaneval.run_tests(document["prompt"], results[0], document["test"], document["entry_point"])
+    return {"pass@1": float(outcome.passed)}
 
 
 def _judge(task: Any, part: Part) -> Iterator[tuple[Part, dict[str, Any], dict[str, float]]]:

@@ -60,17 +60,20 @@ def finished(text: str) -> bool:
     return "\n\n" in text.lstrip("\n")
 
 
-def program(question: Question, answer: str) -> str:
-    """Return the program that runs the problem's tests on an answer, as OpenAI's human-eval builds it."""
-    extra = question.extra
-    return f"{extra['prompt']}{answer}\n{extra['test']}\ncheck({extra['entry_point']})"
+def run_tests(prompt: str, answer: str, test: str, entry_point: str) -> sandbox.Outcome:
+    """Return whether an answer passes its problem's tests, which run in another process than the answer."""
+    return sandbox.check(prompt + answer, test, entry_point, prompt=prompt)
 
 
 def grade(questions: Sequence[Question], predictions: Sequence[str]) -> list[Verdict]:
     """Run every answer against its tests, a few at a time, each in its own sandbox."""
-    programs = [program(question, text) for question, text in zip(questions, predictions, strict=True)]
+
+    def run(question: Question, text: str) -> sandbox.Outcome:
+        extra = question.extra
+        return run_tests(extra["prompt"], text, extra["test"], extra["entry_point"])
+
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        outcomes = list(pool.map(sandbox.run, programs))
+        outcomes = list(pool.map(run, questions, predictions))
     return [Verdict(outcome.passed, outcome.reason) for outcome in outcomes]
 
 

@@ -1,0 +1,265 @@
+"""How a process gives up all it could do to the machine: namespaces, Landlock, seccomp, limits."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import resource
+import struct
+from typing import Any
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = (
+    0x20000,
+    0x4000000,
+    0x8000000,
+    0x10000000,
+    0x20000000,
+    0x40000000,
+)
+_MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
+_NO_NEW_PRIVS, _SET_SECCOMP = 38, 22
+_READ_SEARCH = 1 << 2  # CAP_DAC_READ_SEARCH
+_ROOT = os.getuid() == 0
+_MACHINE = ("x86_64", "aarch64").index(
+    os.uname().machine
+)  # others have no filter here, so nothing is run on them
+_AUDIT = (0xC000003E, 0xC00000B7)
+_SYSTEM_FOLDERS = ("/usr", "/lib", "/lib64", "/lib32", "/bin")
+
+# Syscall numbers (x86_64, aarch64; None where there is no such call) of what a program that only computes never needs.
+_FORBIDDEN: dict[str, tuple[int | None, int | None]] = {
+    "socket": (41, 198), "connect": (42, 203), "bind": (49, 200), "sendto": (44, 206), "sendmsg": (46, 211),
+    "sendmmsg": (307, 269), "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240), "setsid": (112, 157), "setpgid": (109, 154), "ptrace": (101, 117),
+    "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272),
+    "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281),
+    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97),
+    "setns": (308, 268), "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
+    "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218), "prlimit64": (302, 261),
+    "setpriority": (141, 140), "ioprio_set": (251, 30), "sched_setaffinity": (203, 122),
+    "sched_setscheduler": (144, 119), "sched_setparam": (142, 118), "sched_setattr": (314, 274),
+    "migrate_pages": (256, 238), "move_pages": (279, 239), "open_by_handle_at": (304, 265),
+    "name_to_handle_at": (303, 264), "fanotify_init": (300, 262), "memfd_create": (319, 279), "shmget": (29, 194),
+    "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180), "prctl": (157, 167), "personality": (135, 92),
+    "modify_ldt": (154, None), "iopl": (172, None), "ioperm": (173, None), "quotactl": (179, 60), "acct": (163, 89),
+    "syslog": (103, 116), "vhangup": (153, 58), "kexec_load": (246, 104), "kexec_file_load": (320, 294),
+    "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106), "reboot": (169, 142),
+    "swapon": (167, 224), "swapoff": (168, 225), "sethostname": (170, 161), "setdomainname": (171, 162),
+    "settimeofday": (164, 170), "clock_settime": (227, 112), "adjtimex": (159, 171), "clock_adjtime": (305, 266),
+}  # fmt: skip
+# From 424 on both have the same numbers. Of these only close_range, openat2, faccessat2, epoll_pwait2 and futex_waitv
+# are there; the others, and what kernels to come will add, are answered with ENOSYS: C libraries then do without.
+_NEW_CALLS, _ALLOWED_NEW_CALLS = 424, (436, 437, 439, 441, 449)
+# Calls that are forbidden by the bits or the value of one argument: name, numbers, which argument, bits, values.
+# clone: no new process, only threads, so that a limit of memory counts all of an answer; fcntl and ioctl: a pipe can
+# be told to send any signal to any process of the same user.
+_CLONE_THREAD, _CLONE_NEW = 0x10000, 0x7E020000
+_FCNTL = (8, 10, 15, 1024, 1026, 1031)  # F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ
+_IOCTL = (0x8901, 0x8902, 0x5452, 0x5412, 0x541C)  # FIOSETOWN, SIOCSPGRP, FIOASYNC, TIOCSTI, TIOCLINUX
+_NUMBERS = {
+    "pivot_root": (155, 41), "mount_setattr": (442, 442),
+    "landlock_create_ruleset": (444, 444), "landlock_add_rule": (445, 445), "landlock_restrict_self": (446, 446),
+}  # fmt: skip
+
+
+def shut(order: dict[str, Any], kept: list[int]) -> None:
+    """Give up everything that is not needed, in an order in which each step is still allowed.
+
+    Args:
+        order: isolation, limits, folders; see `runner`.
+        kept: the file descriptors that stay open, beside 0 to 2.
+
+    Raises:
+        OSError: if any of it is refused.
+
+    """
+    limits = order["limits"]
+    filters = order["isolation"] == "filters"
+    if filters:
+        os.chdir("/")
+    else:
+        _own_file_system(order["scratch"], order["python"], limits["scratch_mib"])
+    bounds = [2, *sorted(kept), 65536]
+    for before, after in itertools.pairwise(bounds):
+        os.closerange(before + 1, after)
+    if _ROOT:
+        _become_nobody(keep_reading=filters)
+    _call("prctl", _NO_NEW_PRIVS, 1, 0, 0, 0)
+    _keep_capabilities(_READ_SEARCH if filters and _ROOT else 0)
+    if filters:
+        _landlock([*_SYSTEM_FOLDERS, *order["python"], "/dev/null", "/dev/urandom"])
+    _limit(limits)
+    _forbid()
+
+
+def leave_namespaces() -> None:
+    """Leave the network, processes, mounts and IPC of the machine; children are born into the new ones."""
+    away = _NEWNS | _NEWPID | _NEWNET | _NEWIPC | _NEWUTS
+    if _ROOT:
+        _call("unshare", away)
+        return
+    uid, gid = os.getuid(), os.getgid()
+    _call("unshare", away | _NEWUSER)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+
+
+def _own_file_system(root: str, python: list[str], scratch_mib: int) -> None:
+    """Move into a file system that holds the Python installation, read-only, and an empty /scratch in memory."""
+    _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
+    _mount("tmpfs", root, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
+    shown: list[str] = []
+    for folder in [*_SYSTEM_FOLDERS, *python]:
+        if any(folder == above or folder.startswith(above + "/") for above in shown) or not os.path.isdir(
+            folder
+        ):
+            continue
+        inside = root + folder
+        os.makedirs(os.path.dirname(inside), exist_ok=True)
+        if os.path.islink(folder):
+            os.symlink(os.readlink(folder), inside)
+            continue
+        os.makedirs(inside)
+        _mount(folder, inside, None, _MS_BIND | _MS_REC)
+        _read_only(inside, recursive=True)
+        shown.append(folder)
+    os.mkdir(root + "/dev")
+    for device in ("/dev/null", "/dev/urandom"):
+        os.close(os.open(root + device, os.O_CREAT | os.O_WRONLY))
+        _mount(device, root + device, None, _MS_BIND)
+    os.mkdir(root + "/scratch")
+    _mount(
+        "tmpfs",
+        root + "/scratch",
+        "tmpfs",
+        _MS_NOSUID | _MS_NODEV,
+        f"size={scratch_mib}m,nr_inodes=1000,mode=777",
+    )
+    _read_only(root, recursive=False)
+    os.chdir(root)
+    _syscall("pivot_root", b".", b".")
+    _call("umount2", b".", 2)  # MNT_DETACH: the old root lies over the new one until here
+    os.chdir("/scratch")
+
+
+def _mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    texts = [text.encode() if text is not None else None for text in (source, target, kind, data)]
+    _call("mount", texts[0], texts[1], texts[2], flags, texts[3])
+
+
+def _read_only(target: str, recursive: bool) -> None:
+    attributes = struct.pack("QQQQ", 1 | 2, 0, 0, 0)  # set MOUNT_ATTR_RDONLY and _NOSUID
+    _syscall("mount_setattr", -100, target.encode(), 0x8000 if recursive else 0, attributes, len(attributes))
+
+
+def _become_nobody(keep_reading: bool) -> None:
+    """Become a user that owns nothing and that no other program runs as, so that limits count this one alone.
+
+    Without a file system of its own the program must still read a Python that may lie in a private folder: the
+    right to read is kept then, and Landlock says where.
+    """
+    if keep_reading:
+        _call("prctl", 8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
+    os.setgroups([])
+    problem = OSError()
+    for number in (1_000_000 + int.from_bytes(os.urandom(3), "big"), 65534):
+        try:
+            os.setresgid(number, number, number)
+            os.setresuid(number, number, number)
+            return
+        except OSError as error:
+            problem = error
+    raise problem
+
+
+def _keep_capabilities(kept: int) -> None:
+    """Drop every capability but those of the bit mask `kept`."""
+    header = struct.pack("Ii", 0x20080522, 0)
+    _call("capset", header, struct.pack("IIIIII", kept, kept, 0, 0, 0, 0))
+
+
+def _landlock(readable: list[str]) -> None:
+    """Allow reading `readable` and what lies below, and writing /dev/null; no other file is opened, or made, at all."""
+    version = _LIBC.syscall(444, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
+    if version < 1:
+        raise OSError(ctypes.get_errno(), "Landlock is not there")
+    files = (1 << (13 if version < 2 else 14 if version < 3 else 15 if version < 5 else 16)) - 1
+    ports, scopes = 3, 3  # binding and connecting; abstract sockets of, and signals to, the outside
+    ruled = struct.pack("QQQ", files, ports, scopes)[: 8 if version < 4 else 16 if version < 6 else 24]
+    ruleset = _syscall("landlock_create_ruleset", ruled, len(ruled), 0)
+    for path in readable:
+        if not os.path.exists(path):
+            continue
+        rights = (
+            1 | 4 | 8 if os.path.isdir(path) else 4 | 2 * (path == "/dev/null")
+        )  # 1 maps, 2 writes, 4 reads, 8 lists
+        place = os.open(path, os.O_PATH)
+        _syscall("landlock_add_rule", ruleset, 1, struct.pack("=Qi", rights, place), 0)
+        os.close(place)
+    _syscall("landlock_restrict_self", ruleset, 0)
+    os.close(ruleset)
+
+
+def _limit(limits: dict[str, Any]) -> None:
+    cpu = int(limits["seconds"]) + 1
+    for kind, value in (
+        (resource.RLIMIT_CPU, cpu),
+        (resource.RLIMIT_AS, limits["memory_mib"] << 20),
+        (resource.RLIMIT_FSIZE, limits["file_mib"] << 20),
+        (resource.RLIMIT_NOFILE, limits["open_files"]),
+        (resource.RLIMIT_NPROC, limits["threads"]),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(kind, (value, value))
+
+
+def _forbid() -> None:
+    """Install the seccomp filter: what `_FORBIDDEN` names fails with EPERM."""
+    load, equal, at_least, any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06
+    allow, kill = (answer, 0, 0, 0x7FFF0000), (answer, 0, 0, 0x80000000)
+    refuse, no_such = (answer, 0, 0, 0x00050000 | 1), (answer, 0, 0, 0x00050000 | 38)
+    code = [(load, 0, 0, 4), (equal, 1, 0, _AUDIT[_MACHINE]), kill, (load, 0, 0, 0)]
+    code += [(at_least, 0, 1, 0x40000000), refuse]  # x86's second table of calls (x32)
+    for numbers in _FORBIDDEN.values():
+        number = numbers[_MACHINE]
+        if number is not None:
+            code += [(equal, 0, 1, number), refuse]
+    for number in _ALLOWED_NEW_CALLS:
+        code += [(equal, 0, 1, number), allow]
+    code += [(at_least, 0, 1, _NEW_CALLS), no_such]
+    first, second = 16, 24  # where the low halves of the arguments lie
+    clone = [
+        (load, 0, 0, first),
+        (any_bit, 0, 1, _CLONE_NEW),
+        refuse,
+        (any_bit, 1, 0, _CLONE_THREAD),
+        refuse,
+        allow,
+    ]
+    for numbers, block in (
+        ((56, 220), clone),
+        ((72, 25), [(load, 0, 0, second), *(line for value in _FCNTL for line in ((equal, 0, 1, value), refuse)), allow]),
+        ((16, 29), [(load, 0, 0, second), *(line for value in _IOCTL for line in ((equal, 0, 1, value), refuse)), allow]),
+    ):  # fmt: skip
+        code += [(equal, 0, len(block), numbers[_MACHINE]), *block]
+    code.append(allow)
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
+    _call("prctl", _SET_SECCOMP, 2, struct.pack("HxxxxxxP", len(code), ctypes.addressof(program)), 0, 0)
+
+
+def _call(name: str, *arguments: Any) -> int:
+    """Call a function of the C library; raise OSError if it returns -1."""
+    given = [ctypes.c_ulong(argument) if isinstance(argument, int) else argument for argument in arguments]
+    result: int = getattr(_LIBC, name)(*given)
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+    return result
+
+
+def _syscall(name: str, *arguments: Any) -> int:
+    """Make a system call that the C library may have no function for."""
+    return _call("syscall", _NUMBERS[name][_MACHINE], *arguments)

@@ -1,0 +1,193 @@
+"""No forged answer passes, no answer changes another's verdict, and every solution still passes."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from retune.evaluation.sandbox import roles, runner, wire
+from retune.evaluation.tasks import humaneval
+from retune.evaluation.tasks.question import Question
+
+from . import attacks
+
+SOURCE = Path(__file__).parents[3] / "src"
+
+
+def judge(completion, isolation=None, seconds=2.0):
+    limits = runner.Limits(seconds=seconds, memory_mib=512)
+    return runner.check(
+        attacks.TARGET + completion,
+        attacks.TESTS,
+        "total",
+        prompt=attacks.TARGET,
+        limits=limits,
+        isolation=isolation,
+    )
+
+
+def isolations():
+    for isolation in ("namespaces", "filters"):
+        try:
+            runner._once([{"role": "program", "program": "pass"}], runner.DEFAULT, isolation)
+        except OSError:
+            continue
+        yield isolation
+
+
+@pytest.mark.parametrize("isolation", ["namespaces", "filters"])
+def test_no_forgery_passes(isolation):
+    if isolation not in isolations():
+        pytest.skip(f"this machine does not grant {isolation}")
+    forged = attacks.FORGERIES | attacks.HOGS
+    texts = [attacks.SOLUTION, *forged.values(), attacks.SOLUTION]
+    with ThreadPoolExecutor(4) as pool:
+        first, *outcomes, last = pool.map(functools.partial(judge, isolation=isolation), texts)
+    assert first.passed, first
+    assert last.passed, last
+    passed = [name for name, outcome in zip(forged, outcomes, strict=True) if outcome.passed]
+    assert passed == []
+    assert all(outcome.reason for outcome in outcomes)
+
+
+def test_what_a_function_may_return_arrives_as_it_was():
+    """By the judge's own tests: each kind of plain data goes there and back, with its type."""
+    values = (
+        "[None, True, 0, -7, 1 << 80, -(1 << 70), 0.1, -0.0, 1e308, float('inf'), 3 + 4j, '', 'ü\\u2028\\ud800', b'\\x00', bytearray(b'x'),"
+        " [], [[1], [2]], (1, (2,)), {1, 2}, frozenset('a'), {'a': [1], (1, 2): None}, range(3), Decimal('0.10'),"
+        " Fraction(1, 3), deque([1])]"
+    )
+    imports = "from collections import Counter, OrderedDict, deque, namedtuple\nfrom decimal import Decimal\nfrom fractions import Fraction\n"
+    tests = (
+        f"{imports}def check(candidate):\n"
+        f"    for value in {values}:\n"
+        "        back = candidate(value)\n"
+        "        assert type(back) is type(value) and repr(back) == repr(value), (value, back)\n"
+        "    assert candidate(float('nan')) != candidate(float('nan'))\n"
+        "    assert list(candidate(x for x in 'ab')) == ['a', 'b']\n"
+        "    assert list(candidate({1: 2}.values())) == [2] and candidate({1: 2}.keys()) == {1}\n"
+        "    assert candidate(value=Counter('aa')) == {'a': 2}\n"
+        "    assert candidate(namedtuple('P', 'x y')(1, 2)) == (1, 2)\n"
+        "    kept = [3, 1]\n    candidate(kept)\n    assert kept == [3, 1]\n"
+    )
+    outcome = runner.check("def same(value):\n    return value\n", tests, "same")
+    assert outcome.passed, outcome
+
+
+@pytest.mark.parametrize(
+    ("body", "tests", "reason"),
+    [
+        ("    raise ValueError('so')", "    try:\n        c()\n    except ValueError as e:\n        assert str(e) == 'so'\n    else: assert 0", ""),
+        ("    class Own(Exception): pass\n    raise Own('so')", "    c()", "Own: so"),
+        ("    return 1 / 0", "    c()", "ZeroDivisionError: division by zero"),
+        ("    return object()", "    c()", "TypeError: an object of type object is no plain data, which alone is handed over"),
+        ("    import os; os._exit(0)", "    try:\n        c()\n    except BaseException: pass", "ended before its last line"),
+        ("    return 1", "    c(lambda: 1)", "TypeError: an object of type function is no plain data, which alone is handed over"),
+        ("    return 1", "    assert c() == 2, 'why'", "AssertionError: why"),
+        ("    return 'x' * (17 << 20)", "    c()", "ended before its last line"),
+    ],
+)  # fmt: skip
+def test_how_an_answer_ended_is_said(body, tests, reason):
+    outcome = runner.check(f"def f(*a):\n{body}\n", f"def check(c):\n{tests}\n", "f")
+    assert (outcome.passed, outcome.reason) == (not reason, reason)
+
+
+def test_an_answer_sees_no_test():
+    """All that the answer's process holds is searched for a text of the tests."""
+    answer = (
+        "def f(word):\n"
+        "    import gc, sys\n"
+        "    seen = [repr(frame) + repr(frame.f_locals) for frame in sys._current_frames().values()]\n"
+        "    frame = sys._getframe()\n"
+        "    while frame:\n"
+        "        seen += [repr(list(frame.f_locals.items())), repr(list(frame.f_globals.items()))]\n"
+        "        frame = frame.f_back\n"
+        "    seen += [repr(thing) for thing in gc.get_objects() if type(thing) in (dict, list, tuple)]\n"
+        "    return any(word[::-1] in text for text in seen)\n"
+    )
+    tests = "def check(candidate):\n    assert 'not_for_you'\n    assert candidate('uoy_rof_ton') is False\n"
+    assert runner.check(answer, tests, "f") == runner.Outcome(True)
+
+
+def test_a_sandbox_that_cannot_be_set_up_is_tried_again(monkeypatch):
+    asked = []
+    once = runner._once
+
+    def short(orders, limits, isolation):
+        asked.append(isolation)
+        if len(asked) < 3:
+            raise runner.SetupError("no memory for a process")
+        return once(orders, limits, isolation)
+
+    monkeypatch.setattr(runner, "_PAUSES", (0.0, 0.0, 0.0))
+    isolation = runner.available()
+    monkeypatch.setattr(runner, "_once", short)
+    assert judge(attacks.SOLUTION).passed
+    assert asked == [isolation] * 3
+    asked[:] = [None] * -9
+    monkeypatch.setattr(runner, "_once", lambda *words: (_ for _ in ()).throw(runner.SetupError("never")))
+    with pytest.raises(OSError, match="never"):
+        judge(attacks.SOLUTION)
+
+
+def test_without_root_a_pipe_sends_no_signal(tmp_path):
+    """Where retune itself runs as the answer's user, F_SETOWN would let the answer kill it."""
+    if os.getuid() != 0:
+        pytest.skip("needs root, to become another user")
+    program = (
+        "import os, sys\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        f"sys.path.insert(0, {str(SOURCE)!r})\n"
+        "from retune.evaluation.sandbox import runner\n"
+        f"attack = {attacks.HOGS['a signal by a pipe'].replace('os.getppid(), ', 'PARENT, os.getppid(), ')!r}.replace('PARENT', str(os.getpid()))\n"
+        f"kept = runner.run({'def f(numbers):' + chr(10)!r} + attack + 'f([])', isolation='filters')\n"
+        f"judged = runner.check({attacks.TARGET!r} + attack, {attacks.TESTS!r}, 'total', isolation='filters')\n"
+        "print('alive', kept.passed, judged.passed)\n"
+    )
+    for python in (sys._base_executable, "/usr/bin/python3"):  # the first may lie in a folder of root's
+        done = subprocess.run([python, "-c", program], capture_output=True, text=True, timeout=100, cwd="/")
+        if not any(
+            word in done.stderr for word in ("could not be set up", "No module named", "Permission", "syntax")
+        ):
+            break
+    else:
+        pytest.skip(f"another user has no Python or no filters here: {done.stderr[-200:]}")
+    assert done.stdout.split() == ["alive", "True", "False"], done
+
+
+def test_messages_are_read_to_the_letter():
+    reader, writer = os.pipe()
+    wire.send(writer, ["n", "value", wire.encode({(1, 2): [b"x"]})])
+    assert roles._value(wire.receive(reader), "n") == {(1, 2): [b"x"]}
+    for strange in (None, [], ["n", "value"], ["n", "value", 1, 2], ["m", "value", 1], ["n", "?", 1], ["n", "value", ["?"]],
+                    ["n", "value", {"a": 1}], ["n", "error", 1], ["n", "value", ["i", "zz"]], ["n", "value", ["s", ["l"]]]):  # fmt: skip
+        with pytest.raises(wire.Broken):
+            roles._value(json.loads(json.dumps(strange)), "n")
+    os.write(writer, b"\xff\xff\xff\xff")
+    with pytest.raises(wire.Broken, match="16 MiB"):
+        wire.receive(reader)
+    os.write(writer, b"\x00\x00\x00\x01[")
+    with pytest.raises(wire.Broken):
+        wire.receive(reader)
+    os.close(writer)
+    with pytest.raises(wire.Broken):
+        wire.receive(reader)
+    os.close(reader)
+
+
+def test_grading_gives_every_answer_a_verdict():
+    extra = {"prompt": attacks.TARGET, "test": attacks.TESTS, "entry_point": "total"}
+    question = Question("T/0", "", "", (), attacks.TARGET, attacks.SOLUTION, extra)
+    texts = [
+        attacks.SOLUTION,
+        attacks.HOGS["memory"],
+        attacks.SOLUTION,
+        attacks.FORGERIES["strange messages"],
+    ]
+    verdicts = humaneval.grade([question] * 4, texts)
+    assert [verdict.right for verdict in verdicts] == [True, False, True, False]
