@@ -14,9 +14,9 @@ from pathlib import Path
 from retune import store
 from retune.records import TrialRecord
 from retune.report.style import new_figure, to_svg
-from retune.steps.search import SearchRecord
 from retune.study import Study
 from retune.workspace.ledger import BASE, DEFAULT, Ledger
+from retune.workspace.search_folder import SearchRecord
 
 
 class Found:

@@ -16,9 +16,10 @@ def benchmark(study: str, search_uri: str, search_digest: str, metrics: dsl.Outp
     from retune.records import digest
     from retune.steps.benchmark import benchmark as step
     from retune.steps.entry import entry
+    from retune.workspace.search_folder import SearchFolder
 
     with entry(study) as resolved:
-        records = step(resolved, search_uri)
+        records = step(resolved, SearchFolder(search_uri))
         for record in records:
             metrics.log_metric(f"{record.model}/{record.task}", record.score)
         return digest([(record.model, record.task, record.score) for record in records])

@@ -15,6 +15,7 @@ def promote(study: str, search_uri: str, version: str, data_uri: str) -> str:
     """
     from retune.steps.entry import entry
     from retune.steps.promote import promote as step
+    from retune.workspace.search_folder import SearchFolder
 
     with entry(study) as resolved:
-        return str(step(resolved, search_uri, data_uri).decision)
+        return str(step(resolved, SearchFolder(search_uri), data_uri).decision)

@@ -15,11 +15,12 @@ def register(study: str, search_uri: str, chosen: str, adapter: dsl.Output[dsl.M
     """
     from retune.steps.entry import entry
     from retune.steps.register import register as step
-    from retune.workspace.ledger import Ledger
+    from retune.workspace.search_folder import SearchFolder
 
     with entry(study) as resolved:
-        version = step(resolved, search_uri)
-        adapter.uri = Ledger(search_uri).records[chosen].adapter_uri or ""
+        folder = SearchFolder(search_uri)
+        version = step(resolved, folder)
+        adapter.uri = folder.trials[chosen].adapter_uri or ""
         adapter.metadata.update(
             {"model": resolved.promote.model, "version": version, "base": resolved.model.base}
         )

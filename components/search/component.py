@@ -17,18 +17,19 @@ def search(study: str, data_uri: str, data_digest: str, metrics: dsl.Output[dsl.
         study: the study as JSON. data_uri, data_digest: the mixed data. metrics: the best, default and base objective.
 
     """
+    from retune.processes import stop_signals
     from retune.steps.entry import entry
     from retune.steps.search import search as step
-    from retune.workspace.ledger import BASE, DEFAULT, Ledger
+    from retune.workspace.ledger import BASE, DEFAULT
 
-    with entry(study) as resolved:
-        folder, record = step(resolved, data_uri)
+    with entry(study) as resolved, stop_signals() as signals:
+        folder = step(resolved, data_uri, lambda: signals() > 0)
+        record = folder.search
         metric = resolved.search.objective.metric
-        ledger = Ledger(folder)
         for name, trial in (("base", BASE), ("default", DEFAULT), ("best", record.best)):
-            value = ledger.records[trial].objective(metric) if trial in ledger.records else None
+            value = folder.trials[trial].objective(metric) if trial in folder.trials else None
             if value is not None:
                 metrics.log_metric(f"{name}_{metric}", value)
         metrics.log_metric("trials", record.trials)
         metrics.log_metric("failed", record.failed)
-        return (folder, record.digest)  # type: ignore[return-value]
+        return (folder.uri, record.digest)  # type: ignore[return-value]

@@ -15,6 +15,7 @@ def select(study: str, search_uri: str, bench_digest: str) -> str:
     """
     from retune.steps.entry import entry
     from retune.steps.select import select as step
+    from retune.workspace.search_folder import SearchFolder
 
     with entry(study) as resolved:
-        return str(step(resolved, search_uri).chosen)
+        return str(step(resolved, SearchFolder(search_uri)).chosen)

@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 PARENT = "RETUNE_PARENT_PID"
 """Environment variable naming the process to end with, where it is not the direct parent (a shell is in between)."""
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], int]]:
+    """Yield a function that counts the SIGINT and SIGTERM so far; both do nothing else inside the block.
+
+    For programs: a library function must not take signals away from whoever calls it. Outside of the main thread
+    Python allows no handlers, and none is set.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+    seen: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda number, frame: seen.append(number)) for number in numbers]
+    try:
+        yield lambda: len(seen)
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def die_with_parent(poll_seconds: float = 0.5) -> None:

@@ -5,9 +5,9 @@ import pytest
 from retune import models, store
 from retune.data import mixing
 from retune.records import TrialRecord
-from retune.steps.search import SearchRecord
 from retune.workspace import folders
 from retune.workspace.ledger import Ledger
+from retune.workspace.search_folder import SearchFolder, SearchRecord
 from tests.evaluation.conftest import make_adapter, make_base, write_mmlu
 
 
@@ -39,4 +39,4 @@ def searched(small, tmp_path):
         digest="d", data_digest=record.digest, hours=0.1,
     )  # fmt: skip
     store.write(store.join(folder, "search.json"), made.to_json())
-    return study, folder, tmp_path
+    return study, SearchFolder(folder), tmp_path

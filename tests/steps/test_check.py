@@ -46,7 +46,7 @@ def test_adapters_of_a_finished_search_are_checked_before_they_are_scored(search
     assert "trial-001: there is no adapter at" in told
     assert "trial-002" in told
     assert "was made for another base" in told
-    with benchmark.Stamps(folder).step("benchmark", benchmark.inputs(study, folder)):
+    with folder.stamps.step("benchmark", benchmark.inputs(study, folder)):
         pass
     check(study)  # scored already: nobody needs the adapters
 

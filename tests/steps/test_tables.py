@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from retune import store
 from retune.cli import cli
 from retune.errors import InputError, RetuneError
 from retune.records import BenchRecord
@@ -14,13 +13,13 @@ from retune.steps.select import select
 from retune.steps.tables import tables
 
 
-def score(folder: str, trial: str, right: list[bool], prompt: str = "p") -> None:
+def score(folder, trial: str, right: list[bool], prompt: str = "p") -> None:
     answers = [{"id": f"anatomy/{k}", "prompt": f"{prompt}{k}", "right": one} for k, one in enumerate(right)]
     record = BenchRecord(
         model=trial, task="mmlu", score=sum(right) / len(right), stderr=0.05, n=len(right), shots=5,
         protocol="instruct-eval", answers=answers,
     )  # fmt: skip
-    store.write(store.join(folder, "bench", trial, "mmlu.json"), record.to_json())
+    folder.write(f"bench/{trial}/mmlu.json", record)
 
 
 @pytest.fixture
@@ -51,14 +50,14 @@ def test_tables_of_a_study_are_the_choice_that_its_step_makes(scored):
 def test_another_rule_is_shown_beside_what_the_study_chose_and_changes_nothing(scored):
     study, folder, _ = scored
     select(study, folder)
-    before = {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in Path(folder.uri).rglob("*") if path.is_file()}
     by_loss = study.model_copy(
         update={"select": study.select.model_copy(update={"rule": "lexicographic", "order": ["objective"]})}
     )
     board = tables(by_loss)
     assert board.selection.chosen == "trial-002"
     assert "The study itself chose trial-001" in board.notes[0]
-    assert {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in Path(folder.uri).rglob("*") if path.is_file()} == before
 
 
 def test_the_command_reads_the_study_file(scored):
@@ -79,7 +78,7 @@ def test_scores_of_other_prompts_stop_the_choice(scored):
     for choose in (lambda: tables(study), lambda: select(study, folder)):
         with pytest.raises(InputError, match="60 differ: anatomy/0, anatomy/1, anatomy/10 and 57 more"):
             choose()
-    assert not (Path(folder) / "selection.json").exists()
+    assert not (Path(folder.uri) / "selection.json").exists()
 
 
 def test_a_study_without_a_finished_search_has_no_tables(small):

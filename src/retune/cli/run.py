@@ -23,7 +23,8 @@ def command(study_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """
     from retune import study
     from retune.cli._show import Display, show_outcome
-    from retune.launch import local as here
+    from retune.launch import local
+    from retune.processes import stop_signals
     from retune.steps import outcome
     from retune.steps.check import check
     from retune.steps.plan import plan
@@ -31,9 +32,9 @@ def command(study_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
     loaded = study.load(study_file, overrides)
     check(loaded)
     states = plan(loaded)
-    with Display(states, quiet=as_json) as display:
+    with Display(states, quiet=as_json) as display, stop_signals() as stops:
         if not all(states.values()):
-            here.run(loaded, display.update)
+            local.run(loaded, display.update, stops)
     result = outcome.read(loaded)
     if as_json:
         click.echo(result.model_dump_json(indent=2))

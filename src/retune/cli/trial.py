@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from retune.errors import EXIT_FAILED, InputError
+from retune.processes import stop_signals
 from retune.records import Role, TrialRecord, now
 from retune.study import Study, load, parse
 
@@ -79,7 +78,7 @@ def command(
     \b
     Exit codes: 0 done; 1 failed (why: trial.json); 2 bad input; 75 interrupted, run again
     """
-    with _asked() as asked:  # before the heavy imports: a stop must not be missed
+    with stop_signals() as signals:  # before the heavy imports: a stop must not be missed
         from retune.training.resident import ResidentBase
         from retune.training.run_trial import TrialTask, run_trial
 
@@ -94,7 +93,7 @@ def command(
             folder=out,
         )
         printer = _Printer()
-        record = run_trial(chosen, data, task, ResidentBase(chosen.model), printer, asked)
+        record = run_trial(chosen, data, task, ResidentBase(chosen.model), printer, lambda: signals() > 0)
     printer.end(record)
     if record.status != "completed":
         click.secho(f"failed: {record.reason}", fg="red", err=True)
@@ -117,19 +116,6 @@ def _read(study: str, overrides: tuple[str, ...]) -> Study:
     if not isinstance(content, dict):
         raise InputError("a study is a JSON object", study)
     return parse(content, study)
-
-
-@contextmanager
-def _asked() -> Iterator[Callable[[], bool]]:
-    """Yield the question whether SIGTERM or SIGINT asked this program to stop."""
-    asked: list[int] = []
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda number, frame: asked.append(number)) for number in numbers]
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 class _Printer:

@@ -34,14 +34,18 @@ class Log:
         return errors[-1] if errors else "no error was printed"
 
 
-def run(study: Study, watch: Callable[[progress.Progress | None], None]) -> None:
+def run(
+    study: Study,
+    watch: Callable[[progress.Progress | None], None],
+    stops: Callable[[], int] = lambda: 0,
+) -> None:
     """Run the pipeline `search` on this machine until it ends.
-
-    SIGINT or SIGTERM ask the running trials to save a checkpoint; a second one ends at once.
 
     Args:
         study: the resolved study.
-        watch: called about four times a second with the latest progress.
+        watch: called about four times a second with the latest progress. An error in it ends the run.
+        stops: how often a stop was asked for so far. The first lets running trials save a checkpoint, a second one
+            ends the run at once.
 
     Raises:
         Interrupted: if it was stopped; running it again carries on.
@@ -55,10 +59,15 @@ def run(study: Study, watch: Callable[[progress.Progress | None], None]) -> None
         log = Log(work / "logs" / "pipeline.log")
         log.path.parent.mkdir(parents=True, exist_ok=True)
         process = _start(study, work, log)
-        asked = _ask_to_stop_on_signal(work, process)
+        asked = 0
         try:
             while process.poll() is None:
                 watch(progress.read(work / "progress.json"))
+                asked = stops()
+                if asked == 1:
+                    (work / STOP_FILE).touch()
+                elif asked > 1:
+                    break
                 time.sleep(POLL_SECONDS)
         finally:
             _end(process)
@@ -79,20 +88,6 @@ def _start(study: Study, work: Path, log: Log) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True
         )
-
-
-def _ask_to_stop_on_signal(work: Path, process: subprocess.Popen[bytes]) -> list[int]:
-    asked: list[int] = []
-
-    def handle(number: int, _frame: object) -> None:
-        if asked:
-            _end(process)
-        asked.append(number)
-        (work / STOP_FILE).touch()
-
-    signal.signal(signal.SIGINT, handle)
-    signal.signal(signal.SIGTERM, handle)
-    return asked
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

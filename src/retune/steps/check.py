@@ -8,9 +8,9 @@ from retune import models, search, store
 from retune.data import mixing
 from retune.errors import InputError, RetuneError
 from retune.evaluation import bench
-from retune.steps import benchmark, plan
+from retune.steps import benchmark
 from retune.study import Study
-from retune.workspace.stamps import Stamps
+from retune.workspace.search_folder import SEARCH, SearchFolder
 
 
 def check(study: Study) -> None:
@@ -95,16 +95,14 @@ def _base(study: Study) -> None:
 def _candidates(study: Study) -> None:
     """Refuse adapters that are gone or fit another base, where a finished search is yet to be benchmarked."""
     try:
-        folder = plan.search_of(study)
+        folder = SearchFolder.of(study)
     except (RetuneError, FileNotFoundError):
         return  # the data or the base are not there, which is told above
-    if folder is None or not store.exists(store.join(folder, "search.json")):
+    if folder is None or not folder.has(SEARCH):
         return
-    if Stamps(folder).outputs("benchmark", benchmark.inputs(study, folder)) is not None:
+    if folder.stamps.outputs("benchmark", benchmark.inputs(study, folder)) is not None:
         return
-    candidates = [
-        bench.Candidate(t.trial, t.adapter_uri, t.adapter_digest) for t in benchmark.chosen(study, folder)
-    ]
+    candidates = [bench.Candidate(t.trial, t.adapter_uri, t.adapter_digest) for t in folder.candidates(study)]
     problems = bench.check_candidates(study.model, candidates)
     if problems:
         raise InputError(problems)

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from retune import store
 from retune.errors import RetuneError
 from retune.records import GateRecord
 from retune.selection.choice import Selection
 from retune.selection.pareto import ParetoTrial, pareto_set
-from retune.steps import benchmark, plan
-from retune.steps.promote import read_gate
-from retune.steps.report import PAGE
-from retune.steps.select import read_selection
 from retune.study import Study
-from retune.workspace.ledger import Ledger
+from retune.workspace.search_folder import GATE, PAGE, SearchFolder
 
 
 class Outcome(BaseModel):
     """The end of a study.
 
     Attributes:
-        folder: where its records are. report: the page to open. version: of the registered model.
-        left: tracking operations that MLflow has not got yet.
+        folder: URI of the search, where its records are. report: the page to open.
+        model: the registered model. tracking: MLflow's URI. stopped_by: ``trials``, ``failures`` or ``hours``.
+        trials, failed: settings that were tried, and how many of them failed. hours: spent on the search.
+        selection: the chosen trial and why. gate: whether it became champion and why.
         pareto: of a study with several objectives, the trials that none beats in all of them.
 
     """
@@ -48,21 +45,21 @@ def read(study: Study) -> Outcome:
         RetuneError: if it is not finished.
 
     """
-    folder = plan.search_of(study)
-    if folder is None or not store.exists(store.join(folder, "gate.json")):
+    folder = SearchFolder.of(study)
+    if folder is None or not folder.has(GATE):
         raise RetuneError(f"study {study.name!r} is not finished; run it to the end first")
-    search = benchmark.read_search(folder)
+    search = folder.search
     return Outcome(
         study=study.name,
-        folder=folder,
-        report=store.join(folder, PAGE),
+        folder=folder.uri,
+        report=folder.path(PAGE),
         model=study.promote.model,
         tracking=study.tracking.uri,
         stopped_by=search.stopped_by,
         trials=search.trials,
         failed=search.failed,
         hours=search.hours,
-        selection=read_selection(folder),
-        gate=read_gate(folder),
-        pareto=pareto_set(list(Ledger(folder).records.values()), study.search),
+        selection=folder.selection,
+        gate=folder.gate,
+        pareto=pareto_set(list(folder.trials.values()), study.search),
     )

@@ -9,9 +9,10 @@ from retune.data import mixing
 from retune.steps import benchmark, promote, register, report, search, select
 from retune.study import Study
 from retune.workspace import folders
-from retune.workspace.stamps import STEPS, Stamps
+from retune.workspace.search_folder import SearchFolder
+from retune.workspace.stamps import STEPS
 
-_INPUTS: dict[str, Callable[[Study, str], object]] = {
+_INPUTS: dict[str, Callable[[Study, SearchFolder], object]] = {
     "search": search.inputs,
     "benchmark": benchmark.inputs,
     "select": select.inputs,
@@ -33,15 +34,6 @@ def plan(study: Study) -> dict[str, bool]:
 def _states(study: Study) -> Iterator[bool]:
     data = folders.data_folder(study)
     yield store.exists(store.join(data, "mix.json"))
-    folder = folders.search_folder(study, mixing.read_mix_record(data).digest)
+    folder = SearchFolder(folders.search_folder(study, mixing.read_mix_record(data).digest))
     for step, inputs in _INPUTS.items():
-        yield Stamps(folder).outputs(step, inputs(study, folder)) is not None
-
-
-def search_of(study: Study) -> str | None:
-    """Return the folder of this study's search if there is one, finished or not."""
-    data = folders.data_folder(study)
-    if not store.exists(store.join(data, "mix.json")):
-        return None
-    folder = folders.search_folder(study, mixing.read_mix_record(data).digest)
-    return folder if store.exists(store.join(folder, "study.json")) else None
+        yield folder.stamps.outputs(step, inputs(study, folder)) is not None

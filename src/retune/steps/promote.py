@@ -12,32 +12,30 @@ from retune import models, store
 from retune.records import GateRecord, digest
 from retune.registry import gate, promotion
 from retune.registry.gate import ChampionFacts
-from retune.steps.benchmark import read_benches
-from retune.steps.select import read_selection
 from retune.study import Study
 from retune.training.resident import ResidentBase, data_digest
-from retune.workspace.ledger import BASE, DEFAULT, Ledger
-from retune.workspace.stamps import Stamps
+from retune.workspace.ledger import BASE, DEFAULT
+from retune.workspace.search_folder import GATE, SELECTION, SearchFolder
 
 
-def inputs(study: Study, folder: str) -> dict[str, Any]:
+def inputs(study: Study, folder: SearchFolder) -> dict[str, Any]:
     """Return what decides the outcome of this step."""
-    selection = digest(store.read(store.join(folder, "selection.json")))
-    version = (Stamps(folder).last("register") or {}).get("version")
+    selection = digest(store.read(folder.path(SELECTION)))
+    version = (folder.stamps.last("register") or {}).get("version")
     return {"selection": selection, "version": version, "promote": study.promote.model_dump(mode="json")}
 
 
-def promote(study: Study, folder: str, data_uri: str) -> GateRecord:
+def promote(study: Study, folder: SearchFolder, data_uri: str) -> GateRecord:
     """Decide on the challenger, write `gate.json`, and make it champion if all rules pass.
 
     Raises:
         RetuneError: if the registry cannot be reached, or another promotion came in between.
 
     """
-    stamps, ask = Stamps(folder), inputs(study, folder)
-    if stamps.outputs("promote", ask) is not None:
-        return read_gate(folder)
-    with stamps.step("promote", ask) as outputs:
+    ask = inputs(study, folder)
+    if folder.stamps.outputs("promote", ask) is not None:
+        return folder.gate
+    with folder.stamps.step("promote", ask) as outputs:
         uri, model = study.tracking.uri, study.promote.model
         decided = _decided(folder, str(ask["version"]))
         if (
@@ -47,11 +45,7 @@ def promote(study: Study, folder: str, data_uri: str) -> GateRecord:
                 _carry_out(uri, decided)
                 outputs["decision"] = decided.decision
                 return decided
-        trials, benches, selection = (
-            Ledger(folder).records,
-            read_benches(study, folder),
-            read_selection(folder),
-        )
+        trials, benches, selection = folder.trials, folder.benches(study), folder.selection
         assert selection.chosen is not None  # `register` refuses a study without a winner
         challenger = trials[selection.chosen]
         champion = promotion.champion_facts(uri, model, study.benchmark.tasks)
@@ -69,17 +63,17 @@ def promote(study: Study, folder: str, data_uri: str) -> GateRecord:
             selection.spread_for(challenger.trial),
             study.name,
         )
-        store.write(store.join(folder, "gate.json"), record.to_json())
+        folder.write(GATE, record)
         _carry_out(uri, record)
         outputs["decision"] = record.decision
     return record
 
 
-def _decided(folder: str, version: str) -> GateRecord | None:
+def _decided(folder: SearchFolder, version: str) -> GateRecord | None:
     """Return the decision on this version that was written down but perhaps not carried out."""
-    if Stamps(folder).last("promote") is not None or not store.exists(store.join(folder, "gate.json")):
+    if folder.stamps.last("promote") is not None or not folder.has(GATE):
         return None
-    record = read_gate(folder)
+    record = folder.gate
     return record if record.challenger == version else None
 
 
@@ -108,8 +102,3 @@ def _on_this_data(study: Study, champion: ChampionFacts, data_uri: str) -> Champ
 def _same_base(study: Study, champion: ChampionFacts) -> bool:
     here = models.base_digest(models.locate(study.model))
     return champion.base == study.model.base and champion.base_revision in (None, study.model.revision, here)
-
-
-def read_gate(folder: str) -> GateRecord:
-    """Return the gate's record of a search."""
-    return GateRecord.model_validate_json(store.read(store.join(folder, "gate.json")))

@@ -7,38 +7,35 @@ from typing import Any
 from retune import store
 from retune.errors import RetuneError
 from retune.registry import promotion
-from retune.steps.benchmark import read_benches, read_search
 from retune.steps.search import open_tracker
-from retune.steps.select import read_selection
 from retune.study import Study
-from retune.workspace.ledger import Ledger
-from retune.workspace.stamps import Stamps
+from retune.workspace.search_folder import SearchFolder
 
 FLUSH_SECONDS = 60.0
 
 
-def inputs(study: Study, folder: str) -> dict[str, Any]:
+def inputs(study: Study, folder: SearchFolder) -> dict[str, Any]:
     """Return what decides the outcome of this step."""
-    chosen = Ledger(folder).records[_chosen(folder)]
+    chosen = folder.trials[_chosen(folder)]
     return {"adapter": chosen.adapter_digest, "model": study.promote.model, "tracking": study.tracking.uri}
 
 
-def register(study: Study, folder: str) -> str:
+def register(study: Study, folder: SearchFolder) -> str:
     """Register the chosen adapter and return its version; the same adapter keeps its version.
 
     Raises:
         RetuneError: if the registry cannot be reached, or there is nothing to register.
 
     """
-    stamps, ask = Stamps(folder), inputs(study, folder)
-    done = stamps.outputs("register", ask)
+    ask = inputs(study, folder)
+    done = folder.stamps.outputs("register", ask)
     if done is not None:
         return str(done["version"])
-    with stamps.step("register", ask) as outputs:
-        tracker = open_tracker(study, folder, read_search(folder).data_digest)
+    with folder.stamps.step("register", ask) as outputs:
+        tracker = open_tracker(study, folder)
         tracker.flush(FLUSH_SECONDS)  # the version belongs to its trial's run, which must be there first
         tracker.close(0)
-        trial = Ledger(folder).records[_chosen(folder)]
+        trial = folder.trials[_chosen(folder)]
         if trial.adapter_uri is None:
             raise RetuneError(
                 f"the adapter of {trial.trial} is gone; `artifacts.keep` ({study.artifacts.keep}) was too small"
@@ -50,14 +47,14 @@ def register(study: Study, folder: str) -> str:
             store.download(trial.adapter_uri),
             study=study.name,
             objective=study.search.objective.metric,
-            scores=[record for record in read_benches(study, folder) if record.model == trial.trial],
-            search_digest=folder.rsplit("/", 1)[-1],
+            scores=[record for record in folder.benches(study) if record.model == trial.trial],
+            search_digest=folder.name,
         )
     return str(outputs["version"])
 
 
-def _chosen(folder: str) -> str:
-    chosen = read_selection(folder).chosen
+def _chosen(folder: SearchFolder) -> str:
+    chosen = folder.selection.chosen
     if chosen is None:
         raise RetuneError(
             "no trial completed, so there is nothing to register; see the failed trials in the report"

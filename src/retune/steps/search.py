@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,91 +12,79 @@ from retune import engines, models, store
 from retune.data import mixing
 from retune.engines import SearchJob
 from retune.events import Event
-from retune.records import Record, digest, now, versions
+from retune.records import digest, now, versions
 from retune.study import Study
 from retune.tracking import Tracker
 from retune.workspace import folders, locks, progress
 from retune.workspace.ledger import Ledger
-from retune.workspace.stamps import Stamps
+from retune.workspace.search_folder import SEARCH, SearchFolder, SearchRecord
 
 STOP_FILE = "stop"
 """While this file is in the work folder, a running search saves its trials and ends."""
 
 
-class SearchRecord(Record):
-    """What a search gave (`search.json`).
-
-    Attributes:
-        stopped_by: ``trials``, ``failures`` or ``hours``.
-        best: name of the best trial, None if no trial completed. digest: over all settings and results.
-
-    """
-
-    study: str
-    algorithm: str
-    stopped_by: str
-    trials: int
-    completed: int
-    failed: int
-    best: str | None
-    digest: str
-    data_digest: str
-    hours: float
-    finished: str = ""
-
-
-def inputs(study: Study, folder: str) -> dict[str, Any]:
+def inputs(study: Study, folder: SearchFolder) -> dict[str, Any]:
     """Return what decides the outcome of this step."""
     budget = study.search.model_dump(mode="json", include={"trials", "repeats", "max_failed", "max_hours"})
     return {
-        "folder": folder.rsplit("/", 1)[-1],
+        "folder": folder.name,
         **budget,
         "keep": study.artifacts.keep,
         "bottom": study.benchmark.bottom,
     }
 
 
-def search(study: Study, data_uri: str) -> tuple[str, SearchRecord]:
-    """Run what is missing of the search and return its folder and record.
+def search(study: Study, data_uri: str, should_stop: Callable[[], bool] = lambda: False) -> SearchFolder:
+    """Run what is missing of the search and return its folder.
+
+    Args:
+        study: the resolved study. data_uri: its mixed data.
+        should_stop: asked several times a second; so is the stop file.
 
     Raises:
-        Interrupted: on SIGTERM, SIGINT or the stop file, after running trials saved a checkpoint.
+        Interrupted: if one of both says so, after running trials saved a checkpoint.
 
     """
     mix = mixing.read_mix_record(data_uri)
-    folder = folders.search_folder(study, mix.digest)
-    stamps = Stamps(folder)
-    if stamps.outputs("search", inputs(study, folder)) is not None:
-        return folder, SearchRecord.model_validate_json(store.read(store.join(folder, "search.json")))
+    folder = SearchFolder(folders.search_folder(study, mix.digest))
+    if folder.stamps.outputs("search", inputs(study, folder)) is not None:
+        return folder
     work = folders.work_folder(study)
     with (
         locks.only_writer(work / "search.lock", wait_seconds=15),
-        stamps.step("search", inputs(study, folder)) as outputs,
+        folder.stamps.step("search", inputs(study, folder)) as outputs,
     ):
-        store.write(store.join(folder, "study.json"), (study.model_dump_json(indent=2) + "\n").encode())
-        record = _run(study, data_uri, folder, work, mix.digest)
-        store.write(store.join(folder, "search.json"), record.to_json())
+        store.write(folder.path("study.json"), (study.model_dump_json(indent=2) + "\n").encode())
+        record = _run(study, data_uri, folder, work, mix.digest, should_stop)
+        folder.write(SEARCH, record)
         outputs["digest"] = record.digest
-    return folder, record
+    return folder
 
 
-def _run(study: Study, data_uri: str, folder: str, work: Path, data_digest: str) -> SearchRecord:
-    ledger = Ledger(folder)
-    spent = work / "logs" / f"{folder.rsplit('/', 1)[-1]}.seconds"
+def _run(
+    study: Study,
+    data_uri: str,
+    folder: SearchFolder,
+    work: Path,
+    data_digest: str,
+    should_stop: Callable[[], bool],
+) -> SearchRecord:
+    spent = work / "logs" / f"{folder.name}.seconds"
     spent.parent.mkdir(parents=True, exist_ok=True)
     before = float(spent.read_text()) if spent.exists() else 0.0
     total = 1 + study.search.trials + 2 * study.search.repeats
+    done = list(Ledger(folder.uri).records.values())
     shown = progress.SearchProgress(
         work / "progress.json",
         study.search.objective,
         total,
         study.search.parallel,
-        list(ledger.records.values()),
+        done,
         before,
     )
     tracker = open_tracker(study, folder, data_digest)
     tracker.start_study(params=_params(study))
-    for record in ledger.records.values():  # a killed run may have died between a record and its tracking
+    for record in done:  # a killed run may have died between a record and its tracking
         tracker.start_trial(record.trial, record.number, record.role, record.assignment, record.seed)
         tracker.finish_trial(record)
 
@@ -108,13 +94,16 @@ def _run(study: Study, data_uri: str, folder: str, work: Path, data_digest: str)
             spent.write_text(f"{shown.seconds:.1f}\n")
         track(tracker, event)
 
+    def stop() -> bool:
+        return should_stop() or (work / STOP_FILE).exists()
+
     try:
-        job = SearchJob(study, data_uri, folder, work, observe, _stop_asked(work), before / 3600)
+        job = SearchJob(study, data_uri, folder.uri, work, observe, stop, before / 3600)
         outcome = engines.start(job).run()
         spent.write_text(f"{shown.seconds:.1f}\n")
     finally:
         tracker.close()
-    return _record(study, Ledger(folder), outcome.stopped_by, data_digest, shown.seconds / 3600)
+    return _record(study, folder.ledger, outcome.stopped_by, data_digest, shown.seconds / 3600)
 
 
 def _record(study: Study, ledger: Ledger, stopped_by: str, data_digest: str, hours: float) -> SearchRecord:
@@ -150,11 +139,17 @@ def track(tracker: Tracker, event: Event) -> None:
         tracker.finish_trial(event.record)  # without its adapter: only a registered one is copied to MLflow
 
 
-def open_tracker(study: Study, folder: str, data_digest: str) -> Tracker:
-    """Return the tracker of a search; every step of the search writes to the same outbox and parent run."""
-    name = folder.rsplit("/", 1)[-1]
-    tags = {**_tags(study, data_digest), "search_digest": name}
-    return Tracker(study.tracking.uri, study.name, folders.work_folder(study) / "tracking" / name, tags)
+def open_tracker(study: Study, folder: SearchFolder, data_digest: str | None = None) -> Tracker:
+    """Return the tracker of a search; every step of the search writes to the same outbox and parent run.
+
+    Args:
+        study, folder: the search. data_digest: of its data; default: as the finished search says.
+
+    """
+    tags = {**_tags(study, data_digest or folder.search.data_digest), "search_digest": folder.name}
+    return Tracker(
+        study.tracking.uri, study.name, folders.work_folder(study) / "tracking" / folder.name, tags
+    )
 
 
 def _tags(study: Study, data_digest: str) -> dict[str, str]:
@@ -194,13 +189,3 @@ def _params(study: Study) -> dict[str, str]:
             for p in study.search.space.parameters
         },
     }
-
-
-def _stop_asked(work: Path) -> Callable[[], bool]:
-    """Return a function that says whether a signal or the stop file asks to stop."""
-    asked = threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: asked.set())
-        signal.signal(signal.SIGINT, lambda *_: asked.set())
-    file = work / STOP_FILE
-    return lambda: asked.is_set() or file.exists()

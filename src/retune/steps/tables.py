@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from retune import store
 from retune.errors import RetuneError
 from retune.selection.scoreboard import Method, Scoreboard, scoreboard
-from retune.steps import plan
-from retune.steps.benchmark import read_benches
-from retune.steps.select import read_selection
 from retune.study import Study
-from retune.workspace.ledger import Ledger
+from retune.workspace.search_folder import SEARCH, SELECTION, SearchFolder
 
 
 def tables(study: Study, best: int = 10, worst: int = 10) -> Scoreboard:
@@ -20,17 +16,17 @@ def tables(study: Study, best: int = 10, worst: int = 10) -> Scoreboard:
         InputError: if the rule is unusable, or scores were made from different questions.
 
     """
-    folder = plan.search_of(study)
-    if folder is None or not store.exists(store.join(folder, "search.json")):
+    folder = SearchFolder.of(study)
+    if folder is None or not folder.has(SEARCH):
         raise RetuneError(f"the search of study {study.name!r} is not finished; run it to the end first")
     search = study.search
-    method = Method(search.algorithm, list(Ledger(folder).records.values()), read_benches(study, folder))
+    method = Method(search.algorithm, list(folder.trials.values()), folder.benches(study))
     board = scoreboard(
         study.name, [method], search.objective, study.select, study.benchmark.tasks, search.constraints,
         search.further_objectives, best, worst,
     )  # fmt: skip
-    if store.exists(store.join(folder, "selection.json")):
-        before = read_selection(folder).chosen
+    if folder.has(SELECTION):
+        before = folder.selection.chosen
         if before != board.selection.chosen:
             board.notes.append(
                 f"The study itself chose {before}: by another rule, or before these scores were there. `retune run` with "

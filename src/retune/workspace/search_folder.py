@@ -1,0 +1,140 @@
+"""The folder of one search and the records in it, each read once.
+
+::
+
+    search-<digest>/
+        study.json  search.json  selection.json  gate.json  report.html
+        trials/  the ledger          bench/<trial>/<task>.json          steps/  the stamps
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TypeVar
+
+from retune import store
+from retune.records import BenchRecord, GateRecord, Record, TrialRecord
+from retune.selection.choice import Selection
+from retune.study import Study
+from retune.workspace import folders
+from retune.workspace.ledger import BASE, DEFAULT, Ledger
+from retune.workspace.stamps import Stamps
+
+SEARCH, SELECTION, GATE, PAGE = "search.json", "selection.json", "gate.json", "report.html"
+R = TypeVar("R", bound=Record)
+
+
+class SearchRecord(Record):
+    """What a search gave (`search.json`).
+
+    Attributes:
+        stopped_by: ``trials``, ``failures`` or ``hours``.
+        best: name of the best trial, None if no trial completed. digest: over all settings and results.
+
+    """
+
+    study: str
+    algorithm: str
+    stopped_by: str
+    trials: int
+    completed: int
+    failed: int
+    best: str | None
+    digest: str
+    data_digest: str
+    hours: float
+    finished: str = ""
+
+
+class SearchFolder:
+    """One search on disk or in a bucket. Built once in a process and passed on: what was read stays in memory.
+
+    Args:
+        uri: URI of the folder.
+
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.stamps = Stamps(uri)
+        self._records: dict[str, Record] = {}
+
+    @classmethod
+    def of(cls, study: Study) -> SearchFolder | None:
+        """Return the search of a study if there is one, finished or not; None if its data is not even mixed."""
+        from retune.data import mixing
+
+        data = folders.data_folder(study)
+        if not store.exists(store.join(data, "mix.json")):
+            return None
+        found = cls(folders.search_folder(study, mixing.read_mix_record(data).digest))
+        return found if found.has("study.json") else None
+
+    @property
+    def name(self) -> str:
+        """The folder's own name, ``search-<digest>``."""
+        return self.uri.rstrip("/").rsplit("/", 1)[-1]
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The trials."""
+        return Ledger(self.uri)
+
+    @property
+    def trials(self) -> dict[str, TrialRecord]:
+        """The records of finished trials by name."""
+        return self.ledger.records
+
+    def path(self, name: str) -> str:
+        """Return the URI of a file in the folder."""
+        return store.join(self.uri, name)
+
+    def has(self, name: str) -> bool:
+        """Return whether the folder holds a file of that name."""
+        return name in self._records or store.exists(self.path(name))
+
+    def write(self, name: str, record: Record) -> None:
+        """Keep a record under a file's name."""
+        store.write(self.path(name), record.to_json())
+        self._records[name] = record
+
+    def _read(self, kind: type[R], name: str) -> R:
+        found = self._records.get(name)
+        if not isinstance(found, kind):
+            found = kind.model_validate_json(store.read(self.path(name)))
+            self._records[name] = found
+        return found
+
+    @property
+    def search(self) -> SearchRecord:
+        """The record of the finished search."""
+        return self._read(SearchRecord, SEARCH)
+
+    @property
+    def selection(self) -> Selection:
+        """The choice that was made."""
+        return self._read(Selection, SELECTION)
+
+    @property
+    def gate(self) -> GateRecord:
+        """The gate's decision."""
+        return self._read(GateRecord, GATE)
+
+    def candidates(self, study: Study) -> list[TrialRecord]:
+        """Return the trials to benchmark: base, default, the best, and the worst if the study asks for them."""
+        ranked = [record for record in self.ledger.ranking(study.search) if record.adapter_uri]
+        bottom = ranked[-study.benchmark.bottom :] if study.benchmark.bottom else []
+        default = [record for record in ranked if record.trial == DEFAULT]
+        picked = [self.trials[BASE], *default, *ranked[: study.benchmark.top], *bottom]
+        return list({record.trial: record for record in picked}.values())
+
+    def benches(self, study: Study) -> list[BenchRecord]:
+        """Return the benchmark records of the tasks and candidates that the study asks for now."""
+        wanted = {record.trial for record in self.candidates(study)}
+        found = []
+        for name in sorted(store.listing(self.path("bench"))):
+            if name.endswith(".json"):
+                record = self._read(BenchRecord, f"bench/{name}")
+                if record.model in wanted and record.task in study.benchmark.tasks:
+                    found.append(record)
+        return found
