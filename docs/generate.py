@@ -1,4 +1,4 @@
-"""Write the pages that the program itself decides: docs/cli.md and examples/study.schema.json.
+"""Write what the program itself decides: docs/cli.md, examples/study.schema.json and the notebook of examples/04-python.
 
 `python docs/generate.py` writes them, `python docs/generate.py --check` fails if they differ; a test calls it.
 """
@@ -40,11 +40,37 @@ def _section(context: click.Context) -> str:
     return f"## `{context.command_path} --help`\n\n```text\n{context.command.get_help(context)}\n```\n"
 
 
+def notebook(script: str) -> str:
+    """Return a script as a Jupyter notebook: ``# %% [markdown]`` begins a cell of text, ``# %%`` one of code."""
+    cells = []
+    for number, part in enumerate(script.split("# %%")[1:]):
+        head, _, body = part.partition("\n")
+        text = head.strip() == "[markdown]"
+        lines = body.strip("\n").split("\n")
+        if text:
+            lines = [line.removeprefix("#").removeprefix(" ") for line in lines]
+        source = [line + "\n" for line in lines[:-1]] + lines[-1:]
+        more = {} if text else {"execution_count": None, "outputs": []}
+        cells.append(
+            {
+                "cell_type": "markdown" if text else "code",
+                "id": f"cell-{number}",
+                "metadata": {},
+                "source": source,
+                **more,
+            }
+        )
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    content = {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
 def pages() -> dict[Path, str]:
     """Return every generated file with its content."""
     return {
         ROOT / "docs/cli.md": cli_page(),
         ROOT / "examples/study.schema.json": json.dumps(study.json_schema(), indent=2) + "\n",
+        ROOT / "examples/04-python/study.ipynb": notebook((ROOT / "examples/04-python/study.py").read_text()),
     }
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from pydantic import ValidationError
 
 from retune.errors import InputError
 from retune.study import TASKS, Benchmark, Model
+from retune.study.problems import sentences
 
 if TYPE_CHECKING:
     from retune.evaluation.bench import Candidate
@@ -104,7 +105,7 @@ def command(
     try:
         benchmark = Benchmark.model_validate(settings)
     except ValidationError as error:
-        raise InputError([_sentence(one) for one in error.errors()], "retune bench") from error
+        raise InputError(sentences(error, Benchmark), "retune bench") from error
     from retune.evaluation import bench
 
     model = Model(base=base, revision=revision, dtype=dtype)  # type: ignore[arg-type]
@@ -136,12 +137,6 @@ def _pair(text: str, option: str) -> tuple[str, str]:
     if not equals or not name or not value:
         raise InputError(f"`{option}` has the form TASK=PATH, but got {text!r}", "command line")
     return name, value
-
-
-def _sentence(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"] if part != "[key]")
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}, but got {error['input']!r}" if where else message
 
 
 def _progress(event: Event) -> None:

@@ -62,22 +62,11 @@ def command(study_file: str, history: str | None, count: int, as_json: bool) -> 
 
 def _history(folder: str) -> list[Observation]:
     from retune.errors import InputError
-    from retune.search import Observation
     from retune.workspace.ledger import Ledger
 
-    ledger = Ledger(folder)
-    tasks = [task for task in ledger.tasks.values() if task.role in ("default", "search")]
-    if not tasks:
+    found = Ledger(folder).observations()
+    if not found:
         raise InputError(
             f"a search's folder holds `trials/trial-001` and so on, but {folder} has none", "--history"
         )
-    found = []
-    for task in tasks:
-        record = ledger.records.get(task.trial)
-        if record is None:
-            found.append(Observation(task.assignment, "running", {}, task.trial, task.number))
-        elif record.status in ("completed", "early_stopped"):
-            found.append(Observation(task.assignment, record.status, record.values, task.trial, task.number))
-        elif record.status == "failed":  # one that was interrupted tells nothing and may be tried again
-            found.append(Observation(task.assignment, "failed", {}, task.trial, task.number))
     return found

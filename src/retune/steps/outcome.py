@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, Field
 
 from retune.errors import RetuneError
-from retune.records import GateRecord
+from retune.records import GateRecord, TrialRecord
 from retune.selection.choice import Selection
 from retune.selection.pareto import ParetoTrial, pareto_set
 from retune.study import Study
@@ -19,6 +19,7 @@ class Outcome(BaseModel):
         folder: URI of the search, where its records are. report: the page to open.
         model: the registered model. tracking: MLflow's URI. stopped_by: ``trials``, ``failures`` or ``hours``.
         trials, failed: settings that were tried, and how many of them failed. hours: spent on the search.
+        adapter: URI of the chosen adapter, PEFT's own files; None if no trial completed.
         selection: the chosen trial and why. gate: whether it became champion and why.
         pareto: of a study with several objectives, the trials that none beats in all of them.
 
@@ -33,9 +34,16 @@ class Outcome(BaseModel):
     trials: int
     failed: int
     hours: float
+    adapter: str | None = None
     selection: Selection
     gate: GateRecord
     pareto: list[ParetoTrial] = Field(default_factory=list)
+
+    def records(self) -> list[TrialRecord]:
+        """Return the records of all trials, base, default and repeats among them, in the order of their numbers."""
+        return sorted(
+            SearchFolder(self.folder).trials.values(), key=lambda record: (record.number, record.trial)
+        )
 
 
 def read(study: Study) -> Outcome:
@@ -59,6 +67,7 @@ def read(study: Study) -> Outcome:
         trials=search.trials,
         failed=search.failed,
         hours=search.hours,
+        adapter=folder.trials[chosen].adapter_uri if (chosen := folder.selection.chosen) else None,
         selection=folder.selection,
         gate=folder.gate,
         pareto=pareto_set(list(folder.trials.values()), study.search),

@@ -14,6 +14,11 @@ from retune.space import Parameter
 from retune.study.model import Study
 
 
+def sentences(error: ValidationError, root: type[BaseModel]) -> list[str]:
+    """Return the problems of one section that is used by itself, without the rules of a whole study."""
+    return [text for entry in error.errors() for text in _sentences(entry, [], root)]
+
+
 def all_problems(content: Mapping[str, Any], error: ValidationError) -> list[str]:
     """Return every problem.
 
@@ -93,20 +98,20 @@ def _path(error: Any) -> list[str | int]:
     return path
 
 
-def _sentences(error: Any, dropped: Sequence[list[str | int]]) -> list[str]:
+def _sentences(error: Any, dropped: Sequence[list[str | int]], root: type[BaseModel] = Study) -> list[str]:
     """Return the sentences of one error; of several rules those that are not broken by what we dropped."""
     path = _path(error)
     if error["type"] != "rules":
-        return [_sentence(error, path)]
+        return [_sentence(error, path, root)]
     where = f"{'.'.join(map(str, path))}: " if path else ""
     return [where + text for text in error["ctx"]["problems"] if not _follows(text, path, dropped)]
 
 
-def _sentence(error: Any, path: list[str | int]) -> str:
+def _sentence(error: Any, path: list[str | int], root: type[BaseModel]) -> str:
     """Turn one pydantic error into a sentence: where, the rule, the value, and the nearest valid key."""
     where = ".".join(map(str, path))
     if error["type"] == "extra_forbidden":
-        valid = _valid_keys(path[:-1])
+        valid = _valid_keys(path[:-1], root)
         near = difflib.get_close_matches(str(path[-1]), valid, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else f"; valid keys are {valid}"
         return f"{where}: unknown key{hint}"
@@ -119,9 +124,9 @@ def _sentence(error: Any, path: list[str | int]) -> str:
     return f"{where}: {message}, but got {error['input']!r}"
 
 
-def _valid_keys(path: Sequence[str | int]) -> list[str]:
+def _valid_keys(path: Sequence[str | int], root: type[BaseModel]) -> list[str]:
     """Return the keys that the section at `path` knows."""
-    node: Any = Study
+    node: Any = root
     for part in path:
         if isinstance(part, int):
             continue

@@ -118,6 +118,26 @@ class Ledger:
             store.write(store.join(self._trial_folder(record.trial), "trial.json"), record.to_json())
         self.records[record.trial] = record
 
+    def observations(self) -> list[Observation]:
+        """Return what a search knows of this one's default and search trials; those without a record are running.
+
+        A trial that was interrupted tells nothing and may be tried again.
+        """
+        found = []
+        for task in self.tasks.values():
+            record = self.records.get(task.trial)
+            if task.role not in ("default", "search"):
+                continue
+            if record is None:
+                found.append(Observation(task.assignment, "running", {}, task.trial, task.number))
+            elif record.status in ("completed", "early_stopped"):
+                found.append(
+                    Observation(task.assignment, record.status, record.values, task.trial, task.number)
+                )
+            elif record.status == "failed":
+                found.append(Observation(task.assignment, "failed", {}, task.trial, task.number))
+        return found
+
     def search_record(self, number: int) -> TrialRecord | None:
         """Return the finished record of search trial `number`, if it is finished."""
         return self.records.get(trial_name(number))

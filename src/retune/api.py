@@ -1,0 +1,201 @@
+"""What a Python program does with retune: the verbs of the command line as functions.
+
+They do what the commands of the same names do, on the same folders: a study that was begun by one is carried on by the
+other. None of them prints, and none takes the process's signals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from retune.errors import InputError
+
+if TYPE_CHECKING:
+    from retune.events import Event
+    from retune.records import BenchRecord
+    from retune.selection.scoreboard import Scoreboard
+    from retune.space import Assignment
+    from retune.steps.outcome import Outcome
+    from retune.study import Study
+    from retune.workspace.progress import Progress
+
+
+def run(
+    study: Study,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    stops: Callable[[], int] = lambda: 0,
+) -> Outcome:
+    """Run a study on this machine: mix, search, benchmark, select, register, gate, promote, report.
+
+    What is done already is not done again, so the same call carries on after a stop or a crash.
+
+    Args:
+        study: from `load`, or built in Python. Its paths must be absolute or relative to the current folder.
+        on_progress: called about four times a second with where the study stands: step, trials done, best so far,
+            seconds left. An error raised in it ends the run.
+        stops: asked as often: 1 ends the run once the running trials have saved a checkpoint, 2 at once.
+
+    Returns:
+        the chosen trial, the gate's decision, and where report and records are.
+
+    Raises:
+        InputError: with everything that is wrong with the study, before any work.
+        Interrupted: after a stop; run again to carry on.
+        RetuneError: if a step failed.
+
+    """
+    from retune.launch import local
+    from retune.steps import outcome
+    from retune.steps.check import check
+    from retune.steps.plan import plan
+
+    check(study)
+    if not all(plan(study).values()):
+        local.run(study, lambda progress: on_progress(progress) if progress else None, stops)
+    return outcome.read(study)
+
+
+def suggest(study: Study, count: int = 1) -> list[Assignment]:
+    """Return the settings that a study would try next; nothing is run or written.
+
+    Args:
+        study: its finished and running trials, if it was begun, are what the answer is based on.
+        count: how many settings.
+
+    Raises:
+        InputError: if the algorithm cannot search this study's space.
+
+    """
+    from retune import search
+    from retune.workspace.search_folder import SearchFolder
+
+    folder = SearchFolder.of(study)
+    known = folder.ledger.observations() if folder else []
+    wanted = study.search
+    return search.suggest(
+        wanted.algorithm,
+        wanted.space,
+        search.Objective.of(wanted),
+        wanted.settings,
+        known,
+        count,
+        study.seed,
+    )
+
+
+def bench(
+    base: str,
+    data: Mapping[str, str],
+    adapters: Mapping[str, str] | None = None,
+    out: str = "bench",
+    on_event: Callable[[Event], None] = lambda event: None,
+    seed: int = 0,
+    **settings: Any,
+) -> list[BenchRecord]:
+    """Score a base model, untuned and with adapters, on benchmarks.
+
+    Args:
+        base: a folder, an ``s3://`` folder or a hub name.
+        data: file or folder of each task to run, e.g. ``{"mmlu": "data/mmlu"}``.
+        adapters: URI of each adapter by the name it gets in the records.
+        out: folder or URI for the records; finished ones made from the same inputs are kept.
+        on_event: called with `Answering` about once a second, and with `Scored` after each task.
+        seed: decides which questions a limit draws.
+        settings: further keys of a study's section `benchmark`, e.g. ``limit=100``, ``protocol="lm-eval"``; and
+            ``revision`` and ``dtype`` of its section `model`.
+
+    Raises:
+        InputError: with every problem of settings, files and adapters, before the model is loaded.
+
+    """
+    from pydantic import ValidationError
+
+    from retune.evaluation import bench as benches
+    from retune.study import Benchmark, Model
+    from retune.study.problems import sentences
+
+    of_model: dict[str, Any] = {key: settings.pop(key) for key in ("revision", "dtype") if key in settings}
+    sections: dict[type[Model] | type[Benchmark], dict[str, Any]] = {
+        Model: {"base": base, **of_model},
+        Benchmark: {"tasks": list(data), "data": dict(data), **settings},
+    }
+    problems = []
+    for kind, content in sections.items():
+        try:
+            kind.model_validate(content)
+        except ValidationError as error:
+            problems += sentences(error, kind)
+    if problems:
+        raise InputError(problems, "retune.bench")
+    model, benchmark = Model(**sections[Model]), Benchmark(**sections[Benchmark])
+    candidates = [benches.Candidate("base")]
+    candidates += [benches.Candidate(name, uri) for name, uri in (adapters or {}).items()]
+    return benches.run(model, candidates, benchmark, seed, out, on_event)
+
+
+def select(
+    source: Study | Mapping[str, str] | Sequence[str],
+    *,
+    weights: Mapping[str, float] | None = None,
+    order: Sequence[str] | None = None,
+) -> Scoreboard:
+    """Return the tables that a choice rests on, and the choice; nothing is changed.
+
+    Args:
+        source: a study whose search is finished; or tables, folders of `bench` or searches, by the name of
+            their method or alone.
+        weights: with tables: weights of the mean that chooses; default: equal.
+        order: with tables: compare task after task instead. The rule of a study is its section `select`.
+
+    Raises:
+        InputError: if the rule is unusable, or scores were made from different questions.
+        RetuneError: if the search is not finished.
+
+    """
+    from retune.study import Study
+
+    if isinstance(source, Study):
+        if weights or order:
+            raise InputError(
+                "the rule of a study is its section `select`; give `weights` or `order` with tables only"
+            )
+        from retune.steps.tables import tables
+
+        return tables(source)
+    from retune.selection.score_files import compare_scores
+
+    named = (
+        [f"{name}={path}" for name, path in source.items()] if isinstance(source, Mapping) else list(source)
+    )
+    weighed = ",".join(f"{task}={weight:g}" for task, weight in (weights or {}).items())
+    return compare_scores(named, weighed or None, ",".join(order or []) or None, None)
+
+
+def promote(
+    model: str, tracking: str = "sqlite:///mlflow.db", version: str | None = None, rollback: bool = False
+) -> dict[str, dict[str, str] | None]:
+    """Move the champion of a registered model; return what champion, previous and challenger are then.
+
+    Args:
+        model: name of the registered model. tracking: MLflow's URI.
+        version: promote this one, whatever its gate said; default: the challenger, if its gate let it through.
+        rollback: make the champion before this one champion again instead.
+
+    Raises:
+        RetuneError: if the gate or another promotion forbids it.
+
+    """
+    from retune.registry import promotion
+
+    if rollback and version is not None:
+        raise InputError(
+            f"give `rollback` or `version`, not both, but got version={version!r}", "retune.promote"
+        )
+    if rollback:
+        promotion.rollback(tracking, model)
+    elif version is not None:
+        promotion.promote(tracking, model, version, promotion.aliases(tracking, model).champion)
+    else:
+        promotion.promote_challenger(tracking, model)
+    return promotion.describe(tracking, model)
