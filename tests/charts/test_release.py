@@ -123,7 +123,7 @@ def test_the_notes_name_a_next_command_that_works(release, name, tmp_path):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     command = notes.replace("\\\n", " ").partition("retune submit")[2].partition("\n")[0]
     words = [str(tmp_path / "study.yaml") if word == "study.yaml" else word for word in shlex.split(command)]
-    result = CliRunner().invoke(cli, ["submit", *words, "--render"], catch_exceptions=False)
+    result = CliRunner().invoke(cli, ["submit", *words, "--dry-run"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     spec, platform = yaml.safe_load_all(result.output)
     registry = {"small": "retune-train:0.1.0", "production": "registry.example/ml/retune-train:1.4.0"}[name]

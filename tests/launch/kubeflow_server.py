@@ -55,6 +55,13 @@ class Kubeflow:
         self.versions[label] = {**version, "path": str(path)}
         return version
 
+    def check(self, body: dict) -> dict:
+        """Refuse arguments that are too long, as backend/src/common/util's MaxParameterBytes has it."""
+        length = len(json.dumps(body["runtime_config"].get("parameters", {})))
+        if length > 10_000:
+            raise ValueError("The input parameter length exceed maximum size of 10000")
+        return body
+
     def start(self, body: dict) -> dict:
         label = self.new("run")
         self.runs[label] = {**body, "run_id": label, "state": "PENDING"}
@@ -103,6 +110,8 @@ def serve(folder: Path) -> tuple[ThreadingHTTPServer, Kubeflow, str]:
                 return self.answer({"message": "upstream is away"}, cluster.faults.pop(0))
             try:
                 return self.answer(self.route(path, query, body))
+            except ValueError as error:
+                return self.answer({"message": str(error)}, 400)
             except KeyError as error:
                 return self.answer({"message": f"{error} not found"}, 404)
 
@@ -134,12 +143,12 @@ def serve(folder: Path) -> tuple[ThreadingHTTPServer, Kubeflow, str]:
                     cluster.experiments[label] = {**json.loads(body), "experiment_id": label}
                     return cluster.experiments[label]
                 case "POST", "/runs":
-                    return cluster.start(json.loads(body))
+                    return cluster.start(cluster.check(json.loads(body)))
                 case "GET", "/recurringruns":
                     return {"recurringRuns": list(cluster.schedules.values())}
                 case "POST", "/recurringruns":
                     label = cluster.new("schedule")
-                    cluster.schedules[label] = {**json.loads(body), "recurring_run_id": label}
+                    cluster.schedules[label] = {**cluster.check(json.loads(body)), "recurring_run_id": label}
                     return cluster.schedules[label]
             if found := re.fullmatch(r"/pipelines/([^/]+)/versions", path):
                 kept = [v for v in cluster.versions.values() if v["pipeline_id"] == found[1]]

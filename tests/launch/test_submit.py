@@ -5,7 +5,8 @@ import json
 import pytest
 
 from retune.errors import InputError, RetuneError
-from retune.launch.submit import Kubeflow
+from retune.launch.submit import Kubeflow, arguments_of, six_fields
+from retune.steps.entry import unpacked
 from tests.conftest import DEMO, ROOT, SMALL, wait_for
 from tests.launch.kubeflow_server import serve
 from tests.launch.test_package import CLUSTER
@@ -99,6 +100,102 @@ def test_a_schedule_that_cannot_be_made_leaves_the_old_one(kubeflow, small):
     with pytest.raises(InputError, match="five fields"):
         client.schedule("search", small(*CLUSTER), {}, "daily")
     assert len(kubeflow.schedules) == 1
+
+
+@pytest.mark.parametrize(
+    "cron",
+    ["0 3 * * 1", "*/15 * * * *", "0 3 1,15 * *", "0 0-6/2 * jan-MAR mon-fri", "30 0 4 ? * *", "0 3 * * SUN"],
+)
+def test_times_that_are_taken(cron):
+    assert len(six_fields(cron).split()) == 6
+
+
+@pytest.mark.parametrize(
+    "cron",
+    ["every day", "daily", "", "60 3 * * 1", "0 24 * * *", "0 3 0 * *", "0 3 * 13 *", "0 3 * * 7", "0 3 * * mo",
+     "a b c d e", "1-2-3 * * * *", "*/0 * * * *", "5-1 * * * *", "-1 * * * *", "1, * * * *", "² * * * *"],
+)  # fmt: skip
+def test_times_that_are_none(cron):
+    with pytest.raises(InputError, match=r"of a schedule|a schedule has five fields"):
+        six_fields(cron)
+
+
+def invoke(*words, **env):
+    from click.testing import CliRunner
+
+    from retune.cli import cli
+
+    return CliRunner().invoke(cli, words, env=env)
+
+
+NOWHERE = {"KUBECONFIG": "/nonexistent", "KF_PIPELINES_ENDPOINT": None, "KUBERNETES_SERVICE_HOST": None}
+
+
+def test_without_a_cluster_submit_says_what_to_pass(small, recwarn):
+    found = invoke("submit", str(DEMO), *SMALL, *CLUSTER, **NOWHERE)
+    assert isinstance(found.exception, InputError)
+    assert "no cluster is configured: pass --host" in str(found.exception)
+    assert not [w for w in recwarn if w.category is FutureWarning]
+
+
+def test_a_cluster_that_does_not_answer_is_told_without_the_librarys_names(small, recwarn):
+    found = invoke("submit", str(DEMO), *SMALL, *CLUSTER, "--host", "http://127.0.0.1:9", **NOWHERE)
+    assert "could not reach Kubeflow Pipelines at http://127.0.0.1:9: " in str(found.exception)
+    assert "Connection refused" in str(found.exception)
+    assert "ConnectionPool" not in str(found.exception)
+    assert not [w for w in recwarn if w.category is FutureWarning]
+
+
+def test_bad_times_and_studies_are_refused_before_anything_is_reached(kubeflow, small):
+    words = [str(DEMO), *SMALL, *CLUSTER, "--host", kubeflow.address]
+    assert "five fields" in str(invoke("schedule", *words, "--cron", "every day").exception)
+    assert "cluster.images.train" in str(
+        invoke("submit", str(DEMO), *SMALL, "--host", kubeflow.address).exception
+    )
+    assert kubeflow.requests == []
+
+
+def test_one_word_for_a_dry_run(kubeflow, small):
+    words = [str(DEMO), *SMALL, *CLUSTER]
+    shown = invoke("submit", *words, "--dry-run")
+    assert shown.exit_code == 0
+    assert invoke("schedule", *words, "--cron", "0 3 * * 1", "--dry-run").stdout == shown.stdout
+    old = invoke("submit", *words, "--render")
+    assert old.stdout == shown.stdout
+    assert "--dry-run" in old.stderr
+    assert "--render" not in invoke("submit", "--help").stdout
+    assert kubeflow.requests == []
+
+
+def long_study(small, count, length=60):
+    """A study whose warm starts make its JSON long."""
+    starts = ", ".join(f"s3://bucket/{'x' * length}/{n}" for n in range(count))
+    return small(*CLUSTER, f"search.warm_start=[{starts}]")
+
+
+def test_a_study_over_kfps_limit_is_packed(kubeflow, small):
+    study = long_study(small, 300)
+    plain = {"study": study.model_dump_json()}
+    client = Kubeflow(kubeflow.address)
+    with pytest.raises(InputError, match="10,000 bytes"):
+        client.submit("search", study, plain)
+    assert kubeflow.runs == {}
+    client.submit("search", study, arguments_of(study))
+    client.schedule("search", study, arguments_of(study), "0 3 * * 1")
+    (run,) = kubeflow.runs.values()
+    assert unpacked(run["runtime_config"]["parameters"]["study"]) == study.model_dump(mode="json")
+    assert arguments_of(small(*CLUSTER)) == {"study": small(*CLUSTER).model_dump_json()}
+
+
+def test_a_study_that_is_too_long_even_packed_is_refused(kubeflow, small):
+    import random
+
+    noise = random.Random(1)
+    starts = ", ".join(f"s3://b/{noise.getrandbits(400):x}" for _ in range(300))
+    study = small(*CLUSTER, f"search.warm_start=[{starts}]")
+    with pytest.raises(InputError, match="even when it is packed"):
+        Kubeflow(kubeflow.address).submit("search", study, arguments_of(study))
+    assert kubeflow.requests[-1][1] == "/healthz"
 
 
 @pytest.mark.slow

@@ -11,6 +11,9 @@ import click
 @click.argument("study_file", metavar="STUDY")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--cron", metavar="TIMES", help="minute hour day month weekday, e.g. '0 3 * * 1'.")
+@click.option(
+    "--dry-run", is_flag=True, help="Check everything and print the pipeline package; send nothing."
+)
 @click.option("--remove", is_flag=True, help="Delete the study's schedule.")
 @click.option(
     "--host", envvar="KF_PIPELINES_ENDPOINT", metavar="URL", help="KFP's address.  [default: kubeconfig's]"
@@ -24,8 +27,8 @@ import click
     "--ca", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="Its certificate authority."
 )
 def command(
-    study_file: str, overrides: tuple[str, ...], cron: str | None, remove: bool, host: str | None, namespace: str | None,
-    token_file: Path | None, ca: str | None,
+    study_file: str, overrides: tuple[str, ...], cron: str | None, dry_run: bool, remove: bool, host: str | None,
+    namespace: str | None, token_file: Path | None, ca: str | None,
 ) -> None:  # fmt: skip
     """Run a study on a cluster again and again. What did not change since is not done again.
 
@@ -38,16 +41,32 @@ def command(
     """
     from retune import study
     from retune.errors import InputError
-    from retune.launch.submit import Kubeflow
+    from retune.launch.package import package, trials_only
+    from retune.launch.submit import Kubeflow, arguments_of, six_fields
 
     if remove == (cron is not None):
         raise InputError("give either --cron with the times, or --remove", "retune schedule")
+    if dry_run and remove:
+        raise InputError(
+            "--dry-run shows what --cron would send; it does not go with --remove", "retune schedule"
+        )
+    if cron is not None:
+        six_fields(cron)  # before anything is read or reached
     loaded = study.load(study_file, overrides)
+    if cron is not None:
+        content = package("search", loaded)
+        if lost := trials_only(loaded):
+            click.echo(
+                f"note: Kubeflow Pipelines has no field for {lost}: trials have them, steps do not", err=True
+            )
+        if dry_run:
+            click.echo(content, nl=False)
+            return
     token = token_file.read_text().strip() if token_file else None
     kubeflow = Kubeflow(host, namespace or loaded.cluster.namespace, token, ca)
     if cron is None:
         count = kubeflow.unschedule(loaded)
         click.echo(f"{count} schedule(s) of {loaded.name} deleted")
         return
-    made = kubeflow.schedule("search", loaded, {"study": loaded.model_dump_json()}, cron)
+    made = kubeflow.schedule("search", loaded, arguments_of(loaded), cron)
     click.echo(f"{loaded.name} runs at '{cron}' as pipeline version {made.version}\n{made.url}")

@@ -23,13 +23,14 @@ import click
     "--ca", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="Its certificate authority."
 )
 @click.option("--wait", is_flag=True, help="Wait for the end; the exit code tells how it went.")
-@click.option("--render", is_flag=True, help="Print the pipeline package instead of sending it.")
+@click.option("--dry-run", is_flag=True, help="Print the pipeline package instead of sending it.")
+@click.option("--render", is_flag=True, hidden=True)
 @click.option(
     "--json", "as_json", is_flag=True, help="Print run, address and state as JSON, and nothing else."
 )
 def command(
     study_file: str, overrides: tuple[str, ...], host: str | None, namespace: str | None, token_file: Path | None,
-    ca: str | None, wait: bool, render: bool, as_json: bool,
+    ca: str | None, wait: bool, dry_run: bool, render: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Run a study on a cluster: the same pipeline as `retune run`, in pods.
 
@@ -40,22 +41,29 @@ def command(
     Examples:
       retune submit study.yaml --host http://localhost:8080
       retune submit study.yaml engine.kind=katib search.trials=100 --wait
-      retune submit study.yaml --render | less
+      retune submit study.yaml --dry-run | less
 
     Exit codes: 0 started (with --wait: succeeded), 2 bad input, 1 failed, 75 stopped waiting.
     """
     from retune import study
     from retune.errors import Interrupted, RetuneError
-    from retune.launch.package import package
-    from retune.launch.submit import Kubeflow
+    from retune.launch.package import package, trials_only
+    from retune.launch.submit import Kubeflow, arguments_of
 
     loaded = study.load(study_file, overrides)
-    if render:
-        click.echo(package("search", loaded), nl=False)
+    content = package("search", loaded)
+    if lost := trials_only(loaded):
+        click.echo(
+            f"note: Kubeflow Pipelines has no field for {lost}: trials have them, steps do not", err=True
+        )
+    if render:  # its name in version 0.1
+        click.echo("note: --render is called --dry-run now, and will go", err=True)
+    if dry_run or render:
+        click.echo(content, nl=False)
         return
     token = token_file.read_text().strip() if token_file else None
     kubeflow = Kubeflow(host, namespace or loaded.cluster.namespace, token, ca)
-    run = kubeflow.submit("search", loaded, {"study": loaded.model_dump_json()})
+    run = kubeflow.submit("search", loaded, arguments_of(loaded))
     if not as_json:
         click.echo(f"{loaded.name} runs as pipeline version {run.version}\n{run.url}")
     state = None

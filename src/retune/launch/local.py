@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,24 +15,50 @@ from pathlib import Path
 
 from retune.errors import Interrupted, RetuneError
 from retune.processes import PARENT
+from retune.steps.entry import LAST_WORDS
 from retune.steps.search import STOP_FILE
 from retune.study import Study
 from retune.workspace import folders, locks, progress
 
 POLL_SECONDS = 0.25
+EARLIER_LOGS = 9
+_FAILED = re.compile(r"Inner task failed: '([\w-]+)'")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
 class Log:
-    """Where the steps write what they print."""
+    """Where the steps of the latest run write what they print; earlier runs' logs lie beside it, named by their end."""
 
     path: Path
 
-    def last_error(self) -> str:
-        """Return the last line that names an error, for a person who will not read the whole log."""
-        lines = self.path.read_text(errors="replace").splitlines() if self.path.exists() else []
-        errors = [line.strip() for line in lines if "Error" in line and "RuntimeError: Pipeline" not in line]
-        return errors[-1] if errors else "no error was printed"
+    @property
+    def words(self) -> Path:
+        """The file with the error that a step ended with."""
+        return self.path.with_suffix(".error")
+
+    def begin(self) -> None:
+        """Put the log of the run before aside, and keep the newest few of those."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.words.unlink(missing_ok=True)
+        if self.path.exists():
+            moment = self.path.stat().st_mtime_ns
+            stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(moment / 1e9))
+            self.path.rename(
+                self.path.with_name(f"{self.path.stem}-{stamp}.{moment // 1000 % 1_000_000:06}.log")
+            )
+        earlier = sorted(self.path.parent.glob(f"{self.path.stem}-*.log"))
+        for old in earlier[:-EARLIER_LOGS]:
+            old.unlink(missing_ok=True)
+
+    def failure(self) -> str:
+        """Return which step failed and its own last words, for a person who will not read the whole log."""
+        text = _COLOUR.sub("", self.path.read_text(errors="replace")) if self.path.exists() else ""
+        failed = _FAILED.findall(text)
+        step = f"the step {failed[-1]!r} failed" if failed else "a step failed"
+        if self.words.exists():
+            return f"{step}: {self.words.read_text(encoding='utf-8', errors='replace')[:2000]}"
+        return f"{step} without a word, as one does that is killed (is there memory enough?)"
 
 
 def run(
@@ -49,7 +76,7 @@ def run(
 
     Raises:
         Interrupted: if it was stopped; running it again carries on.
-        RetuneError: if a step failed, with its last error and the log to read.
+        RetuneError: if a step failed, with its last words and the log to read.
 
     """
     work = folders.work_folder(study)
@@ -57,7 +84,7 @@ def run(
         (work / STOP_FILE).unlink(missing_ok=True)
         (work / "progress.json").unlink(missing_ok=True)
         log = Log(work / "logs" / "pipeline.log")
-        log.path.parent.mkdir(parents=True, exist_ok=True)
+        log.begin()
         process = _start(study, work, log)
         asked = 0
         try:
@@ -75,14 +102,15 @@ def run(
         if asked and process.returncode != 0:
             raise Interrupted("stopped; running trials saved a checkpoint. Run the same command to carry on")
         if process.returncode != 0:
-            raise RetuneError(f"a step failed: {log.last_error()}; the whole story is in {log.path}")
+            raise RetuneError(f"{log.failure()}; the whole log is {log.path}")
 
 
 def _start(study: Study, work: Path, log: Log) -> subprocess.Popen[bytes]:
     arguments = work / "logs" / "arguments.json"
     arguments.write_text(json.dumps({"study": study.model_dump_json()}))
     command = [sys.executable, "-m", "retune.launch.run", "search", str(arguments), str(work / "pipeline")]
-    env = {**os.environ, PARENT: str(os.getpid()), "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
+    env = {**os.environ, PARENT: str(os.getpid()), LAST_WORDS: str(log.words)}
+    env |= {"PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
     with log.path.open("w") as out:
         # A session of its own: Ctrl-C reaches only us, and we ask for an orderly end by the stop file.
         return subprocess.Popen(

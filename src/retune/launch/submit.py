@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+import os
+import re
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,11 +20,27 @@ from retune import __version__
 from retune.errors import InputError, RetuneError
 from retune.launch.package import package
 from retune.records import digest
+from retune.steps.entry import packed
 from retune.study import Study
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 PATIENCE_SECONDS = 600.0
 """How long `wait` bears an API that is away."""
+ARGUMENT_BYTES = 10_000
+"""So long may the arguments of a run be for Kubeflow Pipelines, as JSON."""
+_HOSTS = ("KF_PIPELINES_ENDPOINT", "KUBERNETES_SERVICE_HOST")
+_CRON = (
+    ("second", 0, 59),
+    ("minute", 0, 59),
+    ("hour", 0, 23),
+    ("day", 1, 31),
+    ("month", 1, 12),
+    ("weekday", 0, 6),
+)
+_NAMES = {
+    "month": ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"),
+    "weekday": ("sun", "mon", "tue", "wed", "thu", "fri", "sat"),
+}
 Result = TypeVar("Result")
 
 
@@ -57,9 +77,15 @@ class Kubeflow:
     ) -> None:
         import kfp
 
+        if host is None and not any(map(os.environ.get, _HOSTS)) and not _has_kubeconfig():
+            raise InputError(
+                "no cluster is configured: pass --host with the address of Kubeflow Pipelines, or set "
+                "KF_PIPELINES_ENDPOINT or KUBECONFIG"
+            )
         self._namespace = namespace
         self._host = host or "the cluster of the kubeconfig"
-        with self._told("reach"):
+        with self._told("reach"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             self._client = kfp.Client(
                 host=host,
                 namespace=namespace or "kubeflow",
@@ -74,6 +100,7 @@ class Kubeflow:
             InputError: if the study cannot run on a cluster. RetuneError: if the API refuses or is away.
 
         """
+        _require_short(arguments)
         pipeline, version, label = self._upload(name, study)
         with self._told("start a run on"):
             run = self._client.run_pipeline(
@@ -92,15 +119,12 @@ class Kubeflow:
         A run is left out while the one before still goes on, and missed times are not made up for.
 
         Raises:
-            InputError: if the study cannot run on a cluster, or `cron` has not five or six fields.
+            InputError: if the study cannot run on a cluster, or `cron` is none.
             RetuneError: if the API refuses or is away.
 
         """
-        fields = cron.split()
-        if len(fields) not in (5, 6):
-            raise InputError(
-                f"a schedule has five fields (minute hour day month weekday), or six with seconds first, but got {cron!r}"
-            )
+        times = six_fields(cron)
+        _require_short(arguments)
         pipeline, version, label = self._upload(name, study)
         experiment = self._experiment(study)
         earlier = self._schedules(study, experiment)
@@ -109,7 +133,7 @@ class Kubeflow:
                 experiment_id=experiment,
                 job_name=study.name,
                 description=f"retune {__version__}",
-                cron_expression=" ".join(["0", *fields] if len(fields) == 5 else fields),
+                cron_expression=times,
                 max_concurrency=1,
                 no_catchup=True,
                 params=arguments,
@@ -212,7 +236,90 @@ class Kubeflow:
                 f"could not {verb} Kubeflow Pipelines at {self._host}: {error.status} {error.reason}: {_text(error.body)}"
             ) from error
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise RetuneError(f"could not {verb} Kubeflow Pipelines at {self._host}: {error}") from error
+            raise RetuneError(
+                f"could not {verb} Kubeflow Pipelines at {self._host}: {plain(error)}"
+            ) from error
+
+
+def arguments_of(study: Study) -> dict[str, Any]:
+    """Return the arguments of a run: the study as JSON, packed if it would be too long for Kubeflow Pipelines."""
+    given = {"study": study.model_dump_json()}
+    return given if _length(given) <= ARGUMENT_BYTES else {"study": packed(study)}
+
+
+def _length(arguments: dict[str, Any]) -> int:
+    """Return the bytes of the arguments as the server, which is written in Go, spells them."""
+    text = json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
+    return len(re.sub("[<>&]", r"\\u0000", text).encode())
+
+
+def _require_short(arguments: dict[str, Any]) -> None:
+    length = _length(arguments)
+    if length > ARGUMENT_BYTES:
+        raise InputError(
+            f"Kubeflow Pipelines takes arguments of {ARGUMENT_BYTES:,} bytes, but the study has {length:,} even when it is "
+            "packed: shorten its lists (search.parameters, search.warm_start, data.sources, cluster), or start it by "
+            "`retune run` in a pod"
+        )
+
+
+def six_fields(cron: str) -> str:
+    """Return the times of a schedule as Kubeflow Pipelines wants them, with seconds first.
+
+    Raises:
+        InputError: with every field that is wrong.
+
+    """
+    fields = cron.split()
+    if len(fields) not in (5, 6):
+        raise InputError(
+            f"a schedule has five fields (minute hour day month weekday), or six with seconds first, but got {cron!r}; "
+            "every Monday at three is '0 3 * * 1'"
+        )
+    fields = ["0", *fields] if len(fields) == 5 else fields
+    problems = [
+        f"the {name} of a schedule is `*`, or numbers from {low} to {high} as in 5, 1-5, 1,15 or */10, but got {field!r}"
+        for field, (name, low, high) in zip(fields, _CRON, strict=True)
+        if not all(_is_time(part, name, low, high) for part in field.split(","))
+    ]
+    if problems:
+        raise InputError(problems, f"--cron {cron!r}")
+    return " ".join(fields)
+
+
+def _is_time(part: str, name: str, low: int, high: int) -> bool:
+    """Return whether one part of a field of a schedule is a time, a range or all of them, with or without a step."""
+    place, slash, step = part.partition("/")
+    if slash and not (step.isascii() and step.isdigit() and int(step) > 0):
+        return False
+    if place in ("*", "?") and (place == "*" or name in ("day", "weekday")):
+        return True
+    names = _NAMES.get(name, ())
+    ends = [str(low + names.index(end)) if end in names else end for end in place.lower().split("-")]
+    if len(ends) > 2 or not all(end.isascii() and end.isdigit() and low <= int(end) <= high for end in ends):
+        return False
+    return int(ends[0]) <= int(ends[-1])
+
+
+def _has_kubeconfig() -> bool:
+    from kubernetes import client, config
+
+    try:
+        config.load_kube_config(
+            config_file=os.environ.get("KUBECONFIG"), client_configuration=client.Configuration()
+        )
+    except (config.ConfigException, OSError):
+        return False
+    return True
+
+
+def plain(error: BaseException) -> str:
+    """Return why a connection failed, without the names of the library's classes around it."""
+    reason = getattr(error, "reason", None)
+    if isinstance(reason, BaseException):
+        return plain(reason)
+    text = " ".join(str(error).split())
+    return re.sub(r"^<?HTTPS?Connection(Pool)?\(.*?\)>?: ", "", text)
 
 
 def _text(body: object) -> str:

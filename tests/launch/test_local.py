@@ -1,0 +1,57 @@
+"""The log of a local run: what is said of a failure, and that earlier logs are kept."""
+
+import os
+import time
+
+import pytest
+
+from retune.errors import InputError, RetuneError
+from retune.launch import local
+from retune.launch.local import EARLIER_LOGS, Log
+from retune.steps.entry import LAST_WORDS, last_words
+
+KFP = "RuntimeError: Pipeline \x1b[95m'retune-search'\x1b[0m finished with status \x1b[91mFAILURE\x1b[0m. Inner task failed: \x1b[96m'mix'\x1b[0m inside x.\n"
+
+
+def test_the_steps_own_last_words_are_shown(tmp_path, monkeypatch):
+    log = Log(tmp_path / "logs/pipeline.log")
+    log.begin()
+    monkeypatch.setenv(LAST_WORDS, str(log.words))
+    log.path.write_text(f"Traceback\n    raise RuntimeError(msg)\n{KFP}")
+    assert log.failure().startswith("the step 'mix' failed without a word")
+    with pytest.raises(InputError), last_words():
+        raise InputError(["`rank` must be a number", "`alpha` too"], "study")
+    assert "the step 'mix' failed: " in log.failure()
+    assert "`rank` must be a number" in log.failure()
+    assert "`alpha` too" in log.failure()
+    with pytest.raises(ZeroDivisionError), last_words():
+        1 / 0
+    assert log.failure() == "the step 'mix' failed: ZeroDivisionError: division by zero"
+    log.begin()
+    assert (
+        log.failure() == "a step failed without a word, as one does that is killed (is there memory enough?)"
+    )
+
+
+def test_earlier_logs_are_kept_but_not_for_ever(tmp_path):
+    log = Log(tmp_path / "pipeline.log")
+    for number in range(EARLIER_LOGS + 4):
+        log.begin()
+        log.path.write_text(str(number))
+        os.utime(log.path, ns=(0, (1_800_000_000 + number) * 10**9))
+    kept = [path.read_text() for path in sorted(tmp_path.glob("pipeline-*.log"))]
+    assert kept == [str(number) for number in range(3, EARLIER_LOGS + 3)]
+    assert log.path.read_text() == str(EARLIER_LOGS + 3)
+
+
+def test_a_run_names_the_step_and_its_reason(small, monkeypatch):
+    """The real pipeline, with data that goes between the check and the run."""
+    study = small("data.sources.0.uri=gone.json")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    begun = time.monotonic()
+    for _ in range(2):
+        with pytest.raises(RetuneError, match=r"the step 'validate' failed: .*gone.json") as told:
+            local.run(study, lambda _: time.monotonic() - begun)
+    assert "raise RuntimeError" not in str(told.value)
+    logs = sorted(path.name for path in (local.folders.work_folder(study) / "logs").glob("pipeline*.log"))
+    assert len(logs) == 2
