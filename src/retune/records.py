@@ -94,6 +94,8 @@ class TrialRecord(Record):
         adapter_uri: the folder with PEFT's own files; None once pruned or for the base.
         dtype: type of the base's weights, e.g. ``bfloat16``; with ``nf4`` behind it if they are kept in 4 bits.
         adapter_digest: over the adapter's weights, so that equal trainings are seen to be equal.
+        self_check: in which way losses were computed and how far it is from transformers' plain forward; see
+            `retune.training.self_check.Checked`.
 
     """
 
@@ -121,6 +123,7 @@ class TrialRecord(Record):
     device: str = "cpu"
     dtype: str = ""
     versions: dict[str, str] = Field(default_factory=dict)
+    self_check: dict[str, Any] = Field(default_factory=dict)
     started: str = ""
     finished: str = ""
 

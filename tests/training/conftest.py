@@ -3,6 +3,7 @@
 import json
 import os
 import random
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from retune import study as studies
 from retune.data import mixing
 from retune.study import Data
+from retune.training.attention import by_segments
 from retune.training.resident import ResidentBase
 from retune.training.run_trial import TrialTask
 
@@ -85,6 +87,14 @@ def make_study(base: Path, **training):
             "promote": {"model": "tiny"},
         }
     )
+
+
+@contextmanager
+def flat(base):
+    """The bare base, reading flattened batches."""
+    model = base.load().model
+    with by_segments(model):
+        yield model
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from retune.training import attention
-from retune.training.attention import segments
+from retune.training.attention import Form, segments
 
 
 def plain(query, key, value, cu_seq_q, causal, scale, window, grouped):
@@ -52,8 +52,11 @@ def test_every_torch_gives_the_same(flash, key_heads, scale):
     records = segments(lengths, lengths, torch.device("cpu"))
     weigh = torch.randn(1, 15, 4, 8)
     found = []
-    for attend in (attention.attend, lambda *given: attention._attend_by_flash(flash, *given)):
-        out = attend(query, key, value, records, scale)
+    for attend in (
+        lambda *given: attention.attend(*given, Form(scale)),
+        lambda *given: attention._attend_by_flash(flash, *given, scale),
+    ):
+        out = attend(query, key, value, records)
         found.append((out, *torch.autograd.grad((out * weigh).sum(), (query, key, value))))
     for theirs, ours in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs)

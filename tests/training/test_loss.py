@@ -13,6 +13,8 @@ from retune.training import blocked_attention, llama_layer, lora, lora_linear
 from retune.training.attention import attend, by_segments, segments
 from retune.training.loss import loss_sum
 
+from .conftest import flat
+
 CPU = torch.device("cpu")
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -114,7 +116,7 @@ def test_loss_and_gradients_equal_padded_batches(base, targets):
 def test_a_record_does_not_see_its_neighbours(base):
     """The loss of two records together is the sum of each alone; with leaking attention it would not be."""
     tokens = random_tokens([30, 30])
-    with base.bare() as model, torch.no_grad():
+    with flat(base) as model, torch.no_grad():
         together = loss_sum(model, flatten(tokens, [0, 1])).item()
         alone = sum(loss_sum(model, flatten(tokens, [r])).item() for r in (0, 1))
     assert together == pytest.approx(alone, rel=1e-6)

@@ -20,11 +20,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import dropout, scaled_dot_product_attention
 
-from retune.errors import InputError
+from retune.errors import RetuneError
 
 NAME = "retune_segments"
+
+
+class ForeignAttention(RetuneError):
+    """The model's attention is not one that can keep the records of a flattened batch apart."""
 
 
 @dataclass(frozen=True)
@@ -56,24 +60,78 @@ def segments(lengths: Sequence[int], tails: Sequence[int], device: torch.device)
     return Segments(tuple(lengths), borders.to(device, non_blocking=True), max(lengths), tuple(tails), rows)
 
 
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, records: Segments, scale: float | None = None
-) -> Tensor:
+@dataclass
+class Pattern:
+    """Which earlier tokens a layer attends to, where it is not all of them: a sliding window, or chunks.
+
+    Attributes:
+        function: transformers' mask function: from places of batch, head, query and key in the flattened sequence, whether
+            the query sees the key.
+        reach: tokens up to which a record is attended to whole.
+    """
+
+    function: Callable[..., Any]
+    reach: int
+
+    def narrows(self, records: Segments) -> bool:
+        """Return whether some record is too long to be attended to whole."""
+        return records.longest > self.reach
+
+    def masks(self, records: Segments) -> list[Tensor | None]:
+        """Return for each record what its queries see, shape ``(length, length)``; None for all that is not later."""
+        made: list[Tensor | None] = []
+        start = 0
+        for length in records.lengths:
+            mask = None
+            if length > self.reach:
+                places = torch.arange(start, start + length, device=records.borders.device)
+                first = torch.zeros((), dtype=torch.int64, device=places.device)
+                mask = self.function(first, first, places[:, None], places[None, :])
+            made.append(mask)
+            start += length
+        return made
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a layer's attention differs from the plain one.
+
+    Attributes:
+        scale: factor on the scores; None for ``head_dim ** -0.5``.
+        masks: from `Pattern.masks`; None if every record is attended to whole.
+        softcap: scores are bent into this range, as in Gemma 2.
+        sinks: logits that take a share of each head's attention and give nothing, shape ``(heads,)``, as in gpt-oss.
+        dropout: share of the attention that is dropped.
+    """
+
+    scale: float | None = None
+    masks: list[Tensor | None] | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    dropout: float = 0.0
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is causal attention with a factor, as FlashAttention has it."""
+        return self.masks is None and self.softcap is None and self.sinks is None and not self.dropout
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, records: Segments, form: Form = Form()) -> Tensor:
     """Causal attention inside each record.
 
     Args:
         query: shape ``(1, heads, tokens, head_dim)``.
         key, value: shape ``(1, key_heads, tokens, head_dim)``; `heads` is a multiple of `key_heads`.
         records: the borders.
-        scale: factor on the scores; default ``head_dim ** -0.5``.
+        form: how it differs from the plain one.
 
     Returns:
         shape ``(1, tokens, heads, head_dim)``.
     """
     flash = _varlen()
-    if flash is not None and _flash_takes(query):
-        return _attend_by_flash(flash, query, key, value, records, scale)
-    return _attend_by_record(query, key, value, records, scale)
+    if flash is not None and form.plain and _flash_takes(query) and value.shape == key.shape:
+        return _attend_by_flash(flash, query, key, value, records, form.scale)
+    return _attend_by_record(query, key, value, records, form)
 
 
 def _flash_takes(query: Tensor) -> bool:
@@ -116,11 +174,11 @@ def _attend_by_flash(
     return out.unsqueeze(0)
 
 
-def _attend_by_record(
-    query: Tensor, key: Tensor, value: Tensor, records: Segments, scale: float | None
-) -> Tensor:
+def _attend_by_record(query: Tensor, key: Tensor, value: Tensor, records: Segments, form: Form) -> Tensor:
     grouped = query.shape[1] != key.shape[1]
-    if grouped and query.device.type == "cuda":  # the kernels that keep no scores know no grouped keys
+    special = form.softcap is not None or form.sinks is not None
+    if grouped and (special or query.device.type == "cuda"):
+        # The kernels that keep no scores know no grouped keys.
         key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value))
         grouped = False
     lengths = list(records.lengths)
@@ -128,13 +186,41 @@ def _attend_by_record(
         torch.split(query, lengths, 2),
         torch.split(key, lengths, 2),
         torch.split(value, lengths, 2),
+        form.masks or [None] * len(lengths),
         strict=True,
     )
     done = [
-        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped).transpose(1, 2)
-        for q, k, v in parts
+        _attend_openly(q, k, v, mask, form)
+        if special
+        else scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None,
+            dropout_p=form.dropout,
+            scale=form.scale,
+            enable_gqa=grouped,
+        )
+        for q, k, v, mask in parts
     ]
-    return torch.cat(done, 1)
+    return torch.cat([x.transpose(1, 2) for x in done], 1)
+
+
+def _attend_openly(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, form: Form) -> Tensor:
+    """Return attention of one record with its scores written out, for what no kernel has; as in transformers' eager form."""
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if form.scale is None else form.scale)
+    if form.softcap is not None:
+        scores = torch.tanh(scores / form.softcap) * form.softcap
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if form.sinks is None:
+        shares = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    else:
+        sinks = form.sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        shares = torch.cat([scores, sinks], -1).softmax(-1, dtype=torch.float32)[..., :-1].to(query.dtype)
+    return dropout(shares, form.dropout, training=form.dropout > 0) @ value
 
 
 @lru_cache(maxsize=1)
@@ -151,42 +237,79 @@ def _transformers_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Any,
     scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     segments: Segments | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """The signature that transformers calls; shapes as in `attend`.
+    """The signature that transformers calls; shapes as in `attend`. Which tokens are seen is said by the mask alone.
 
     Raises:
-        InputError: if the model asks for a kind of attention that this one is not; a wrong sum would go unseen.
+        ForeignAttention: if the model asks for a kind of attention that this one is not; a wrong sum would go unseen.
     """
     if segments is None:
-        raise RuntimeError(
-            f"the attention {NAME!r} needs `segments`; call the model through retune.training.loss"
+        raise ForeignAttention(
+            f"the borders of the records do not reach the attention of {type(module).__name__}"
         )
-    window = options.get("sliding_window")
-    foreign = [name for name in ("softcap", "s_aux") if options.get(name) is not None]
-    foreign += [f"sliding_window={window}"] if window is not None and window < segments.longest else []
-    foreign += [f"dropout={options['dropout']}"] if options.get("dropout") else []
-    if foreign:
-        raise InputError(f"attention with {', '.join(foreign)} cannot be trained yet", "model.base")
-    return attend(query, key, value, segments, scaling), None
+    foreign = [name for name in ("position_bias", "indices", "block_mask") if options.get(name) is not None]
+    if attention_mask is not None and not isinstance(attention_mask, Pattern):
+        foreign.append("a mask of its own")
+    if options.get("is_causal") is False or not getattr(module, "is_causal", True):
+        foreign.append("a view of later tokens")
+    if foreign or query.shape[2] != key.shape[2]:
+        raise ForeignAttention(
+            f"{type(module).__name__} attends with {', '.join(foreign) or 'keys of other places'}"
+        )
+    masks, chance = None, dropout if module.training else 0.0
+    if attention_mask is not None and attention_mask.narrows(segments):
+        masks = attention_mask.masks(segments)
+    return attend(query, key, value, segments, Form(scaling, masks, softcap, s_aux, chance)), None
+
+
+def _transformers_mask(
+    mask_function: Callable[..., Any], local_size: int | None = None, use_vmap: bool = False, **options: Any
+) -> Pattern | None:
+    """Stand in for transformers' making of a mask of tokens x tokens.
+
+    Raises:
+        ForeignAttention: if the mask is one of the model's own.
+    """
+    if use_vmap:
+        raise ForeignAttention("the model attends by a mask of its own")
+    return None if local_size is None else Pattern(mask_function, local_size)
+
+
+def flattens(model: Any) -> bool:
+    """Return whether the model is inside `by_segments`."""
+    return bool(model.config._attn_implementation == NAME)
 
 
 @contextmanager
 def by_segments(model: Any) -> Iterator[None]:
     """Let a transformers model attend by segments inside the block; its own attention is back afterwards."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     from retune.training.llama_layer import installed
 
     ALL_ATTENTION_FUNCTIONS[NAME] = _transformers_attention
-    config = model.config
-    before = config._attn_implementation
-    config._attn_implementation = NAME
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _transformers_mask)
+    with attending(model, NAME), installed(model):
+        yield
+
+
+@contextmanager
+def attending(model: Any, implementation: str) -> Iterator[None]:
+    """Let a transformers model, with all its parts, attend by the named implementation inside the block."""
+    configs = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
+    before = {key: getattr(config, "_attn_implementation", None) for key, config in configs.items()}
     try:
-        with installed(model):
-            yield
+        for config in configs.values():
+            config._attn_implementation = implementation
+        yield
     finally:
-        config._attn_implementation = before
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]  # of this one alone, not of those in it

@@ -37,6 +37,7 @@ def preserved(base: nn.Module, copied: Callable[[str], bool] = lambda name: Fals
     Raises:
         BaseChanged: at the end, if bits of a weight differ all the same.
     """
+    _reshard(base)
     structure = [_Attributes(part) for part in _parts(base)]
     sharded = any(hasattr(parameter, "to_local") for parameter in base.parameters())
     tensors = {} if sharded else _tensors(base)  # FSDP exchanges the tensors of its modules all the time
@@ -52,11 +53,13 @@ def preserved(base: nn.Module, copied: Callable[[str], bool] = lambda name: Fals
     try:
         yield
     finally:
+        _reshard(base)
         for part in structure:
             part.restore()
         with torch.no_grad():
             for name, tensor in tensors.items():
-                tensor.data = storages[name]
+                if not tensor.is_set_to(storages[name]):
+                    tensor.data = storages[name]
                 tensor.grad = None
                 tensor.requires_grad_(flags[name])
             for name in _differing(sums, storages, copies):
@@ -121,6 +124,14 @@ def _parts(base: nn.Module) -> Iterator[Any]:
             if id(part) not in seen and hasattr(part, "__dict__"):
                 seen.add(id(part))
                 yield part
+
+
+def _reshard(base: nn.Module) -> None:
+    """Let a base under FSDP put its gathered weights away: which of the two stand in a module is part of its state."""
+    module: Any
+    for module in base.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()
 
 
 def _tensors(base: nn.Module) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from retune.training import blocked_attention, lora_linear
-from retune.training.attention import Segments
+from retune.training.attention import Pattern, Segments
 from retune.training.lora_linear import Weights
 
 # Layers of exactly this form: norm, attention with rotary positions, norm, gated feed-forward.
@@ -66,8 +66,12 @@ def installed(model: Any) -> Iterator[None]:
     own = {kind: kind.forward for kind in kinds}
 
     def forward(layer: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        whole = own[type(layer)]
-        if args or kwargs.get("segments") is None or kwargs.get("attention_mask") is not None:
+        whole, mask = own[type(layer)], kwargs.get("attention_mask")
+        segments = kwargs.get("segments")
+        whole_records = mask is None or (
+            segments is not None and isinstance(mask, Pattern) and not mask.narrows(segments)
+        )
+        if args or segments is None or not whole_records:
             plain: Tensor = whole(layer, hidden_states, *args, **kwargs)
             return plain
         assert decoder is not None

@@ -193,6 +193,16 @@ def _not_on(model: Any, held: Mapping[str, Tensor]) -> list[str]:
     return sorted(lacking)
 
 
+def disturb(model: Any) -> None:
+    """Give all that an adapter trains some noise, the same each time: a new adapter changes nothing yet."""
+    draws = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=draws) * 0.05
+                parameter.add_(noise.to(parameter.device, parameter.dtype))
+
+
 def weights(model: Any) -> dict[str, Tensor]:
     """Return the adapter's weights under PEFT's names, on the CPU, sorted by name."""
     from peft import get_peft_model_state_dict

@@ -7,6 +7,8 @@ to float32 and back on the way, and the thin products of the backward pass are f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any, NamedTuple
@@ -90,12 +92,17 @@ def _frozen(module: torch.nn.Linear) -> bool:
 def forward(x: Tensor, layer: Weights) -> tuple[Tensor, Kept | None]:
     """Return the output, shape ``(tokens, out)`` in the dtype of `x`, shape ``(tokens, in)``, and what to keep."""
     out = linear(x, layer.weight, layer.bias)
+    return out, _add(out, x, layer)
+
+
+def _add(out: Tensor, x: Tensor, layer: Weights) -> Kept | None:
+    """Add the adapter's part to `out` in place, both of them flat; return what to keep."""
     if layer.a is None or layer.b is None:
-        return out, None
+        return None
     dropped, mask = (x, None) if layer.dropout == 0 else drop(x, layer.dropout)
     low = torch.mm(dropped, layer.a.to(x.dtype).t()).mul_(layer.scale)
     out.addmm_(low, layer.b.to(x.dtype).t())
-    return out, Kept(dropped, mask, low)
+    return Kept(dropped, mask, low)
 
 
 def backward(
@@ -131,9 +138,9 @@ class LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, layer: Weights) -> Tensor:
         """Return the output, shape ``(…, out)``, for `x`, shape ``(…, in)``; `a` and `b` are those of `layer`."""
-        out, kept = forward(x.flatten(0, -2), layer)
-        ctx.layer, ctx.kept = layer, kept
-        return out.view(*x.shape[:-1], -1)
+        out = linear(x, layer.weight, layer.bias)
+        ctx.layer, ctx.kept = layer, _add(out.view(-1, out.shape[-1]), x.flatten(0, -2), layer)
+        return out  # not a view: some models go on in place
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -148,6 +155,18 @@ def install(model: Any) -> None:
     for module in model.modules():
         if type(module) is not torch.nn.Linear and read(module) is not None:
             module.forward = MethodType(_forward, module)
+
+
+@contextmanager
+def installed(model: Any) -> Iterator[None]:
+    """Do what `install` does inside the block."""
+    install(model)
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            if getattr(module.__dict__.get("forward"), "__func__", None) is _forward:
+                del module.forward
 
 
 def _forward(module: Any, x: Tensor) -> Tensor:

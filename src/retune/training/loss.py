@@ -1,4 +1,4 @@
-"""The loss of a flattened batch: the sum of -log p over its counted tokens, in float32."""
+"""The loss of a batch: the sum of -log p over its counted tokens, in float32."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from retune.data.batches import Batch
-from retune.training import head
-from retune.training.attention import segments
+from retune.training import head, one_by_one
+from retune.training.attention import flattens, segments
+from retune.training.one_by_one import transformers_model
 
 
 def loss_sum(model: Any, batch: Batch) -> Tensor:
@@ -20,10 +21,12 @@ def loss_sum(model: Any, batch: Batch) -> Tensor:
     `retune.training.head`.
 
     Args:
-        model: a causal language model inside `retune.training.attention.by_segments`, bare or wrapped for adapters
-            or several devices.
+        model: a causal language model, bare or wrapped for adapters or several devices. Inside
+            `retune.training.attention.by_segments` the batch is one sequence; else each record is read by itself.
         batch: on the model's device.
     """
+    if not flattens(model):
+        return one_by_one.loss_sum(model, batch)
     core = transformers_model(model)
     inputs = {
         "input_ids": batch.ids,
@@ -36,8 +39,3 @@ def loss_sum(model: Any, batch: Batch) -> Tensor:
         return head.loss_sum(core, body, body(**inputs), batch.rows, batch.targets)
     logits = model(**inputs, logits_to_keep=batch.rows).logits
     return cross_entropy(logits[0].float(), batch.targets, reduction="sum")
-
-
-def transformers_model(model: Any) -> Any:
-    """Return the transformers model under an adapter; the adapter's layers stand in it."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -16,11 +16,15 @@ from retune.data.tokens import Tokens
 from retune.errors import InputError
 from retune.models import LoadedBase, load_base, tokenizer_problems
 from retune.study import Data, Model, Study
-from retune.training import lora, lora_linear
-from retune.training.attention import by_segments
+from retune.training import lora, lora_linear, self_check
 from retune.training.base_state import forgotten_if_changed
 from retune.training.devices import Devices
+from retune.training.self_check import Checked, reading
 from retune.training.validate import validation_loss
+
+_TRIED = lora.Setting(
+    rank=4, alpha=8.0, dropout=0.0, learning_rate=1.0, weight_decay=0.0
+)  # the check's adapter
 
 
 def data_digest(data_uri: str) -> str:
@@ -44,6 +48,7 @@ class ResidentBase:
         self._base: LoadedBase | None = None
         self._devices: Devices | None = None
         self._splits: dict[tuple[Any, ...], Tokens] = {}
+        self._checked: dict[tuple[tuple[str, ...], int], Checked] = {}
 
     @property
     def devices(self) -> Devices:
@@ -81,25 +86,43 @@ class ResidentBase:
             )
         return self._splits[key]
 
+    def checked(self, study: Study) -> Checked:
+        """Return in which way losses are computed on this base, found by a check on made-up records when first asked.
+
+        Raises:
+            InputError: if the base gives no losses that one can train or judge by.
+        """
+        key = (tuple(study.training.target_modules), study.data.max_length)
+        if key not in self._checked:
+            base = self.load()
+            with (
+                forgotten_if_changed(self._forget),
+                lora.adapted(base.model, _TRIED, list(key[0]), self.model.base, 0) as model,
+            ):
+                lora.disturb(model)
+                found = self_check.check(model, base.tokenizer, study.data.max_length, train=True)
+            self._checked[key] = self._agreed(found)
+        return self._checked[key]
+
+    def _agreed(self, found: Checked) -> Checked:
+        """Return the check of the process that found most against flattened batches: all must take the same way."""
+        all_found: list[Checked] = self.devices.gather_object(found)
+        return max(all_found, key=lambda each: (each.way != "flattened", each.way))
+
     @contextmanager
     def adapter(self, study: Study, chosen: lora.Setting, seed: int) -> Iterator[Any]:
-        """Yield the base with a new adapter, ready for flattened batches; afterwards the base is untouched again."""
+        """Yield the base with a new adapter, ready for `loss_sum`; afterwards the base is untouched again."""
+        checked = self.checked(study)
         base = self.load().model
         targets = study.training.target_modules
         with (
             forgotten_if_changed(self._forget),
-            by_segments(base),
+            reading(base, checked),
             lora.adapted(base, chosen, targets, self.model.base, seed) as model,
         ):
-            lora_linear.install(model)
+            if checked.way == "flattened":
+                lora_linear.install(model)
             yield model
-
-    @contextmanager
-    def bare(self) -> Iterator[Any]:
-        """Yield the base without an adapter, ready for flattened batches."""
-        base = self.load()
-        with by_segments(base.model):
-            yield base.model
 
     def evaluate(self, adapter_uri: str | None, data_uri: str, study: Study) -> float:
         """Return the validation loss of a saved adapter, or of the base alone, on the given mixed data.
@@ -109,12 +132,16 @@ class ResidentBase:
         """
         tokens = self.tokens(data_uri, "validation", study.data)
         if adapter_uri is None:
-            with self.bare() as model:
-                return validation_loss(model, tokens, self.devices)
+            checked = self.checked(study)
+            base = self.load().model
+            with reading(base, checked):
+                return validation_loss(base, tokens, self.devices)
         folder = store.download(adapter_uri)
         base = self.load().model
-        with forgotten_if_changed(self._forget), by_segments(base), lora.loaded(base, folder) as model:
-            loss = validation_loss(model, tokens, self.devices)
+        with forgotten_if_changed(self._forget), lora.loaded(base, folder) as model:
+            found = self_check.check(model, self.load().tokenizer, study.data.max_length, train=False)
+            with reading(model, self._agreed(found)):
+                loss = validation_loss(model, tokens, self.devices)
         return loss
 
     def _forget(self) -> None:

@@ -122,6 +122,7 @@ def _begin(study: Study, data_uri: str, task: TrialTask, base: ResidentBase, dig
         device=_device_name(loaded.device),
         dtype=" ".join([str(loaded.dtype).removeprefix("torch."), study.model.quantization or ""]).strip(),
         versions=_versions(),
+        self_check=base.checked(study).record(),
         started=records.now(),
     )
 

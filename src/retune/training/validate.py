@@ -13,6 +13,7 @@ import torch
 
 from retune.data.batches import flatten, passes, share
 from retune.data.tokens import Tokens
+from retune.training.attention import flattens
 from retune.training.devices import Devices
 from retune.training.loss import loss_sum
 
@@ -29,7 +30,7 @@ def validation_loss(
     """Return the mean of -log p in nats per counted token, over all records.
 
     Args:
-        model: inside `retune.training.attention.by_segments`.
+        model: inside `retune.training.self_check.reading`.
         tokens: the split; each process takes its share of the records.
         devices: the processes that validate together.
         pass_tokens: tokens in one forward pass at most; changes speed and memory only.
@@ -43,7 +44,7 @@ def validation_loss(
     model.eval()
     try:
         with torch.no_grad():
-            runs = list(passes(lengths, pass_tokens))
+            runs = list(passes(lengths, pass_tokens if flattens(model) else 1))  # 1: each record by itself
             rounds = devices.most(len(runs))
             for places in runs:
                 if poll is not None:

@@ -1,0 +1,374 @@
+"""Which way a base's losses are computed: shown on made-up records, before any number of a study depends on it.
+
+Our way reads a batch as one flattened sequence, with attention and layers of our own. What transformers' plain forward
+gives for each record alone, with eager attention, is right by definition. Both are asked for the losses of some made-up
+records and for the gradients of an adapter; where they differ beyond rounding, the plain way is taken, and where that
+is no fixed number either, the base is refused. What a few short records cannot show (a window longer than they are,
+rotary frequencies that change with the length) is read from the base's config.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from retune.data.batches import flatten
+from retune.data.tokens import Tokens, pack
+from retune.errors import InputError
+from retune.training import lora_linear, one_by_one
+from retune.training.attention import by_segments, segments
+from retune.training.loss import loss_sum
+from retune.training.one_by_one import by_record, transformers_model
+
+Way = Literal["flattened", "one by one", "one by one, eager"]
+LENGTHS = (11, 34, 3, 22)
+# The largest difference of a token's loss that is rounding: at least, at most, and where only the neighbours differ.
+_ROUNDING = {
+    torch.float64: (1e-9, 1e-7, 1e-9),
+    torch.float32: (1e-5, 2e-4, 3e-6),
+    torch.float16: (4e-3, 5e-2, 2e-3),
+    torch.bfloat16: (2e-2, 3e-1, 1e-2),
+}
+_GRADIENTS = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+_KINDS_OF_LAYERS = {"full_attention", "attention", "sliding_attention", "chunked_attention"}
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the check found.
+
+    Attributes:
+        way: how losses are computed from here on.
+        reason: why not by flattened batches; empty if they are used.
+        difference: of the largest token's loss between that way and the plain one, in nats. allowed: what is rounding.
+        gradients: norm of the difference of an adapter's gradients over their norm; None where none were asked for.
+        slower: how many times longer the made-up records took this way than flattened; None if it was not measured.
+        seconds: what the check took.
+    """
+
+    way: Way
+    reason: str = ""
+    difference: float = 0.0
+    allowed: float = 0.0
+    gradients: float | None = None
+    slower: float | None = None
+    seconds: float = 0.0
+
+    def record(self) -> dict[str, Any]:
+        """Return it as it is written into a trial's record."""
+        return asdict(self)
+
+    @property
+    def note(self) -> str:
+        """One line for the log: what is done instead and what it costs; empty where nothing is lost."""
+        if self.way == "flattened":
+            return ""
+        cost = f", which took {self.slower:.1f} times as long on them" if self.slower else ", which is slower"
+        return f"batches are computed {self.way} by transformers' own forward{cost}: {self.reason}"
+
+
+def reading(model: Any, checked: Checked) -> AbstractContextManager[None]:
+    """Return the context in which `retune.training.loss.loss_sum` computes as the check decided."""
+    if checked.way == "flattened":
+        return by_segments(transformers_model(model))
+    return by_record(transformers_model(model), eager=checked.way == "one by one, eager")
+
+
+def check(model: Any, tokenizer: Any, longest: int, train: bool) -> Checked:
+    """Compare our way with the plain one on made-up records, and say which is taken.
+
+    Args:
+        model: the base, best with an adapter on it, outside of any of the two ways; as it was afterwards.
+        tokenizer: the base's; None if any token may be made up.
+        longest: the longest record that will be read, in tokens.
+        train: whether the adapter is going to be trained: then gradients are compared too.
+
+    Raises:
+        InputError: if the plain forward gives no losses that one can train or judge by.
+    """
+    begin = time.monotonic()
+    core = transformers_model(model)
+    training = model.training
+    model.eval()
+    device = next(core.parameters()).device
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            found = _Check(model, core, made_up(core, tokenizer), longest, train).run()
+    finally:
+        model.train(training)
+        for parameter in model.parameters():
+            parameter.grad = None
+    found = replace(found, seconds=round(time.monotonic() - begin, 3))
+    if found.note:
+        _LOG.warning("%s", found.note)
+    return found
+
+
+def made_up(core: Any, tokenizer: Any) -> Tokens:
+    """Return some records of ordinary tokens, drawn at random; always the same ones."""
+    size = int(core.get_input_embeddings().weight.shape[0])
+    if tokenizer is not None:
+        size = min(size, len(tokenizer))
+    special = set(tokenizer.all_special_ids) if tokenizer is not None else {0, 1, 2, 3}
+    ordinary = [token for token in range(size) if token not in special][: 1 << 16]
+    places = torch.Generator().manual_seed(0)
+    draws = torch.randint(len(ordinary), (sum(LENGTHS),), generator=places).tolist()
+    records, start = [], 0
+    for length in LENGTHS:
+        ids = [ordinary[draw] for draw in draws[start : start + length]]
+        records.append((ids, [place >= max(1, length // 3) for place in range(length)]))
+        start += length
+    return pack(records)
+
+
+class _Check:
+    """The check of one model; the model is in evaluation mode."""
+
+    def __init__(self, model: Any, core: Any, tokens: Tokens, longest: int, train: bool) -> None:
+        self.model, self.core, self.longest, self.train = model, core, longest, train
+        device = next(core.parameters()).device
+        self.batch = flatten(tokens, list(range(len(LENGTHS)))).to(device)
+        self.singles = [flatten(tokens, [record]).to(device) for record in range(len(LENGTHS))]
+        self.dtype = next(core.parameters()).dtype
+        self.least, self.most, self.beside = _ROUNDING.get(self.dtype, _ROUNDING[torch.bfloat16])
+        self.adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.kind = core.config.model_type
+
+    def run(self) -> Checked:
+        with by_record(self.core, eager=True):
+            right = self._right()
+            of_right = self._read(lambda: self._gradients(self._one_by_one), "training") if self.train else None
+        noise, seconds = self._plain(right)
+        eager = not noise <= self.most
+        allowed = min(self.most, max(self.least, 0.0 if eager else 10 * noise))
+        reason = unsuited(self.core, self.longest)
+        if not reason:
+            reason, difference, gradients = self._flattened(right, of_right, allowed)
+            if not reason:
+                return Checked("flattened", "", difference, allowed, gradients)
+        flat_seconds = self._flat_seconds()
+        slower = round(seconds / flat_seconds, 1) if flat_seconds else None
+        if self.train:
+            with by_record(self.core, eager), self._training():
+                self._read(
+                    lambda: one_by_one.logits(self.model, self.singles[0].ids, self.singles[0].rows),
+                    "training",
+                )
+        way: Way = "one by one, eager" if eager else "one by one"
+        return Checked(way, reason, 0.0 if eager else noise, allowed, None, slower)
+
+    def _right(self) -> Tensor:
+        """Return the losses that are right by definition, after looking whether they are losses at all."""
+        right, again, cut = (self._read(read) for read in (self._one_by_one, self._one_by_one, self._cut))
+        rules = [
+            (bool(torch.isfinite(right).all()), "finite losses, but it does not"),
+            (
+                _apart(right, again) <= self.most,
+                f"the same losses to the same records, but two readings differ by {_apart(right, again):.2g}",
+            ),
+            (
+                _apart(right[: len(cut)], cut) <= self.most,
+                "losses that depend on earlier tokens alone, but they change by "
+                f"{_apart(right[: len(cut)], cut):.2g} with what follows",
+            ),
+        ]
+        for holds, rule in rules:
+            if not holds:
+                raise InputError(f"a base (here of type {self.kind}) must give {rule}", "model.base")
+        return right
+
+    def _read(self, read: Callable[[], Tensor], what: str = "evaluation") -> Tensor:
+        """Return what the plain forward gives, without gradients; refuse a base with which it fails."""
+        try:
+            with torch.no_grad():
+                return read()
+        except (torch.OutOfMemoryError, InputError):
+            raise
+        except Exception as error:
+            raise InputError(
+                f"a base (here of type {self.kind}) must read single records, but in {what} its forward failed: "
+                f"{_line(error)}",
+                "model.base",
+            ) from error
+
+    def _cut(self) -> Tensor:
+        """Return the losses of the first record's first counted tokens, with what follows them cut off."""
+        single = self.singles[0]
+        kept = len(single.rows) // 2
+        ids = single.ids[:, : int(single.rows[kept - 1]) + 1]
+        return _losses(one_by_one.logits(self.model, ids, single.rows[:kept]), single.targets[:kept])
+
+    def _one_by_one(self) -> Tensor:
+        """Return the loss of each counted token, each record read by itself."""
+        return torch.cat(
+            [
+                _losses(one_by_one.logits(self.model, each.ids, each.rows), each.targets)
+                for each in self.singles
+            ]
+        )
+
+    def _plain(self, right: Tensor) -> tuple[float, float]:
+        """Return how far the loaded attention is from the eager one (infinity if it fails), and the seconds it took."""
+        begin = time.monotonic()
+        try:
+            with torch.no_grad(), by_record(self.core):
+                difference = _apart(right, self._one_by_one())
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            difference = math.inf
+        return difference, time.monotonic() - begin
+
+    def _flattened(
+        self, right: Tensor, of_right: Tensor | None, allowed: float
+    ) -> tuple[str, float, float | None]:
+        """Return why flattened batches cannot be used (empty if they can), and the differences found."""
+        difference, gradients = math.inf, None
+        try:
+            with by_segments(self.core), lora_linear.installed(self.model) if self.train else nullcontext():
+                with torch.no_grad():
+                    difference = _apart(right, self._flat(self.batch.ids))
+                    beside = self._beside()
+                    whole = float(loss_sum(self.model, self.batch))
+                if of_right is not None:
+                    made = self._gradients(lambda: loss_sum(self.model, self.batch) / len(right))
+                    gradients = float((made - of_right).norm() / of_right.norm())
+                    with torch.no_grad(), self._training():  # dropout of attention shows only there
+                        loss_sum(self.model, self.batch)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            return f"flattened batches do not pass through it: {_line(error)}", difference, gradients
+        difference = max(difference, abs(whole - float(right.double().sum())) / len(right))
+        rules = [
+            (
+                difference <= allowed,
+                f"a token's loss in a flattened batch differs by {difference:.2g} from the plain forward, "
+                f"rounding allows {allowed:.2g}",
+            ),
+            (
+                beside <= self.beside,
+                f"in a flattened batch a record's losses change by {beside:.2g} with those before it",
+            ),
+            (
+                gradients is None or gradients <= _GRADIENTS.get(self.dtype, _GRADIENTS[torch.bfloat16]),
+                f"in a flattened batch the adapter's gradients differ by {gradients or 0.0:.2g} of their size",
+            ),
+        ]
+        return next((reason for holds, reason in rules if not holds), ""), difference, gradients
+
+    def _flat(self, ids: Tensor) -> Tensor:
+        """Return the loss of each counted token of the flattened batch with other tokens in it."""
+        batch = self.batch
+        out = self.model(
+            input_ids=ids,
+            position_ids=batch.positions,
+            logits_to_keep=batch.rows,
+            use_cache=False,
+            segments=segments(batch.lengths, batch.tails, ids.device),
+        ).logits[0]
+        return _losses(out, batch.targets)
+
+    def _beside(self) -> float:
+        """Return how much the last record's losses change with the tokens of the others: 0 is right."""
+        other, before = self.batch.ids.clone(), self.batch.ids.shape[1] - LENGTHS[-1]
+        other[0, :before] = other[0, :before].roll(1)
+        mine = -len(self.singles[-1].rows)
+        return _apart(self._flat(self.batch.ids)[mine:], self._flat(other)[mine:])
+
+    def _gradients(self, loss: Callable[[], Tensor]) -> Tensor:
+        """Return the gradients of the adapter's weights for the mean loss, one behind the other, in float32."""
+        with torch.enable_grad():
+            made = torch.autograd.grad(loss().mean(), self.adapter, allow_unused=True)
+        whole = torch.cat(
+            [
+                (torch.zeros_like(parameter) if gradient is None else gradient).float().flatten()
+                for parameter, gradient in zip(self.adapter, made, strict=True)
+            ]
+        )
+        if not bool(torch.isfinite(whole).all()) or not bool(whole.any()):
+            raise InputError(
+                f"an adapter on `target_modules` must have a gradient, but in this base (of type {self.kind}) it is zero "
+                "or not finite",
+                "training",
+            )
+        return whole
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        self.model.train()
+        try:
+            yield
+        finally:
+            self.model.eval()
+
+    def _flat_seconds(self) -> float | None:
+        """Return the seconds that a flattened batch takes, right or wrong; None if it does not pass."""
+        try:
+            with by_segments(self.core), torch.no_grad():
+                begin = time.monotonic()
+                self._flat(self.batch.ids)
+                return time.monotonic() - begin
+        except Exception:
+            return None
+
+
+def unsuited(core: nn.Module, longest: int) -> str:
+    """Return why a base's config rules flattened batches out, whatever short records show; empty if it does not.
+
+    Args:
+        core: the transformers model.
+        longest: the longest record that will be read, in tokens.
+    """
+    config: Any = core.config
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    limit = fixed_rotary(config)
+    if longest > limit:
+        return f"its rotary frequencies change with the length from {limit} tokens on, and records may have {longest}"
+    other = sorted(set(getattr(config, "layer_types", None) or ()) - _KINDS_OF_LAYERS)
+    if other:
+        return f"it has layers of the kind {', '.join(other)}, which keep records apart in no flattened batch"
+    if any(isinstance(part, nn.Conv1d) for part in core.modules()):
+        return "it has convolutions along the sequence, which run over the records' borders"
+    for name in ("index_topk", "index_top_k"):
+        top = getattr(config, name, None)
+        if top is not None and longest > top:
+            return f"its attention chooses {top} of a record's tokens, and records may have {longest}"
+    return ""
+
+
+def fixed_rotary(config: Any) -> float:
+    """Return up to how many tokens a base's rotary frequencies do not depend on the length; infinity if they never do."""
+    found: Any = getattr(config, "rope_parameters", None) or {}
+    forms = [found, *(form for form in found.values() if isinstance(form, dict))]
+    limits: list[float] = [math.inf]
+    for form in forms:
+        if form.get("rope_type") in ("dynamic", "longrope", "su"):
+            given = [form.get("original_max_position_embeddings"), getattr(config, "original_max_position_embeddings", None),
+                     getattr(config, "max_position_embeddings", None)]  # fmt: skip
+            limits += [int(limit) for limit in given if limit]
+    return min(limits)
+
+
+def _losses(logits: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(logits.float(), targets, reduction="none")
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    """Return the largest difference; NaN if there is one."""
+    return float((one.detach().double() - other.detach().double()).abs().max())
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}"
