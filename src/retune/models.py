@@ -39,7 +39,7 @@ def quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", module=r"(transformers|peft|torch|huggingface_hub|accelerate)\b")
-    for name in ("transformers", "peft", "accelerate", "huggingface_hub"):
+    for name in ("transformers", "peft", "accelerate", "huggingface_hub", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
@@ -233,13 +233,15 @@ def quantization_problems(model: Model, cuda: bool) -> list[str]:
 
 
 def load_base(
-    model: Model, attention: str = "sdpa", load: Callable[[Path, torch.dtype, str], Any] | None = None
+    model: Model,
+    attention: str | None = None,
+    load: Callable[[Path, torch.dtype, str | None], Any] | None = None,
 ) -> LoadedBase:
     """Load the frozen base model onto this process's device, in evaluation mode and without gradients.
 
     Args:
         model: the study's `model` section.
-        attention: transformers' name of the attention implementation.
+        attention: transformers' name of the attention implementation; None for torch's own where the architecture takes it.
         load: returns the model of a folder in a type and with an attention; by default it is read whole onto the device.
 
     Raises:
@@ -264,17 +266,21 @@ def load_base(
     except (OSError, ValueError) as error:
         raise InputError(f"the base model in {folder} cannot be loaded: {error}", "model.base") from error
     loaded.eval().requires_grad_(False)
+    if getattr(
+        loaded.config, "rescale_every", 0
+    ):  # RWKV halves its weights in place between training and evaluation
+        loaded.config.rescale_every = 0
     return LoadedBase(loaded, load_tokenizer(model), device, dtype, base_digest(folder), model.revision)
 
 
-def read_model(folder: Path, dtype: torch.dtype, attention: str, **options: Any) -> Any:
+def read_model(folder: Path, dtype: torch.dtype, attention: str | None, **options: Any) -> Any:
     """Return transformers' model of a folder, on the CPU unless `options` say where."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention, **options)
 
 
-def _in_four_bits(folder: Path, dtype: torch.dtype, attention: str, device: torch.device) -> Any:
+def _in_four_bits(folder: Path, dtype: torch.dtype, attention: str | None, device: torch.device) -> Any:
     """Return the model with its linear layers in 4-bit NormalFloat, as QLoRA has it (Dettmers et al. 2023, arXiv 2305.14314).
 
     Their constants are quantised too, and products are computed in `dtype`; embeddings, norms and head keep it.

@@ -48,7 +48,7 @@ class ResidentBase:
         self._base: LoadedBase | None = None
         self._devices: Devices | None = None
         self._splits: dict[tuple[Any, ...], Tokens] = {}
-        self._checked: dict[tuple[tuple[str, ...], int], Checked] = {}
+        self._checked: dict[tuple[str, int], Checked] = {}
 
     @property
     def devices(self) -> Devices:
@@ -92,12 +92,13 @@ class ResidentBase:
         Raises:
             InputError: if the base gives no losses that one can train or judge by.
         """
-        key = (tuple(study.training.target_modules), study.data.max_length)
+        targets = study.training.target_modules
+        key = (str(targets), study.data.max_length)
         if key not in self._checked:
             base = self.load()
             with (
                 forgotten_if_changed(self._forget),
-                lora.adapted(base.model, _TRIED, list(key[0]), self.model.base, 0) as model,
+                lora.adapted(base.model, _TRIED, targets, self.model.base, 0) as model,
             ):
                 lora.disturb(model)
                 found = self_check.check(model, base.tokenizer, study.data.max_length, train=True)

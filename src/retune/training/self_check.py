@@ -103,7 +103,7 @@ def check(model: Any, tokenizer: Any, longest: int, train: bool) -> Checked:
     device = next(core.parameters()).device
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            found = _Check(model, core, made_up(core, tokenizer), longest, train).run()
+            found = _Check(model, core, made_up(core, tokenizer, longest), longest, train).run()
     finally:
         model.train(training)
         for parameter in model.parameters():
@@ -114,17 +114,20 @@ def check(model: Any, tokenizer: Any, longest: int, train: bool) -> Checked:
     return found
 
 
-def made_up(core: Any, tokenizer: Any) -> Tokens:
-    """Return some records of ordinary tokens, drawn at random; always the same ones."""
+def made_up(core: Any, tokenizer: Any, longest: int) -> Tokens:
+    """Return some records of ordinary tokens, drawn at random; always the same ones, none longer than a record can be."""
     size = int(core.get_input_embeddings().weight.shape[0])
     if tokenizer is not None:
         size = min(size, len(tokenizer))
     special = set(tokenizer.all_special_ids) if tokenizer is not None else {0, 1, 2, 3}
     ordinary = [token for token in range(size) if token not in special][: 1 << 16]
     places = torch.Generator().manual_seed(0)
-    draws = torch.randint(len(ordinary), (sum(LENGTHS),), generator=places).tolist()
+    config = _text_config(core)
+    room = min(longest, fixed_rotary(config), getattr(config, "max_position_embeddings", None) or longest)
+    lengths = [max(2, min(length, int(room))) for length in LENGTHS]
+    draws = torch.randint(len(ordinary), (sum(lengths),), generator=places).tolist()
     records, start = [], 0
-    for length in LENGTHS:
+    for length in lengths:
         ids = [ordinary[draw] for draw in draws[start : start + length]]
         records.append((ids, [place >= max(1, length // 3) for place in range(length)]))
         start += length
@@ -147,7 +150,9 @@ class _Check:
     def run(self) -> Checked:
         with by_record(self.core, eager=True):
             right = self._right()
-            of_right = self._read(lambda: self._gradients(self._one_by_one), "training") if self.train else None
+            of_right = (
+                self._read(lambda: self._gradients(self._one_by_one), "training") if self.train else None
+            )
         noise, seconds = self._plain(right)
         eager = not noise <= self.most
         allowed = min(self.most, max(self.least, 0.0 if eager else 10 * noise))
@@ -281,8 +286,9 @@ class _Check:
 
     def _beside(self) -> float:
         """Return how much the last record's losses change with the tokens of the others: 0 is right."""
-        other, before = self.batch.ids.clone(), self.batch.ids.shape[1] - LENGTHS[-1]
-        other[0, :before] = other[0, :before].roll(1)
+        other, before = self.batch.ids.clone(), self.batch.ids.shape[1] - self.batch.lengths[-1]
+        own = other[0, before:]
+        other[0, :before] = own.repeat(-(-before // len(own)))[:before]
         mine = -len(self.singles[-1].rows)
         return _apart(self._flat(self.batch.ids)[mine:], self._flat(other)[mine:])
 
@@ -330,8 +336,7 @@ def unsuited(core: nn.Module, longest: int) -> str:
         core: the transformers model.
         longest: the longest record that will be read, in tokens.
     """
-    config: Any = core.config
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    config = _text_config(core)
     limit = fixed_rotary(config)
     if longest > limit:
         return f"its rotary frequencies change with the length from {limit} tokens on, and records may have {longest}"
@@ -345,6 +350,11 @@ def unsuited(core: nn.Module, longest: int) -> str:
         if top is not None and longest > top:
             return f"its attention chooses {top} of a record's tokens, and records may have {longest}"
     return ""
+
+
+def _text_config(core: Any) -> Any:
+    config = core.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def fixed_rotary(config: Any) -> float:
