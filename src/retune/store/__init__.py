@@ -10,6 +10,9 @@ Two promises hold everywhere. A file is written whole or not at all: whoever rea
 new, even if the writer is killed or the disk is full. And of many writers that `create` the same file exactly
 one wins.
 
+Names that a server lists are checked before anything is written (`retune.store.names`): none leads out of the folder
+they are brought to. Only plain files are read and sent, no devices, pipes or links out of the folder.
+
 Errors: what is not there is a `FileNotFoundError` that carries the URI; a server that is away, a refused
 password or a full disk is a `retune.errors.RetuneError` that says what to do.
 """
@@ -21,6 +24,7 @@ from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from retune.errors import InputError
+from retune.store import names
 from retune.store.local import LocalPlace
 
 __all__ = ["create", "download", "exists", "join", "listing", "read", "remove", "upload", "write"]
@@ -110,6 +114,7 @@ def upload(source: str | Path, uri: str | Path, marker: str | None = None) -> No
 
     Raises:
         FileNotFoundError: if there is no `source`.
+        InputError: if the folder holds what is no plain file, or a link that leads out of it.
         RetuneError: if it cannot be written.
     """
     source = Path(source)
@@ -122,7 +127,12 @@ def upload(source: str | Path, uri: str | Path, marker: str | None = None) -> No
     def late(name: str) -> tuple[bool, bool, str]:
         return name == marker, "/" not in name and name.endswith(".json"), name
 
-    for name in sorted(LocalPlace(source).listing(), key=late):
+    listed = sorted(LocalPlace(source).listing(), key=late)
+    inside = source.resolve()
+    strange = [n for n in listed if not (source / n).is_file() or not (source / n).resolve().is_relative_to(inside)]
+    if strange:
+        raise InputError([f"{n!r} is no plain file, or a link out of the folder" for n in strange], str(source))
+    for name in listed:
         _place(join(uri, name)).take(source / name)
 
 
@@ -153,7 +163,10 @@ def _place(uri: str | Path) -> _Place:
         bucket, _, key = rest.partition("/")
         if not bucket:
             raise InputError(f"an S3 URI has the form s3://bucket/key, but got {text!r}")
-        return S3Place(bucket, key.strip("/"))
+        key = key.strip("/")
+        if key and (why := names.problem(key)):
+            raise InputError(f"the key of an S3 URI is refused: {why}; got {text!r}")
+        return S3Place(bucket, key)
     if scheme == "hf":
         from retune.store.hub import parse
 

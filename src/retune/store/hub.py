@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from retune.errors import InputError, RetuneError
+from retune.store import names
 
 _FORM = re.compile(
     r"hf://(?P<kind>datasets/|models/)?(?P<repo>(?!datasets/|models/|spaces/)[^/@]+/[^/@]+)(@(?P<revision>[^/@]+))?(/(?P<path>[^@]*))?(@(?P<last>[^/@]+))?"
@@ -32,9 +33,10 @@ def parse(uri: str) -> HubPlace:
         )
     kind = "dataset" if found["kind"] == "datasets/" else "model"
     revision = found["revision"] or found["last"]
-    return HubPlace(
-        uri, kind, found["repo"], unquote(revision) if revision else None, (found["path"] or "").strip("/")
-    )
+    path = (found["path"] or "").strip("/")
+    if path and (why := names.problem(path)):
+        raise InputError(f"the path of a hub URI is refused: {why}; got {uri!r}")
+    return HubPlace(uri, kind, found["repo"], unquote(revision) if revision else None, path)
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class HubPlace:
             except FileNotFoundError:
                 if not self.listing():
                     raise
+        names.check(self.listing(), self.uri)
         pattern = f"{self.path}/*" if self.path else None
         with self._spoken():
             root = _api().snapshot_download(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ class LocalPlace:
     def read(self) -> bytes:
         """Return the file's bytes."""
         with self._spoken("read"):
+            kind = self.path.stat().st_mode
+            if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # it might never end
+                raise RetuneError(f"{self.path} cannot be read: it is a device, pipe or socket, not a file")
             return self.path.read_bytes()
 
     def write(self, data: bytes) -> None:
@@ -64,6 +68,8 @@ class LocalPlace:
         """Return the path itself."""
         if not self.path.exists():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
+        if not self.path.is_file() and not self.path.is_dir():
+            raise RetuneError(f"{self.path} cannot be read: it is a device, pipe or socket, not a file")
         return self.path
 
     def remove(self) -> None:

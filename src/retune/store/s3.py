@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from uuid import uuid4
 
 from retune.errors import RetuneError
+from retune.store import names
 from retune.store.local import LocalPlace
 
 MULTIPART_BYTES = 8 << 20  # larger files are sent in parts of this size, several at once
@@ -102,6 +103,7 @@ class S3Place:
                 objects = sorted(self._objects())
                 if not objects:
                     raise FileNotFoundError(errno.ENOENT, "No such object or folder", self.uri)
+                names.check((name for name, _, _ in objects), self.uri)
                 name = self.key.rpartition("/")[2] or self.bucket
                 folder = _cache(self.bucket, self.key, repr(objects)) / name
                 if folder.is_dir() or self._fetch_folder(objects, folder):

@@ -1,0 +1,122 @@
+"""What a server lists can lie nowhere but below the folder it is brought to; only plain files are read and sent."""
+
+import os
+
+import boto3
+import pytest
+
+from retune import store
+from retune.errors import InputError, RetuneError
+from retune.store import names
+
+pytest_plugins = ["tests.s3_server"]
+
+LEADING_AWAY = ["../../x", "a/../../../x", "..", "a/..", "./x", "/etc/x", "a//x", "a\\..\\x", "C:/x", "a\0b", "a\nb"]
+DEVICES = ["nul", "a/CON", "com1.txt", "x/aux.json"]
+
+
+@pytest.mark.parametrize("name", [*LEADING_AWAY, *DEVICES, "x" * 300])
+def test_names_that_are_refused(name):
+    assert names.problem(name)
+
+
+@pytest.mark.parametrize("name", ["x", "a/b.c", "..a", "a..", "...", "a/..b/c", "console", "ä ü/ 1", ".hidden", "nullable"])
+def test_names_that_are_not(name):
+    assert names.problem(name) is None
+
+
+def test_every_refused_name_is_told():
+    with pytest.raises(InputError) as found:
+        names.check(["ok", "../a", "d", "d/e", "nul"], "s3://bucket/x")
+    assert found.value.subject == "s3://bucket/x"
+    assert len(found.value.problems) == 3
+    with pytest.raises(InputError, match="and 40 more"):
+        names.check([f"../{n}" for n in range(50)], "s3://bucket/x")
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "sub/../../../escaped", "/escaped", "nul", "taken/x"])
+def test_no_object_is_written_outside(s3, tmp_path, name):
+    bucket = s3.removeprefix("s3://")
+    client = boto3.client("s3")
+    client.put_object(Bucket=bucket, Key="set/good.txt", Body=b"good")
+    client.put_object(Bucket=bucket, Key="set/taken", Body=b"a file where a folder is")
+    before = sorted(tmp_path.rglob("*"))
+    # moto's web server tidies a path before it sees it: the listing is what the attacker's server would send.
+    listing = [{"Key": f"set/{n}", "ETag": '"0"', "Size": 4} for n in ("good.txt", "taken", name)]
+    place = store._place(f"{s3}/set")
+
+    class Pages:
+        def paginate(self, **_):
+            return [{"Contents": listing}]
+
+    real = client
+
+    class Client:
+        meta = real.meta
+
+        def get_paginator(self, _):
+            return Pages()
+
+        def __getattr__(self, call):
+            return getattr(real, call)
+
+    import retune.store.s3 as module
+
+    kept, module._client = module._client, lambda: Client()
+    try:
+        with pytest.raises(InputError, match="is refused"):
+            place.download()
+    finally:
+        module._client = kept
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/a/../b", "s3://bucket/..", "s3://bucket/a//b", "hf://datasets/me/set/../../x",
+                                 "hf://datasets/me/set/a//b"])  # fmt: skip
+def test_uris_that_lead_away(uri):
+    with pytest.raises(InputError, match="is refused"):
+        store.exists(uri)
+
+
+def test_a_hub_that_lists_names_that_lead_away(monkeypatch):
+    from retune.store import hub
+
+    class Api:
+        endpoint = "here"
+
+        def list_repo_files(self, *_, **__):
+            return ["data/x", "data/../../../x"]
+
+        def snapshot_download(self, *_, **__):
+            pytest.fail("something was fetched")
+
+    monkeypatch.setattr(hub, "_api", Api)
+    with pytest.raises(InputError, match=r"\.\./\.\./\.\./x"):
+        store.download("hf://datasets/me/set")
+
+
+def test_devices_and_pipes_are_no_files(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, "/dev/zero", "/dev/null"):
+        for ask in (store.read, store.download):
+            with pytest.raises(RetuneError, match="device, pipe or socket"):
+                ask(path)
+
+
+def test_links_out_of_a_folder_are_not_sent(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    folder = tmp_path / "folder"
+    (folder / "in").mkdir(parents=True)
+    (folder / "in" / "a").write_text("a")
+    (folder / "link-inside").symlink_to("in/a")
+    store.upload(folder, tmp_path / "sent")
+    assert (tmp_path / "sent" / "link-inside").read_text() == "a"
+    (folder / "link-out").symlink_to(secret)
+    (folder / "link-nowhere").symlink_to("none")
+    os.mkfifo(folder / "pipe")
+    with pytest.raises(InputError) as found:
+        store.upload(folder, tmp_path / "sent-2")
+    assert len(found.value.problems) == 3
+    assert not (tmp_path / "sent-2").exists()
