@@ -1,6 +1,7 @@
 """Loading a base: silent, named by all that decides its answers, in a type that the machine has, or refused."""
 
 import hashlib
+import json
 import subprocess
 import sys
 
@@ -148,3 +149,29 @@ def test_four_bits_are_qlora_as_peft_does_it(tmp_path):
         model, tmp_path, is_trainable=True
     )  # without gradients CPUs round otherwise
     assert torch.equal(loaded(input_ids=ids).logits, expected)
+
+
+def test_code_of_a_base_is_never_run_nor_asked_about(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "own",
+                "auto_map": {
+                    "AutoConfig": "own.C",
+                    "AutoModelForCausalLM": "own.M",
+                    "AutoTokenizer": ["own.T", None],
+                },
+            }
+        )
+    )
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": ["own.T", None]}})
+    )
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
+    model = Model(base=str(tmp_path), dtype="float32")
+    for ask in (lambda: models.load_tokenizer(model), lambda: models.load_base(model, "sdpa")):
+        with pytest.raises(InputError):
+            ask()
+    assert not (tmp_path / "ran").exists()

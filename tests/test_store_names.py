@@ -11,7 +11,19 @@ from retune.store import names
 
 pytest_plugins = ["tests.s3_server"]
 
-LEADING_AWAY = ["../../x", "a/../../../x", "..", "a/..", "./x", "/etc/x", "a//x", "a\\..\\x", "C:/x", "a\0b", "a\nb"]
+LEADING_AWAY = [
+    "../../x",
+    "a/../../../x",
+    "..",
+    "a/..",
+    "./x",
+    "/etc/x",
+    "a//x",
+    "a\\..\\x",
+    "C:/x",
+    "a\0b",
+    "a\nb",
+]
 DEVICES = ["nul", "a/CON", "com1.txt", "x/aux.json"]
 
 
@@ -20,7 +32,9 @@ def test_names_that_are_refused(name):
     assert names.problem(name)
 
 
-@pytest.mark.parametrize("name", ["x", "a/b.c", "..a", "a..", "...", "a/..b/c", "console", "ä ü/ 1", ".hidden", "nullable"])
+@pytest.mark.parametrize(
+    "name", ["x", "a/b.c", "..a", "a..", "...", "a/..b/c", "console", "ä ü/ 1", ".hidden", "nullable"]
+)
 def test_names_that_are_not(name):
     assert names.problem(name) is None
 

@@ -133,7 +133,7 @@ def load_tokenizer(model: Model) -> Any:
 
     folder = locate(model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"no tokenizer can be read in {folder}: {str(error).splitlines()[0]}", "model.base"
@@ -277,7 +277,9 @@ def read_model(folder: Path, dtype: torch.dtype, attention: str | None, **option
     """Return transformers' model of a folder, on the CPU unless `options` say where."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention, **options)
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation=attention, trust_remote_code=False, **options
+    )
 
 
 def _in_four_bits(folder: Path, dtype: torch.dtype, attention: str | None, device: torch.device) -> Any:

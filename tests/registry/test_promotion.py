@@ -335,3 +335,57 @@ def test_the_command_shows_moves_and_rolls_back(database, versions):
     shown = json.loads(output)
     assert (shown["champion"]["version"], shown["previous"]["version"]) == ("2", "1")
     assert run(database, "--to", "1", "--rollback")[0] == 2
+
+
+@pytest.mark.parametrize("version", ["03", "0003", "3"])
+def test_a_version_is_a_number_however_it_is_written(database, versions, version):
+    versions(3)
+    promote(database, "m", "2", None)
+    promote(database, "m", version, "2")
+    assert promote(database, "m", version, "2") == Aliases("3", "2", "3")  # not its own predecessor
+    assert rollback(database, "m").champion == "2"
+
+
+@pytest.mark.parametrize("version", ["", " 3", "3.0", "+3", "-1", "３", "1e0", "3 or 1", "9" * 40, "latest"])
+def test_what_is_no_version(database, versions, version):
+    versions(3)
+    with pytest.raises(InputError, match="there is no version"):
+        promote(database, "m", version, None)
+
+
+@pytest.mark.parametrize(
+    "model", ["chat.lock", "chat.lock.broken.x", "m' OR name LIKE '%", "", "a/b", "a\nb"]
+)
+def test_names_that_would_be_taken_for_something_else(database, model):
+    for call in (
+        aliases,
+        rollback,
+        promotion.promote_challenger,
+        promotion.describe,
+        promotion.champion_facts,
+    ):
+        with pytest.raises(InputError, match="name"):
+            call(database, model)
+
+
+def test_a_model_with_the_name_of_a_lock_is_left_alone(database, versions):
+    """Somebody's model `m.lock`, made without retune, is no lock that has expired."""
+    versions(2)
+    client = connect(database)
+    client.create_registered_model("m.lock")
+    lock = Lock(client, "m", expiry=0.1)
+    with pytest.raises(Locked, match=r"m\.lock is a registered model of somebody's"):
+        lock.__enter__()
+    assert client.get_registered_model("m.lock").name == "m.lock"
+
+
+def test_an_adapter_with_names_that_lead_away_is_not_fetched(database, versions, monkeypatch, tmp_path):
+    from mlflow import MlflowClient
+    from mlflow.entities import FileInfo
+
+    versions(1)
+    listed = [FileInfo("adapter/../../x", False, 1), FileInfo("adapter/adapter_config.json", False, 1)]
+    monkeypatch.setattr(MlflowClient, "list_artifacts", lambda *_: listed)
+    with pytest.raises(InputError, match=r"\.\./\.\./x"):
+        promotion.download_adapter(database, "m", "1", tmp_path / "here")
+    assert not (tmp_path / "here").exists()

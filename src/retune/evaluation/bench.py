@@ -222,7 +222,7 @@ def _prepare(model: Model, benchmark: Benchmark, name: TaskName, seed: int) -> P
 def _config(model: Model) -> Any:
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(models.locate(model))
+    return AutoConfig.from_pretrained(models.locate(model), trust_remote_code=False)
 
 
 def _context(config: Any) -> int:

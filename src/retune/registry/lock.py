@@ -32,6 +32,15 @@ _BUSY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")  # also what a locked SQLi
 _SWEEP_AFTER = 86_400_000  # ms; long after any waiter has forgotten the dead owner
 
 
+def name_problem(model: str) -> str | None:
+    """Return why a registered model cannot have this name; None if it can."""
+    if model.endswith(".lock") or ".lock.broken." in model:
+        return f"names ending in `.lock` are those of locks on other models, but got {model!r}"
+    if not model.strip() or any(letter in "'\"`%/:" or ord(letter) < 32 for letter in model):
+        return f"a registered model's name has letters, digits and `._-`, but got {model!r}"
+    return None
+
+
 class Locked(RetuneError):
     """The lock could not be taken, or was taken away."""
 
@@ -111,11 +120,16 @@ class Lock:
         from mlflow.exceptions import MlflowException
 
         try:
-            return str(self._client.get_registered_model(self._name).tags.get(_OWNER))
+            owner = self._client.get_registered_model(self._name).tags.get(_OWNER)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
             raise
+        if owner is None:
+            raise Locked(
+                f"{self._name} is a registered model of somebody's, but the lock needs that name: rename that model"
+            )
+        return str(owner)
 
     def _break(self, owner: str) -> None:
         from mlflow.exceptions import MlflowException

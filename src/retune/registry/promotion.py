@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import Any
 from retune.errors import InputError, RetuneError
 from retune.records import BenchRecord, GateRecord, TrialRecord, now
 from retune.registry.gate import ChampionFacts
-from retune.registry.lock import Lock
+from retune.registry.lock import Lock, name_problem
+from retune.store import names
 from retune.tracking.runs import TRIAL, connect, ensure_experiment, tracking_uri, trial_run
 
 log = logging.getLogger("retune.registry")
@@ -75,7 +77,7 @@ def register(
     missing = [name for name in _SAFE_FILES if not (adapter / name).is_file()]
     if missing:
         raise InputError(f"an adapter folder holds {list(_SAFE_FILES)}, but {adapter} lacks {missing}", model)
-    client = connect(tracking_uri(uri))
+    client = _client(uri, model)
     digest = trial.adapter_digest or adapter_digest(adapter)
     _ensure_model(client, model)
     with Lock(client, model):
@@ -159,6 +161,13 @@ def _tags(
     return {**found, **{name: str(value) for name, value in more.items()}}
 
 
+def _client(uri: str, model: str) -> Any:
+    """Return MLflow's client, if a model can have this name: it becomes part of queries and of the lock's name."""
+    if problem := name_problem(model):
+        raise InputError(problem, "promote.model")
+    return connect(tracking_uri(uri))
+
+
 def aliases(uri: str, model: str) -> Aliases:
     """Return which version is champion, previous and challenger.
 
@@ -166,7 +175,7 @@ def aliases(uri: str, model: str) -> Aliases:
         InputError: if there is no such model.
 
     """
-    return _aliases(connect(tracking_uri(uri)), model)
+    return _aliases(_client(uri, model), model)
 
 
 def _aliases(client: Any, model: str) -> Aliases:
@@ -194,7 +203,7 @@ def champion_facts(uri: str, model: str, tasks: Sequence[str] = ()) -> ChampionF
         tasks: benchmark tasks whose scores are of interest; all if empty.
 
     """
-    client = connect(tracking_uri(uri))
+    client = _client(uri, model)
     try:
         champion = _aliases(client, model).champion
     except InputError:
@@ -224,9 +233,20 @@ def _number(text: str | None) -> float | None:
 
 
 def download_adapter(uri: str, model: str, version: str, folder: Path) -> Path:
-    """Copy a registered adapter into `folder` and return where `PeftModel.from_pretrained` finds it."""
-    client = connect(tracking_uri(uri))
+    """Copy a registered adapter into `folder` and return where `PeftModel.from_pretrained` finds it.
+
+    Raises:
+        InputError: if the server lists files that would lie elsewhere.
+
+    """
+    client = _client(uri, model)
     run_id = client.get_model_version(model, version).run_id
+    listed = client.list_artifacts(run_id, "adapter")
+    names.check((item.path for item in listed), f"{model} version {version}")
+    if folders := [item.path for item in listed if item.is_dir]:
+        raise InputError(
+            f"an adapter is files alone, but it holds the folders {folders}", f"{model} version {version}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     return Path(client.download_artifacts(run_id, "adapter", str(folder)))
 
@@ -258,8 +278,8 @@ def promote(uri: str, model: str, version: str, expected: str | None) -> Aliases
         InputError: if there is no such model or version.
 
     """
-    client = connect(tracking_uri(uri))
-    _require_version(client, model, version)
+    client = _client(uri, model)
+    version = _require_version(client, model, version)
     with Lock(client, model) as lock:
         present = _aliases(client, model)
         if present.champion == version:
@@ -286,7 +306,7 @@ def promote_challenger(uri: str, model: str) -> Aliases:
         Overtaken: if the champion has changed since the gate decided.
 
     """
-    client = connect(tracking_uri(uri))
+    client = _client(uri, model)
     present = _aliases(client, model)
     if present.challenger is None:
         raise RetuneError(f"{model} has no challenger to promote; register one, or name a version with --to")
@@ -305,7 +325,7 @@ def promote_challenger(uri: str, model: str) -> Aliases:
 
 def describe(uri: str, model: str) -> dict[str, dict[str, str] | None]:
     """Return for each alias its version and that version's tags; None where it points to none."""
-    client = connect(tracking_uri(uri))
+    client = _client(uri, model)
     present = _aliases(client, model)
     found: dict[str, dict[str, str] | None] = {}
     for alias in (CHAMPION, PREVIOUS, CHALLENGER):
@@ -322,7 +342,7 @@ def rollback(uri: str, model: str) -> Aliases:
         InputError: if there is no champion, or no version before it.
 
     """
-    client = connect(tracking_uri(uri))
+    client = _client(uri, model)
     with Lock(client, model) as lock:
         present = _aliases(client, model)
         if present.champion is None or present.previous in (None, present.champion):
@@ -339,16 +359,16 @@ def rollback(uri: str, model: str) -> Aliases:
         return _aliases(client, model)
 
 
-def _require_version(client: Any, model: str, version: str) -> None:
+def _require_version(client: Any, model: str, version: str) -> str:
+    """Return the version as MLflow writes it: ``03`` is ``3``, lest it be taken for another one than the champion's."""
     from mlflow.exceptions import MlflowException
 
     _aliases(client, model)
     try:
-        client.get_model_version(model, version)
+        if re.fullmatch("[0-9]{1,9}", version):
+            return str(client.get_model_version(model, str(int(version))).version)
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        known = sorted(
-            (int(v.version) for v in client.search_model_versions(f"name = '{model}'")), reverse=True
-        )
-        raise InputError(f"there is no version {version!r}; the newest are {known[:10]}", model) from error
+    known = sorted((int(v.version) for v in client.search_model_versions(f"name = '{model}'")), reverse=True)
+    raise InputError(f"there is no version {version!r}; the newest are {known[:10]}", model)

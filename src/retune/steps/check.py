@@ -75,7 +75,9 @@ def _base(study: Study) -> None:
     try:
         base = models.locate(study.model)
         with torch.device("meta"):  # shapes and names alone
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+            model = AutoModelForCausalLM.from_config(
+                AutoConfig.from_pretrained(base, trust_remote_code=False), trust_remote_code=False
+            )
     except (InputError, FileNotFoundError):
         return  # told above
     except (OSError, ValueError) as error:

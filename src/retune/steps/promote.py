@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,14 +36,11 @@ def promote(study: Study, folder: SearchFolder, data_uri: str) -> GateRecord:
         return folder.gate
     with folder.stamps.step("promote", ask) as outputs:
         uri, model = study.tracking.uri, study.promote.model
-        decided = _decided(folder, str(ask["version"]))
-        if (
-            decided
-        ):  # killed between the alias and the stamp: the decision stands, the alias may have to move yet
-            with suppress(promotion.Overtaken):
-                _carry_out(uri, decided)
-                outputs["decision"] = decided.decision
-                return decided
+        carried_out = _carried_out(study, folder, str(ask["version"]))
+        if carried_out:
+            promotion.note_gate(uri, carried_out)
+            outputs["decision"] = carried_out.decision
+            return carried_out
         trials, benches, selection = folder.trials, folder.benches(study), folder.selection
         assert selection.chosen is not None  # `register` refuses a study without a winner
         challenger = trials[selection.chosen]
@@ -69,18 +65,23 @@ def promote(study: Study, folder: SearchFolder, data_uri: str) -> GateRecord:
     return record
 
 
-def _decided(folder: SearchFolder, version: str) -> GateRecord | None:
-    """Return the decision on this version that was written down but perhaps not carried out."""
+def _carried_out(study: Study, folder: SearchFolder, version: str) -> GateRecord | None:
+    """Return the decision that made this version the champion, if this step was killed right after that.
+
+    Any other decision that was written down and not stamped is made anew: champion or rules may have changed since.
+    """
     if folder.stamps.last("promote") is not None or not folder.has(GATE):
         return None
     record = folder.gate
-    return record if record.challenger == version else None
+    if (record.challenger, record.model, record.decision) != (version, study.promote.model, "promote"):
+        return None
+    return record if promotion.aliases(study.tracking.uri, record.model).champion == version else None
 
 
 def _carry_out(uri: str, record: GateRecord) -> None:
-    promotion.note_gate(uri, record)
-    if record.decision == "promote":
+    if record.decision == "promote":  # first: a decision that comes too late is not noted either
         promotion.promote(uri, record.model, record.challenger, record.champion)
+    promotion.note_gate(uri, record)
 
 
 def _on_this_data(study: Study, champion: ChampionFacts, data_uri: str) -> ChampionFacts:

@@ -129,9 +129,13 @@ def upload(source: str | Path, uri: str | Path, marker: str | None = None) -> No
 
     listed = sorted(LocalPlace(source).listing(), key=late)
     inside = source.resolve()
-    strange = [n for n in listed if not (source / n).is_file() or not (source / n).resolve().is_relative_to(inside)]
+    strange = [
+        n for n in listed if not (source / n).is_file() or not (source / n).resolve().is_relative_to(inside)
+    ]
     if strange:
-        raise InputError([f"{n!r} is no plain file, or a link out of the folder" for n in strange], str(source))
+        raise InputError(
+            [f"{n!r} is no plain file, or a link out of the folder" for n in strange], str(source)
+        )
     for name in listed:
         _place(join(uri, name)).take(source / name)
 

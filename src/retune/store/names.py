@@ -38,7 +38,9 @@ def check(names: Iterable[str], uri: str) -> None:
     listed = sorted(set(names))
     found = [f"the name {name!r} is refused: {why}" for name in listed if (why := problem(name))]
     folders = {name[:end] for name in listed for end, letter in enumerate(name) if letter == "/"}
-    found += [f"the name {name!r} is refused: it is a file and a folder" for name in listed if name in folders]
+    found += [
+        f"the name {name!r} is refused: it is a file and a folder" for name in listed if name in folders
+    ]
     if found:
         rest = len(found) - _MOST_TOLD
         more = [f"and {rest:,} more"] if rest > 0 else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from retune.records import digest
 from retune.space import PRESETS, Parameter, Space
@@ -16,7 +16,7 @@ from retune.study.names import ALGORITHMS, KATIB_ONLY, AlgorithmName, ScoreName,
 from retune.study.section import Section
 
 TUNABLE = ("rank", "alpha", "dropout", "learning_rate", "weight_decay")
-_NAME = re.compile(r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$")
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
 
 
 class Model(Section):
@@ -272,6 +272,13 @@ class Promote(Section):
     model: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     gate: Gate = Field(default_factory=Gate)
 
+    @field_validator("model")
+    @classmethod
+    def _free(cls, name: str) -> str:
+        if name.endswith(".lock") or ".lock.broken." in name:
+            raise ValueError(f"names ending in `.lock` are those of locks on other models, but got {name!r}")
+        return name
+
 
 class Tracking(Section):
     """The MLflow tracking server or database."""
@@ -313,7 +320,7 @@ class Study(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         problems = []
-        if not _NAME.match(self.name):
+        if not _NAME.fullmatch(self.name):
             problems.append(
                 f"`name` must be lower-case letters, digits and inner dashes, at most 40 of them, but got {self.name!r}"
             )

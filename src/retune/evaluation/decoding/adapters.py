@@ -111,7 +111,9 @@ def _shapes(base: Path) -> dict[str, tuple[int, ...]]:
     from transformers.pytorch_utils import Conv1D
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(base, trust_remote_code=False), trust_remote_code=False
+        )
     found: dict[str, tuple[int, ...]] = {}
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)

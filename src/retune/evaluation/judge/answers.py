@@ -132,7 +132,7 @@ def _tokens(model: Model, record: Generated) -> dict[str, list[int]]:
     tokenizer = models.load_tokenizer(model)
     texts = [prompts.prompt(question.question) for question in record.questions]
     ids = tokenizer(texts)["input_ids"]
-    context = _context(AutoConfig.from_pretrained(models.locate(model)))
+    context = _context(AutoConfig.from_pretrained(models.locate(model), trust_remote_code=False))
     problems = [
         f"question {question.id}: a prompt leaves room for an answer in the model's context of {context} tokens, "
         f"but this one has {len(one)}"
