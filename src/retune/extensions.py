@@ -10,7 +10,7 @@ group                the object behind the name
 ===================  =================================================================
 `retune.algorithms`  a `retune.search.Algorithm`
 `retune.tasks`       a `retune.evaluation.tasks.question.Task` of the same name
-`retune.formats`     a `retune.data.sources.Format`
+`retune.formats`     a `retune.data.formats.Format`
 `retune.engines`     a function from a `retune.engines.SearchJob` to a `retune.engines.Engine`
 ===================  =================================================================
 

@@ -20,7 +20,7 @@ from retune.suggestion.experiment import ISSUED, WARM, experiment_of, search_of,
 from retune.suggestion.trials import history_of, trial_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "search"))
-from search_spaces import spaces
+from retune.testing.spaces import spaces
 
 
 def there_and_back(space, **more):

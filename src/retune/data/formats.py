@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from retune import extensions
 from retune.data.example import Example, Turn
+from retune.errors import InputError
+from retune.study.names import FORMATS
 
 # What is asked, with what, and what is answered, as published data sets call them.
 _ASKED = ("instruction", "prompt", "question")
@@ -37,6 +41,34 @@ class Schema:
     name: str
     fields: Mapping[Any, str]
     optional: tuple[str, ...] = ("system",)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A data format of another package (`retune.extensions`): how a file becomes records, and what their fields hold.
+
+    Attributes:
+        schema: which field holds which part.
+        read: from the bytes of a file, or the path of a folder, to the records with their places, from 1. A record is
+            a mapping with the fields of `schema`. It raises InputError with all that is wrong, naming the places.
+    """
+
+    schema: Schema
+    read: Callable[[bytes | Path], Iterable[tuple[int, Any]]]
+
+
+def of_package(name: str) -> Format | None:
+    """Return the format of an installed package; None if the name is one of retune's own.
+
+    Raises:
+        InputError: if the package cannot be imported, or gives something else.
+    """
+    if name in FORMATS:
+        return None
+    found = extensions.load("formats", name)
+    if not isinstance(found, Format):
+        raise InputError(f"{name!r} must be a retune.data.formats.Format, but is {found!r}", "retune.formats")
+    return found
 
 
 _NAMED = {

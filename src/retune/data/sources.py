@@ -87,7 +87,10 @@ def parsed(data: bytes | Path, source: File) -> tuple[str, list[Example]]:
         InputError: with the problems found.
     """
     problems: list[str] = []
-    if isinstance(data, Path):
+    foreign = formats.of_package(source.format)
+    if foreign is not None:
+        sort, rows = source.format, foreign.read(data)
+    elif isinstance(data, Path):
         sort, rows = "folder", files.folder_rows(data, source.split, source.uri)
     else:
         if source.split:
@@ -98,7 +101,7 @@ def parsed(data: bytes | Path, source: File) -> tuple[str, list[Example]]:
     where = files.WHERE.get(sort, "record")
     found = list(rows)
     read: list[Example] = []
-    taken = _schema(found, source)
+    taken = foreign.schema if foreign else _schema(found, source)
     if isinstance(taken, str):
         problems.insert(0, taken)
     elif taken is not None:

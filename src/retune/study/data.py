@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from retune.study.names import FormatName
 from retune.study.section import Section
 
-FormatName = Literal[
-    "auto", "alpaca", "dolly", "jsonl", "csv", "parquet", "prompt-completion", "question-answer", "sharegpt", "messages",
-    "text",
-]  # fmt: skip
 ColumnName = Literal["prompt", "input", "completion", "system", "messages", "text"]
 PROMPTS = ("auto", "chat", "alpaca", "none")
 _OTHER_NAMES = {
@@ -158,6 +155,3 @@ class Data(Section):
                 f"but got {self.train:g} + {self.validation:g}"
             )
         return self._checked(problems)
-
-
-FORMATS: tuple[str, ...] = get_args(FormatName)

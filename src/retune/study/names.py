@@ -20,6 +20,10 @@ KATIB_ONLY = ("multivariate-tpe", "bayesianoptimization", "cmaes")
 """Katib's own services, with no counterpart here. Under Katib `tpe` and `random` are Katib's too; ours are `retune-tpe`
 and `retune-random`, under either engine."""
 TASKS = ("mmlu", "bbh", "drop", "humaneval", "hellaswag")
+FORMATS = (
+    "auto", "alpaca", "dolly", "jsonl", "csv", "parquet", "prompt-completion", "question-answer", "sharegpt", "messages",
+    "text",
+)  # fmt: skip
 ENGINES = ("local", "katib")
 
 
@@ -46,4 +50,5 @@ AlgorithmName = Annotated[str, Known("algorithms", ALGORITHMS)]
 TaskName = Annotated[str, Known("tasks", TASKS)]
 ScoreName = Annotated[str, Known("tasks", (*TASKS, "objective"))]
 """What a selection can go by: a benchmark, or `objective` for the search's own metric."""
+FormatName = Annotated[str, Known("formats", FORMATS)]
 EngineName = Annotated[str, Known("engines", ENGINES)]

@@ -1,12 +1,18 @@
 """Hypothesis strategies for spaces of every kind."""
 
+from typing import Any
+
 from hypothesis import strategies as st
 
 from retune.space import Parameter, Space
 
 
 @st.composite
-def parameters(draw, name):
+def parameters(draw: st.DrawFn, name: str) -> Parameter:
+    """Draw a parameter of any kind."""
+    low: Any
+    high: Any
+    values: list[Any]
     kind = draw(st.sampled_from(["real", "integer", "discrete", "categorical"]))
     scale = draw(st.sampled_from(["linear", "log"]))
     if kind == "categorical":
@@ -32,6 +38,7 @@ def parameters(draw, name):
 
 
 @st.composite
-def spaces(draw):
+def spaces(draw: st.DrawFn) -> Space:
+    """Draw a space of one to five parameters."""
     size = draw(st.integers(1, 5))
     return Space(parameters=tuple(draw(parameters(f"p{i}")) for i in range(size)))
