@@ -42,6 +42,7 @@ def test_a_trial_learns_and_says_so(study, data, base, task):
     assert record.trainable_parameters == 4 * (32 + 32 + 32 + 16) * 2
     for name in ("train_loss", "adapter_mib", "tokens_per_second", "seconds", "peak_memory_gib"):
         assert record.values[name] > 0
+    assert set(record.values) == set(trials.METRICS) - ({"peak_gpu_gib"} if record.device == "cpu" else set())
     assert record.data_digest
     assert record.settings_digest == study.settings_digest(record.data_digest, base.load().digest)
     assert saved(task) == record

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from retune import store
@@ -34,8 +36,10 @@ def resolve(prompt: str, conversations: bool) -> Prompt:
     try:
         text = store.read(prompt).decode()
     except (OSError, UnicodeDecodeError) as error:
+        near = difflib.get_close_matches(Path(prompt).name, PROMPTS, n=1, cutoff=0.6)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(
-            f"`prompt` is one of {list(PROMPTS)} or a file with a template, but {prompt} cannot be read",
+            f"`prompt` is one of {list(PROMPTS)} or a file with a template, but {prompt} cannot be read{hint}",
             "data.prompt",
         ) from error
     return read_template(text, f"data.prompt: {prompt}")

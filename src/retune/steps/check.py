@@ -2,54 +2,110 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 from collections.abc import Callable, Iterator
 
 from retune import models, search, store
 from retune.data import mixing
 from retune.errors import InputError, RetuneError
 from retune.evaluation import bench
-from retune.steps import benchmark
-from retune.study import Study
+from retune.steps import benchmark, reach
+from retune.study import TASKS, File, Study
+from retune.training.run_trial import METRICS
 from retune.workspace.search_folder import SEARCH, SearchFolder
 
 
-def check(study: Study) -> None:
-    """Check data, base model, tokenizer, target modules, benchmark files and candidates, warm starts and algorithm settings.
+def check(study: Study, network: bool = True, tracking: bool = False) -> list[str]:
+    """Check data, base model, target modules, metrics, artifacts, benchmarks, warm starts and algorithm settings.
+
+    Args:
+        study: the study.
+        network: whether to look at what is reached over the network.
+        tracking: whether to ask the MLflow server too. A run does not: it goes on without, and sends later.
+
+    Returns:
+        what the data was taken for, and what was left out, a line each.
 
     Raises:
         InputError: with every problem found.
 
     """
-    problems = list(dict.fromkeys(_problems(study)))
+    notes: list[str] = []
+    problems = list(dict.fromkeys(_problems(study, network, tracking, notes)))
     if problems:
         raise InputError(problems, f"study {study.name!r}")
+    return notes
 
 
-def _problems(study: Study) -> Iterator[str]:
+def _problems(study: Study, network: bool, tracking: bool, notes: list[str]) -> Iterator[str]:
+    far = [] if network else reach.left_out(study)
+    if far:
+        notes.append(f"not looked at (--offline): {', '.join(far)}")
     if study.engine.kind == "katib":
         from retune.engines.katib import manifest
 
         yield from _of(lambda: manifest.check(study))
     else:
         yield from search.validate(study.search.algorithm, study.search.space, study.search.settings)
-    yield from _of(lambda: models.locate(study.model))
-    yield from _of(lambda: _data(study))
+        yield from _metrics(study)
+    base_is_here = study.model.base not in far
+    if base_is_here:
+        yield from _of(lambda: models.locate(study.model))
+    if not any(source.uri in far for source in study.data.sources) and _held_out(study) not in far:
+        yield from _of(lambda: notes.extend(_data(study, base_is_here)))
     for uri in study.search.warm_start:
-        if not store.exists(store.join(uri, "search.json")):
+        if uri not in far and not store.exists(store.join(uri, "search.json")):
             yield f"`search.warm_start` names finished searches, but there is no search.json in {uri}"
-    yield from _quantization(study)
-    yield from _of(lambda: _base(study))
-    if study.benchmark.tasks:
+    if base_is_here:
+        yield from _quantization(study)
+        yield from _of(lambda: _base(study))
+    if study.benchmark.tasks and not any(uri in far for uri in study.benchmark.data.values()):
         yield from bench.check(study.benchmark)
-        yield from _of(lambda: _candidates(study))
+        if network and base_is_here:
+            yield from _of(lambda: _candidates(study))
+    if study.artifacts.uri not in far:
+        yield from reach.artifacts(study)
+    if tracking and study.tracking.uri not in far:
+        yield from reach.tracking(study)
 
 
-def _data(study: Study) -> list[str]:
+def _held_out(study: Study) -> str | None:
+    return study.data.validation.uri if isinstance(study.data.validation, File) else None
+
+
+def _metrics(study: Study) -> Iterator[str]:
+    """Yield the names of metrics that no trial measures: the search would find every trial a failure."""
+    named = {
+        f"search.objective{f'.{k}' if k else ''}.metric": o.metric
+        for k, o in enumerate(study.search.objectives)
+    }
+    named |= {f"search.constraints.{k}.metric": c.metric for k, c in enumerate(study.search.constraints)}
+    for key, metric in named.items():
+        if metric in METRICS:
+            continue
+        if metric in TASKS:
+            yield (
+                f"{key}: {metric!r} is a benchmark, which is scored after the search; a trial measures {list(METRICS)}, and "
+                "`select` chooses by benchmarks"
+            )
+            continue
+        near = difflib.get_close_matches(metric, METRICS, n=1, cutoff=0.6)
+        other = {
+            "val_loss": "validation_loss",
+            "eval_loss": "validation_loss",
+            "loss": "validation_loss",
+        }.get(metric)
+        hint = f"did you mean {other or near[0]!r}?" if other or near else f"a trial measures {list(METRICS)}"
+        yield f"{key}: unknown metric {metric!r}; {hint}"
+
+
+def _data(study: Study, base_is_here: bool) -> list[str]:
     """Return what the data was taken for."""
-    try:
-        base = models.locate(study.model)
-    except (InputError, FileNotFoundError, RetuneError):
-        base = None  # told above; the rest can still be checked
+    base = None
+    if base_is_here:
+        with contextlib.suppress(FileNotFoundError, RetuneError):  # told above; the rest can still be checked
+            base = models.locate(study.model)
     return mixing.rehearse(study.data, study.seed, base)
 
 
@@ -83,6 +139,12 @@ def _base(study: Study) -> None:
     except (OSError, ValueError) as error:
         raise InputError(f"the base cannot be built from its config.json: {error}", "model.base") from error
     problems = _of(lambda: target_names(model, study.training.target_modules))
+    config = model.config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if context and study.data.max_length > context:
+        problems.append(
+            f"`data.max_length <= {context}` must hold, the context of the base, but got {study.data.max_length}"
+        )
     try:
         tokenizer = models.load_tokenizer(study.model)
     except InputError as error:

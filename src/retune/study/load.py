@@ -37,11 +37,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Study:
             f"a study file must be UTF-8, but {error.reason} at byte {error.start}", str(path)
         ) from error
     try:
-        content = yaml.load(text, Loader=_Loader)
+        content = _read(text, str(path))
     except yaml.YAMLError as error:
         raise InputError(f"not valid YAML: {error}", str(path)) from error
     if not isinstance(content, dict):
-        raise InputError("a study file is a mapping of keys to values", str(path))
+        found = "is empty" if content is None else f"is {type(content).__name__}: {str(content)[:40]!r}"
+        raise InputError(f"a study file is a mapping of keys to values, but this one {found}", str(path))
     for override in overrides:
         _override(content, override)
     _resolve(content, path.resolve().parent, Path.cwd())
@@ -85,7 +86,7 @@ def _override(content: dict[str, Any], override: str) -> None:
                 f"{parent!r} must be a section or a list, but is {node!r} in {override!r}", "command line"
             )
     try:
-        value = yaml.load(text, Loader=_Loader) if text else ""
+        value = _read(text, override) if text else ""
     except yaml.YAMLError as error:
         raise InputError(f"the value is not valid YAML in {override!r}: {error}", "command line") from error
     if isinstance(node, list):
@@ -100,6 +101,16 @@ def _index(items: list[Any], text: str, override: str) -> int:
             f"`0 <= index < {len(items)}` must hold, but got {text!r} in {override!r}", "command line"
         )
     return int(text)
+
+
+def _read(text: str, name: str) -> Any:
+    """Return the YAML in a text; errors in it carry `name`."""
+    loader = _Loader(text)
+    loader.name = name
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 class _Loader(yaml.SafeLoader):

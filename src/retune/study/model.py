@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -9,6 +10,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from retune.records import digest
 from retune.space import PRESETS, Parameter, Space
+from retune.study import words
 from retune.study.cluster import Cluster
 from retune.study.data import Data
 from retune.study.engine import Engine
@@ -107,11 +109,10 @@ class Constraint(Section):
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
-        if (self.max is None) == (self.min is None):
-            raise ValueError(
-                f"a constraint has either `max` or `min`, but got max={self.max}, min={self.min}"
-            )
-        return self
+        if (self.max is None) != (self.min is None):
+            return self
+        got = "neither" if self.max is None else f"max={self.max:g} and min={self.min:g}"
+        return self._checked([f"a constraint has either `max` or `min`, but got {got}"])
 
 
 def _or_several(schema: dict[str, Any]) -> None:
@@ -187,7 +188,9 @@ class Search(Section):
             problems.append(f"the metrics of `objective` must differ, but got {metrics}")
         unknown = [name for name in self.space.names if name not in TUNABLE]
         if unknown:
-            problems.append(f"a trial can tune {list(TUNABLE)}, but the search names {unknown}")
+            meant = [words.OTHER_NAMES[name] for name in unknown if words.OTHER_NAMES.get(name) in TUNABLE]
+            hint = f"; did you mean {meant}?" if meant else ""
+            problems.append(f"a trial can tune {list(TUNABLE)}, but the search names {unknown}{hint}")
         lacking = [p.name for p in self.space.parameters if p.default is None]
         if lacking:
             problems.append(
@@ -280,10 +283,25 @@ class Promote(Section):
         return name
 
 
+_TRACKING = ("http", "https", "sqlite", "file", "postgresql", "mysql", "mssql", "databricks")
+
+
 class Tracking(Section):
     """The MLflow tracking server or database."""
 
     uri: str = "sqlite:///mlflow.db"
+
+    @field_validator("uri")
+    @classmethod
+    def _is_one_that_mlflow_knows(cls, uri: str) -> str:
+        scheme, mark, _ = uri.partition("://")
+        if not mark or scheme.partition("+")[0] in _TRACKING:
+            return uri
+        near = difflib.get_close_matches(scheme, _TRACKING, n=1, cutoff=0.6)
+        hint = f"; did you mean {near[0]}://?" if near else ""
+        raise ValueError(
+            f"must be the address of an MLflow server (https://…) or a database (sqlite:///…), but got {uri!r}{hint}"
+        )
 
 
 class Artifacts(Section):
@@ -291,6 +309,17 @@ class Artifacts(Section):
 
     uri: str = "./artifacts"
     keep: int = Field(5, ge=1, description="adapters kept: those of the best trials")
+
+    @field_validator("uri")
+    @classmethod
+    def _can_be_written(cls, uri: str) -> str:
+        scheme, mark, rest = uri.partition("://")
+        if mark and scheme not in ("s3", "file"):
+            why = "a hub is only read from" if scheme == "hf" else f"{scheme}:// is not known"
+            raise ValueError(f"must be a folder or s3://bucket/prefix, but got {uri!r}: {why}")
+        if mark and not rest.strip("/"):
+            raise ValueError(f"must name a bucket or folder, but got {uri!r}")
+        return uri
 
 
 class Study(Section):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, get_args, get_origin
@@ -11,12 +10,13 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from retune.space import Parameter
+from retune.study import words
 from retune.study.model import Study
 
 
 def sentences(error: ValidationError, root: type[BaseModel]) -> list[str]:
     """Return the problems of one section that is used by itself, without the rules of a whole study."""
-    return [text for entry in error.errors() for text in _sentences(entry, [], root)]
+    return [text for entry in error.errors() for text in _sentences(entry, [], root=root)]
 
 
 def all_problems(content: Mapping[str, Any], error: ValidationError) -> list[str]:
@@ -25,13 +25,15 @@ def all_problems(content: Mapping[str, Any], error: ValidationError) -> list[str
     Rules that span keys are checked only once the single keys are right, so drop the wrong ones and look again.
     """
     left: dict[Any, Any] = copy.deepcopy(dict(content))
+    engine = content.get("engine")
+    kind = engine.get("kind", "local") if isinstance(engine, dict) else "local"
     problems: list[str] = []
     dropped: list[list[str | int]] = []
     while True:
         missing = [e for e in error.errors() if e["type"] == "missing"]
         # What is missing in later rounds we dropped ourselves.
         found = [e for e in error.errors() if not problems or e not in missing]
-        problems += [text for e in found for text in _sentences(e, dropped) if text not in problems]
+        problems += [text for e in found for text in _sentences(e, dropped, kind) if text not in problems]
         dropped += [_path(e) for e in found if e["type"] not in ("extra_forbidden", "missing", "rules")]
         changes = [_drop(left, _path(e)) for e in reversed(found)]  # of a list the last items first
         changes += [_stand_in(left, _path(e)[0]) for e in missing]
@@ -98,34 +100,47 @@ def _path(error: Any) -> list[str | int]:
     return path
 
 
-def _sentences(error: Any, dropped: Sequence[list[str | int]], root: type[BaseModel] = Study) -> list[str]:
+def _sentences(
+    error: Any, dropped: Sequence[list[str | int]], engine: str = "local", root: type[BaseModel] = Study
+) -> list[str]:
     """Return the sentences of one error; of several rules those that are not broken by what we dropped."""
     path = _path(error)
-    if error["type"] != "rules":
-        return [_sentence(error, path, root)]
     where = f"{'.'.join(map(str, path))}: " if path else ""
-    return [where + text for text in error["ctx"]["problems"] if not _follows(text, path, dropped)]
+    if error["type"] == "rules":
+        return [where + text for text in error["ctx"]["problems"] if not _follows(text, path, dropped)]
+    return [where + _sentence(error, path, engine, root)]
 
 
-def _sentence(error: Any, path: list[str | int], root: type[BaseModel]) -> str:
-    """Turn one pydantic error into a sentence: where, the rule, the value, and the nearest valid key."""
-    where = ".".join(map(str, path))
+def _sentence(error: Any, path: list[str | int], engine: str, root: type[BaseModel]) -> str:
+    """Turn one pydantic error into the rule, the value, and the nearest valid key or name."""
     if error["type"] == "extra_forbidden":
-        valid = _valid_keys(path[:-1], root)
-        near = difflib.get_close_matches(str(path[-1]), valid, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; valid keys are {valid}"
-        return f"{where}: unknown key{hint}"
+        return words.unknown_key(
+            str(path[-1]), _valid_keys(path[:-1], root), _SECTIONS if root is Study else {}
+        )
     if error["type"] == "missing":
-        return f"{where}: this key is required"
-    message = error["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
+        return "this key is required"
+    message: str = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
-        return f"{where}: {message}" if where else message
-    return f"{where}: {message}, but got {error['input']!r}"
+        if path == ["search", "algorithm"] and message.startswith("unknown name"):
+            return words.unknown_algorithm(error["input"], engine)
+        return message[0].lower() + message[1:]
+    return words.sentence(error, _keys(path, root))
+
+
+def _keys(path: Sequence[str | int], root: type[BaseModel]) -> list[str]:
+    """Return the keys of the section at `path`, the one that stands for it first."""
+    field = _section_at(path, root)
+    return list(field.model_fields) if field is not None else []
 
 
 def _valid_keys(path: Sequence[str | int], root: type[BaseModel]) -> list[str]:
     """Return the keys that the section at `path` knows."""
+    node = _section_at(path, root)
+    return sorted(node.model_fields) if node is not None else []
+
+
+def _section_at(path: Sequence[str | int], root: type[BaseModel] = Study) -> Any:
+    """Return the class of the section at `path`, None if it is no section."""
     node: Any = root
     for part in path:
         if isinstance(part, int):
@@ -134,10 +149,10 @@ def _valid_keys(path: Sequence[str | int], root: type[BaseModel]) -> list[str]:
             node.model_fields.get(part) if isinstance(node, type) and issubclass(node, BaseModel) else None
         )
         if field is None:
-            return []
+            return None
         in_list = part == "parameters" and any(isinstance(step, int) for step in path)
         node = Parameter if in_list else _section(field.annotation)
-    return sorted(node.model_fields) if isinstance(node, type) and issubclass(node, BaseModel) else []
+    return node if isinstance(node, type) and issubclass(node, BaseModel) else None
 
 
 def _section(annotation: Any) -> Any:
@@ -149,3 +164,10 @@ def _section(annotation: Any) -> Any:
         if isinstance(found, type) and issubclass(found, BaseModel):
             return found
     return annotation
+
+
+_SECTIONS: dict[str, str] = dict.fromkeys(Study.model_fields, "")
+"""Where a key belongs, for those that one section alone has."""
+for _name in Study.model_fields:
+    for _key in _valid_keys([_name], Study):
+        _SECTIONS.setdefault(_key, _name)

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 RECORD = "trial.json"
 CURVE_POINTS = 200
+METRICS = (
+    "validation_loss", "best_validation_loss", "train_loss", "adapter_mib", "tokens_per_second", "seconds",
+    "peak_memory_gib", "peak_gpu_gib",
+)  # fmt: skip
+"""What a trial measures: names that a search can improve or limit; the last one on GPUs only."""
 
 
 class TrialTask(BaseModel):

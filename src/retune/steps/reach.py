@@ -1,0 +1,89 @@
+"""What a study points to outside of itself: whether it answers, before anything is spent."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from retune import store
+from retune.errors import RetuneError
+from retune.study import File, Study
+
+SECONDS = 5.0  # a tracking server that takes longer to say that it lives is taken for away
+
+
+def is_remote(uri: str) -> bool:
+    """Return whether a URI is reached over the network."""
+    return "://" in uri and not uri.startswith(("file://", "sqlite:"))
+
+
+def left_out(study: Study) -> list[str]:
+    """Return what of a study is reached over the network, which `--offline` does not look at."""
+    found = [source.uri for source in study.data.sources]
+    if isinstance(study.data.validation, File):
+        found.append(study.data.validation.uri)
+    found += [
+        study.artifacts.uri,
+        study.tracking.uri,
+        *study.search.warm_start,
+        *study.benchmark.data.values(),
+    ]
+    base = study.model.base
+    hub = [] if is_remote(base) or Path(base).exists() or Path(base).is_absolute() else [base]
+    return [*dict.fromkeys([*hub, *(uri for uri in (base, *found) if is_remote(uri))])]
+
+
+def artifacts(study: Study) -> Iterator[str]:
+    """Yield why the study's results could not be kept where it says."""
+    uri = study.artifacts.uri
+    if is_remote(uri):
+        try:
+            store.exists(study.root)
+        except FileNotFoundError as error:
+            yield f"artifacts.uri: {uri} must exist, but there is none ({error.strerror})"
+        except RetuneError as error:
+            yield f"artifacts.uri: {error}"
+        return
+    folder = Path(uri.removeprefix("file://"))
+    yield from _writable(folder, "artifacts.uri")
+
+
+def tracking(study: Study) -> Iterator[str]:
+    """Yield why MLflow cannot be reached; a run would keep what it has to say, and send it once the server is back."""
+    uri = study.tracking.uri
+    if uri.startswith("sqlite:///"):
+        yield from _writable(Path(uri.removeprefix("sqlite:///").partition("?")[0]).parent, "tracking.uri")
+    if not uri.startswith(("http://", "https://")):
+        return
+    request = urllib.request.Request(f"{uri.rstrip('/')}/health")
+    try:
+        with urllib.request.urlopen(request, timeout=SECONDS):
+            return
+    except urllib.error.HTTPError as error:
+        if (
+            error.code in (401, 403)
+            and not os.environ.get("MLFLOW_TRACKING_TOKEN")
+            and not os.environ.get("MLFLOW_TRACKING_USERNAME")
+        ):
+            yield (
+                f"tracking.uri: {uri} wants to know who asks ({error.code}); set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+            )
+        elif error.code >= 500:
+            yield f"tracking.uri: the server {uri} answers with an error of its own ({error.code} {error.reason})"
+        elif error.code == 404:
+            yield f"tracking.uri: {uri} answers, but it is no MLflow server: it has no /health"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        yield f"tracking.uri: the MLflow server {uri} does not answer ({reason}); start it, or name another (sqlite:///mlflow.db)"
+
+
+def _writable(folder: Path, key: str) -> Iterator[str]:
+    there = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
+    if not there.is_dir():
+        yield f"{key}: {folder} must be a folder, but {there} is a file"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        yield f"{key}: {folder} must be writable, but {there} is not"

@@ -1,0 +1,142 @@
+"""One pydantic error in words of our own: the rule, the value, and what to write."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from retune import extensions
+from retune.study.names import ALGORITHMS, KATIB_ONLY
+
+OTHER_NAMES = {
+    "lr": "learning_rate", "lora_r": "rank", "r": "rank", "lora_rank": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout",
+    "num_train_epochs": "epochs", "num_epochs": "epochs", "per_device_train_batch_size": "batch_size", "batch": "batch_size",
+    "lr_scheduler_type": "schedule", "scheduler": "schedule", "warmup_ratio": "warmup_share", "max_seq_length": "max_length",
+    "max_seq_len": "max_length", "cutoff_len": "max_length", "path": "uri", "url": "uri", "file": "uri", "weight": "share",
+    "n_trials": "trials", "max_trials": "trials", "algo": "algorithm", "sampler": "algorithm", "timeout": "max_hours",
+    "name_or_path": "base", "model_name": "base", "type": "kind", "direction": "goal",
+}  # fmt: skip
+"""What other tools call our keys."""
+_OTHER_VALUES = {
+    "fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "min": "minimize", "max": "maximize",
+    "bayesian": "gp", "bo": "gp", "optuna": "tpe", "mads": "nomad", "grid": "lhs",
+}  # fmt: skip
+_BOUNDS = {
+    "greater_than": ("above", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("below", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "decimal": "a number",
+    "string": "text",
+    "bool": "true or false",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "a section of keys and values",
+    "model": "a section of keys and values",
+}
+_PATTERNS = {
+    r"^[A-Za-z0-9._-]+$": "hold only letters, digits, dots, dashes and underscores",
+    r"^/": "begin with /",
+}
+
+
+def sentence(error: Any, keys: Sequence[str]) -> str:
+    """Return the rule and the value of an error that concerns a single key.
+
+    Args:
+        error: as pydantic lists it.
+        keys: what the section asked for knows, if a section is asked for; the first stands for the usual one.
+    """
+    kind, given, context = error["type"], error["input"], error.get("ctx", {})
+    got = f"but got {_short(given)}"
+    if kind in _BOUNDS:
+        word, name = _BOUNDS[kind]
+        limit = context[name]
+        hint = ""
+        if kind.startswith("less") and limit == 1 and isinstance(given, int | float) and 1 < given <= 100:
+            hint = f"; {given:g} of a hundred is {given / 100:g}"
+        return f"must be {word} {limit:g}, {got}{hint}"
+    if kind == "literal_error":
+        names = re.findall(r"'([^']*)'", context["expected"])
+        return unknown_name(given, names)
+    if kind == "finite_number":
+        return f"must be a finite number, {got}"
+    if kind == "string_pattern_mismatch":
+        rule = _PATTERNS.get(context["pattern"], f"match the pattern {context['pattern']}")
+        return f"must {rule}, {got}"
+    if kind in ("too_short", "string_too_short"):
+        thing = "hold at least one item" if kind == "too_short" else "not be empty"
+        return f"must {thing}, {got}" if kind == "too_short" else f"must {thing}"
+    if kind == "too_long":
+        return f"must hold at most {context['max_length']} items, but got {context['actual_length']}"
+    asked = next((words for name, words in _KINDS.items() if kind.startswith(f"{name}_")), None)
+    if asked is None:
+        message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        return f"{message[0].lower()}{message[1:]}, {got}"
+    return f"{asked} is asked for, {got}{_how_to_write(kind, given, keys)}"
+
+
+def unknown_name(given: Any, names: Sequence[str]) -> str:
+    """Return that a name is none of these, with the nearest of them."""
+    near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.6)
+    other = _OTHER_VALUES.get(str(given).lower())
+    near = [other] if other is not None and other in names else near
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {list(names)}"
+    return (
+        f"unknown name {given!r}; {hint}"
+        if isinstance(given, str)
+        else f"must be one of {list(names)}, but got {given!r}"
+    )
+
+
+def unknown_algorithm(given: Any, engine: str) -> str:
+    """Return that an algorithm is unknown, with those that the engine has."""
+    own = [name for name in ALGORITHMS if engine == "katib" or name not in KATIB_ONLY]
+    return unknown_name(given, [*own, *extensions.names("algorithms")])
+
+
+def unknown_key(key: str, valid: Sequence[str], elsewhere: Mapping[str, str]) -> str:
+    """Return that a section has no such key, with the nearest, or the section that has it."""
+    other = OTHER_NAMES.get(key.lower())
+    if other in valid:
+        return f"unknown key; did you mean {other!r}?"
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
+    if near:
+        return f"unknown key; did you mean {near[0]!r}?"
+    for name in (key, other or ""):
+        if name in elsewhere:
+            if not elsewhere[name]:
+                return f"unknown key; {name!r} belongs to the top of the file"
+            return f"unknown key; did you mean '{elsewhere[name]}.{name}'?"
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    return f"unknown key; did you mean {near[0]!r}?" if near else f"unknown key; valid keys are {list(valid)}"
+
+
+def _how_to_write(kind: str, given: Any, keys: Sequence[str]) -> str:
+    if kind.startswith(("model_", "dict_")):
+        if given is None:
+            return "; write keys under it, or leave it out where it is not required"
+        if keys and isinstance(given, str | int | float) and not isinstance(given, bool):
+            return f"; write {{{keys[0]}: {given}}}"
+        return ""
+    if kind.startswith("list_"):
+        if isinstance(given, dict):
+            return "; put a dash before each item, or brackets around them"
+        return f"; write [{given}]" if isinstance(given, str | int | float) else ""
+    if kind.startswith("string_") and isinstance(given, int | float):
+        return f'; write it in quotes: "{given}"'
+    percent = str(given).strip().removesuffix("%").strip()
+    if kind.startswith("float_") and str(given).strip().endswith("%") and re.fullmatch(r"[\d.]+", percent):
+        return f"; write {float(percent) / 100:g}"
+    return ""
+
+
+def _short(given: Any) -> str:
+    text = repr(given)
+    return "nothing" if given is None else text if len(text) <= 80 else f"{text[:77]}…"

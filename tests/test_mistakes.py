@@ -1,0 +1,246 @@
+"""Mistakes that people make in study files, and what they are told: the right answers, a line each.
+
+Every answer names the key, the rule or the names there are, and what to write. None speaks of pydantic's types, tells what
+follows from another problem, or takes a study for valid that cannot run.
+"""
+
+import copy
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from retune import study
+from retune.cli import cli
+from retune.errors import InputError
+from retune.steps.check import check
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+GONE = "DELETED"
+VALID = {
+    "name": "s",
+    "model": {"base": str(EXAMPLES / "base/tiny")},
+    "data": {
+        "sources": [
+            {"format": "alpaca", "uri": str(EXAMPLES / "data/alpaca-demo.json"), "share": 0.7},
+            {"format": "dolly", "uri": str(EXAMPLES / "data/dolly-demo.jsonl"), "share": 0.3},
+        ],
+        "train": 40, "validation": 10, "max_length": 160,
+    },
+    "search": {"trials": 3},
+    "promote": {"model": "m"},
+}  # fmt: skip
+PYDANTIC = (
+    "valid dictionary",
+    "instance of",
+    "nput should",
+    "unable to parse",
+    "fractional part",
+    "pydantic",
+    "type=",
+    "None",
+)
+
+
+def changed(key, value):
+    content = copy.deepcopy(VALID)
+    node = content
+    *parents, last = key.split(".")
+    for parent in parents:
+        node = node[int(parent)] if isinstance(node, list) else node.setdefault(parent, {})
+    if value == GONE:
+        del node[last]
+    else:
+        node[int(last) if isinstance(node, list) else last] = value
+    return content
+
+
+LOCAL = (
+    "['nomad', 'mads-global', 'tpe', 'random', 'lhs', 'gp', 'soo', 'bamsoo', 'retune-tpe', 'retune-random']"
+)
+
+# What the file itself says: key, value, answer.
+IN_THE_FILE = [
+    ("training.lr", 0.1, "training.lr: unknown key; did you mean 'learning_rate'?"),
+    ("training.learning_rat", 0.1, "training.learning_rat: unknown key; did you mean 'learning_rate'?"),
+    ("training.lora_r", 8, "training.lora_r: unknown key; did you mean 'rank'?"),
+    ("training.max_length", 512, "training.max_length: unknown key; did you mean 'data.max_length'?"),
+    ("training.seed", 1, "training.seed: unknown key; 'seed' belongs to the top of the file"),
+    ("search.n_trials", 5, "search.n_trials: unknown key; did you mean 'trials'?"),
+    ("model.bse", "x", "model.bse: unknown key; did you mean 'base'?"),
+    ("model.name_or_path", "x", "model.name_or_path: unknown key; did you mean 'base'?"),
+    ("promote.gate.min_gain", 0.1, "promote.gate.min_gain: unknown key; did you mean 'min_gain_over_base'?"),
+    ("data.sources.0.path", "x", "data.sources.0.path: unknown key; did you mean 'uri'?"),
+    ("search.algorithm", "nomadd", "search.algorithm: unknown name 'nomadd'; did you mean 'nomad'?"),
+    ("search.algorithm", "hyperband", f"search.algorithm: unknown name 'hyperband'; there are {LOCAL}"),
+    ("search.algorithm", "optuna", "search.algorithm: unknown name 'optuna'; did you mean 'tpe'?"),
+    ("engine.kind", "kubernetes", "engine.kind: unknown name 'kubernetes'; there are ['local', 'katib']"),
+    ("engine", "local", "engine: a section of keys and values is asked for, but got 'local'; write {kind: local}"),
+    ("promote", "m", "promote: a section of keys and values is asked for, but got 'm'; write {model: m}"),
+    ("tracking", "http://x", "tracking: a section of keys and values is asked for, but got 'http://x'; write {uri: http://x}"),
+    ("artifacts", "./x", "artifacts: a section of keys and values is asked for, but got './x'; write {uri: ./x}"),
+    ("data.sources.0", "a.json", "data.sources.0: a section of keys and values is asked for, but got 'a.json'; write {uri: a.json}"),
+    ("search.parameters", "tribes2024", "search.parameters: a section of keys and values is asked for, but got 'tribes2024'; write {preset: tribes2024}"),
+    ("search", None, "search: a section of keys and values is asked for, but got nothing; write keys under it, or leave it out where it is not required"),
+    ("training", [1], "training: a section of keys and values is asked for, but got [1]"),
+    ("data.sources", "a.json", "data.sources: a list is asked for, but got 'a.json'; write [a.json]"),
+    ("data.sources", {"uri": "a"}, "data.sources: a list is asked for, but got {'uri': 'a'}; put a dash before each item, or brackets around them"),
+    ("benchmark.tasks", "mmlu", "benchmark.tasks: a list is asked for, but got 'mmlu'; write [mmlu]"),
+    ("data.sources.0.share", 70, "data.sources.0.share: must be at most 1, but got 70; 70 of a hundred is 0.7"),
+    ("data.sources.0.share", "70%", "data.sources.0.share: a number is asked for, but got '70%'; write 0.7"),
+    ("data.sources.0.format", "alpacca", "data.sources.0.format: unknown name 'alpacca'; did you mean 'alpaca'?"),
+    ("data.sources.0.uri", "gs://x/y.json", "data.sources.0: `uri` is a path, or begins with s3://, hf:// or file://, but got 'gs://x/y.json'"),
+    ("data.loss_on", "answer", "data.loss_on: unknown name 'answer'; there are ['completion', 'all']"),
+    ("model.base", GONE, "model.base: this key is required"),
+    ("model.base", 5, 'model.base: text is asked for, but got 5; write it in quotes: "5"'),
+    ("model.dtype", "fp16", "model.dtype: unknown name 'fp16'; did you mean 'float16'?"),
+    ("name", "My Study", "`name` must be lower-case letters, digits and inner dashes, at most 40 of them, but got 'My Study'"),
+    ("seed", -1, "seed: must be at least 0, but got -1"),
+    ("seed", "abc", "seed: a whole number is asked for, but got 'abc'"),
+    ("search.trials", 0, "search.trials: must be above 0, but got 0"),
+    ("search.trials", "ten", "search.trials: a whole number is asked for, but got 'ten'"),
+    ("search.trials", 2.5, "search.trials: a whole number is asked for, but got 2.5"),
+    ("search.constraints", [{"metric": "seconds", "max": "ten"}], "search.constraints.0.max: a number is asked for, but got 'ten'"),
+    ("search.constraints", [{"metric": "seconds"}], "search.constraints.0: a constraint has either `max` or `min`, but got neither"),
+    ("search.parameters", [{"name": "lr", "kind": "real", "low": 1e-6, "high": 0.1, "default": 1e-4}],
+     "search: a trial can tune ['rank', 'alpha', 'dropout', 'learning_rate', 'weight_decay'], but the search names ['lr']; did you mean ['learning_rate']?"),
+    ("search.parameters", [{"name": "rank", "kind": "int", "low": 1, "high": 8, "default": 4}], "search.parameters.0.kind: unknown name 'int'; did you mean 'integer'?"),
+    ("training.schedule", "cosin", "training.schedule: unknown name 'cosin'; did you mean 'cosine'?"),
+    ("training.dropout", 1, "training.dropout: must be below 1, but got 1"),
+    ("promote.model", "my model", "promote.model: must hold only letters, digits, dots, dashes and underscores, but got 'my model'"),
+    ("benchmark.tasks", ["mmul"], "benchmark.tasks.0: unknown name 'mmul'; did you mean 'mmlu'?"),
+    ("artifacts.uri", "gs://b/x", "artifacts.uri: must be a folder or s3://bucket/prefix, but got 'gs://b/x': gs:// is not known"),
+    ("artifacts.uri", "hf://me/x", "artifacts.uri: must be a folder or s3://bucket/prefix, but got 'hf://me/x': a hub is only read from"),
+    ("artifacts.uri", "s3://", "artifacts.uri: must name a bucket or folder, but got 's3://'"),
+    ("tracking.uri", "htp://x", "tracking.uri: must be the address of an MLflow server (https://…) or a database (sqlite:///…), but got 'htp://x'; did you mean http://?"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value", "answer"), IN_THE_FILE)
+def test_the_file_itself(key, value, answer):
+    with pytest.raises(InputError) as caught:
+        study.parse(changed(key, value))
+    assert caught.value.problems == [answer]
+    assert not [word for word in PYDANTIC if word in answer]
+
+
+def test_algorithms_are_those_of_the_engine():
+    content = changed("search.algorithm", "cmaess")
+    for kind, answer in [("local", f"there are {LOCAL}"), ("katib", "did you mean 'cmaes'?")]:
+        content["engine"] = {"kind": kind}
+        with pytest.raises(InputError, match=r"unknown name 'cmaess'") as caught:
+            study.parse(content)
+        assert answer in str(caught.value)
+
+
+# What it points to.
+POINTED_TO = [
+    ("search.objective", {"metric": "val_loss"}, "search.objective.metric: unknown metric 'val_loss'; did you mean 'validation_loss'?"),
+    ("search.objective", [{"metric": "validation_loss"}, {"metric": "mmlu"}], "search.objective.1.metric: 'mmlu' is a benchmark, which is scored after the search"),
+    ("search.constraints", [{"metric": "adapter_mb", "max": 9}], "search.constraints.0.metric: unknown metric 'adapter_mb'; did you mean 'adapter_mib'?"),
+    ("data.max_length", 100000, "`data.max_length <= 2048` must hold, the context of the base, but got 100000"),
+    ("data.max_length", 16, "`max_length` is 16 tokens, and the longest prompt alone has"),
+    ("data.sources.0.uri", "/no/such.json", "data.sources: /no/such.json: the file must exist, but there is none"),
+    ("data.prompt", "chat", "the base has no chat template, which `prompt: chat` asks for; write `prompt: alpaca`"),
+    ("data.prompt", "/x/chatt", "cannot be read; did you mean 'chat'?"),
+    ("data.train", 100000, "the most that these shares allow is data.train="),
+    ("training.target_modules", ["q_prj"], "did you mean 'q_proj' for 'q_prj'?"),
+    ("training.target_modules", "all_linear", "did you mean all-linear?"),
+    ("model.base", "/no/such/folder", "a base model folder holds config.json, but /no/such/folder does not"),
+    ("search.settings", {"seeds": 3}, "unknown setting 'seeds'; did you mean 'seed'?"),
+    ("search.warm_start", ["/nowhere"], "there is no search.json in /nowhere"),
+    ("artifacts.uri", "s3://bucket/x", "artifacts.uri: s3://bucket/x/s: Unable to locate credentials; set AWS_ACCESS_KEY_ID"),
+    ("artifacts.uri", "/dev/null/x", "artifacts.uri: /dev/null/x must be a folder, but /dev/null is a file"),
+    ("tracking.uri", "http://127.0.0.1:9", "tracking.uri: the MLflow server http://127.0.0.1:9 does not answer (["),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value", "answer"), POINTED_TO)
+def test_what_it_points_to(key, value, answer, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(InputError) as caught:
+        check(study.parse(changed(key, value)), tracking=True)
+    assert any(answer in problem for problem in caught.value.problems), caught.value.problems
+
+
+@pytest.fixture
+def server():
+    """Yield a function that starts a web server which answers everything with one status."""
+    started = []
+
+    def start(status):
+        class Answer(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(status)
+                self.end_headers()
+
+            def log_message(self, *words):
+                pass
+
+        found = HTTPServer(("127.0.0.1", 0), Answer)
+        started.append(found)
+        Thread(target=found.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{found.server_port}"
+
+    yield start
+    for one in started:
+        one.shutdown()
+        one.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"), [(200, None), (401, "wants to know who asks"), (404, "it is no MLflow server"), (503, "an error of its own")]
+)  # fmt: skip
+def test_the_tracking_server_is_asked_by_validate_alone(server, status, answer):
+    loaded = study.parse(changed("tracking", {"uri": server(status)}))
+    check(loaded)  # a run goes on without it
+    if answer is None:
+        check(loaded, tracking=True)
+        return
+    with pytest.raises(InputError, match=answer):
+        check(loaded, tracking=True)
+
+
+def test_offline_leaves_the_network_out_and_says_so(tmp_path):
+    content = changed("artifacts", {"uri": "s3://bucket/x"})
+    content["tracking"] = {"uri": "http://127.0.0.1:9"}
+    content["model"] = {"base": "owner/name"}
+    content["data"]["sources"][0]["uri"] = "hf://datasets/owner/name"
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+    shown = CliRunner().invoke(
+        cli, ["validate", str(tmp_path / "s.yaml"), "--offline"], catch_exceptions=False
+    )
+    assert shown.exit_code == 0
+    for uri in ("owner/name", "hf://datasets/owner/name", "s3://bucket/x", "http://127.0.0.1:9"):
+        assert uri in shown.output.partition("not looked at (--offline):")[2]
+
+
+def test_validate_says_what_the_data_was_taken_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("s.yaml").write_text(yaml.safe_dump(changed("data.sources.0.format", "auto")))
+    shown = CliRunner().invoke(cli, ["validate", "s.yaml"], catch_exceptions=False).output
+    assert "alpaca-demo.json: 1,806 records, taken for alpaca" in shown
+    assert "40 + 10 records; prompt: Alpaca's template" in shown
+
+
+def test_an_error_in_the_yaml_names_the_file(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text("name: s\nmodel: [x\n")
+    with pytest.raises(InputError) as caught:
+        study.load(path)
+    assert f'in "{path}", line 3' in str(caught.value)
+    assert "unicode string" not in str(caught.value)
+    for text, words in [
+        ("", "is empty"),
+        ("- a\n", "is list"),
+        ("a: 1\na: 2\n", "these keys stand twice: ['a']"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"study file is a mapping|stand twice") as caught:
+            study.load(path)
+        assert words in str(caught.value)
