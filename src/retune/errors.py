@@ -3,6 +3,7 @@
     RetuneError
      +-- InputError      the study, data or arguments are wrong; running again without a change is useless
      +-- Interrupted     stopped by SIGTERM or SIGINT after saving; running again carries on
+     |    +-- DiskFull   stopped because a disk or a quota is full; running again, with some space, carries on
      +-- TrialFailed     one trial ended without a number; the study goes on
 
 Every message names the rule and the value that broke it.
@@ -10,11 +11,14 @@ Every message names the rule and the value that broke it.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 75
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the operating system says of a full disk, a full quota, and a limit on the size of files (`ulimit -f`)."""
 
 
 class RetuneError(Exception):
@@ -52,6 +56,10 @@ class Interrupted(RetuneError):
     exit_code = EXIT_INTERRUPTED
 
 
+class DiskFull(Interrupted):
+    """A disk or a quota is full: no setting's fault, and no result."""
+
+
 class TrialFailed(RetuneError):
     """A trial ended without a usable result, e.g. a NaN loss or no memory left.
 
@@ -65,3 +73,13 @@ class TrialFailed(RetuneError):
         super().__init__(reason)
         self.reason = reason
         self.kind = kind
+
+
+def as_told(error: RetuneError | OSError) -> RetuneError:
+    """Return an error of the operating system as one that says what to do; ours as they are."""
+    if isinstance(error, RetuneError):
+        return error
+    text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if error.errno in FULL:
+        return DiskFull(f"{text}; free some space and run again")
+    return RetuneError(text)

@@ -93,7 +93,9 @@ class TrialRecord(Record):
         tokens: real (non-padding) tokens trained on. seconds: wall time of training and validation.
         adapter_uri: the folder with PEFT's own files; None once pruned or for the base.
         dtype: type of the base's weights, e.g. ``bfloat16``; with ``nf4`` behind it if they are kept in 4 bits.
-        adapter_digest: over the adapter's weights, so that equal trainings are seen to be equal.
+        adapter_digest: over the adapter's settings and weights, so that equal trainings are seen to be equal; of older
+            releases over the weights alone.
+        adapter_files: SHA-256 of each of its files.
         self_check: in which way losses were computed and how far it is from transformers' plain forward; see
             `retune.training.self_check.Checked`.
 
@@ -120,6 +122,7 @@ class TrialRecord(Record):
     base_revision: str | None = None
     adapter_uri: str | None = None
     adapter_digest: str | None = None
+    adapter_files: dict[str, str] = Field(default_factory=dict)
     device: str = "cpu"
     dtype: str = ""
     versions: dict[str, str] = Field(default_factory=dict)

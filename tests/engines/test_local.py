@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from retune.engines.local import LocalEngine
-from retune.errors import InputError, Interrupted
+from retune.errors import DiskFull, InputError, Interrupted
+from retune.events import Issued
 from retune.steps import mix
 from retune.workspace.ledger import Ledger
 from tests.conftest import wait_for
@@ -234,3 +236,18 @@ def test_workers_and_service_end_with_a_killed_engine(small, tmp_path):
 def _children(pid):
     path = Path(f"/proc/{pid}/task/{pid}/children")
     return [int(child) for child in path.read_text().split()] if path.exists() else []
+
+
+def test_a_full_disk_ends_the_search_and_no_setting_is_blamed(five, tmp_path, undisturbed):
+    """The kernel lets the worker write no file of more than 2 kB any more once trial 2 has begun."""
+
+    def fill(engine, event):
+        if isinstance(event, Issued) and event.trial == "trial-002":
+            for worker in engine._workers:
+                resource.prlimit(worker.process.pid, resource.RLIMIT_FSIZE, (2000, 2000))
+
+    with pytest.raises(DiskFull, match="run again"):
+        Run(five, tmp_path / "search", react=fill).go()
+    assert all(record.status == "completed" for record in Ledger(str(tmp_path / "search")).records.values())
+    run = Run(five, tmp_path / "search").go()
+    assert run.results == undisturbed.results

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from retune import models
+from retune.adapter import WEIGHTS, digest, read
 from retune.errors import InputError, RetuneError
 from retune.evaluation import bench, tasks
 from retune.evaluation.bench import Candidate
@@ -70,7 +71,7 @@ def test_records_of_base_and_adapter(model, adapter, mmlu, bbh, tmp_path):
     base, tuned = records[0], records[2]
     assert base.prompt_digest == tuned.prompt_digest
     assert base.adapter_digest is None
-    assert tuned.adapter_digest == adapters.digest(adapter)
+    assert tuned.adapter_digest == digest(read(adapter))
     assert [a["prediction"] for a in base.answers] != [a["prediction"] for a in tuned.answers]
     assert base.score == sum(a["right"] for a in base.answers) / 14
     last = [e for e in events if e.kind == "answering" and e.model == "tuned" and e.task == "mmlu"][-1]
@@ -226,7 +227,7 @@ def test_every_problem_is_told_before_a_model_is_loaded(model, base, bbh, mmlu, 
     (tmp_path / "half").mkdir()
     cut = tmp_path / "cut"
     shutil.copytree(make_adapter(base, tmp_path / "good"), cut)
-    (cut / adapters.WEIGHTS).write_bytes((cut / adapters.WEIGHTS).read_bytes()[:-10])
+    (cut / WEIGHTS).write_bytes((cut / WEIGHTS).read_bytes()[:-10])
     (mmlu / "test" / "anatomy_test.csv").write_text("Q,1,2,3,4,F\n")
     candidates = [
         Candidate("base"),
@@ -272,8 +273,8 @@ def test_an_adapter_that_gives_nan_is_named_and_writes_no_record(model, base, mm
     from safetensors.torch import load_file, save_file
 
     broken = make_adapter(base, tmp_path / "broken")
-    weights = load_file(broken / adapters.WEIGHTS)
-    save_file({name: tensor * float("nan") for name, tensor in weights.items()}, broken / adapters.WEIGHTS)
+    weights = load_file(broken / WEIGHTS)
+    save_file({name: tensor * float("nan") for name, tensor in weights.items()}, broken / WEIGHTS)
     with pytest.raises(RetuneError, match="broken on mmlu: the model's output is not finite"):
         bench.run(
             model,

@@ -1,8 +1,10 @@
 """Whole trials in this process: what comes out, and what happens when something goes wrong."""
 
+import errno
 import gc
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,12 +13,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from retune import study as studies
-from retune.errors import InputError
+from retune.adapter import digest, read
+from retune.errors import DiskFull, InputError, RetuneError
 from retune.events import Measured, Progress
 from retune.records import TrialRecord
 from retune.training import loop as loops
 from retune.training import run_trial as trials
-from retune.training.lora import weights_digest
 from retune.training.resident import ResidentBase
 from retune.training.run_trial import TrialTask, run_trial
 from tests.training.conftest import make_study
@@ -57,7 +59,7 @@ def test_the_adapter_loads_in_peft_and_gives_the_recorded_loss(study, data, base
     record = run_trial(study, data, task, base)
     adapter = Path(record.adapter_uri)
     assert sorted(p.name for p in adapter.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
-    assert record.adapter_digest == weights_digest((adapter / "adapter_model.safetensors").read_bytes())
+    assert record.adapter_digest == digest(read(adapter))
     assert base.evaluate(record.adapter_uri, data, study) == pytest.approx(
         record.values["validation_loss"], rel=1e-6
     )
@@ -233,22 +235,66 @@ def test_the_record_comes_last(study, data, base, task, monkeypatch):
     assert written[-1].endswith("trial.json")
 
 
-def test_a_full_disk_at_the_adapter_is_a_failure_not_half_a_success(study, data, base, task, monkeypatch):
-    from retune.errors import RetuneError
+@pytest.mark.parametrize("file", ["adapter_config", "trial.json"])
+def test_a_full_disk_interrupts_and_records_nothing(study, data, base, task, monkeypatch, file):
+    """No setting's fault: recorded as a failure, the search would learn from it for ever."""
+    real = Path.open
 
-    real = trials.store.write
+    def full(path, *args, **kwargs):
+        if path.name.endswith(".tmp") and file in writing[-1]:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return real(path, *args, **kwargs)
 
-    def full(uri, content):
-        if "adapter_config" in uri:
-            raise RetuneError("no space left on device")
-        real(uri, content)
+    writing, write = [], trials.store.write
+    monkeypatch.setattr(
+        trials.store, "write", lambda uri, content: (writing.append(uri), write(uri, content))
+    )
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(DiskFull, match="No space left on device; free some space there and run again"):
+        run_trial(study, data, task, base)
+    monkeypatch.undo()
+    assert not Path(task.folder, "trial.json").exists()
+    assert run_trial(study, data, task, base).status == "completed"
 
-    monkeypatch.setattr(trials.store, "write", full)
-    record = run_trial(study, data, task, base)
-    assert (record.status, record.failure) == ("failed", "error")
-    assert "no space left" in record.reason
-    assert (record.values, record.adapter_uri, record.adapter_digest) == ({}, None, None)
-    assert sorted(p.name for p in Path(task.folder).iterdir()) == ["trial.json"]
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error", "x"), RetuneError("the storage is away")]
+)
+def test_a_storage_that_cannot_be_used_is_no_settings_fault(study, data, base, task, monkeypatch, error):
+    monkeypatch.setattr(trials.store, "write", lambda uri, content: (_ for _ in ()).throw(error))
+    with pytest.raises(type(error)):
+        run_trial(study, data, task, base)
+    monkeypatch.undo()
+    assert not Path(task.folder, "trial.json").exists()
+
+
+def test_the_adapter_says_which_revision_of_the_base_it_is_for(study, data, task):
+    pinned = study.model.model_copy(update={"revision": "abc123"})
+    run_trial(study.model_copy(update={"model": pinned}), data, task, ResidentBase(pinned))
+    assert json.loads(Path(task.folder, "adapter/adapter_config.json").read_text())["revision"] == "abc123"
+
+
+def test_a_tokenizer_without_an_end_of_text_token_is_refused(study, data, task, base_folder, tmp_path):
+    shutil.copytree(base_folder, tmp_path / "base")
+    settings = json.loads((tmp_path / "base/tokenizer_config.json").read_text())
+    settings.pop("eos_token")
+    (tmp_path / "base/tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="must have an end-of-text token"):
+        run_trial(study, data, task, ResidentBase(studies.Model(base=str(tmp_path / "base"))))
+    assert not Path(task.folder).exists()
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "validation.jsonl", "mix.json"])
+def test_a_flipped_bit_in_the_data_is_refused_by_name(study, data, task, base_folder, tmp_path, name):
+    shutil.copytree(data, tmp_path / "data")
+    file = tmp_path / "data" / name
+    content = bytearray(file.read_bytes())
+    place = content.index(b'"recipe": "') + 11 if name == "mix.json" else len(content) // 2
+    content[place] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=name):
+        run_trial(study, str(tmp_path / "data"), task, ResidentBase(study.model))
+    assert not Path(task.folder).exists()
 
 
 def test_many_trials_leave_no_memory_behind(study, data, base, task, tmp_path):

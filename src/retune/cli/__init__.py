@@ -8,7 +8,7 @@ import sys
 import click
 
 from retune import __version__
-from retune.errors import RetuneError
+from retune.errors import FULL, RetuneError, as_told
 
 # verb -> its line in `retune --help`; the module retune.cli.<verb> holds `command`.
 VERBS = {
@@ -61,6 +61,9 @@ def main() -> None:
     """Run the command line; errors made for people are printed without a traceback."""
     try:
         cli(standalone_mode=True)
-    except RetuneError as error:
-        click.secho(f"error: {error}", fg="red", err=True)
-        sys.exit(error.exit_code)
+    except (RetuneError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in FULL:
+            raise
+        told = as_told(error)
+        click.secho(f"error: {told}", fg="red", err=True)
+        sys.exit(told.exit_code)

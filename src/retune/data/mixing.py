@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,7 +141,13 @@ def load_split(uri: str, split: Split) -> list[Example]:
     Raises:
         InputError: if there is none, or it is not what was mixed.
     """
-    asked = read_mix_record(uri).splits[split].sha256
+    record = read_mix_record(uri)
+    if record.digest != _digest(record.recipe, record.splits):
+        raise InputError(
+            f"its digest, {record.digest}, is not that of what it says; run `retune mix` again",
+            store.join(uri, MARKER),
+        )
+    asked = record.splits[split].sha256
     file = store.join(uri, f"{split}.jsonl")
     try:
         content = store.download(file).read_bytes()
@@ -287,6 +293,11 @@ def _kept(uri: str, recipe: str) -> MixRecord | None:
     return record
 
 
+def _digest(recipe: str, splits: Mapping[str, SplitRecord]) -> str:
+    """Return the digest of mixed data: of what it was made from and of both files."""
+    return digest({"recipe": recipe, "files": {split: record.sha256 for split, record in splits.items()}})
+
+
 def _jsonl(texts: Sequence[Text]) -> bytes:
     return "".join(canonical(text.example.to_dict()) + "\n" for text in texts).encode()
 
@@ -328,7 +339,7 @@ def _record(
         for stock in stocks
     ]
     return MixRecord(
-        digest=digest({"recipe": recipe, "files": {split: record.sha256 for split, record in whole.items()}}),
+        digest=_digest(recipe, whole),
         recipe=recipe,
         rules=RULES,
         seed=seed,

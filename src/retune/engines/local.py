@@ -16,7 +16,7 @@ from typing import Literal
 
 from retune.engines.service import SuggestionProcess
 from retune.engines.workers import Message, Worker
-from retune.errors import InputError, Interrupted, RetuneError
+from retune.errors import DiskFull, InputError, Interrupted, RetuneError
 from retune.events import Event, Finished, Issued, Looked, Measured, Progress
 from retune.records import TrialRecord, now, versions
 from retune.search import Observation
@@ -194,6 +194,11 @@ class LocalEngine:
             self._finish(record)
         elif event.kind == "refused":
             raise InputError(event.content["reason"])
+        elif event.kind == "stopped":
+            event.worker.task = None
+            saved = self._save_running()
+            kind = DiskFull if event.content["full"] else RetuneError
+            raise kind(f"{event.content['reason']} (nothing was recorded of this trial; {saved})")
         elif event.kind == "exit":
             self._worker_ended(event.worker, event.content["code"])
         elif event.kind == "progress":
@@ -228,14 +233,16 @@ class LocalEngine:
 
     def _interrupt(self) -> None:
         """Let running trials save a checkpoint, then end."""
+        raise Interrupted(f"stopped on request; {self._save_running()}")
+
+    def _save_running(self) -> str:
+        """Let running trials save a checkpoint, and return in words which did."""
         for worker in self._workers:
             worker.interrupt()
         for worker in self._workers:
             worker.close(seconds=60)
         running = sorted(worker.task.trial for worker in self._workers if worker.task)
-        raise Interrupted(
-            f"stopped on request; {len(running)} running trials saved ({', '.join(running) or 'none'})"
-        )
+        return f"{len(running)} running trials saved ({', '.join(running) or 'none'})"
 
     def _close(self) -> None:
         for worker in self._workers:

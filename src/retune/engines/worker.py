@@ -3,7 +3,8 @@
 Speaks JSON lines: tasks come on standard input, events go to standard output, everything else to standard error.
 The first line of input is ``{"study": ..., "data_uri": ...}``, each further one a TrialTask; the end of input ends
 the worker. Events: ``ready``; ``progress`` and ``metric`` of the running trial; ``done`` with the TrialRecord;
-``refused`` where the input can never work (exit code 2). SIGTERM saves the running trial's checkpoint (exit code 75).
+``refused`` where the input can never work (exit code 2); ``stopped`` where something could not be read or written, as on a
+full disk, which is no setting's fault. SIGTERM saves the running trial's checkpoint (exit code 75).
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ import threading
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
-from retune.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, Interrupted
+from retune.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    DiskFull,
+    InputError,
+    Interrupted,
+    RetuneError,
+    as_told,
+)
 from retune.processes import die_with_parent
 
 if TYPE_CHECKING:
@@ -60,11 +69,14 @@ def main() -> None:
         task = TrialTask.model_validate_json(line)
         try:
             record = run_trial(study, setup["data_uri"], task, base, report, stopped.is_set)
-        except Interrupted:
-            sys.exit(EXIT_INTERRUPTED)
         except InputError as error:
             emit("refused", reason=str(error))
             sys.exit(EXIT_BAD_INPUT)
+        except (RetuneError, OSError) as error:
+            told = as_told(error)
+            if isinstance(told, DiskFull) or not isinstance(told, Interrupted):
+                emit("stopped", reason=str(told), full=isinstance(told, DiskFull))
+            sys.exit(told.exit_code)
         emit("done", trial=task.trial, record=record.model_dump(mode="json"))
         if stopped.is_set():
             sys.exit(EXIT_INTERRUPTED)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from retune import models, store
+from retune import adapter, models, store
 from retune.errors import InputError, RetuneError
 from retune.evaluation import harness, instruct, tasks
 from retune.evaluation.decoding import adapters
@@ -114,7 +114,11 @@ def check_candidates(model: Model, candidates: Sequence[Candidate]) -> list[str]
                 f"{candidate.name}: the adapter at {candidate.adapter_uri} cannot be fetched: {error}"
             )
             continue
-        problems += adapters.problems(candidate.name, folder, base)
+        found = adapters.problems(candidate.name, folder, base)
+        if not found or not any("lacks" in problem for problem in found):
+            damage = adapter.damage(candidate.adapter_uri, candidate.adapter_digest)
+            found = [f"{candidate.name}: {told}" for told in damage] or found
+        problems += found
     return problems
 
 
@@ -150,7 +154,7 @@ def run(
     records: list[BenchRecord] = []
     for candidate in candidates:
         folder = store.download(candidate.adapter_uri) if candidate.adapter_uri else None
-        weights = candidate.adapter_digest or (adapters.digest(folder) if folder else None)
+        weights = candidate.adapter_digest or (adapter.digest(adapter.read(folder)) if folder else None)
         blanks = [
             _blank(model, base_digest, candidate.name, weights, benchmark, seed, item) for item in prepared
         ]

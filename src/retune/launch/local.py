@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from retune.errors import Interrupted, RetuneError
+from retune.errors import FULL, DiskFull, Interrupted, RetuneError
 from retune.processes import PARENT
 from retune.steps.entry import LAST_WORDS
 from retune.steps.search import STOP_FILE
@@ -102,7 +102,9 @@ def run(
         if asked and process.returncode != 0:
             raise Interrupted("stopped; running trials saved a checkpoint. Run the same command to carry on")
         if process.returncode != 0:
-            raise RetuneError(f"{log.failure()}; the whole log is {log.path}")
+            told = log.failure()
+            kind = DiskFull if any(os.strerror(number) in told for number in FULL) else RetuneError
+            raise kind(f"{told}; the whole log is {log.path}")
 
 
 def _start(study: Study, work: Path, log: Log) -> subprocess.Popen[bytes]:

@@ -7,7 +7,6 @@ there is one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retune import adapter as files
 from retune.errors import InputError, RetuneError
 from retune.records import BenchRecord, GateRecord, TrialRecord, now
 from retune.registry.gate import ChampionFacts
@@ -26,7 +26,6 @@ from retune.tracking.runs import TRIAL, connect, ensure_experiment, tracking_uri
 log = logging.getLogger("retune.registry")
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
-_SAFE_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 class Overtaken(RetuneError):
@@ -71,14 +70,16 @@ def register(
         search_digest: the tracker's tag of that name, to find the trial's run among several searches.
 
     Raises:
-        InputError: if the folder is no adapter.
+        InputError: if the folder is no adapter, or not the one that the trial wrote.
 
     """
-    missing = [name for name in _SAFE_FILES if not (adapter / name).is_file()]
+    missing = [name for name in files.FILES if not (adapter / name).is_file()]
     if missing:
-        raise InputError(f"an adapter folder holds {list(_SAFE_FILES)}, but {adapter} lacks {missing}", model)
+        raise InputError(f"an adapter folder holds {list(files.FILES)}, but {adapter} lacks {missing}", model)
     client = _client(uri, model)
-    digest = trial.adapter_digest or adapter_digest(adapter)
+    if told := files.damage(str(adapter), trial.adapter_digest):
+        raise InputError(told, model)
+    digest = trial.adapter_digest or files.digest(files.read(adapter))
     _ensure_model(client, model)
     with Lock(client, model):
         version = _registered(client, model, digest)
@@ -93,14 +94,6 @@ def register(
             version = str(made.version)
         client.set_registered_model_alias(model, CHALLENGER, version)
     return version
-
-
-def adapter_digest(adapter: Path) -> str:
-    """Return a digest of an adapter's files, for a trial that recorded none."""
-    sha = hashlib.sha256()
-    for name in _SAFE_FILES:
-        sha.update(name.encode() + (adapter / name).read_bytes())
-    return sha.hexdigest()[:16]
 
 
 def _ensure_model(client: Any, model: str) -> None:
@@ -236,19 +229,22 @@ def download_adapter(uri: str, model: str, version: str, folder: Path) -> Path:
     """Copy a registered adapter into `folder` and return where `PeftModel.from_pretrained` finds it.
 
     Raises:
-        InputError: if the server lists files that would lie elsewhere.
+        InputError: if the server lists files that would lie elsewhere, or it is not what was registered.
 
     """
     client = _client(uri, model)
-    run_id = client.get_model_version(model, version).run_id
-    listed = client.list_artifacts(run_id, "adapter")
+    found = client.get_model_version(model, version)
+    listed = client.list_artifacts(found.run_id, "adapter")
     names.check((item.path for item in listed), f"{model} version {version}")
     if folders := [item.path for item in listed if item.is_dir]:
         raise InputError(
             f"an adapter is files alone, but it holds the folders {folders}", f"{model} version {version}"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    return Path(client.download_artifacts(run_id, "adapter", str(folder)))
+    copy = Path(client.download_artifacts(found.run_id, "adapter", str(folder)))
+    if told := files.damage(str(copy), found.tags.get("adapter_digest")):
+        raise InputError(told, f"{model} version {version}")
+    return copy
 
 
 def note_gate(uri: str, record: GateRecord) -> None:

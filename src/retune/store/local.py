@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-from retune.errors import RetuneError
+from retune.errors import FULL, DiskFull, RetuneError
 
 _ADVICE = {
     errno.ENOSPC: "free some space there and run again",
     errno.EDQUOT: "free some of your quota there and run again",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f) and run again",
     errno.EACCES: "this user may not; change the permissions, or name another folder",
     errno.EPERM: "this user may not; change the permissions, or name another folder",
     errno.EROFS: "name a folder that can be written",
@@ -115,7 +116,7 @@ class LocalPlace:
             raise
         except OSError as error:
             advice = _ADVICE.get(error.errno or 0)
-            raise RetuneError(
+            raise (DiskFull if error.errno in FULL else RetuneError)(
                 f"{self.path} cannot be {verb}: {error.strerror}{'; ' + advice if advice else ''}"
             ) from error
 

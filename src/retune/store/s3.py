@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
-from retune.errors import RetuneError
+from retune.errors import FULL, DiskFull, RetuneError
 from retune.store import names
 from retune.store.local import LocalPlace
 
@@ -327,7 +327,7 @@ def _spoken(uri: str) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, FileNotFoundError | FileExistsError):
             raise
-        raise RetuneError(
+        raise (DiskFull if error.errno in FULL else RetuneError)(
             f"{uri}: {error.strerror} ({error.filename}); free some space or set RETUNE_CACHE"
         ) from error
 
@@ -351,4 +351,12 @@ def _refusal(uri: str, error: Any) -> Exception:
             f"{uri}: the server refused ({code}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or"
             " AWS_PROFILE, to ones that may list the bucket, read it and write to it"
         )
+    if code in (
+        "507",
+        "InsufficientStorage",
+        "QuotaExceeded",
+        "XMinioStorageFull",
+        "XMinioAdminBucketQuotaExceeded",
+    ):
+        return DiskFull(f"{uri}: the server has no space left ({code}); free some there and run again")
     return RetuneError(f"{uri}: {message or 'the server refused'} ({code})")

@@ -18,15 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from retune.adapter import CONFIG, WEIGHTS
 from retune.errors import InputError
-from retune.records import digest
 from retune.space import Value
 from retune.study import TUNABLE, Training
 from retune.training.base_state import preserved
 from retune.training.targets import target_names
-
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -76,9 +73,16 @@ def setting(training: Training, assignment: Mapping[str, Value]) -> Setting:
 
 @contextmanager
 def adapted(
-    base: nn.Module, chosen: Setting, target_modules: Sequence[str] | str, base_name: str, seed: int
+    base: nn.Module,
+    chosen: Setting,
+    target_modules: Sequence[str] | str,
+    base_name: str,
+    seed: int,
+    revision: str | None = None,
 ) -> Iterator[Any]:
     """Yield the base with a new LoRA adapter (A random by `seed`, B zero, float32), trainable; takes it out at the end.
+
+    Its settings name the base as `base_name`, at `revision`.
 
     Raises:
         InputError: if `target_modules` does not fit the model.
@@ -97,6 +101,7 @@ def adapted(
         torch.manual_seed(seed)
         model = get_peft_model(base, config, autocast_adapter_dtype=True)
         config.base_model_name_or_path = base_name  # PEFT put the local folder there
+        config.revision = revision
         yield model
 
 
@@ -225,8 +230,3 @@ def files(model: Any) -> dict[str, bytes]:
         content["target_modules"] = sorted(content["target_modules"])
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     return {WEIGHTS: save(weights(model), metadata={"format": "pt"}), CONFIG: text.encode()}
-
-
-def weights_digest(data: bytes) -> str:
-    """Return the digest of an adapter's weights file."""
-    return digest(data)

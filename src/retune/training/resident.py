@@ -119,7 +119,7 @@ class ResidentBase:
         with (
             forgotten_if_changed(self._forget),
             reading(base, checked),
-            lora.adapted(base, chosen, targets, self.model.base, seed) as model,
+            lora.adapted(base, chosen, targets, self.model.base, seed, self.model.revision) as model,
         ):
             if checked.way == "flattened":
                 lora_linear.install(model)

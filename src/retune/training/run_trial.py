@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from retune import gpus, records, store
-from retune.errors import InputError, Interrupted, TrialFailed
+from retune import adapter, gpus, records, store
+from retune.errors import RetuneError, TrialFailed
 from retune.events import Event, Measured
 from retune.records import Metric, TrialRecord
 from retune.space import Assignment
@@ -64,6 +65,7 @@ def run_trial(
 
     Raises:
         Interrupted: after a checkpoint; run again to carry on.
+        DiskFull, RetuneError: if what it writes cannot be written; run again to carry on. Nothing is recorded.
         InputError: if study, data, model or assignment can never work, or a GPU is asked for and there is none. Nothing is
             written.
     """
@@ -82,15 +84,22 @@ def run_trial(
             _validate_base(study, data_uri, base, record, report)
         else:
             _train(study, data_uri, task, base, record, report, should_stop)
-    except (Interrupted, InputError):
-        raise
     except Exception as error:
+        if not _is_of_the_setting(error):
+            raise
         _failed(record, error)
         store.remove(store.join(task.folder, "adapter"))
         record.seconds = round(time.monotonic() - start, 3)
     finally:
         base.release(failed=record.status != "completed")
     return _write(record, task, base)
+
+
+def _is_of_the_setting(error: Exception) -> bool:
+    """Return whether another setting may do without this error; a full disk or a storage that is away is not of that kind."""
+    if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+        return False
+    return isinstance(error, TrialFailed) or not isinstance(error, RetuneError)
 
 
 def finished(task: TrialTask, settings_digest: str) -> TrialRecord | None:
@@ -184,8 +193,8 @@ def _train(
         state = loop.run()
         files = lora.files(model)
         record.trainable_parameters = sum(p.numel() for p in loop.parameters)
-        _completed(record, loop, state, len(files[lora.WEIGHTS]))
-    record.adapter_digest = lora.weights_digest(files[lora.WEIGHTS])
+        _completed(record, loop, state, len(files[adapter.WEIGHTS]))
+    record.adapter_digest, record.adapter_files = adapter.digest(files), adapter.sums(files)
     record.adapter_uri = store.join(task.folder, "adapter")
     for name in ("adapter_mib", "tokens_per_second"):
         report(Measured(name, record.values[name], state.step, study.training.epochs))
@@ -233,6 +242,7 @@ def _failed(record: TrialRecord, error: Exception) -> None:
     """Turn an exception into the record's status, reason and failure."""
     record.status = "failed"
     record.values, record.curves, record.adapter_uri, record.adapter_digest = {}, {}, None, None
+    record.adapter_files = {}
     record.failure, record.reason = describe(error)
 
 

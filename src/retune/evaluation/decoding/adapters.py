@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import struct
@@ -11,16 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-WEIGHTS = "adapter_model.safetensors"
+from retune.adapter import WEIGHTS
+
 _FACTOR = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])(\.default)?\.weight$")
-
-
-def digest(folder: Path) -> str:
-    """Return the digest of an adapter's weights and settings."""
-    sha = hashlib.sha256()
-    for name in ("adapter_config.json", WEIGHTS):
-        sha.update(hashlib.sha256((folder / name).read_bytes()).digest())
-    return sha.hexdigest()[:16]
 
 
 def problems(name: str, folder: Path, base: Path) -> list[str]:
@@ -53,6 +45,12 @@ def problems(name: str, folder: Path, base: Path) -> list[str]:
     for key, shape in shapes.items():
         match = _FACTOR.match(key)
         if match is None:
+            saved = key.removeprefix("base_model.model.").removesuffix(".weight").removesuffix(".base_layer")
+            if len(shape) == 2 and len(modules.get(saved, ())) == 2 and tuple(shape) != modules[saved]:
+                wrong.append(
+                    f"it saved a {saved} of {shape[0]} x {shape[1]}, but the base's is {' x '.join(map(str, modules[saved]))}; "
+                    "if tokens were added, name the base that was saved after `resize_token_embeddings`"
+                )
             continue
         module = modules.get(match["module"].replace(".base_layer", ""))
         if module is None:

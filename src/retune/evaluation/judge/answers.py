@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from retune import models, store
+from retune import adapter, models, store
 from retune.data import prompts
 from retune.errors import InputError, RetuneError
 from retune.evaluation.bench import Candidate
@@ -175,5 +174,5 @@ def _context(config: Any) -> int:
 def contestant(candidate: Candidate) -> Contestant:
     """Return the record of a candidate whose adapter was checked."""
     uri = candidate.adapter_uri
-    weights = adapters.digest(Path(store.download(uri))) if uri else None
+    weights = adapter.digest(adapter.read(store.download(uri))) if uri else None
     return Contestant(name=candidate.name, adapter_uri=uri, adapter_digest=weights)

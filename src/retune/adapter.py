@@ -1,0 +1,71 @@
+"""The files of an adapter, the one digest that names it, and the check that they are what a trial wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from retune import store
+from retune.errors import RetuneError
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+FILES = (CONFIG, WEIGHTS)
+_DIGEST = re.compile(r"[0-9a-f]{16}")
+
+
+def sums(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Return the SHA-256 of each file of an adapter, by name."""
+    return {name: hashlib.sha256(files[name]).hexdigest() for name in FILES}
+
+
+def digest(files: Mapping[str, bytes]) -> str:
+    """Return the digest of an adapter, over its settings and weights: the same weights with another alpha answer otherwise."""
+    sha = hashlib.sha256()
+    for each in sums(files).values():
+        sha.update(bytes.fromhex(each))
+    return sha.hexdigest()[:16]
+
+
+def read(folder: Path) -> dict[str, bytes]:
+    """Return the files of an adapter by name.
+
+    Raises:
+        FileNotFoundError: if one is missing.
+    """
+    return {name: (folder / name).read_bytes() for name in FILES}
+
+
+def damage(uri: str, expected: str | None = None) -> list[str]:
+    """Return what of the adapter at `uri` is not as its trial wrote it; empty if all is, or nothing tells.
+
+    Args:
+        uri: the adapter's folder. Where `trial.json` lies beside it, that tells too, and of each file.
+        expected: its digest; that of older releases, over the weights alone, is taken as well.
+    """
+    files = read(store.download(uri))
+    record = _record_beside(uri)
+    wanted = str(expected or record.get("adapter_digest"))
+    if not _DIGEST.fullmatch(wanted):  # none is known, or a name that others gave
+        return []
+    if wanted in (digest(files), hashlib.sha256(files[WEIGHTS]).hexdigest()[:16]):
+        return []
+    written, found = record.get("adapter_files") or {}, sums(files)
+    changed = [name for name in FILES if name in written and written[name] != found[name]] or list(FILES)
+    return [
+        f"{' or '.join(store.join(uri, name) for name in changed)} is not what the trial wrote: the adapter's digest was "
+        f"{wanted}, but is {digest(files)}; restore the file, or remove the trial's folder and train it again"
+    ]
+
+
+def _record_beside(uri: str) -> dict[str, Any]:
+    """Return the record of the trial whose folder the adapter lies in, {} if there is none."""
+    try:
+        content = json.loads(store.read(store.join(str(uri).rstrip("/").rpartition("/")[0], "trial.json")))
+    except (OSError, ValueError, RetuneError):
+        return {}
+    return content if isinstance(content, dict) else {}
