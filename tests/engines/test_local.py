@@ -162,11 +162,11 @@ def test_the_hour_limit_ends_the_search_and_counts_earlier_runs(small, tmp_path)
     assert len(run.outcome.records) < 20
 
 
-def test_the_best_and_the_default_are_repeated_with_other_seeds(small, tmp_path):
+def test_the_finalists_and_the_default_are_repeated_with_other_seeds(small, tmp_path):
     run = Run(small("search.repeats=2", "search.trials=3"), tmp_path / "search").go()
     repeats = [r for r in run.outcome.records if r.role == "repeat"]
-    best = run.engine.ledger.ranking(run.engine.study.search)[0]
-    expected = {best.trial, "trial-001"}
+    ranked = run.engine.ledger.ranking(run.engine.study.search)
+    expected = {record.trial for record in ranked[:3]} | {"trial-001"}
     assert {r.trial.rpartition("-seed-")[0] for r in repeats} == expected
     assert len(repeats) == 2 * len(expected)
     assert {r.seed for r in repeats} == {1, 2}

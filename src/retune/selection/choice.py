@@ -17,9 +17,10 @@ from retune.records import BenchRecord, Record, Role, TrialRecord, canonical
 from retune.selection import rule as rules
 from retune.selection.association import Association, associate
 from retune.selection.comparison import ByTask, Comparison, check_same_questions, compare_choice
+from retune.selection.expected import by_expectation, expected
 from retune.selection.findings import findings
 from retune.selection.ranking import candidates, gain, is_feasible, rank
-from retune.space import Assignment
+from retune.space import Assignment, Space
 from retune.study import Constraint, Objective, Select
 
 
@@ -82,6 +83,7 @@ class Selection(Record):
         associations: the same with Kendall's, intervals and p-values.
         comparisons: the chosen trial against base, default, runner-up and the one with the best objective, by task.
         findings: what a person must know before believing the result.
+        expected: the expected objective by trial, from all trials; empty where they were ranked by their own value.
 
     """
 
@@ -103,6 +105,7 @@ class Selection(Record):
     associations: dict[str, Association] = Field(default_factory=dict)
     comparisons: list[Comparison] = Field(default_factory=list)
     findings: list[str] = Field(default_factory=list)
+    expected: dict[str, float] = Field(default_factory=dict)
 
     def row(self, trial: str | None) -> Row | None:
         """Return the row of a trial, None if it did not complete."""
@@ -122,6 +125,7 @@ def select(
     tasks: Sequence[str],
     constraints: Sequence[Constraint] = (),
     further: Sequence[Objective] = (),
+    space: Space | None = None,
 ) -> Selection:
     """Choose the trial to register.
 
@@ -133,6 +137,7 @@ def select(
         tasks: the study's benchmark tasks; without any, the objective alone chooses.
         constraints: of the study; a trial that breaks one is never chosen.
         further: other objectives of the search, which count for the Pareto set.
+        space: what was searched; with it trials are ranked by their expected objective, see `expected`.
 
     Raises:
         InputError: if the rule's weights are unusable, or scores of one task were made from different questions.
@@ -143,24 +148,28 @@ def select(
     scores: dict[str, dict[str, BenchRecord]] = defaultdict(dict)
     for bench in benches:
         scores[bench.model][bench.task] = bench
-    ranking = candidates(trials, objective, constraints)
+    expectations = expected(trials, objective, space) if space is not None else {}
+    ranking = by_expectation(candidates(trials, objective, constraints), expectations, objective)
     base, default = _first(trials, "base", objective), _first(trials, "default", objective)
     goals = rules.goals(objective, further, rule, tasks)
+    has_adapters = any(t.adapter_uri is not None for t in ranking)
     scored = [
         t
         for t in ranking
         if all(task in scores[t.trial] for task in tasks)
+        and (t.adapter_uri is not None or not has_adapters)
         and all(t.objective(goal.metric) is not None for goal in further)
     ]
-    front = rules.front(scored, scores, goals, tasks)
-    chosen = rules.choose(front, scores, objective, rule, weights)
+    front = rules.front(scored, scores, goals, tasks, expectations)
+    chosen = rules.choose(front, scores, objective, rule, weights, expectations)
     rest = [t for t in scored if t is not chosen]
-    runner_up = rules.choose(rules.front(rest, scores, goals, tasks), scores, objective, rule, weights)
+    next_front = rules.front(rest, scores, goals, tasks, expectations)
+    runner_up = rules.choose(next_front, scores, objective, rule, weights, expectations)
     selection = Selection(
         metric=objective.metric,
         goal=objective.goal,
         chosen=chosen.trial if chosen else None,
-        rule=rules.in_words(rule, weights, objective),
+        rule=rules.in_words(rule, weights, objective, bool(expectations)),
         runner_up=runner_up.trial if runner_up else None,
         tasks=list(tasks),
         ranking=[t.trial for t in ranking],
@@ -170,11 +179,14 @@ def select(
         untuned=base.trial if base else next((t.trial for t in trials if t.role == "base"), None),
         spread=_spread(trials, objective),
         associations=_associations(ranking, scores, objective, tasks),
+        expected=expectations,
     )
     selection.correlation = {task: found.spearman for task, found in selection.associations.items()}
     if chosen is not None:
         counts = len(scored), len(front)
-        selection.why = rules.why(chosen, runner_up, ranking[0], counts, scores, objective, rule, weights)
+        selection.why = rules.why(
+            chosen, runner_up, ranking[0], counts, scores, objective, rule, weights, expectations
+        )
         selection.comparisons = compare_choice(
             chosen.trial, _others(selection, objective), scores, weights, rule.rule == "weighted"
         )
@@ -189,7 +201,8 @@ def _first(trials: Sequence[TrialRecord], role: Role, objective: Objective) -> T
 
 def _others(selection: Selection, objective: Objective) -> list[tuple[str | None, str]]:
     """Return whom a person would compare the chosen trial with."""
-    best = f"{'lowest' if objective.goal == 'minimize' else 'highest'} {objective.metric.replace('_', ' ')}"
+    kind = "expected " if selection.expected else ""
+    best = f"{'lowest' if objective.goal == 'minimize' else 'highest'} {kind}{objective.metric.replace('_', ' ')}"
     return [
         (selection.untuned, "untuned base"),
         (selection.default, "default setting"),

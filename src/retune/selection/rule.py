@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from retune.errors import InputError
 from retune.records import BenchRecord, TrialRecord
@@ -42,9 +43,11 @@ def mean(scores: Mapping[str, BenchRecord], weights: Mapping[str, float]) -> flo
     return sum(weights[task] * scores[task].score for task in weights) / sum(weights.values())
 
 
-def oriented(trial: TrialRecord, objective: Objective) -> float:
-    """Return the objective of a trial so that higher is better."""
-    value = trial.objective(objective.metric)
+def oriented(
+    trial: TrialRecord, objective: Objective, expected: Mapping[str, float] = MappingProxyType({})
+) -> float:
+    """Return the objective of a trial, the `expected` one if there is one, so that higher is better."""
+    value = expected.get(trial.trial, trial.objective(objective.metric))
     assert value is not None  # only ranked trials come here
     return -value if objective.goal == "minimize" else value
 
@@ -64,11 +67,19 @@ def goals(
 
 
 def front(
-    scored: Sequence[TrialRecord], scores: Scores, objectives: Sequence[Objective], tasks: Sequence[str]
+    scored: Sequence[TrialRecord],
+    scores: Scores,
+    objectives: Sequence[Objective],
+    tasks: Sequence[str],
+    expected: Mapping[str, float] = MappingProxyType({}),
 ) -> list[TrialRecord]:
-    """Return the candidates that no other one dominates in objectives and scores, in their order."""
+    """Return the candidates that no other one dominates in objectives and scores, in their order.
+
+    `expected` holds expected values of a single objective, which count in the place of the measured ones.
+    """
+    known = expected if len(objectives) == 1 else {}
     points = [
-        (*(oriented(t, o) for o in objectives), *(scores[t.trial][task].score for task in tasks))
+        (*(oriented(t, o, known) for o in objectives), *(scores[t.trial][task].score for task in tasks))
         for t in scored
     ]
     return [trial for trial, optimal in zip(scored, pareto(points), strict=True) if optimal]
@@ -80,11 +91,12 @@ def choose(
     objective: Objective,
     rule: Select,
     weights: Mapping[str, float],
+    expected: Mapping[str, float] = MappingProxyType({}),
 ) -> TrialRecord | None:
-    """Return the best of the front by the rule; the objective, then the trial's number, break ties."""
+    """Return the best of the front by the rule; the (expected) objective, then the trial's number, break ties."""
 
     def merit(trial: TrialRecord) -> tuple[float, ...]:
-        own = oriented(trial, objective)
+        own = oriented(trial, objective, expected)
         if not weights:
             return (own, -trial.number)
         if rule.rule == "weighted":
@@ -95,9 +107,12 @@ def choose(
     return max(optimal, key=merit, default=None)
 
 
-def in_words(rule: Select, weights: Mapping[str, float], objective: Objective) -> str:
+def in_words(
+    rule: Select, weights: Mapping[str, float], objective: Objective, by_expectation: bool = False
+) -> str:
     """Return the rule as a person would say it."""
     best = "lowest" if objective.goal == "minimize" else "highest"
+    best += " expected" if by_expectation else ""
     if not weights:
         return f"the {best} {objective.metric}; no benchmark tasks were asked for"
     ties = f"ties go to the {best} {objective.metric}"
@@ -134,6 +149,7 @@ def why(
     objective: Objective,
     rule: Select,
     weights: Mapping[str, float],
+    expected: Mapping[str, float] = MappingProxyType({}),
 ) -> str:
     """Return the sentences that say why this trial was chosen and not the next one, nor the one with the best objective.
 
@@ -143,6 +159,9 @@ def why(
     """
 
     def merit(trial: TrialRecord) -> str:
+        if not weights and trial.trial in expected:
+            measured = f"measured {trial.objective(objective.metric):.6g}"
+            return f"expected {objective.metric} {expected[trial.trial]:.6g} ({measured})"
         if not weights:
             return f"{objective.metric} {trial.objective(objective.metric):.6g}"
         if rule.rule == "weighted":

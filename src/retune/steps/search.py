@@ -25,7 +25,9 @@ STOP_FILE = "stop"
 
 def inputs(study: Study, folder: SearchFolder) -> dict[str, Any]:
     """Return what decides the outcome of this step."""
-    budget = study.search.model_dump(mode="json", include={"trials", "repeats", "max_failed", "max_hours"})
+    budget = study.search.model_dump(
+        mode="json", include={"trials", "repeats", "finalists", "max_failed", "max_hours"}
+    )
     return {
         "folder": folder.name,
         **budget,
@@ -72,7 +74,7 @@ def _run(
     spent = work / "logs" / f"{folder.name}.seconds"
     spent.parent.mkdir(parents=True, exist_ok=True)
     before = float(spent.read_text()) if spent.exists() else 0.0
-    total = 1 + study.search.trials + 2 * study.search.repeats
+    total = 1 + study.search.trials + (1 + study.search.finalists) * study.search.repeats
     done = list(Ledger(folder.uri).records.values())
     shown = progress.SearchProgress(
         work / "progress.json",

@@ -42,6 +42,7 @@ def select(study: Study, folder: SearchFolder) -> Selection:
             study.benchmark.tasks,
             search.constraints,
             search.further_objectives,
+            search.space,
         )
         folder.write(SELECTION, selection)
         outputs["digest"] = digest(selection.to_json())

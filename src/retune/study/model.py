@@ -148,7 +148,10 @@ class Search(Section):
     )
     max_hours: float | None = Field(None, gt=0, le=500_000)
     repeats: int = Field(
-        2, ge=0, description="other seeds for the best and the default setting, to show the spread"
+        2, ge=0, description="other seeds for the finalists and the default setting, to show the spread"
+    )
+    finalists: int = Field(
+        3, ge=1, description="best settings that are repeated: the one that is best with its repeats wins"
     )
     warm_start: list[str] = Field(default_factory=list)
 

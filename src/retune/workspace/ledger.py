@@ -17,6 +17,7 @@ from typing import Literal
 from retune import store
 from retune.records import Role, TrialRecord
 from retune.search import Observation
+from retune.selection.expected import by_expectation, expected
 from retune.selection.ranking import candidates
 from retune.space import Assignment
 from retune.study import Search, Study
@@ -24,6 +25,7 @@ from retune.training.run_trial import TrialTask
 
 BASE = "trial-000"
 DEFAULT = "trial-001"
+_SPARE = 5
 
 
 @dataclass(frozen=True)
@@ -143,13 +145,29 @@ class Ledger:
         return self.records.get(trial_name(number))
 
     def ranking(self, search: Search) -> list[TrialRecord]:
-        """Return the completed default and search trials that keep the constraints, best first; equal ones by number."""
+        """Return the completed default and search trials that keep the constraints, the best expected one first."""
+        trials = list(self.records.values())
+        return by_expectation(
+            self._measured(search), expected(trials, search.objective, search.space), search.objective
+        )
+
+    def _measured(self, search: Search) -> list[TrialRecord]:
+        """Return the same trials by the value that each measured, best first; equal ones by number."""
         return candidates(list(self.records.values()), search.objective, search.constraints)
 
     def issue_repeats(self, study: Study) -> list[TrialTask]:
-        """Write down the trials that show the spread: the best and the default setting again with other seeds."""
-        ranked = self.ranking(study.search)
-        chosen = {record.trial: record for record in ranked[:1] + [r for r in ranked if r.trial == DEFAULT]}
+        """Write down the repeats with other seeds: of the settings that may win, and of the default setting.
+
+        Who is repeated does not depend on the repeats, so that a run that carries on repeats the same ones.
+        """
+        search = study.search
+        once = [record for record in self.records.values() if record.role != "repeat"]
+        ranked = by_expectation(
+            self._measured(search), expected(once, search.objective, search.space), search.objective
+        )
+        ranked = [record for record in ranked if record.adapter_uri] or ranked
+        finalists = ranked[: search.finalists] + [r for r in ranked if r.trial == DEFAULT]
+        chosen = {record.trial: record for record in finalists}
         return [
             self.issue(record.number, "repeat", record.assignment, study.seed + k, repeat=k)
             for record in chosen.values()
@@ -158,13 +176,18 @@ class Ledger:
 
     def outcome(self, study: Study, stopped_by: str) -> Outcome:
         """Drop the adapters that nobody will need, and return all records in the order of their names."""
-        self.prune(self.kept(study))
+        ranked = [record for record in self.ranking(study.search) if record.adapter_uri]
+        best, worst = ranked[: study.artifacts.keep], ranked[len(ranked) - study.benchmark.bottom :]
+        self.prune({record.trial for record in best + worst} | {DEFAULT})
         return Outcome([self.records[name] for name in sorted(self.records)], stopped_by)
 
     def kept(self, study: Study) -> set[str]:
-        """Return the trials whose adapters stay: the best, the default, and the worst if they are to be benchmarked."""
-        ranked, bottom = self.ranking(study.search), study.benchmark.bottom
-        best, worst = ranked[: study.artifacts.keep], ranked[-bottom:] if bottom else []
+        """Return the trials whose adapters stay while the search goes on: by their own values, which never change.
+
+        A few more than in the end: which are best is known when all are there, and the repeats.
+        """
+        ranked, bottom = self._measured(study.search), study.benchmark.bottom
+        best, worst = ranked[: study.artifacts.keep + _SPARE], ranked[-bottom - _SPARE :] if bottom else []
         return {record.trial for record in best + worst} | {DEFAULT}
 
     def prune(self, keep: set[str]) -> None:
