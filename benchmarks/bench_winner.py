@@ -135,9 +135,8 @@ def main() -> None:
                     {"algorithm": algorithm, "trials": mark, "way": way, "ratio": round(float(np.median(ratios)), 3),
                      "worst": round(float(max(ratios)), 3), "p_better": round(better, 5), "p_worse": round(worse, 5)}
                 )  # fmt: skip
-                print(
-                    f"{algorithm:12} {mark:6}  {way:16} {np.median(ratios):8.2f} (worst {max(ratios):.2f}) {better:24.4f} {worse:9.4f}"
-                )
+                gained = f"{np.median(ratios):8.2f} (worst {max(ratios):.2f})"
+                print(f"{algorithm:12} {mark:6}  {way:16} {gained} {better:24.4f} {worse:9.4f}")
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(content, indent=1) + "\n")
 
