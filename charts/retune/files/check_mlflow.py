@@ -1,9 +1,12 @@
-"""`helm test`: does MLflow keep a run, and hand an artifact on to the storage and back? Argument: its address."""
+"""`helm test`: is MLflow new enough, does it keep a run, and pass an artifact to the storage and back? Argument: its address."""
 
 import sys
 
+from retune.tracking import server
 from retune.tracking.runs import connect, ensure_experiment
 
+if problem := server.problem(sys.argv[1]):
+    sys.exit(problem)
 client = connect(sys.argv[1])
 run = client.create_run(ensure_experiment(client, sys.argv[1], "helm-test")).info.run_id
 client.log_metric(run, "hello", 1.0)

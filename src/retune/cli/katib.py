@@ -34,8 +34,19 @@ def command() -> None:
     metavar="NAME",
     help="Of the suggestion pods, e.g. one with pull secrets; must exist in each namespace with Experiments.",
 )
+@click.option("--except", "left_out", multiple=True, metavar="NAME",
+              help="Leave out one of ours whose name the cluster uses for its own; may be repeated.")  # fmt: skip
+@click.option("--any-user", is_flag=True,
+              help="Let the cluster choose the user id of the pods, as OpenShift does, instead of 10001.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Only show what would change.")
-def register(image: str, namespace: str, service_account: str | None, dry_run: bool) -> None:
+def register(
+    image: str,
+    namespace: str,
+    service_account: str | None,
+    left_out: tuple[str, ...],
+    any_user: bool,
+    dry_run: bool,
+) -> None:
     """Enter our algorithms into the ConfigMap katib-config; doing it again changes nothing.
 
     Katib reads it at each use: nothing has to be restarted. Running Experiments keep the image they began with.
@@ -45,9 +56,13 @@ def register(image: str, namespace: str, service_account: str | None, dry_run: b
       retune katib register --image registry.example/retune-suggestion:1.0
       retune katib register --image registry.example/retune-suggestion:1.1 --dry-run
     """
-    from retune.engines.katib import registration
+    from retune.engines.katib import OURS, registration
+    from retune.errors import InputError
 
-    wanted = registration.entries(image, service_account)
+    if unknown := [name for name in left_out if name not in OURS]:
+        raise InputError(f"--except names algorithms of ours, which are {list(OURS)}, but got {unknown}")
+    found = registration.entries(image, service_account, None if any_user else 10001)
+    wanted = [entry for entry in found if entry["algorithmName"] not in left_out]
     _change(_api(namespace), lambda text: registration.registered(text, wanted), dry_run)
 
 

@@ -21,6 +21,7 @@ from retune.records import BenchRecord, GateRecord, TrialRecord, now
 from retune.registry.gate import ChampionFacts
 from retune.registry.lock import Lock, name_problem
 from retune.store import names
+from retune.tracking import server
 from retune.tracking.runs import TRIAL, connect, ensure_experiment, tracking_uri, trial_run
 
 log = logging.getLogger("retune.registry")
@@ -155,10 +156,18 @@ def _tags(
 
 
 def _client(uri: str, model: str) -> Any:
-    """Return MLflow's client, if a model can have this name: it becomes part of queries and of the lock's name."""
+    """Return MLflow's client, if a model can have this name: it becomes part of queries and of the lock's name.
+
+    Raises:
+        InputError: if it cannot. RetuneError: if the server is too old for what is asked of it here, or does not answer.
+
+    """
     if problem := name_problem(model):
         raise InputError(problem, "promote.model")
-    return connect(tracking_uri(uri))
+    used = tracking_uri(uri)
+    if problem := server.problem(used):
+        raise RetuneError(problem)
+    return connect(used)
 
 
 def aliases(uri: str, model: str) -> Aliases:

@@ -8,8 +8,10 @@ nothing.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, ParamSpec
 
 from retune import extensions
@@ -107,14 +109,29 @@ def find(name: str) -> Algorithm:
 
 
 def validate(
-    algorithm: str, space: Space, settings: Mapping[str, Any], objective: Objective | None = None
+    algorithm: str,
+    space: Space,
+    settings: Mapping[str, Any],
+    objective: Objective | None = None,
+    here: bool = True,
 ) -> list[str]:
-    """Return all that is wrong with the settings of an algorithm and its objective; nothing if it can run."""
+    """Return all that is wrong with the settings of an algorithm and its objective; nothing if it can run.
+
+    Args:
+        algorithm: its name. space, settings, objective: what it is to run with.
+        here: whether it runs on this machine, which must have its packages then, or elsewhere.
+
+    """
     try:
         chosen = find(algorithm)
     except InputError as error:
         return error.problems
     found = problems(chosen.settings, settings)
+    if here and algorithm == "nomad" and find_spec("PyNomad") is None:
+        found.append(
+            f"`nomad` needs the package PyNomadBBO, which is not installed on this {platform.machine()} machine "
+            "(there is no wheel of it for arm64 Linux): use `mads-global`, or a machine that has it"
+        )
     goals = [goal.metric for goal in objective.goals] if objective else []
     if len(goals) > 1 and not chosen.several:
         able = [name for name in algorithm_names() if find(name).several]

@@ -13,6 +13,8 @@ from retune.evaluation import bench
 from retune.steps import benchmark, reach
 from retune.study import TASKS, File, Study
 from retune.training.run_trial import METRICS
+from retune.tracking import server
+from retune.tracking.runs import tracking_uri
 from retune.workspace.search_folder import SEARCH, SearchFolder
 
 
@@ -66,6 +68,8 @@ def _problems(study: Study, network: bool, tracking: bool, notes: list[str]) -> 
             yield from _of(lambda: _candidates(study))
     if study.artifacts.uri not in far:
         yield from reach.artifacts(study)
+    if study.tracking.uri not in far:
+        yield from _old_server(study)
     if tracking and study.tracking.uri not in far:
         yield from reach.tracking(study)
 
@@ -107,6 +111,15 @@ def _data(study: Study, base_is_here: bool) -> list[str]:
         with contextlib.suppress(FileNotFoundError, RetuneError):  # told above; the rest can still be checked
             base = models.locate(study.model)
     return mixing.rehearse(study.data, study.seed, base)
+
+
+def _old_server(study: Study) -> list[str]:
+    """Return why the tracking server is too old. One that is away is not: results wait for it."""
+    try:
+        problem = server.problem(tracking_uri(study.tracking.uri))
+    except server.Unreachable:
+        return []
+    return [f"tracking.uri: {problem}"] if problem else []
 
 
 def _quantization(study: Study) -> list[str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import errno
 import functools
 import hashlib
 import io
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +20,8 @@ from uuid import uuid4
 from retune.errors import FULL, DiskFull, RetuneError
 from retune.store import names
 from retune.store.local import LocalPlace
+
+log = logging.getLogger("retune.store")
 
 MULTIPART_BYTES = 8 << 20  # larger files are sent in parts of this size, several at once
 READ_SECONDS = 60  # a server that is silent for so long is asked again
@@ -57,6 +62,8 @@ class S3Place:
 
         writer = uuid4().hex
         with _spoken(self.uri):
+            if not _keeps_what_is_there(_client().meta.endpoint_url, self.bucket, self.key):
+                return self._create_unguarded(data, writer)
             for _ in range(20):
                 try:
                     metadata = {"writer": writer, "sha256": hashlib.sha256(data).hexdigest()}
@@ -75,6 +82,18 @@ class S3Place:
                 else:
                     return True
         raise RetuneError(f"{self.uri} cannot be created: other writers were in the way 20 times; run again")
+
+    def _create_unguarded(self, data: bytes, writer: str) -> bool:
+        """Write the object if there is none, on a server that has no conditional writes.
+
+        Two writers at the same moment may both go ahead; then the later one has it, and only that one is told so.
+        """
+        if self._head() is not None:
+            return False
+        metadata = {"writer": writer, "sha256": hashlib.sha256(data).hexdigest()}
+        _client().put_object(Bucket=self.bucket, Key=self.key, Body=data, Metadata=metadata)
+        head = self._head()
+        return head is not None and head["Metadata"].get("writer") == writer
 
     def take(self, file: Path) -> None:
         """Send a local file, a large one in parts."""
@@ -234,6 +253,41 @@ class S3Place:
         return True
 
 
+_conditional: dict[tuple[str, str], bool] = {}
+
+
+def _keeps_what_is_there(endpoint: str, bucket: str, key: str) -> bool:
+    """Return whether a server heeds ``If-None-Match: *``: asked once for each bucket in a process, beside `key`."""
+    if (endpoint, bucket) not in _conditional:
+        _conditional[endpoint, bucket] = _probe(endpoint, bucket, key)
+    return _conditional[endpoint, bucket]
+
+
+def _probe(endpoint: str, bucket: str, key: str) -> bool:
+    """Create one object twice. SeaweedFS before 3.9x and others write over it and answer 200, or that they do not know it."""
+    from botocore.exceptions import ClientError
+
+    probe = {"Bucket": bucket, "Key": f"{key}.probe-{uuid4().hex}"}
+    try:
+        for _ in range(2):
+            _client().put_object(**probe, Body=b"", IfNoneMatch="*")
+    except ClientError as error:
+        code = error.response["Error"]["Code"]
+        if code in ("PreconditionFailed", "412"):
+            return True
+        if code not in ("NotImplemented", "501"):
+            raise
+    finally:
+        with contextlib.suppress(ClientError):
+            _client().delete_object(**probe)
+    log.warning(
+        "the S3 server %s has no conditional writes (If-None-Match): run one engine and one promotion of a study at a time, "
+        "since two that write at the same moment are not told apart there",
+        endpoint,
+    )
+    return False
+
+
 def _compare(head: Any, file: BinaryIO) -> tuple[dict[str, str], dict[str, str]]:
     """Return what the server says of an object, and the same of what arrived: size, MD5 of a plain ETag, our checksum."""
     etag = head["ETag"].strip('"')
@@ -294,9 +348,17 @@ def _client_for(pid: int, settings: tuple[tuple[str, str], ...]) -> Any:
 
     # Throttling, 5xx answers and broken connections are tried again, with growing pauses.
     retries = {"mode": "standard", "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS") or 5)}
-    return boto3.session.Session().client(
-        "s3", config=Config(retries=retries, connect_timeout=10, read_timeout=READ_SECONDS)
-    )
+    config = Config(retries=retries, connect_timeout=10, read_timeout=READ_SECONDS)
+    client = boto3.session.Session().client("s3", config=config)
+    client.meta.events.register("before-call.s3.DeleteObjects", _add_md5)
+    return client
+
+
+def _add_md5(params: dict[str, Any], **_: Any) -> None:
+    """Add Content-MD5, which botocore has replaced by a CRC and older Ceph and some appliances insist on."""
+    body = params["body"]
+    digest = hashlib.md5(body.encode() if isinstance(body, str) else body, usedforsecurity=False).digest()
+    params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
 
 
 @contextmanager

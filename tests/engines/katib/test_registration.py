@@ -66,10 +66,26 @@ def test_entries_that_others_put_behind_ours_stay():
     assert "late" in registration.unregistered(newer)
 
 
-def test_somebody_elses_algorithm_of_the_same_name_is_not_taken_out():
+def test_somebody_elses_algorithm_of_the_same_name_is_neither_shadowed_nor_taken_out():
     theirs = CONFIG.replace("house-search", "nomad")
-    text = registration.registered(theirs, WANTED)
+    with pytest.raises(
+        InputError,
+        match=r"'nomad' is there already, with the image 'registry.example/house:1'.*--except nomad",
+    ):
+        registration.registered(theirs, WANTED)
+    without = [entry for entry in WANTED if entry["algorithmName"] != "nomad"]
+    text = registration.registered(theirs, without)
+    names = [entry["algorithmName"] for entry in yaml.safe_load(text)["runtime"]["suggestions"]]
+    assert names == ["random", "nomad", *[entry["algorithmName"] for entry in without]]
+    assert registration.registered(text, without) is text
     assert registration.unregistered(text) == theirs
+
+
+def test_the_cluster_may_choose_the_user():
+    (first, *_) = registration.entries("x:1", user=None)
+    assert first["securityContext"]["runAsNonRoot"] is True
+    assert "runAsUser" not in first["securityContext"]
+    assert WANTED[0]["securityContext"]["runAsUser"] == 10001
 
 
 @pytest.mark.parametrize(

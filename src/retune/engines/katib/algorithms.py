@@ -68,7 +68,7 @@ def problems(study: Study) -> list[str]:
     """Return what keeps the algorithm from running under Katib; nothing if it can."""
     name, wanted = study.search.algorithm, study.search
     if is_ours(name):
-        return search.validate(name, wanted.space, wanted.settings, Objective.of(wanted))
+        return search.validate(name, wanted.space, wanted.settings, Objective.of(wanted), here=False)
     found = []
     for key in wanted.settings:
         if key not in _KATIBS[name]:

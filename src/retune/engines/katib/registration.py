@@ -18,7 +18,7 @@ CONFIG_MAP, KEY = "katib-config", "katib-config.yaml"
 COMMAND = ["retune", "serve"]
 
 
-def entries(image: str, service_account: str | None = None) -> list[dict[str, Any]]:
+def entries(image: str, service_account: str | None = None, user: int | None = 10001) -> list[dict[str, Any]]:
     """Return the entries of all our algorithms.
 
     Katib gives a container 100Mi of memory unless told otherwise, in which no solver starts; and it never sets a
@@ -36,7 +36,7 @@ def entries(image: str, service_account: str | None = None) -> list[dict[str, An
             },
             "securityContext": {
                 "runAsNonRoot": True,
-                "runAsUser": 10001,
+                **({"runAsUser": user} if user is not None else {}),
                 "allowPrivilegeEscalation": False,
                 "capabilities": {"drop": ["ALL"]},
                 "seccompProfile": {"type": "RuntimeDefault"},
@@ -51,10 +51,21 @@ def registered(text: str, wanted: Sequence[dict[str, Any]]) -> str:
     """Return the configuration with these entries in place of ours; the same text if they are there already.
 
     Raises:
-        InputError: if the text is not Katib's configuration.
+        InputError: if the text is not Katib's configuration, or has entries of others under our names.
 
     """
     there = _suggestions(text)
+    names = {entry["algorithmName"] for entry in wanted}
+    others = [e for e in there if e.get("algorithmName") in names and not is_ours(e)]
+    if others:
+        raise InputError(
+            [
+                f"an algorithm has one entry, but {e['algorithmName']!r} is there already, with the image {e.get('image')!r}: "
+                f"rename or remove it, or leave ours out by --except {e['algorithmName']}"
+                for e in others
+            ],
+            CONFIG_MAP,
+        )
     if [entry for entry in there if is_ours(entry)] == list(wanted):
         return text
     return _edited(text, wanted)
