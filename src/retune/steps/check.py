@@ -12,9 +12,9 @@ from retune.errors import InputError, RetuneError
 from retune.evaluation import bench
 from retune.steps import benchmark, reach
 from retune.study import TASKS, File, Study
-from retune.training.run_trial import METRICS
 from retune.tracking import server
 from retune.tracking.runs import tracking_uri
+from retune.training.run_trial import METRICS
 from retune.workspace.search_folder import SEARCH, SearchFolder
 
 
