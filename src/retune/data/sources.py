@@ -99,7 +99,10 @@ def parsed(data: bytes | Path, source: File) -> tuple[str, list[Example]]:
             )
         sort, rows = files.rows(data, name(source), source.format, problems)
     where = files.WHERE.get(sort, "record")
-    found = list(rows)
+    try:
+        found = list(rows)
+    except InputError as error:  # of another package's format, which does not know the name
+        raise InputError(error.problems, error.subject or source.uri) from error
     read: list[Example] = []
     taken = foreign.schema if foreign else _schema(found, source)
     if isinstance(taken, str):

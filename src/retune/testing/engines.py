@@ -27,11 +27,12 @@ class EngineContract:
 
     name: ClassVar[str]
 
+    @classmethod
     def run(
-        self, place: Path, trials: int, events: list[Event], should_stop: Callable[[], bool] = lambda: False
+        cls, place: Path, trials: int, events: list[Event], should_stop: Callable[[], bool] = lambda: False
     ) -> dict[str, TrialRecord]:
         """Run a study of so many trials below `place` on the engine and return all records by name."""
-        study = make_study(place, self.name, trials)
+        study = make_study(place, cls.name, trials)
         recipe = mix.recipe(study)
         mix.mix(recipe)
         folder = str(place / "search")
@@ -41,13 +42,14 @@ class EngineContract:
         return {record.trial: record for record in outcome.records}
 
     @pytest.fixture(scope="class")
+    @classmethod
     def finished(
-        self, tmp_path_factory: pytest.TempPathFactory
+        cls, tmp_path_factory: pytest.TempPathFactory
     ) -> tuple[Path, dict[str, TrialRecord], list[Event]]:
         """A search of three trials: its place, its records, and what the engine told."""
         place = tmp_path_factory.mktemp("engine")
         events: list[Event] = []
-        return place, self.run(place, 3, events), events
+        return place, cls.run(place, 3, events), events
 
     def test_base_default_and_search_trials_all_have_a_record(
         self, finished: tuple[Path, dict[str, TrialRecord], list[Event]]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from kubeflow_katib_api import models
 
-from retune import search
+from retune import extensions, search
 from retune.engines.katib import OURS
 from retune.search import Objective, Observation
 from retune.space import Parameter, Value
@@ -46,8 +46,8 @@ _TYPES = {
 
 
 def is_ours(algorithm: str) -> bool:
-    """Return whether an algorithm runs in our image under Katib."""
-    return algorithm in OURS
+    """Return whether an algorithm runs in our image under Katib: retune's own, and those of installed packages."""
+    return algorithm in OURS or algorithm in extensions.names("algorithms")
 
 
 def begins_with_default(study: Study, warm: Sequence[Observation] = ()) -> bool:

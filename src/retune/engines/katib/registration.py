@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from retune import extensions
 from retune.engines.katib import OURS
 from retune.errors import InputError
 
@@ -19,7 +20,7 @@ COMMAND = ["retune", "serve"]
 
 
 def entries(image: str, service_account: str | None = None, user: int | None = 10001) -> list[dict[str, Any]]:
-    """Return the entries of all our algorithms.
+    """Return the entries of all our algorithms, those of packages that are installed here among them.
 
     Katib gives a container 100Mi of memory unless told otherwise, in which no solver starts; and it never sets a
     pod's security context, so what Pod Security "restricted" demands stands here.
@@ -43,7 +44,7 @@ def entries(image: str, service_account: str | None = None, user: int | None = 1
             },
             **({"serviceAccountName": service_account} if service_account else {}),
         }
-        for name in OURS
+        for name in (*OURS, *extensions.names("algorithms"))
     ]
 
 
@@ -83,7 +84,7 @@ def unregistered(text: str) -> str:
 
 def is_ours(entry: dict[str, Any]) -> bool:
     """Return whether an entry is one that `entries` made, for whatever image."""
-    return entry.get("algorithmName") in OURS and entry.get("command") == COMMAND
+    return entry.get("command") == COMMAND
 
 
 def _suggestions(text: str) -> list[dict[str, Any]]:
