@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,20 +41,17 @@ class Devices:
         """Whether this process writes the files."""
         return self.rank == 0
 
-    def shard(self, model: Any) -> None:
-        """Spread the weights of a freshly loaded base over the processes, if that is asked for.
+    def load(self, folder: Path, dtype: torch.dtype, attention: str | None) -> Any:
+        """Return the model of a folder with its weights spread over the processes; no device ever holds all of them.
 
         While a layer computes, its weights are gathered; an adapter that is put in later is not spread.
         """
-        if not self.sharded:
-            return
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
+
+        from retune.training import sharded
 
         mesh = init_device_mesh(self.device.type, (self.world,))
-        for layer in model.get_decoder().layers:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh)
+        return sharded.load(folder, dtype, attention, mesh)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum over all processes."""

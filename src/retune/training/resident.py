@@ -64,8 +64,14 @@ class ResidentBase:
             InputError: if it cannot be found or read.
         """
         if self._base is None:
-            self._base = load_base(self.model)
-            self.devices.shard(self._base.model)
+            sharded = self.devices.sharded
+            if sharded and self.model.quantization:
+                raise InputError(
+                    f"`model.quantization: {self.model.quantization}` cannot be spread over processes (ACCELERATE_USE_FSDP); "
+                    "in 4 bits each GPU holds the whole base",
+                    "model.quantization",
+                )
+            self._base = load_base(self.model, load=self.devices.load if sharded else None)
         return self._base
 
     def tokens(self, data_uri: str, split: Literal["train", "validation"], data: Data) -> Tokens:

@@ -1,0 +1,107 @@
+"""A base whose weights are spread over processes (FSDP2), loaded by shards.
+
+The model is built without memory for its weights (torch's device `meta`), its layers are declared sharded, and each
+process then reads its own rows of every weight from the safetensors files. Where the files name the weights otherwise
+than the model does (transformers then converts them while it loads), the base is read on the CPU and handed over layer
+by layer: also then a GPU holds its shards and one layer, never the whole base.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from retune import models
+from retune.training import recompute
+
+_INDEX = "model.safetensors.index.json"
+
+
+def load(folder: Path, dtype: torch.dtype, attention: str | None, mesh: DeviceMesh) -> Any:
+    """Return transformers' model of a folder, frozen, its weights spread over the processes of a mesh of one dimension."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder)
+    with init_empty_weights(include_buffers=False):  # buffers are not in the files; they are computed here
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    model.tie_weights()
+    files = _files(folder)
+    names = _names(model)
+    if not set(names.values()) <= set(files) or any(True for _ in _kept_buffers(model)):
+        return _shard(models.read_model(folder, dtype, attention).requires_grad_(False), mesh)
+    _shard(model.requires_grad_(False), mesh)
+    model.load_state_dict(_shards(model, names, files, mesh), strict=True, assign=True)
+    return model
+
+
+def _shard(model: Any, mesh: DeviceMesh) -> Any:
+    from torch.distributed.fsdp import fully_shard
+
+    for layer in recompute.layers(model):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def _names(model: nn.Module) -> dict[str, str]:
+    """Return for each parameter the name that its weight has in the files; one that is tied has that of the first."""
+    first: dict[int, str] = {}
+    return {
+        name: first.setdefault(id(parameter), name)
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+
+
+def _kept_buffers(model: nn.Module) -> Any:
+    """Yield the names of buffers that belong to the checkpoint."""
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return (name for name in model.state_dict() if name not in names)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Return which file holds each weight."""
+    from safetensors import safe_open
+
+    if (folder / _INDEX).is_file():
+        where = json.loads((folder / _INDEX).read_text())["weight_map"]
+        return {name: folder / file for name, file in where.items()}
+    single = folder / "model.safetensors"
+    if not single.is_file():
+        return {}
+    with safe_open(single, framework="pt") as file:
+        return dict.fromkeys(file.keys(), single)
+
+
+def _shards(
+    model: nn.Module, names: dict[str, str], files: dict[str, Path], mesh: DeviceMesh
+) -> dict[str, nn.Parameter]:
+    """Return this process's rows of each weight, as the model wants them."""
+    from safetensors import safe_open
+    from torch.distributed.tensor import DTensor, Shard
+
+    opened = {path: safe_open(path, framework="pt") for path in set(files.values())}
+    made: dict[str, nn.Parameter] = {}
+    for name, wanted in model.state_dict().items():
+        source = names[name]
+        if source not in made:
+            part = opened[files[source]].get_slice(source)  # type: ignore[no-untyped-call]
+            if tuple(part.get_shape()) != tuple(wanted.shape):
+                raise ValueError(
+                    f"{source} must have the shape {tuple(wanted.shape)}, but has {part.get_shape()}"
+                )
+            rows = -(-wanted.shape[0] // mesh.size())  # as `torch.chunk` counts, and FSDP with it
+            start = min(mesh.get_local_rank() * rows, wanted.shape[0])
+            mine: Tensor = part[start : min(start + rows, wanted.shape[0])]
+            mine = mine.to(device=mesh.device_type, dtype=wanted.dtype).contiguous()
+            spread = DTensor.from_local(
+                mine, mesh, [Shard(0)], run_check=False, shape=wanted.shape, stride=wanted.stride()
+            )
+            made[source] = nn.Parameter(spread, requires_grad=False)
+        made[name] = made[source]
+    return {name: made[name] for name in names}
