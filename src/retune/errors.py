@@ -6,13 +6,15 @@
      |    +-- DiskFull   stopped because a disk or a quota is full; running again, with some space, carries on
      +-- TrialFailed     one trial ended without a number; the study goes on
 
-Every message names the rule and the value that broke it.
+Every message names the rule and the value that broke it; passwords in addresses are masked.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+
+from retune.uris import mask
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -25,6 +27,9 @@ class RetuneError(Exception):
     """The base of every error that retune raises on purpose."""
 
     exit_code = EXIT_FAILED
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(mask(text))
 
 
 class InputError(RetuneError):
@@ -39,8 +44,10 @@ class InputError(RetuneError):
     exit_code = EXIT_BAD_INPUT
 
     def __init__(self, problems: str | Sequence[str], subject: str | None = None) -> None:
-        self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
-        self.subject = subject
+        told = [problems] if isinstance(problems, str) else list(problems)
+        self.problems: list[str] = [mask(problem) for problem in told]
+        self.subject = mask(subject) if subject else subject
+        subject = self.subject
         head = f"{subject}: " if subject else ""
         if len(self.problems) == 1:
             text = head + self.problems[0]
@@ -71,7 +78,7 @@ class TrialFailed(RetuneError):
 
     def __init__(self, reason: str, kind: str = "error") -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason = mask(reason)
         self.kind = kind
 
 

@@ -165,7 +165,7 @@ def _place(uri: str | Path) -> _Place:
         from retune.store.s3 import S3Place
 
         bucket, _, key = rest.partition("/")
-        if not bucket:
+        if not bucket or "@" in bucket or ":" in bucket:
             raise InputError(f"an S3 URI has the form s3://bucket/key, but got {text!r}")
         key = key.strip("/")
         if key and (why := names.problem(key)):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
+from retune import uris
 from retune.records import digest
 from retune.space import PRESETS, Parameter, Space
 from retune.study import words
@@ -290,7 +291,7 @@ _TRACKING = ("http", "https", "sqlite", "file", "postgresql", "mysql", "mssql", 
 
 
 class Tracking(Section):
-    """The MLflow tracking server or database."""
+    """The MLflow tracking server or database. A password in its address stays out of all that is written."""
 
     uri: str = "sqlite:///mlflow.db"
 
@@ -299,7 +300,7 @@ class Tracking(Section):
     def _is_one_that_mlflow_knows(cls, uri: str) -> str:
         scheme, mark, _ = uri.partition("://")
         if not mark or scheme.partition("+")[0] in _TRACKING:
-            return uri
+            return uris.hide(uri)
         near = difflib.get_close_matches(scheme, _TRACKING, n=1, cutoff=0.6)
         hint = f"; did you mean {near[0]}://?" if near else ""
         raise ValueError(

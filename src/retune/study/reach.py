@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from retune.study.data import PROMPTS, File
 from retune.study.model import Study
+from retune.uris import MARK
 
 
 def unreachable(study: Study) -> list[str]:
@@ -30,5 +31,10 @@ def unreachable(study: Study) -> list[str]:
     if study.tracking.uri.startswith(("sqlite:", "/", "file:")):
         problems.append(
             f"`tracking.uri` must be a server that all pods share, http:// or https://, but got {study.tracking.uri}"
+        )
+    elif MARK in study.tracking.uri:
+        problems.append(
+            "`tracking.uri` must hold no password, since a cluster keeps runs' settings for all to read: let the pods' "
+            f"MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD come from a secret, but got {study.tracking.uri}"
         )
     return problems

@@ -11,7 +11,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from retune import uris
+from retune.errors import InputError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,12 +27,22 @@ _MAX_VALUE = 5000
 
 
 def tracking_uri(uri: str) -> str:
-    """Return the tracking URI to use: ``MLFLOW_TRACKING_URI``, which a pipeline sets, goes before `uri`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or uri
+    """Return the tracking URI to use: ``MLFLOW_TRACKING_URI``, which a pipeline sets, goes before `uri`.
+
+    A password in it is hidden (`retune.uris`); `connect` knows it.
+    """
+    return uris.hide(os.environ.get("MLFLOW_TRACKING_URI") or uri)
 
 
 def connect(uri: str) -> MlflowClient:
-    """Return a client for the server or database at `uri`; nothing is sent yet."""
+    """Return a client for the server or database at `uri`; nothing is sent yet.
+
+    Name and password of a server go into MLflow's own variables: it prints the address in its errors.
+
+    Raises:
+        InputError: if the password in `uri` was masked, and this process does not know it.
+
+    """
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import logging
 
@@ -37,7 +50,20 @@ def connect(uri: str) -> MlflowClient:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    open_uri = uris.reveal(uri)
+    if open_uri is None:
+        raise InputError(
+            f"the password in {uri} is masked and not known here; set MLFLOW_TRACKING_URI to the whole address",
+            "tracking.uri",
+        )
+    parts = urlsplit(open_uri)
+    if parts.scheme in ("http", "https") and "@" in parts.netloc:
+        who, _, place = parts.netloc.rpartition("@")
+        name, _, password = who.partition(":")
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(name)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(password)
+        open_uri = urlunsplit(parts._replace(netloc=place))
+    return MlflowClient(tracking_uri=open_uri, registry_uri=open_uri)
 
 
 def artifact_root(uri: str, study: str) -> str | None:
