@@ -12,13 +12,16 @@ import math
 import platform
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from retune.errors import RetuneError
 from retune.space import Assignment
 
 Status = Literal["completed", "failed", "interrupted", "early_stopped"]
+CHECKSUM = "checksum"
+M = TypeVar("M", bound=BaseModel)
 Role = Literal["base", "default", "search", "repeat"]
 
 
@@ -49,6 +52,72 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
+def seal(content: dict[str, Any]) -> dict[str, Any]:
+    """Return `content` with its own digest in it, under ``checksum``, so that damage on a disk is seen (`unseal`)."""
+    return {**content, CHECKSUM: digest(content)}
+
+
+def unseal(content: Any) -> Any:
+    """Return `content` without its checksum. Files of before there were any have none.
+
+    Raises:
+        ValueError: if it is not that of the content.
+
+    """
+    if not isinstance(content, dict) or CHECKSUM not in content:
+        return content
+    rest = {key: value for key, value in content.items() if key != CHECKSUM}
+    if digest(rest) != content[CHECKSUM]:
+        raise ValueError(
+            "its checksum is not that of its content: it was damaged, or changed by hand (then take the line out)"
+        )
+    return rest
+
+
+def loads(data: bytes, where: str) -> dict[str, Any]:
+    """Return the JSON object in a file that retune wrote.
+
+    Args:
+        data: the file's bytes. where: its URI, for the error.
+
+    Raises:
+        RetuneError: if it is damaged.
+
+    """
+    try:
+        found = unseal(json.loads(data))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds no object, but {str(found)[:40]!r}")
+    except (ValueError, RecursionError) as error:
+        raise _damaged(where, error) from error
+    return found
+
+
+def parse(kind: type[M], data: bytes, where: str) -> M:
+    """Return the record in a file that retune wrote.
+
+    Args:
+        kind: its class. data: the file's bytes. where: its URI, for the error.
+
+    Raises:
+        RetuneError: if it is damaged, or not of that kind.
+
+    """
+    content = loads(data, where)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise _damaged(where, f"{place}: {first['msg']}" if place else str(first["msg"])) from error
+
+
+def _damaged(where: str, why: object) -> RetuneError:
+    return RetuneError(
+        f"{where} cannot be read: {why}; bring it back from a copy, or delete it to have that work done again"
+    )
+
+
 class Record(BaseModel):
     """The base of all records: unknown fields of a newer writer are kept, not refused."""
 
@@ -64,8 +133,15 @@ class Record(BaseModel):
             ValueError: if a number is not finite: a record never holds a result that is none.
 
         """
-        text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
+        content = json.dumps(self.model_dump(mode="json"), ensure_ascii=False, allow_nan=False)
+        text = json.dumps(seal(json.loads(content)), indent=2, ensure_ascii=False, allow_nan=False)
         return (text + "\n").encode()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_checksum(cls, content: Any) -> Any:
+        """`parse` compares it; a record in memory has none."""
+        return {k: v for k, v in content.items() if k != CHECKSUM} if isinstance(content, dict) else content
 
 
 class Metric(BaseModel):

@@ -10,12 +10,12 @@ import io
 import json
 import re
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from retune.errors import InputError
+from retune.store.packed import gunzip
 
 Rows = Iterator[tuple[int, Any]]
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -121,19 +121,10 @@ def _unpacked(data: bytes, problems: list[str]) -> tuple[bytes, bool]:
     """Unpack gzip; of a truncated file what there is, so that its other problems are seen too."""
     if data[:2] != b"\x1f\x8b":
         return data, True
-    parts = []
-    try:
-        while data:
-            unpacker = zlib.decompressobj(wbits=31)
-            parts.append(unpacker.decompress(data))
-            if not unpacker.eof:
-                problems.append("the file is truncated: its gzip stream has no end")
-                return b"".join(parts), False
-            data = unpacker.unused_data.lstrip(b"\0")
-    except zlib.error as error:
-        problems.append(f"the file is damaged: {error}")
-        return b"".join(parts), False
-    return b"".join(parts), True
+    unpacked, problem = gunzip(data)
+    if problem:
+        problems.append(problem)
+    return unpacked, problem is None
 
 
 def _decoded(data: bytes, problems: list[str]) -> str:

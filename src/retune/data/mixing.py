@@ -34,7 +34,7 @@ from retune.data.mix_record import MixRecord, SourceRecord, SplitRecord
 from retune.data.prompts import Prompt
 from retune.data.sift import Stock, Text
 from retune.errors import InputError
-from retune.records import canonical, digest, versions
+from retune.records import canonical, digest, unseal, versions
 from retune.study import PROMPTS, Data, File, Model
 
 __all__ = ["MixRecord", "load_split", "mix", "read_mix", "read_mix_record", "recipe_digest"]
@@ -128,10 +128,10 @@ def read_mix_record(uri: str) -> MixRecord:
         InputError: if there is none.
     """
     try:
-        return MixRecord.model_validate_json(store.read(store.join(uri, MARKER)))
+        return MixRecord.model_validate(unseal(json.loads(store.read(store.join(uri, MARKER)))))
     except FileNotFoundError as error:
         raise InputError(f"no mixed data there, {MARKER} is missing; run `retune mix` first", uri) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{MARKER} cannot be read; run `retune mix` again ({error})", uri) from error
 
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pydantic import ValidationError
-
 from retune import adapter, models, store
 from retune.errors import InputError, RetuneError
 from retune.evaluation import harness, instruct, tasks
@@ -21,7 +19,7 @@ from retune.evaluation.decoding.generate import Decoder
 from retune.evaluation.sandbox import runner as sandbox
 from retune.evaluation.tasks.question import Question, Task, file_digest
 from retune.events import Answering, Event, Scored
-from retune.records import BenchRecord, digest, now, versions
+from retune.records import BenchRecord, digest, now, parse, versions
 from retune.study import Benchmark, Model, TaskName
 
 Report = Callable[[Event], None]
@@ -166,7 +164,7 @@ def run(
             if not _score_all(base, folder, jobs, report):
                 base = None
         for uri in uris:
-            record = kept.get(uri) or BenchRecord.model_validate_json(store.read(uri))
+            record = kept.get(uri) or parse(BenchRecord, store.read(uri), uri)
             records.append(record)
             report(Scored(record.model, record.task, record.score, record.stderr, record.n, kept=uri in kept))
     return records
@@ -273,8 +271,8 @@ def _kept(uri: str, blank: BenchRecord) -> BenchRecord | None:
     if not store.exists(uri):
         return None
     try:
-        found = BenchRecord.model_validate_json(store.read(uri))
-    except ValidationError:
+        found = parse(BenchRecord, store.read(uri), uri)
+    except RetuneError:  # damaged: it is made again
         return None
     return found if found.inputs_digest == blank.inputs_digest else None
 

@@ -63,7 +63,7 @@ def _last_end(search: str) -> str:
 def _read(uri: str, problems: list[str]) -> Any:
     try:
         return json.loads(store.read(uri))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         problems.append(f"{uri} is not JSON: {error}")
         return None
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from retune import store, study
 from retune.errors import InputError, RetuneError
-from retune.records import BenchRecord, TrialRecord
+from retune.records import BenchRecord, TrialRecord, loads, parse
 from retune.selection import rule as rules
 from retune.selection.score_tables import Scored, read_table
 from retune.selection.scoreboard import MEAN_SCORE, PLACE, Method, Scoreboard, scoreboard
@@ -168,7 +165,9 @@ def _from_benches(method: str, path: str, names: Iterable[str]) -> list[Scored]:
 
 def _from_search(method: str, path: str, names: Iterable[str]) -> tuple[list[Scored], Objective]:
     names = list(names)
-    asked = study.parse(json.loads(store.read(store.join(path, "study.json"))), path)
+    asked = study.parse(
+        loads(store.read(store.join(path, "study.json")), store.join(path, "study.json")), path
+    )
     trials = _records(
         TrialRecord, path, [n for n in names if n.startswith("trials/") and n.endswith("/trial.json")]
     )
@@ -187,9 +186,9 @@ def _records(kind: Any, path: str, names: Iterable[str]) -> list[Any]:
     found, problems = [], []
     for name in sorted(names):
         try:
-            found.append(kind.model_validate_json(store.read(store.join(path, name))))
-        except (ValidationError, RetuneError) as error:
-            problems.append(f"{name} is no {kind.__name__}: {str(error).splitlines()[0]}")
+            found.append(parse(kind, store.read(store.join(path, name)), name))
+        except RetuneError as error:
+            problems.append(str(error).splitlines()[0])
     if problems:
         raise InputError(problems, path)
     return found

@@ -65,7 +65,7 @@ def _csv_rows(text: str, path: str) -> list[dict[str, Any]]:
 def _json_rows(text: str, path: str) -> list[dict[str, Any]]:
     try:
         rows = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"not valid JSON: {error}", path) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError("a JSON table of scores is a list of objects, one a model, but this is not", path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from retune.errors import InputError
 from retune.study.data import PROMPTS
 from retune.study.model import Study
 from retune.study.problems import all_problems
+
+MOST_BYTES = 1 << 20
+_MOST_LEVELS = 50
+_MOST_NODES = 100_000
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Study:
@@ -29,7 +34,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        text = data.decode()
     except OSError as error:
         raise InputError(f"the study file cannot be read: {error.strerror}", str(path)) from error
     except UnicodeDecodeError as error:
@@ -37,8 +44,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Study:
             f"a study file must be UTF-8, but {error.reason} at byte {error.start}", str(path)
         ) from error
     try:
+        if len(data) > MOST_BYTES:
+            raise ValueError(f"a study file has at most {MOST_BYTES >> 20} MiB")
         content = _read(text, str(path))
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise InputError(f"not valid YAML: {error}", str(path)) from error
     if not isinstance(content, dict):
         found = "is empty" if content is None else f"is {type(content).__name__}: {str(content)[:40]!r}"
@@ -74,6 +83,10 @@ def _override(content: dict[str, Any], override: str) -> None:
         raise InputError(f"an override has the form key.subkey=value, but got {override!r}", "command line")
     node: Any = content
     *parents, last = key.split(".")
+    if len(parents) >= _MOST_LEVELS:
+        raise InputError(
+            f"a key has at most {_MOST_LEVELS} parts, but got {len(parents) + 1}", "command line"
+        )
     for parent in parents:
         if isinstance(node, list):
             node = node[_index(node, parent, override)]
@@ -87,7 +100,7 @@ def _override(content: dict[str, Any], override: str) -> None:
             )
     try:
         value = _read(text, override) if text else ""
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise InputError(f"the value is not valid YAML in {override!r}: {error}", "command line") from error
     if isinstance(node, list):
         node[_index(node, last, override)] = value
@@ -96,7 +109,7 @@ def _override(content: dict[str, Any], override: str) -> None:
 
 
 def _index(items: list[Any], text: str, override: str) -> int:
-    if not text.isdigit() or int(text) >= len(items):
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) >= len(items):
         raise InputError(
             f"`0 <= index < {len(items)}` must hold, but got {text!r} in {override!r}", "command line"
         )
@@ -104,22 +117,74 @@ def _index(items: list[Any], text: str, override: str) -> int:
 
 
 def _read(text: str, name: str) -> Any:
-    """Return the YAML in a text; errors in it carry `name`."""
-    loader = _Loader(text)
-    loader.name = name
+    """Return what a YAML text says; errors in it carry `name`.
+
+    Raises:
+        ValueError: if it is not valid, or deeper or, with its aliases written out, larger than any study is.
+
+    """
     try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
+        loader = _Loader(text)
+        loader.name = name
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    except RecursionError as error:
+        raise ValueError(f"sections and lists are nested deeper than {_MOST_LEVELS} levels") from error
+
+
+def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    value: int = yaml.SafeLoader.construct_yaml_int(loader, node)
+    if value.bit_length() > 64:
+        raise yaml.constructor.ConstructorError(None, None, "a number has at most 64 bits", node.start_mark)
+    return value
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads ``1e-4`` as text; people mean a number. If a key stands twice it keeps the last, and says nothing."""
+    """YAML 1.1 reads ``1e-4`` as text; people mean a number. If a key stands twice it keeps the last, and says nothing.
+
+    A few lines of aliases of aliases can stand for more than any memory holds: they are counted first.
+    """
+
+    def get_single_node(self) -> Any:
+        """Return the document's node, if it is no larger than a study file can be."""
+        node = super().get_single_node()
+        if node is not None:
+            self._measure(node, {}, 1)
+        return node
+
+    def _measure(self, node: yaml.Node, known: dict[int, int], level: int) -> int:
+        """Return how many nodes there are with all aliases written out."""
+        if level > _MOST_LEVELS:  # also where a list holds itself
+            raise yaml.constructor.ConstructorError(
+                None,
+                None,
+                f"sections and lists are nested deeper than {_MOST_LEVELS} levels",
+                node.start_mark,
+            )
+        if id(node) not in known:
+            inner: list[yaml.Node] = []
+            if isinstance(node, yaml.SequenceNode):
+                inner = node.value
+            elif isinstance(node, yaml.MappingNode):
+                inner = [part for pair in node.value for part in pair]
+            known[id(node)] = 1 + sum(self._measure(part, known, level + 1) for part in inner)
+        if known[id(node)] > _MOST_NODES:
+            raise yaml.constructor.ConstructorError(
+                None,
+                None,
+                f"with its aliases written out it has more than {_MOST_NODES:,} values",
+                node.start_mark,
+            )
+        return known[id(node)]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return the mapping, if no key stands twice."""
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
+        twice = sorted(key for key, count in Counter(keys).items() if count > 1)
         if twice:
             raise yaml.constructor.ConstructorError(
                 None, None, f"these keys stand twice: {twice}", node.start_mark
@@ -127,7 +192,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$")
+_FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)\Z")
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 for _loader in (yaml.SafeLoader, _Loader):
     _loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 

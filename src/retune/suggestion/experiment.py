@@ -31,8 +31,8 @@ from retune.study import Objective as Goal
 from retune.suggestion import messages as katib
 from retune.suggestion import warm as warm_start
 
-_CONSTRAINT = re.compile(r"^\s*(?P<metric>\S+?)\s*(?P<sign><=|>=)\s*(?P<limit>\S+)\s*$")
-_GOAL = re.compile(r"^\s*(?P<goal>minimize|maximize)\s+(?P<metric>\S+)\s*$")
+_CONSTRAINT = re.compile(r"\s*(?P<metric>\S+?)\s*(?P<sign><=|>=)\s*(?P<limit>\S+)\s*")
+_GOAL = re.compile(r"\s*(?P<goal>minimize|maximize)\s+(?P<metric>\S+)\s*")
 _KINDS = {
     "real": katib.DOUBLE,
     "integer": katib.INT,
@@ -212,7 +212,7 @@ def _objective(spec: Any, constraints: str, further: str, problems: list[str]) -
 def _constraints(text: str, problems: list[str]) -> list[Constraint]:
     found = []
     for part in _parts(text):
-        match = _CONSTRAINT.match(part)
+        match = _CONSTRAINT.fullmatch(part)
         limit = _finite(match["limit"]) if match else None
         if match is None or limit is None:
             problems.append(f"a constraint reads `metric <= number` or `metric >= number`, but got {part!r}")
@@ -224,7 +224,7 @@ def _constraints(text: str, problems: list[str]) -> list[Constraint]:
 def _further(text: str, problems: list[str]) -> list[Goal]:
     found = []
     for part in _parts(text):
-        match = _GOAL.match(part)
+        match = _GOAL.fullmatch(part)
         if match is None:
             problems.append(f"an objective reads `minimize metric` or `maximize metric`, but got {part!r}")
             continue

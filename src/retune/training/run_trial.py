@@ -108,7 +108,7 @@ def finished(task: TrialTask, settings_digest: str) -> TrialRecord | None:
     if not store.exists(uri):
         return None
     try:
-        record = TrialRecord.model_validate_json(store.read(uri))
+        record = records.parse(TrialRecord, store.read(uri), uri)
     except ValidationError:
         return None
     same = (record.assignment, record.seed, record.settings_digest, record.role == "base") == (

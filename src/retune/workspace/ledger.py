@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from retune import store
-from retune.records import Role, TrialRecord
+from retune.records import Role, TrialRecord, parse, seal
 from retune.search import Observation
 from retune.selection.expected import by_expectation, expected
 from retune.selection.ranking import candidates
@@ -60,10 +60,13 @@ class Ledger:
     def _read(self, name: str) -> None:
         if not store.exists(self._issued(name)):
             return
-        self.tasks[name] = TrialTask.model_validate_json(store.read(self._issued(name)))
+        self.tasks[name] = self._task(name)
         done = store.join(self._trial_folder(name), "trial.json")
         if store.exists(done):
-            self.records[name] = TrialRecord.model_validate_json(store.read(done))
+            self.records[name] = parse(TrialRecord, store.read(done), done)
+
+    def _task(self, name: str) -> TrialTask:
+        return parse(TrialTask, store.read(self._issued(name)), self._issued(name))
 
     def _issued(self, name: str) -> str:
         return store.join(self._trial_folder(name), "assignment.json")
@@ -108,7 +111,7 @@ class Ledger:
                     trial=name, number=number, role=role, assignment=assignment, seed=seed, folder=folder
                 )
                 if not store.create(self._issued(name), _content(task)):
-                    task = TrialTask.model_validate_json(store.read(self._issued(name)))
+                    task = self._task(name)
                 self.tasks[name] = task
             if self.tasks[name].folder == folder:
                 return self.tasks[name]
@@ -201,7 +204,7 @@ class Ledger:
 
 
 def _content(task: TrialTask) -> bytes:
-    return (json.dumps(task.model_dump(mode="json"), indent=2) + "\n").encode()
+    return (json.dumps(seal(task.model_dump(mode="json")), indent=2) + "\n").encode()
 
 
 def warm_start(study: Study) -> list[Observation]:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from retune import store
-from retune.records import BenchRecord, GateRecord, Record, TrialRecord
+from retune.records import BenchRecord, GateRecord, Record, TrialRecord, parse
 from retune.selection.choice import Selection
 from retune.study import Study
 from retune.workspace import folders
@@ -101,7 +101,7 @@ class SearchFolder:
     def _read(self, kind: type[R], name: str) -> R:
         found = self._records.get(name)
         if not isinstance(found, kind):
-            found = kind.model_validate_json(store.read(self.path(name)))
+            found = parse(kind, store.read(self.path(name)), self.path(name))
             self._records[name] = found
         return found
 

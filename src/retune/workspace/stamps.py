@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from retune import store
-from retune.records import digest, now
+from retune.records import digest, loads, now, seal
 
 STEPS = ("mix", "search", "benchmark", "select", "register", "promote", "report")
 
@@ -41,7 +41,10 @@ class Stamps:
 
     def _read(self, step: str) -> dict[str, Any] | None:
         uri = self._uri(step)
-        return json.loads(store.read(uri)) if store.exists(uri) else None
+        if not store.exists(uri):
+            return None
+        stamp = loads(store.read(uri), uri)
+        return stamp if {"inputs", "outputs"} <= stamp.keys() and isinstance(stamp["outputs"], dict) else None
 
     @contextmanager
     def step(self, step: str, inputs: Any) -> Iterator[dict[str, Any]]:
@@ -55,7 +58,7 @@ class Stamps:
             "seconds": time.monotonic() - started,
             "finished": now(),
         }
-        store.write(self._uri(step), (json.dumps(stamp, indent=2) + "\n").encode())
+        store.write(self._uri(step), (json.dumps(seal(stamp), indent=2) + "\n").encode())
 
     def _uri(self, step: str) -> str:
         return store.join(self.folder, "steps", f"{step}.json")

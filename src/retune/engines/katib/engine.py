@@ -25,7 +25,7 @@ from retune.engines.katib.api import Api, Object, ended, said
 from retune.engines.katib.history import Experiments
 from retune.errors import InputError, Interrupted, RetuneError
 from retune.events import Event, Finished, Issued, Looked
-from retune.records import Status, TrialRecord, now, versions
+from retune.records import Status, TrialRecord, now, parse, versions
 from retune.search import SAME
 from retune.space import Assignment, Parameter, Value
 from retune.study import Study
@@ -294,7 +294,7 @@ class KatibEngine:
         if not store.exists(uri):
             return None
         try:
-            record = TrialRecord.model_validate_json(store.read(uri))
+            record = parse(TrialRecord, store.read(uri), uri)
         except ValidationError:
             return None
         return record.model_copy(update={"trial": task.trial, "number": task.number, "role": task.role})

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from retune import store
-from retune.records import now
+from retune.records import loads, now, seal
 
 
 class Experiments:
@@ -23,7 +23,8 @@ class Experiments:
         self._known: dict[str, dict[str, Any]] = {}
         for name in store.listing(folder):
             if "/" not in name and name.endswith(".json"):
-                self._known[name.removesuffix(".json")] = json.loads(store.read(store.join(folder, name)))
+                uri = store.join(folder, name)
+                self._known[name.removesuffix(".json")] = loads(store.read(uri), uri)
 
     def __len__(self) -> int:
         return len(self._known)
@@ -64,7 +65,9 @@ class Experiments:
         return sum(span.total_seconds() for span in spans) / 3600
 
     def _write(self, name: str, entry: dict[str, Any]) -> None:
-        store.write(store.join(self._folder, f"{name}.json"), (json.dumps(entry, indent=2) + "\n").encode())
+        store.write(
+            store.join(self._folder, f"{name}.json"), (json.dumps(seal(entry), indent=2) + "\n").encode()
+        )
         self._known[name] = entry
 
 

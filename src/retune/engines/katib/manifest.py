@@ -32,7 +32,7 @@ TRAINER = "trainer.kubeflow.org/v1alpha1"
 _TRIAL_NAME = "${trialParameters.trialName}"
 _NAME = 24  # Katib adds 5 here, 9 for a trial, 16 for a TrainJob's pod: 63 in all is the limit
 _MEDIANSTOP = ("min_trials_required", "start_step")
-_METRIC = re.compile(r"^[\w|-]+$")  # what the collector's default filter can read
+_METRIC = re.compile(r"[\w|-]+")  # what the collector's default filter can read
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def check(study: Study, place: Place | None = None) -> None:
         problems.append("`cluster.images.train`, the image that trials run, is required under Katib")
     problems += _unreachable(study, place)
     metrics = [study.search.objective.metric, *_additional(study)]
-    bad = [name for name in metrics if not _METRIC.match(name)]
+    bad = [name for name in metrics if not _METRIC.fullmatch(name)]
     if bad:
         problems.append(f"Katib reads metric names of letters, digits, `_`, `-` and `|` alone, but got {bad}")
     stopping = study.cluster.katib.early_stopping_settings

@@ -12,7 +12,7 @@ from typing import Any
 
 from retune.adapter import WEIGHTS
 
-_FACTOR = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])(\.default)?\.weight$")
+_FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])(\.default)?\.weight")
 
 
 def problems(name: str, folder: Path, base: Path) -> list[str]:
@@ -43,7 +43,7 @@ def problems(name: str, folder: Path, base: Path) -> list[str]:
     )  # their factors have shapes of their own
     wrong = []
     for key, shape in shapes.items():
-        match = _FACTOR.match(key)
+        match = _FACTOR.fullmatch(key)
         if match is None:
             saved = key.removeprefix("base_model.model.").removesuffix(".weight").removesuffix(".base_layer")
             if len(shape) == 2 and len(modules.get(saved, ())) == 2 and tuple(shape) != modules[saved]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 
 from retune.errors import InputError
 from retune.evaluation.tasks.question import first_few
+from retune.store.packed import gunzip
 
 _T = TypeVar("_T")
 
@@ -22,8 +22,12 @@ def read_text(path: Path) -> str:
     """
     try:
         data = path.read_bytes()
-        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
-    except (OSError, EOFError, ValueError) as error:
+        if data[:2] == b"\x1f\x8b":
+            data, problem = gunzip(data)
+            if problem:
+                raise ValueError(problem)
+        return data.decode()
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
 
 
@@ -48,7 +52,7 @@ def parse(path: Path, text: str, form: str, read: Callable[[int, Any], _T]) -> l
             found.append(read(number, json.loads(line)))
         except InputError as error:
             problems += [f"{path}:{number}: {problem}" for problem in error.problems]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             problems.append(f"{path}:{number}: {form}, but: {error!r}")
     if problems:
         raise InputError(first_few(problems))

@@ -1,0 +1,200 @@
+"""Files that are damaged or made to do harm end in one clear error that names them, soon and in little memory."""
+
+import gzip
+import json
+import random
+import time
+import tracemalloc
+
+import pytest
+from pydantic import BaseModel
+
+from retune import records, store, study
+from retune.data import sources
+from retune.errors import InputError, RetuneError
+from retune.evaluation.tasks import humaneval, lines
+from retune.records import TrialRecord
+from retune.store.packed import gunzip
+from retune.study import File
+from retune.workspace.ledger import Ledger
+from retune.workspace.stamps import Stamps
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(12)
+)
+STUDIES = {
+    "alias bomb": (BOMB, "more than 100,000 values"),
+    "a list that holds itself": ("a: &a [*a]\n", "nested deeper"),
+    "a mapping merged into itself": ("a: &a {<<: *a}\n", "nested deeper"),
+    "deep lists": ("a: " + "[" * 20_000, "nested deeper"),
+    "deep mappings": ("a: " + "{a: " * 3000 + "1" + "}" * 3000, "nested deeper"),
+    "60 levels": ("a: " + "[" * 60 + "]" * 60, "nested deeper"),
+    "no date": ("name: 2001-99-99\n", "month must be"),
+    "a long number": ("seed: " + "9" * 5000, "limit"),
+    "a long hexadecimal number": ("seed: 0x" + "f" * 100_000, "64 bits"),
+    "Python objects": ("name: !!python/object/apply:os.system ['touch x']\n", "could not determine a constructor"),
+    "a null character": ("a: \0", "not allowed"),
+    "2 MiB": ("a: " + "x" * (2 << 20), "at most 1 MiB"),
+    "two documents": ("a: 1\n---\nb: 2\n", "single document"),
+    "keys of all kinds": ("1: 2\nnull: 3\n2001-01-01: 1\n.nan: 1\n", "problems"),
+    "lists as keys": ("? [a]\n: 1\n", "unhashable"),
+    "a newline in a name": ('name: "demo\\n"\n', "`name` must be|problems"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_study_files(tmp_path, name):
+    text, why = STUDIES[name]
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    begin = time.process_time()
+    with pytest.raises(InputError, match=why) as found:
+        study.load(path)
+    assert time.process_time() - begin < 20
+    assert str(path) in str(found.value)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "override", ["a." * 5000 + "a=1", "data.sources.²=1", "seed=" + "[" * 5000, f"a={BOMB}", "=", "a", "seed=2001-99-99"]
+)  # fmt: skip
+def test_overrides(small, override):
+    with pytest.raises(InputError):
+        small(override)
+
+
+@pytest.mark.parametrize("key", ["name", "promote.model"])
+def test_no_name_ends_in_a_newline(small, key):
+    with pytest.raises(InputError, match=key.rpartition(".")[2]):
+        small(f'{key}="demo\\n"')
+
+
+@pytest.mark.parametrize("model", ["chat.lock", "a.lock.broken.b"])
+def test_no_model_is_named_like_a_lock(small, model):
+    with pytest.raises(InputError, match="names ending in `.lock`"):
+        small(f"promote.model={model}")
+
+
+def bomb(size=256 << 20):
+    """256 MiB of zeros in 256 KiB."""
+    import zlib
+
+    packer, part = zlib.compressobj(9, wbits=31), bytes(1 << 20)
+    return b"".join(packer.compress(part) for _ in range(size >> 20)) + packer.flush()
+
+
+def test_a_gzip_bomb_is_not_unpacked(tmp_path):
+    path = tmp_path / "data.jsonl.gz"
+    path.write_bytes(bomb())
+    tracemalloc.start()
+    with pytest.raises(InputError, match="more than 200 times"):
+        lines.read_text(path)
+    with pytest.raises(InputError, match="more than 200 times"):
+        humaneval.read(path)
+    with pytest.raises(InputError, match="more than 200 times"):
+        sources.read_source(File(uri=str(path)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200 << 20  # of 256 MiB: 64 MiB in parts and whole
+
+
+def test_gzip_that_is_right_is_unpacked():
+    text = random.Random(0).randbytes(3 << 20)
+    assert gunzip(gzip.compress(text)) == (text, None)
+    assert gunzip(gzip.compress(b"a") + gzip.compress(b"b") + bytes(10)) == (b"ab", None)
+    assert gunzip(gzip.compress(bytes(32 << 20))) == (bytes(32 << 20), None)
+    assert gunzip(gzip.compress(text)[:-9])[1] == "the file is truncated: its gzip stream has no end"
+    packed = bytearray(gzip.compress(text))
+    packed[-5] ^= 1
+    assert "damaged" in gunzip(bytes(packed))[1]
+    assert "truncated" in gunzip(b"\x1f\x8b")[1]
+
+
+def test_deep_json_is_told_with_its_line(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"instruction": "a", "output": "b"}\n' + "[" * 200_000 + "\n")
+    with pytest.raises(InputError, match="line 2"):
+        sources.read_source(File(uri=str(path)))
+    with pytest.raises(InputError, match=":2:"):
+        lines.parse(path, path.read_text(), "a line is", lambda number, row: row)
+
+
+def trial_file(folder, **changes):
+    ledger = Ledger(str(folder))
+    task = ledger.issue(2, "search", {"rank": 4}, 0)
+    record = TrialRecord(trial=task.trial, number=2, role="search", assignment={"rank": 4}, seed=0, status="completed",
+                         values={"validation_loss": 1.25, "x": 1e-17}, **changes)  # fmt: skip
+    ledger.finish(record, write=True)
+    return folder / "trials" / task.trial / "trial.json", record
+
+
+def test_a_record_is_read_back_as_it_was(tmp_path):
+    path, record = trial_file(tmp_path)
+    assert Ledger(str(tmp_path)).records == {"trial-002": record}
+    content = json.loads(path.read_bytes())
+    assert content["checksum"]
+    assert TrialRecord.model_validate_json(path.read_bytes()).to_json() == path.read_bytes()
+    del content["checksum"]  # as older records are
+    path.write_text(json.dumps(content))
+    assert Ledger(str(tmp_path)).records == {"trial-002": record}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"trial": 1}', b"9" * 5000, b"\0" * 100]
+)
+@pytest.mark.parametrize("name", ["trial.json", "assignment.json"])
+def test_damaged_files_of_the_ledger_are_named(tmp_path, name, content):
+    path = trial_file(tmp_path)[0].with_name(name)
+    path.write_bytes(content)
+    with pytest.raises(RetuneError) as found:
+        Ledger(str(tmp_path))
+    assert str(path) in str(found.value)
+    assert "\n" not in str(found.value)
+    assert "pydantic" not in str(found.value)
+
+
+def test_every_flipped_bit_of_a_record_is_seen(tmp_path):
+    """A flipped digit of a loss is still JSON: without the checksum it would be a wrong result."""
+    path, record = trial_file(tmp_path)
+    whole = path.read_bytes()
+    kept = 0
+    for place in range(0, len(whole) * 8, 7):
+        data = bytearray(whole)
+        data[place // 8] ^= 1 << place % 8
+        try:
+            found = records.parse(TrialRecord, bytes(data), str(path))
+        except RetuneError:
+            continue
+        # White space, or the word `checksum` itself: all that counts is as it was.
+        assert found.model_dump(include=set(TrialRecord.model_fields)) == record.model_dump(), (
+            place,
+            bytes(data),
+        )
+        kept += 1
+    assert kept < len(whole) // 7
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b'{"inputs": 1}', b'{"inputs": "a", "outputs": {}, "checksum": "0"}']
+)
+def test_damaged_stamps(tmp_path, content):
+    stamps = Stamps(str(tmp_path))
+    with stamps.step("mix", {}) as outputs:
+        outputs["a"] = 1
+    assert stamps.outputs("mix", {}) == {"a": 1}
+    store.write(tmp_path / "steps" / "mix.json", content)
+    try:
+        assert stamps.outputs("mix", {}) is None
+    except RetuneError as error:
+        assert "mix.json" in str(error)
+
+
+def test_sealed_content_is_compared():
+    class Any(BaseModel):
+        a: int
+
+    sealed = records.seal({"a": 1, "b": [1.5, "ü"]})
+    assert records.unseal(json.loads(json.dumps(sealed))) == {"a": 1, "b": [1.5, "ü"]}
+    assert records.parse(Any, json.dumps(sealed).encode(), "x").a == 1
+    with pytest.raises(RetuneError, match="x cannot be read: its checksum"):
+        records.parse(Any, json.dumps({**sealed, "a": 2}).encode(), "x")
