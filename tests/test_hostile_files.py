@@ -71,7 +71,7 @@ def test_no_name_ends_in_a_newline(small, key):
 
 @pytest.mark.parametrize("model", ["chat.lock", "a.lock.broken.b"])
 def test_no_model_is_named_like_a_lock(small, model):
-    with pytest.raises(InputError, match="names ending in `.lock`"):
+    with pytest.raises(InputError, match=r"names ending in `\.lock`"):
         small(f"promote.model={model}")
 
 
@@ -183,10 +183,11 @@ def test_damaged_stamps(tmp_path, content):
         outputs["a"] = 1
     assert stamps.outputs("mix", {}) == {"a": 1}
     store.write(tmp_path / "steps" / "mix.json", content)
-    try:
+    if content == b'{"inputs": 1}':  # of a writer that is not ours: the step is done again
         assert stamps.outputs("mix", {}) is None
-    except RetuneError as error:
-        assert "mix.json" in str(error)
+    else:
+        with pytest.raises(RetuneError, match=r"mix\.json"):
+            stamps.outputs("mix", {})
 
 
 def test_sealed_content_is_compared():
