@@ -158,7 +158,7 @@ class _Loader(yaml.SafeLoader):
 
     def _measure(self, node: yaml.Node, known: dict[int, int], level: int) -> int:
         """Return how many nodes there are with all aliases written out."""
-        if level > _MOST_LEVELS:  # also where a list holds itself
+        if level > _MOST_LEVELS:
             raise yaml.constructor.ConstructorError(
                 None,
                 None,
@@ -166,6 +166,7 @@ class _Loader(yaml.SafeLoader):
                 node.start_mark,
             )
         if id(node) not in known:
+            known[id(node)] = 1  # for a list that holds itself, which the validation refuses
             inner: list[yaml.Node] = []
             if isinstance(node, yaml.SequenceNode):
                 inner = node.value
