@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,21 +18,31 @@ from retune.cli import VERBS, cli
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def _context(command: click.Command, **words: Any) -> click.Context:
+    """Return a context that shows help as the program does."""
+    settings = cli.context_settings["help_option_names"]
+    return click.Context(command, help_option_names=settings, **words)
+
+
 def cli_page() -> str:
     """Return the page of all verbs with their help texts."""
     parts = ["# The command line\n", "Written by `make docs` from the program's own help.\n"]
     for verb in ("", *VERBS):
-        with click.Context(cli, info_name="retune", max_content_width=100) as parent:
+        with _context(
+            cli,
+            info_name="retune",
+            max_content_width=100,
+        ) as parent:
             command = cli.get_command(parent, verb) if verb else cli
             assert command is not None
-            context = click.Context(
+            context = _context(
                 command, info_name=verb or "retune", parent=parent if verb else None, max_content_width=100
             )
             parts.append(_section(context))
             if verb and isinstance(command, click.Group):
                 for name, inner in command.commands.items():
                     parts.append(
-                        _section(click.Context(inner, info_name=name, parent=context, max_content_width=100))
+                        _section(_context(inner, info_name=name, parent=context, max_content_width=100))
                     )
     return "\n".join(parts)
 

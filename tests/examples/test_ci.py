@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,12 @@ import pytest
 import yaml
 from tests.conftest import ROOT
 
+from retune import study
+
 pytestmark = pytest.mark.slow
 EXAMPLE = ROOT / "examples/03-retune-in-ci"
-STEPS = [step["run"] for step in yaml.safe_load((EXAMPLE / "workflow.yaml").read_text())["jobs"]["retune"]["steps"]
-         if "run" in step]  # fmt: skip
+WORKFLOW = yaml.safe_load((EXAMPLE / "workflow.yaml").read_text())
+STEPS = [step["run"] for step in WORKFLOW["jobs"]["retune"]["steps"] if "run" in step]  # fmt: skip
 SMALL = "data.train=40 data.validation=20 search.trials=2 search.repeats=0 engine.threads=1"
 
 
@@ -32,21 +35,23 @@ def commit(path, text):
 @pytest.fixture
 def job(tmp_path, monkeypatch):
     """A function that runs a CI job in a clone: the workflow's steps, one after the other."""
-    shutil.copytree(EXAMPLE, tmp_path / "examples/03-retune-in-ci")
-    for name in ("data", "base"):
-        shutil.copytree(ROOT / "examples" / name, tmp_path / "examples" / name)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/retune").write_text(f'#!/bin/sh\nexec {sys.executable} -m retune "$@"\n')
-    (tmp_path / "bin/retune").chmod(0o755)
-    (tmp_path / ".gitignore").write_text("/artifacts\n/mlflow.db\n/mlartifacts\n/outcome.json\n/bin\n")
-    git("init", "-q")
-    env = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "OVERRIDES": SMALL}
+    git("clone", "-q", "--depth", "1", f"file://{ROOT}", str(tmp_path / "clone"))
+    clone = tmp_path / "clone"
+    for name in ("data", "base", "03-retune-in-ci"):  # as they are here, committed or not
+        shutil.copytree(ROOT / "examples" / name, clone / "examples" / name, dirs_exist_ok=True)
+    monkeypatch.chdir(clone)
+    git("checkout", "-qB", "main")
+    # What the step installs comes from the packages of this environment, but for retune itself.
+    packages = os.pathsep.join(path for path in sys.path if path.endswith("site-packages"))
+    env = {**os.environ, "PYTHONPATH": packages, "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_NO_INDEX": "1",
+           "ARTIFACTS": "./artifacts", "TRACKING": "sqlite:///mlflow.db", "OVERRIDES": SMALL}  # fmt: skip
+    assert set(WORKFLOW["env"]) == {"ARTIFACTS", "TRACKING", "OVERRIDES"}
 
     def run():
+        steps = STEPS if not Path(".venv").exists() else STEPS[1:]
         said = [subprocess.run(["bash", "-euo", "pipefail", "-c", step], env=env, capture_output=True, text=True, check=False)
-                for step in STEPS]  # fmt: skip
-        assert [step.returncode for step in said] == [0, 0], [step.stderr for step in said]
+                for step in steps]  # fmt: skip
+        assert not any(step.returncode for step in said), [step.stderr for step in said]
         return json.loads(Path("outcome.json").read_text()), said[-1].stdout
 
     return run
@@ -60,7 +65,25 @@ def records():
     return {path: path.stat().st_mtime_ns for path in Path("artifacts").rglob("*.json")}
 
 
+def test_a_push_of_anything_that_the_study_reads_starts_the_workflow():
+    """Its data and its base are in the paths, and every variable that a step uses is defined."""
+    from fnmatch import fnmatch
+
+    loaded = study.load(EXAMPLE / "study.yaml")
+    read = [
+        loaded.model.base + "/config.json",
+        *(source.uri for source in loaded.data.sources),
+        str(EXAMPLE / "study.yaml"),
+    ]
+    for path in read:
+        relative = str(Path(path).relative_to(ROOT))
+        assert any(fnmatch(relative, pattern) for pattern in WORKFLOW[True]["push"]["paths"]), relative
+    used = {name for step in STEPS for name in re.findall(r"\$([A-Z_]+)", step)}
+    assert used <= set(WORKFLOW["env"])
+
+
 def test_what_changed_is_tuned_again_and_only_what_is_better_becomes_champion(job, tmp_path):
+    tmp_path = tmp_path / "clone"
     commit(tmp_path / "src/train.py", "one")
     first, said = job()
     assert first["gate"]["decision"] == "promote"
