@@ -238,9 +238,9 @@ def test_an_error_in_the_yaml_names_the_file(tmp_path):
     for text, words in [
         ("", "is empty"),
         ("- a\n", "is list"),
-        ("a: 1\na: 2\n", "these keys stand twice: ['a']"),
+        ("a: 1\na: 2\n", "duplicate keys: ['a']"),
     ]:
         path.write_text(text)
-        with pytest.raises(InputError, match=r"study file is a mapping|stand twice") as caught:
+        with pytest.raises(InputError, match=r"study file is a mapping|duplicate keys") as caught:
             study.load(path)
         assert words in str(caught.value)

@@ -273,7 +273,7 @@ def test_encode_names_what_is_missing():
 
 def test_wrong_spaces():
     one = Parameter(name="x", kind="real", low=0, high=1)
-    with pytest.raises(ValidationError, match=r"these stand twice: \['x'\]"):
+    with pytest.raises(ValidationError, match=r"duplicates are \['x'\]"):
         Space(parameters=(one, one))
     with pytest.raises(ValidationError, match="at least one parameter"):
         Space(parameters=())

@@ -244,8 +244,8 @@ def test_missing_file(tmp_path):
         (b"name: \xff", "must be UTF-8"),
         ("? [1, 2]\n: 3", "not valid YAML"),
         ("a: &x [*x]", "a: unknown key"),
-        ("search: {trials: 1}\nseed: 1\nsearch: {parallel: 2}", "these keys stand twice: ['search']"),
-        ("data: {train: 5, train: 6}", "these keys stand twice: ['train']"),
+        ("search: {trials: 1}\nseed: 1\nsearch: {parallel: 2}", "duplicate keys: ['search']"),
+        ("data: {train: 5, train: 6}", "duplicate keys: ['train']"),
         ("a: !!python/object/apply:os.system [ls]", "not valid YAML"),
     ],
 )
@@ -472,3 +472,19 @@ def test_examples_are_valid(path):
 
 def test_there_are_examples():
     assert len(list(Path(__file__).parent.parent.glob("examples/**/study*.yaml"))) >= 2
+
+
+def test_an_override_of_a_text_is_taken_as_it_is_typed():
+    for text in ("1234567", "12e4567", "0123", "2026-01-01"):
+        assert study.load(FIRST, [f"code={text}"]).code == text
+    assert study.load(FIRST, ["code=null"]).code is None
+    assert study.load(FIRST, ["training.learning_rate=1e-4"]).training.learning_rate == 1e-4
+
+
+def test_reading_a_study_changes_no_yaml_for_others():
+    assert yaml.safe_load("a: 1e-4") == {"a": "1e-4"}  # as YAML 1.1 has it, whatever we take it for
+    assert study.load(FIRST, ["training.learning_rate=1e-4"])
+    assert yaml.safe_load("a: 1e-4") == {"a": "1e-4"}
+
+
+FIRST = Path(__file__).parent.parent / "examples/01-first-study/study.yaml"

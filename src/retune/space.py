@@ -289,7 +289,7 @@ class Space(BaseModel):
             raise ValueError("a space needs at least one parameter, but got none")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"parameter names must differ, but these stand twice: {twice}")
+            raise ValueError(f"parameter names must differ, but duplicates are {twice}")
         return self
 
     @property

@@ -181,7 +181,7 @@ def test_columns_name_the_fields():
         (b"hello world", "a.data", "but the file begins with 'hello world'"),
         ("prompt,completion\n".encode("utf-16"), "a.csv", "UTF-16"),
         (b"prompt,completion\na,b,c\n", "a.csv", "row 1: 3 cells, but the header has 2"),
-        (b"prompt,prompt\na,b\n", "a.csv", "stand twice: ['prompt']"),
+        (b"prompt,prompt\na,b\n", "a.csv", "duplicates are ['prompt']"),
         (b'prompt,completion\n"a,b\n', "a.csv", "not valid CSV"),
         (b"prompt,completion\n", "a.csv", "at least one record"),
         (

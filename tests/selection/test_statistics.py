@@ -329,7 +329,7 @@ def test_other_questions_and_other_prompts_are_refused_by_number_and_name():
     twice = record([1] * 6, model="b")
     twice.answers[5]["id"] = "anatomy/0"
     told = " ".join(mismatches(first, twice))
-    assert "1 ids stand twice" in told
+    assert "1 duplicate ids" in told
     assert "1 were asked of one alone: anatomy/5" in told
     with pytest.raises(InputError, match="task and protocol must be the same"):
         compare(first, record([1] * 6, "bbh", "b"))

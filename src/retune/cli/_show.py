@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import shlex
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
@@ -122,12 +124,12 @@ def show_outcome(outcome: Outcome, study_file: str, overrides: tuple[str, ...]) 
     if outcome.stopped_by != "trials":
         console.print(f"[yellow]the search was ended by its limit of {outcome.stopped_by}[/]")
     for finding in selection.findings:
-        console.print(f"[yellow]note:[/] {finding}")
-    console.print(f"chosen: {selection.chosen}, {selection.rule}")
+        console.print(f"[yellow]note:[/] {escape(finding)}")
+    console.print(escape(f"chosen: {selection.chosen}, {selection.rule}"))
     for against in (selection.base, selection.default):
         found = [comparison for comparison in selection.comparisons if comparison.against == against]
         if found:
-            console.print(f"  {summary(found)}")
+            console.print(escape(f"  {summary(found)}"))
     decision = {
         "promote": f"[green]promoted[/]: {outcome.model} version {outcome.gate.challenger} is now the champion",
         "keep": f"[yellow]not promoted[/]: {outcome.model} version {outcome.gate.champion or '(none)'} stays the champion",
@@ -136,14 +138,18 @@ def show_outcome(outcome: Outcome, study_file: str, overrides: tuple[str, ...]) 
     console.print(decision[outcome.gate.decision])
     for rule in outcome.gate.rules:
         if not rule["passed"]:
-            console.print(f"  [red]✗[/] {rule['text']}")
-    again = " ".join(["retune run", study_file, *overrides])
+            console.print(f"  [red]✗[/] {escape(str(rule['text']))}")
+    again = shlex.join(["retune", "run", study_file, *overrides, f"search.trials={outcome.trials * 2}"])
     console.print()
-    console.print(f"open   {_near(outcome.report)}", soft_wrap=True)
-    console.print(f"look   mlflow ui --backend-store-uri {_near(outcome.tracking)}", soft_wrap=True)
-    console.print(f"more   {again} search.trials={outcome.trials * 2}", soft_wrap=True)
+    console.print(escape(f"open   {shlex.quote(_near(outcome.report))}"), soft_wrap=True)
     console.print(
-        f"undo   retune promote {outcome.model} --rollback --tracking {_near(outcome.tracking)}",
+        escape(f"look   mlflow ui --backend-store-uri {shlex.quote(_near(outcome.tracking))}"), soft_wrap=True
+    )
+    console.print(escape(f"more   {again}"), soft_wrap=True)
+    console.print(
+        escape(
+            f"undo   retune promote {outcome.model} --rollback --tracking {shlex.quote(_near(outcome.tracking))}"
+        ),
         soft_wrap=True,
     )
 

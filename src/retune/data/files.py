@@ -181,7 +181,7 @@ def _table(text: str, name: str, problems: list[str]) -> Rows:
         columns = [cell.strip() for cell in next(row for row in reader if row)]
         twice = sorted({c for c in columns if columns.count(c) > 1})
         if twice:
-            problems.append(f"the names in the header must differ, but these stand twice: {twice}")
+            problems.append(f"the names in the header must differ, but duplicates are {twice}")
             return
         for place, cells in enumerate((row for row in reader if row), 1):
             if len(cells) != len(columns):

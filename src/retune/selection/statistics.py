@@ -143,7 +143,7 @@ def mismatches(first: BenchRecord, second: BenchRecord) -> list[str]:
         return [f"{names}: the prompts must be the same, but their digests differ"] if differ else []
     prompts = [{str(a["id"]): a.get("prompt") for a in record.answers} for record in (first, second)]
     problems = [
-        f"{record.model} on {record.task}: every question is answered once, but {len(record.answers) - len(own)} ids stand twice"
+        f"{record.model} on {record.task}: every question is answered once, but {len(record.answers) - len(own)} duplicate ids"
         for record, own in zip((first, second), prompts, strict=True)
         if len(own) < len(record.answers)
     ]

@@ -121,7 +121,7 @@ class Cluster(Section):
     def _between_keys(self) -> Self:
         mounts = [volume.mount for volume in self.volumes]
         problems = [
-            f"`{key}` must differ, but these stand twice: {sorted({item for item in items if items.count(item) > 1})}"
+            f"`{key}` must differ, but duplicates are {sorted({item for item in items if items.count(item) > 1})}"
             for key, items in {
                 "volumes.*.mount": mounts,
                 "secrets": self.secrets,

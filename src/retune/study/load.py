@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from retune.errors import InputError
 from retune.study.data import PROMPTS
 from retune.study.model import Study
-from retune.study.problems import all_problems
+from retune.study.problems import all_problems, takes_text
 
 MOST_BYTES = 1 << 20
 _MOST_LEVELS = 50
@@ -100,6 +101,8 @@ def _override(content: dict[str, Any], override: str) -> None:
             )
     try:
         value = _read(text, override) if text else ""
+        if isinstance(value, int | float | date) and takes_text(key.split(".")):
+            value = text  # a revision like 1234567, or 12e4567
     except ValueError as error:
         raise InputError(f"the value is not valid YAML in {override!r}: {error}", "command line") from error
     if isinstance(node, list):
@@ -144,7 +147,7 @@ def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads ``1e-4`` as text; people mean a number. If a key stands twice it keeps the last, and says nothing.
+    """YAML 1.1 reads ``1e-4`` as text; people mean a number. Of duplicate keys it keeps the last, and says nothing.
 
     A few lines of aliases of aliases can stand for more than any memory holds: they are counted first.
     """
@@ -183,20 +186,17 @@ class _Loader(yaml.SafeLoader):
         return known[id(node)]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Return the mapping, if no key stands twice."""
+        """Return the mapping, if all keys differ."""
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         twice = sorted(key for key, count in Counter(keys).items() if count > 1)
         if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"these keys stand twice: {twice}", node.start_mark
-            )
+            raise yaml.constructor.ConstructorError(None, None, f"duplicate keys: {twice}", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
 _FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)\Z")
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
-for _loader in (yaml.SafeLoader, _Loader):
-    _loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 def _resolve(content: dict[str, Any], inputs: Path, outputs: Path) -> None:

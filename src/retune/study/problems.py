@@ -155,6 +155,18 @@ def _section_at(path: Sequence[str | int], root: type[BaseModel] = Study) -> Any
     return node if isinstance(node, type) and issubclass(node, BaseModel) else None
 
 
+def takes_text(path: Sequence[str]) -> bool:
+    """Return whether the key at `path` holds a text, or nothing, and no number: then ``1234567`` is a text."""
+    node: Any = Study
+    for part in path:
+        if not (isinstance(node, type) and issubclass(node, BaseModel)) or part not in node.model_fields:
+            return False
+        annotation = node.model_fields[part].annotation
+        node = _section(annotation)
+    kinds = set(get_args(annotation)) or {annotation}
+    return str in kinds and kinds <= {str, type(None)}
+
+
 def _section(annotation: Any) -> Any:
     """Return the section class inside a list or union annotation."""
     if get_origin(annotation) is Annotated:
