@@ -42,6 +42,7 @@ onload = () => {
     fetched: view.performance.getEntriesByType("resource").map(e => e.name),
     narrow: figures.filter(f => f.width < 0.8 * Math.min(width, 400)).length,
     flat: figures.filter(f => f.height < 80).length,
+    cut: [...page.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.getAttribute("aria-label")),
     type: parseFloat(view.getComputedStyle(page.body).fontSize),
   });
 };</script>"""
@@ -84,7 +85,7 @@ def look(tmp_path):
     server.shutdown()
 
 
-@pytest.mark.parametrize("width", [375, 1280])
+@pytest.mark.parametrize("width", [375, 1280, 1400])
 def test_nothing_sticks_out_and_nothing_is_fetched(look, width):
     asked, records, scores, selection, gate = outcome()
     selection.findings.append("a finding with/a/very/long/path" * 8)
@@ -95,6 +96,8 @@ def test_nothing_sticks_out_and_nothing_is_fetched(look, width):
     assert seen["fetched"] == []
     assert (seen["narrow"], seen["flat"]) == (0, 0)
     assert seen["type"] >= 16
+    if width >= 1280:
+        assert seen["cut"] == []  # on a desk no column needs scrolling
 
 
 def test_an_empty_study_fits_too(look):

@@ -43,7 +43,7 @@ def test_it_says_what_a_person_wants_to_know(whole):
     _, records, _, selection, gate = outcome()
     text = Text(whole).text
     chosen = selection.row(selection.chosen)
-    assert f"{chosen.trial} was chosen from 39 settings that nomad tried" in text
+    assert f"{chosen.trial} was chosen from 39 settings that mads-global tried" in text
     assert f"{chosen.gain_over_base:+.4g}" in text
     assert "Gate: version 4 becomes champion" in text
     for rule in gate.rules:

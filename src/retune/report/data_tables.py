@@ -31,6 +31,13 @@ def number(value: Any) -> str:
     return f"{value:.5g}" if math.isfinite(value) else str(value)
 
 
+def brief(value: Any) -> str:
+    """Return a hyper-parameter with three significant digits: neighbouring levels lie further apart than that."""
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:.3g}"
+    return number(value)
+
+
 def signed(value: float) -> str:
     """Return a correlation with its sign."""
     return f"{value:+.2f}".replace("-", "−")
@@ -133,13 +140,14 @@ def _splits(splits: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sources(sources: list[Mapping[str, Any]]) -> dict[str, Any]:
     splits = list(dict.fromkeys(name for source in sources for name in source.get("splits", {})))
-    columns = ["source", "format", "share", *_COUNTS, *splits]
+    counts = [name for name in _COUNTS if name != "held_out" or any(source.get(name) for source in sources)]
+    columns = ["source", "format", "share", *counts, *splits]
     rows = []
     for source in sources:
         share = source.get("share")
-        row = [str(source.get("name", "–")), str(source.get("format", "–"))]
+        row = [str(source.get("name", "–")), str(source.get("taken") or source.get("format", "–"))]
         row.append("–" if share is None else f"{share:.0%}")
-        row += [number(source.get(name)) for name in _COUNTS]
+        row += [number(source.get(name)) for name in counts]
         row += [number(source.get("splits", {}).get(name, {}).get("records")) for name in splits]
         rows.append(row)
     return {"title": "Sources; records", "columns": columns, "rows": rows}

@@ -11,6 +11,7 @@ import yaml
 from retune import store
 from retune.records import BenchRecord, GateRecord, Record, TrialRecord
 from retune.report.data_tables import (
+    brief,
     comparison_notes,
     comparison_rows,
     correlation_words,
@@ -83,6 +84,7 @@ def render(
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {
         "number": number,
+        "brief": brief,
         "signed": _signed,
         "words": words,
         "setting": _setting,
@@ -134,7 +136,7 @@ def _minute(rfc3339: str) -> str:
 
 
 def _setting(assignment: dict[str, Any]) -> str:
-    return ", ".join(f"{words(name)} {number(value)}" for name, value in assignment.items()) or "–"
+    return ", ".join(f"{words(name)} {brief(value)}" for name, value in assignment.items()) or "–"
 
 
 def _headline(study: Study, trials: Sequence[TrialRecord], selection: Selection) -> str:
@@ -175,7 +177,14 @@ def _cards(trials: Sequence[TrialRecord], selection: Selection) -> list[dict[str
     hours = sum(t.seconds for t in trials) / 3600
     failed = sum(t.status == "failed" for t in trials)
     time = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
-    note = f"of trials in all, {failed} failed"
+    searched = sum(t.role in ("default", "search") for t in trials)
+    again = sum(t.role == "repeat" for t in trials)
+    what = [
+        f"{searched} settings",
+        *([f"{again} repeats"] if again else []),
+        *(["the base"] if len(trials) > searched + again else []),
+    ]
+    note = f"in all: {', '.join(what)}; {failed} failed"
     cards.append({"label": f"{len(trials)} trials", "value": time, "look": "", "note": note})
     return cards
 
