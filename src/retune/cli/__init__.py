@@ -28,6 +28,8 @@ VERBS = {
     "render": "Print what a study would create on a cluster.",
     "promote": "Put a registered adapter through the gate, or roll back.",
     "report": "Write the report of a study again.",
+    "export": "Write a tuned adapter for others, with a model card; merged, as GGUF or OCI.",
+    "chat": "Ask the untuned base and the tuned model the same questions.",
 }
 
 

@@ -26,7 +26,7 @@ def rewrite(folder: str, out: str | None = None) -> str:
         InputError: if there is no study in the folder, or records in it cannot be read: all of them at once.
 
     """
-    search = _search(folder)
+    search = newest_search(folder)
     problems: list[str] = []
     asked = study.parse(_read(store.join(search, "study.json"), problems) or {}, search)
     trials = _all(TrialRecord, store.join(search, "trials"), "trial.json", problems)
@@ -43,8 +43,25 @@ def rewrite(folder: str, out: str | None = None) -> str:
     return page
 
 
-def _search(folder: str) -> str:
-    """Return the folder of the search that is meant."""
+def study_in(search: str) -> study.Study:
+    """Return the study that a search was made from.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    problems: list[str] = []
+    found = _read(store.join(search, "study.json"), problems)
+    if problems:
+        raise InputError(problems, search)
+    return study.parse(found or {}, search)
+
+
+def newest_search(folder: str) -> str:
+    """Return the folder of the search that is meant: itself, or of several in a study's folder the one that ended last.
+
+    Raises:
+        InputError: if there is none.
+    """
     if store.exists(store.join(folder, "study.json")):
         return folder
     found = {name.split("/")[0] for name in store.listing(folder) if name.endswith("/study.json")}

@@ -1,0 +1,55 @@
+"""`retune chat`: base and tuned model side by side in a terminal."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command("chat")
+@click.argument("folder", metavar="STUDY_FOLDER")
+@click.option("--trial", metavar="NAME", help="Another trial than the chosen one.")
+@click.option(
+    "--ask", "questions", multiple=True, metavar="TEXT", help="Ask this and end; may be given several times."
+)
+@click.option(
+    "--new-tokens",
+    default=128,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="The most tokens of an answer.",
+)
+def command(folder: str, trial: str | None, questions: tuple[str, ...], new_tokens: int) -> None:
+    """Ask the untuned base and the tuned model of a study the same questions, and see both answers.
+
+    Questions are typed line by line; an empty line ends. Each one stands for itself, is asked by the prompt that
+    the study was tuned with, and is answered greedily.
+
+    \b
+    Examples:
+      retune chat artifacts/support-bot
+      retune chat artifacts/support-bot --ask "Where is my parcel?" --new-tokens 60
+    """
+    from rich.console import Console
+
+    from retune.steps import chat
+
+    pair = chat.open_pair(folder, trial)
+    console = Console(highlight=False)
+
+    def answer(question: str) -> None:
+        for name, text in pair.answers(question, new_tokens).items():
+            console.print(f"[bold]{name}[/]")
+            console.print(text or "(nothing)", markup=False)
+        console.print()
+
+    for question in questions:
+        console.print(f"> {question}", markup=False)
+        answer(question)
+    while not questions:
+        try:
+            question = click.prompt(">", prompt_suffix=" ", default="", show_default=False)
+        except click.Abort:
+            return
+        if not question.strip():
+            return
+        answer(question)

@@ -1,0 +1,112 @@
+"""A finished study as files for others, and both models asked the same."""
+
+import hashlib
+import json
+import tarfile
+
+import pytest
+import torch
+from click.testing import CliRunner
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from retune import models
+from retune.cli import cli
+from retune.data.prompts import prompt
+from retune.errors import InputError, RetuneError
+from retune.steps import export
+from retune.steps.chat import open_pair
+from retune.steps.oci import to_oci
+
+
+def run(*words):
+    shown = CliRunner().invoke(cli, words, catch_exceptions=False)
+    assert shown.exit_code == 0, shown.output
+    return shown.output
+
+
+def logits(model, tokenizer):
+    with torch.no_grad():
+        return model(**tokenizer("the little test", return_tensors="pt")).logits
+
+
+def test_the_adapter_with_its_card(searched):
+    study, folder, tmp_path = searched
+    run("export", study.root, "--out", str(tmp_path / "out"), "--licence", "apache-2.0")
+    out = tmp_path / "out"
+    base = AutoModelForCausalLM.from_pretrained(study.model.base)
+    assert PeftModel.from_pretrained(base, out)
+    card = (out / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: peft\nlicense: apache-2.0\n")
+    for words in (
+        "trial-002",
+        study.model.base,
+        "rank 4",
+        folder.search.data_digest,
+        "Validation loss | 1",
+        "SHA-256",
+    ):
+        assert words in card
+    with pytest.raises(InputError, match="must be empty or new"):
+        export.write(export.from_run(study.root), out)
+    with pytest.raises(InputError, match=r"is one of \['trial-001', 'trial-002'\], but got 'trial-009'"):
+        export.from_run(study.root, "trial-009")
+
+
+def test_merged_is_what_base_and_adapter_say_together(searched):
+    study, _, tmp_path = searched
+    run("export", study.root, "--out", str(tmp_path / "out"), "--merge")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(study.model.base, dtype=torch.float32)
+    before = logits(base, tokenizer)
+    together = PeftModel.from_pretrained(base, export.from_run(study.root).adapter).eval()
+    torch.testing.assert_close(logits(merged, tokenizer), logits(together, tokenizer), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(logits(merged, tokenizer), before)
+
+
+def test_an_oci_layout_is_whole_and_the_same_every_time(searched):
+    study, _, tmp_path = searched
+    export.write(export.from_run(study.root), tmp_path / "out")
+    first, second = (to_oci(tmp_path / "out", tmp_path / name, "s") for name in ("a", "b"))
+    assert first == second
+    blobs = tmp_path / "a" / "blobs" / "sha256"
+    for path in blobs.iterdir():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+    (entry,) = json.loads((tmp_path / "a" / "index.json").read_text())["manifests"]
+    manifest = json.loads((blobs / entry["digest"].partition(":")[2]).read_text())
+    (layer,) = manifest["layers"]
+    with tarfile.open(blobs / layer["digest"].partition(":")[2]) as tar:
+        assert {"models/adapter_model.safetensors", "models/README.md"} <= set(tar.getnames())
+
+
+def test_gguf_is_made_by_the_converter_that_is_installed(tmp_path, monkeypatch):
+    (tmp_path / "merged").mkdir()
+    monkeypatch.delenv("LLAMA_CPP", raising=False)
+    with pytest.raises(InputError, match=r"--gguf needs llama\.cpp's convert_hf_to_gguf\.py"):
+        export.to_gguf(tmp_path / "merged", "f16")
+    monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
+    converter = tmp_path / "convert_hf_to_gguf.py"  # takes the arguments that llama.cpp's takes
+    converter.write_text(
+        "import sys; a = sys.argv; assert a[2] == '--outfile' and a[4:] == ['--outtype', 'f16']; open(a[3], 'w').write('GGUF')"
+    )
+    assert export.to_gguf(tmp_path / "merged", "f16").read_text() == "GGUF"
+    converter.write_text("raise SystemExit('unknown architecture')")
+    (tmp_path / "merged" / "merged-f16.gguf").unlink()
+    with pytest.raises(RetuneError, match="unknown architecture"):
+        export.to_gguf(tmp_path / "merged", "f16")
+
+
+def test_both_models_are_asked_as_they_were_tuned(searched):
+    study, _, _ = searched
+    pair = open_pair(study.root)
+    found = pair.answers("the little test", 6)
+    assert list(found) == ["base", "tuned"]
+    tokenizer = models.load_tokenizer(study.model)
+    ids = tokenizer(prompt("the little test"), return_tensors="pt")["input_ids"]
+    base = AutoModelForCausalLM.from_pretrained(study.model.base, dtype=torch.float32)
+    expected = base.generate(ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :]
+    assert found["base"] == tokenizer.decode(expected, skip_special_tokens=True).strip()
+    shown = run("chat", study.root, "--ask", "the little test", "--new-tokens", "3")
+    assert "> the little test" in shown
+    assert shown.index("base") < shown.index("tuned")
