@@ -4,33 +4,59 @@ import os
 import time
 
 import pytest
+import yaml
 
 from retune.errors import InputError, RetuneError
-from retune.launch import local
+from retune.launch import local, run
+from retune.launch.compiled import compiled
 from retune.launch.local import EARLIER_LOGS, Log
-from retune.steps.entry import LAST_WORDS, last_words
-
-KFP = "RuntimeError: Pipeline \x1b[95m'retune-search'\x1b[0m finished with status \x1b[91mFAILURE\x1b[0m. Inner task failed: \x1b[96m'mix'\x1b[0m inside x.\n"
+from retune.launch.run import LAST_WORDS, last_words
 
 
 def test_the_steps_own_last_words_are_shown(tmp_path, monkeypatch):
     log = Log(tmp_path / "logs/pipeline.log")
     log.begin()
     monkeypatch.setenv(LAST_WORDS, str(log.words))
-    log.path.write_text(f"Traceback\n    raise RuntimeError(msg)\n{KFP}")
-    assert log.failure().startswith("the step 'mix' failed without a word")
-    with pytest.raises(InputError), last_words():
+    log.path.write_text("step mix\nTraceback\n    raise RuntimeError(msg)\n")
+    assert log.failure().startswith("the step 'mix' ended without a word")
+    with pytest.raises(InputError), last_words("mix"):
         raise InputError(["`rank` must be a number", "`alpha` too"], "study")
-    assert "the step 'mix' failed: " in log.failure()
+    assert log.failure().startswith("the step 'mix' failed: ")
     assert "`rank` must be a number" in log.failure()
     assert "`alpha` too" in log.failure()
-    with pytest.raises(ZeroDivisionError), last_words():
+    with pytest.raises(ZeroDivisionError), last_words("report"):  # what follows from it
         1 / 0
-    assert log.failure() == "the step 'mix' failed: ZeroDivisionError: division by zero"
+    assert "the step 'mix' failed: " in log.failure()
+    log.begin()
+    with pytest.raises(ZeroDivisionError), last_words("select"):
+        1 / 0
+    assert log.failure() == "the step 'select' failed: ZeroDivisionError: division by zero"
     log.begin()
     assert (
-        log.failure() == "a step failed without a word, as one does that is killed (is there memory enough?)"
+        log.failure() == "the run ended without a word, as one does that is killed (is there memory enough?)"
     )
+
+
+def test_the_order_of_the_steps_is_that_of_the_compiled_pipeline(small):
+    spec = yaml.safe_load(compiled("search").read_text())
+    tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    order = []
+    while len(order) < len(tasks):
+        ready = [
+            name
+            for name in tasks
+            if name not in order and set(tasks[name].get("dependentTasks", [])) <= set(order)
+        ]
+        assert ready
+        order += sorted(ready)
+    iterator = run.steps(small())
+    names = []
+    for name, step in iterator:
+        names.append(name)
+        if name == "search":  # the next ones ask for its folder, and do nothing yet
+            iterator.gi_frame.f_locals["found"].append(None)
+    assert ["validate", *names] == order
+    assert set(spec["root"]["dag"]["tasks"]) == {"exit-handler-1", "report"}
 
 
 def test_earlier_logs_are_kept_but_not_for_ever(tmp_path):
@@ -50,7 +76,7 @@ def test_a_run_names_the_step_and_its_reason(small, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     begun = time.monotonic()
     for _ in range(2):
-        with pytest.raises(RetuneError, match=r"the step 'validate' failed: .*gone.json") as told:
+        with pytest.raises(RetuneError, match=r"the step 'mix' failed: .*gone.json") as told:
             local.run(study, lambda _: time.monotonic() - begun)
     assert "raise RuntimeError" not in str(told.value)
     logs = sorted(path.name for path in (local.folders.work_folder(study) / "logs").glob("pipeline*.log"))

@@ -1,8 +1,7 @@
-"""Running a study on this machine: the compiled pipeline in a process of its own, watched by its progress file."""
+"""Running a study on this machine: its steps in a process of their own, watched by the progress file."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -14,16 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retune.errors import FULL, DiskFull, Interrupted, RetuneError
+from retune.launch.run import LAST_WORDS
 from retune.processes import PARENT
-from retune.steps.entry import LAST_WORDS
 from retune.steps.search import STOP_FILE
 from retune.study import Study
 from retune.workspace import folders, locks, progress
 
 POLL_SECONDS = 0.25
 EARLIER_LOGS = 9
-_FAILED = re.compile(r"Inner task failed: '([\w-]+)'")
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -53,12 +50,12 @@ class Log:
 
     def failure(self) -> str:
         """Return which step failed and its own last words, for a person who will not read the whole log."""
-        text = _COLOUR.sub("", self.path.read_text(errors="replace")) if self.path.exists() else ""
-        failed = _FAILED.findall(text)
-        step = f"the step {failed[-1]!r} failed" if failed else "a step failed"
         if self.words.exists():
-            return f"{step}: {self.words.read_text(encoding='utf-8', errors='replace')[:2000]}"
-        return f"{step} without a word, as one does that is killed (is there memory enough?)"
+            return self.words.read_text(encoding="utf-8", errors="replace")[:2000]
+        text = self.path.read_text(errors="replace") if self.path.exists() else ""
+        begun = re.findall(r"^step (\w+)$", text, re.M)
+        step = f"the step {begun[-1]!r}" if begun else "the run"
+        return f"{step} ended without a word, as one does that is killed (is there memory enough?)"
 
 
 def run(
@@ -66,10 +63,10 @@ def run(
     watch: Callable[[progress.Progress | None], None],
     stops: Callable[[], int] = lambda: 0,
 ) -> None:
-    """Run the pipeline `search` on this machine until it ends.
+    """Do what is missing of a study on this machine, until it ends.
 
     Args:
-        study: the resolved study.
+        study: the resolved study, which `retune.steps.check` has found right.
         watch: called about four times a second with the latest progress. An error in it ends the run.
         stops: how often a stop was asked for so far. The first lets running trials save a checkpoint, a second one
             ends the run at once.
@@ -108,9 +105,9 @@ def run(
 
 
 def _start(study: Study, work: Path, log: Log) -> subprocess.Popen[bytes]:
-    arguments = work / "logs" / "arguments.json"
-    arguments.write_text(json.dumps({"study": study.model_dump_json()}))
-    command = [sys.executable, "-m", "retune.launch.run", "search", str(arguments), str(work / "pipeline")]
+    arguments = work / "logs" / "study.json"
+    arguments.write_text(study.model_dump_json())
+    command = [sys.executable, "-m", "retune.launch.run", str(arguments)]
     env = {**os.environ, PARENT: str(os.getpid()), LAST_WORDS: str(log.words)}
     env |= {"PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
     with log.path.open("w") as out:

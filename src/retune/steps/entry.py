@@ -1,22 +1,17 @@
-"""What every component does first and last: read the study, keep libraries quiet, end with its run, leave a last word."""
+"""What every component does first: read the study, keep libraries quiet, and end with the run it belongs to."""
 
 from __future__ import annotations
 
 import base64
 import json
-import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from retune import models
-from retune.errors import RetuneError
 from retune.processes import die_with_run
 from retune.study import Study, parse
 
-LAST_WORDS = "RETUNE_LAST_WORDS"
-"""Environment variable naming the file that gets the error a step ends with."""
 _PACKED = "zlib"
 
 
@@ -28,22 +23,9 @@ def entry(study: str) -> Iterator[Study]:
         InputError: with every problem found in it.
 
     """
-    with last_words():
-        die_with_run()
-        models.quiet()
-        yield parse(unpacked(study))
-
-
-@contextmanager
-def last_words() -> Iterator[None]:
-    """Leave what the step ends with in the file of ``RETUNE_LAST_WORDS``, for `retune run` to show."""
-    try:
-        yield
-    except Exception as error:
-        if path := os.environ.get(LAST_WORDS):
-            said = str(error) if isinstance(error, RetuneError) else f"{type(error).__name__}: {error}"
-            Path(path).write_text(said.strip(), encoding="utf-8")
-        raise
+    die_with_run()
+    models.quiet()
+    yield parse(unpacked(study))
 
 
 def packed(study: Study) -> str:
