@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint docs bench pipelines images clean
+.PHONY: help demo test quick test-gpu test-lowest lint docs bench pipelines images clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"retune needs Python 3.11 or newer, this is {v[0]}.{v[1]}; set PYTHON=python3.11")'
@@ -32,6 +32,18 @@ test: $(VENV)/.dev ## run every test
 
 quick: $(VENV)/.dev ## run the tests that take seconds
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-gpu: $(VENV)/.dev ## run what trains and scores on this machine's GPU, Llama-2-7B's shape among it, and print its peaks
+	$(BIN)/python -m pytest -s tests/training/test_on_gpu.py
+	$(BIN)/python -m pytest -n 4 --dist loadfile tests/training tests/evaluation --deselect tests/training/test_on_gpu.py
+
+# torch's oldest version beside the other packages as they are pinned; on Linux a download of 3 GB.
+LOWEST := .venv-lowest
+test-lowest: $(VENV)/.dev ## run the tests of training and decoding with the oldest torch that pyproject.toml takes
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip --disable-pip-version-check --quiet install "torch==$(shell sed -n 's/^train = .*"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml).*"
+	$(BIN)/python -c 'import site; print(*site.getsitepackages(), "$(CURDIR)/src", sep="\n")' > $$($(LOWEST)/bin/python -c 'import site; print(site.getsitepackages()[0])')/zz-the-rest.pth
+	$(LOWEST)/bin/python -m pytest tests/training tests/evaluation/decoding
 
 lint: $(VENV)/.dev ## ruff, types, layers
 	$(BIN)/ruff check .

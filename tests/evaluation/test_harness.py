@@ -80,7 +80,7 @@ def by_the_harness(loaded, name, path):
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    model = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=2, device="cpu")
+    model = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=2, device=str(loaded.device))
     prepared = harness.prepare(name, path, "", None, 0)
     tasks = [harness._task(name, part) for part in prepared.parts]
     found = simple_evaluate(

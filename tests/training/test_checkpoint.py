@@ -15,7 +15,7 @@ from retune.errors import Interrupted, RetuneError
 from retune.events import Measured, Note, Progress
 from retune.training import checkpoint
 from retune.training.run_trial import run_trial
-from tests.training.conftest import make_study
+from tests.training.conftest import ON_GPU, alike, make_study
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,14 +43,14 @@ def whole(base, data, tmp_path_factory):
 
 def assert_equal(record, whole):
     assert record.status == "completed"
-    assert record.adapter_digest == whole.adapter_digest
+    assert ON_GPU or record.adapter_digest == whole.adapter_digest
     for curve in ("train_loss", "validation_loss"):
         assert [(m.step, m.value) for m in record.curves[curve]] == [
-            (m.step, m.value) for m in whole.curves[curve]
+            (m.step, alike(m.value)) for m in whole.curves[curve]
         ]
     assert (record.tokens, record.steps) == (whole.tokens, whole.steps)
     for name in ("validation_loss", "train_loss", "best_validation_loss"):
-        assert record.values[name] == whole.values[name]
+        assert record.values[name] == alike(whole.values[name])
 
 
 # Questions 0 to 6 come before the steps of the first epoch, 7 and 8 in and after its validation, and so on.
@@ -169,7 +169,7 @@ import sys, torch
 torch.set_num_threads(1)
 from retune.training.resident import ResidentBase
 from retune.training.run_trial import TrialTask, run_trial
-from tests.training.conftest import make_study
+from tests.training.conftest import ON_GPU, alike, make_study
 base, data, folder = sys.argv[1:]
 study = make_study(base, checkpoint_minutes=1e-9)
 def report(event):

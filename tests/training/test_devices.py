@@ -106,7 +106,7 @@ def test_two_processes_learn_what_one_learns(base, base_folder, data, task, tmp_
     assert (stopped.status, stopped.adapter_digest) == ("completed", together.adapter_digest)
     assert stopped.values["validation_loss"] == together.values["validation_loss"]
     untuned = record(tmp_path / "base").values["validation_loss"]
-    assert untuned == pytest.approx(base.evaluate(None, data, make_study(base_folder)), rel=1e-6)
+    assert untuned == pytest.approx(base.evaluate(None, data, make_study(base_folder)), rel=1e-5)
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def test_equals_pefts_own_layer_drawn_from_the_same_seed(base, dropout):
                 lora_linear.install(model)
                 assert "forward" in vars(layer)
             torch.manual_seed(5)
-            x = torch.linspace(-1, 1, 7 * 32).view(1, 7, 32).requires_grad_()
+            x = torch.linspace(-1, 1, 7 * 32, device=base.load().device).view(1, 7, 32).requires_grad_()
             model.zero_grad()
             out = layer(x)
             out.square().sum().backward()

@@ -1,6 +1,7 @@
 """However a step is split into passes, it has the same losses and gradients; only what does not fit alone fails."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -176,6 +177,7 @@ def test_a_process_that_may_take_less_memory_learns_the_same(tmp_path_factory, t
         done = subprocess.run(
             [sys.executable, "-c", _PROGRAM, str(folder), data, str(tmp_path / name), str(limit), sight],
             capture_output=True, text=True, cwd=ROOT, timeout=300,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
         found[name] = json.loads(done.stdout.splitlines()[-1])

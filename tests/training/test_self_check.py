@@ -20,6 +20,9 @@ from .test_loss import padded_loss, random_tokens
 SETTING = lora.Setting(4, 8, 0.0, 1e-3, 0.0)
 
 
+ROUNDING = 1e-4 if torch.cuda.is_available() else 1e-6  # between a GPU and the CPU, or on one CPU
+
+
 def check(model, targets=("q_proj", "v_proj", "down_proj"), longest=64):
     with lora.adapted(model, SETTING, list(targets), "x", 0) as tuned:
         lora.disturb(tuned)
@@ -208,13 +211,17 @@ def test_trials_on_a_window_and_on_a_hybrid_are_right_and_record_how(
         plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
         with torch.no_grad():
             whole = sum(float(padded_loss(plain, tokens, [k])) for k in range(len(tokens)))
-        assert bare.values["validation_loss"] == pytest.approx(whole / int(tokens.counted.sum()), rel=1e-6)
+        assert bare.values["validation_loss"] == pytest.approx(
+            whole / int(tokens.counted.sum()), rel=ROUNDING
+        )
         with lora.loaded(plain, tmp_path / f"t{number}" / "adapter") as adapted, torch.no_grad():
             whole = sum(float(padded_loss(adapted, tokens, [k])) for k in range(len(tokens)))
-        assert tuned.values["validation_loss"] == pytest.approx(whole / int(tokens.counted.sum()), rel=1e-6)
+        assert tuned.values["validation_loss"] == pytest.approx(
+            whole / int(tokens.counted.sum()), rel=ROUNDING
+        )
         assert tuned.values["validation_loss"] != pytest.approx(bare.values["validation_loss"], rel=1e-4)
         scored = resident.evaluate(str(tmp_path / f"t{number}" / "adapter"), data, study)
-        assert scored == pytest.approx(tuned.values["validation_loss"], rel=1e-6)
+        assert scored == pytest.approx(tuned.values["validation_loss"], rel=ROUNDING)
         assert len(loads) == 2  # a foreign adapter is checked by itself
 
 

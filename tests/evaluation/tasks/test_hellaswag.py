@@ -65,7 +65,9 @@ def test_likelihoods_are_those_of_a_plain_forward_pass(base, path):
     expected = []
     for context, ending in zip(contexts, endings, strict=True):
         with torch.inference_mode():
-            logits = loaded.model(torch.tensor([context + ending])).logits[0].log_softmax(-1)
+            logits = (
+                loaded.model(torch.tensor([context + ending], device=loaded.device)).logits[0].log_softmax(-1)
+            )
         expected.append(sum(float(logits[len(context) + k - 1, token]) for k, token in enumerate(ending)))
     for batch_size in (1, 3, 8):
         found = Decoder(loaded.model, loaded.tokenizer, loaded.device, 512, batch_size).likelihoods(
