@@ -50,6 +50,7 @@ class Display:
             TextColumn("{task.fields[left]}"), console=self._console, transient=True, disable=not self._console.is_terminal,
         )  # fmt: skip
         self._task: TaskID | None = None
+        self._trials: dict[str, TaskID] = {}
         self._step = ""
         self._last = (-1, -1)
 
@@ -83,24 +84,48 @@ class Display:
             best += f", {progress.failed} failed"
         left = "" if progress.left is None else f"{duration(progress.left)} left"
         assert self._task is not None
-        self._bar.update(self._task, completed=round(share, 2), total=total, best=best, left=left)
+        name = LABELS.get(self._step, self._step)
+        if progress.settings:
+            name = f"{name}: {progress.settings_done} of {progress.settings} settings; with base and repeats"
+        self._bar.update(
+            self._task, description=name, completed=round(share, 2), total=total, best=best, left=left
+        )
+        self._show_trials(progress)
         if (
             not self._console.is_terminal
             and progress.step == "search"
             and (progress.done, progress.total) != self._last
         ):
             self._last = (progress.done, progress.total)
-            self._console.print(
-                f"search: {progress.done} of {progress.total} trials, {best or 'no result yet'}, {left or '…'}"
-            )
+            self._console.print(f"search: {_counted(progress)}, {best or 'no result yet'}, {left or '…'}")
+
+    def _show_trials(self, progress: StudyProgress) -> None:
+        """Show a line for each trial at work: its share, epochs and last loss."""
+        for name in [name for name in self._trials if name not in progress.running]:
+            self._bar.remove_task(self._trials.pop(name))
+        for name, share in progress.running.items() if progress.settings else ():
+            if name not in self._trials:
+                self._trials[name] = self._bar.add_task(f"  {name}", total=1, best="", left="")
+            facts = [f"epoch {progress.epochs[name]:.1f}"] if name in progress.epochs else []
+            facts += [f"loss {progress.losses[name]:.4f}"] if name in progress.losses else []
+            self._bar.update(self._trials[name], completed=round(share, 2), best=", ".join(facts))
 
     def _finish_step(self, ok: bool = True) -> None:
         if self._task is not None:
-            self._bar.remove_task(self._task)
-            self._task = None
+            for task in (self._task, *self._trials.values()):
+                self._bar.remove_task(task)
+            self._task, self._trials = None, {}
         if self._step and ok:
             self._console.print(f"[green]✓[/] {LABELS.get(self._step, self._step)}")
         self._step = ""
+
+
+def _counted(progress: StudyProgress) -> str:
+    """Return how far a search is: in the settings that were announced, and in all that is trained."""
+    trials = f"{progress.done} of {progress.total} trials"
+    if not progress.settings:
+        return trials
+    return f"{progress.settings_done} of {progress.settings} settings ({trials}, with base and repeats)"
 
 
 def show_outcome(outcome: Outcome, study_file: str, overrides: tuple[str, ...]) -> None:

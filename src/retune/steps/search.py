@@ -83,6 +83,7 @@ def _run(
         study.search.parallel,
         done,
         before,
+        study.search.trials,
     )
     tracker = open_tracker(study, folder, data_digest)
     tracker.start_study(params=_params(study))

@@ -27,6 +27,14 @@ class Progress(BaseModel):
     best_trial: str | None = None
     base: float | None = None
     running: dict[str, float] = Field(default_factory=dict, description="trial or benchmark -> share done")
+    settings: int = Field(
+        0, description="of a search: settings to try; the base and repeats come on top of them"
+    )
+    settings_done: int = 0
+    epochs: dict[str, float] = Field(default_factory=dict, description="running trial -> epochs done")
+    losses: dict[str, float] = Field(
+        default_factory=dict, description="running trial -> loss of its last step"
+    )
     left: float | None = None
     search_seconds: float = 0.0
     updated: str = ""
@@ -61,6 +69,7 @@ class SearchProgress:
         parallel: how many run at a time.
         done: records finished by earlier runs.
         seconds_before: search seconds spent by earlier runs.
+        settings: how many of `total` are settings of the search.
 
     """
 
@@ -72,9 +81,10 @@ class SearchProgress:
         parallel: int,
         done: list[TrialRecord],
         seconds_before: float,
+        settings: int = 0,
     ) -> None:
         self.path, self.objective, self.parallel = path, objective, parallel
-        self.progress = Progress(step="search", total=total, search_seconds=seconds_before)
+        self.progress = Progress(step="search", total=total, settings=settings, search_seconds=seconds_before)
         self._before = seconds_before
         self._started = self._written = time.monotonic()
         self._durations: list[float] = []
@@ -93,8 +103,11 @@ class SearchProgress:
             self.progress.running[event.trial] = 0.0
         elif event.kind == "progress" and event.steps:
             self.progress.running[event.trial] = event.step / event.steps
+            self.progress.epochs[event.trial] = round(event.epoch, 2)
+            self.progress.losses[event.trial] = event.loss
         elif event.kind == "finished":
-            self.progress.running.pop(event.trial, None)
+            for kept in (self.progress.running, self.progress.epochs, self.progress.losses):
+                kept.pop(event.trial, None)
             self._durations.append(event.record.seconds)
             self._count(event.record)
         if event.kind == "finished" or time.monotonic() - self._written > WRITE_EVERY_SECONDS:
@@ -107,6 +120,7 @@ class SearchProgress:
         progress = self.progress
         progress.done += 1
         progress.failed += record.status == "failed"
+        progress.settings_done += record.role in ("default", "search")
         value = record.objective(self.objective.metric)
         if value is None:
             return

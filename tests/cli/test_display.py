@@ -1,0 +1,50 @@
+"""What a run shows while it works: counts as announced, and a line for each trial at work."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from retune.cli._show import Display
+from retune.workspace.progress import Progress
+
+
+def shown(terminal: bool, *steps: Progress) -> str:
+    out = io.StringIO()
+    display = Display({"search": False})
+    display._console = Console(file=out, force_terminal=terminal, width=150, highlight=False)
+    display._bar.live.console = display._console
+    display._bar.disable = not terminal
+    with display:
+        for step in steps:
+            display.update(step)
+            if terminal:
+                display._bar.refresh()
+    return out.getvalue()
+
+
+WORKING = Progress(
+    step="search", done=2, total=8, settings=3, settings_done=1, best=1.5, running={"trial-002": 0.25, "trial-003": 0.5},
+    epochs={"trial-002": 0.5}, losses={"trial-002": 2.3456},
+)  # fmt: skip
+
+
+def test_a_log_counts_the_settings_that_were_announced():
+    assert "search: 1 of 3 settings (2 of 8 trials, with base and repeats), best 1.5000" in shown(
+        False, WORKING
+    )
+
+
+def test_a_terminal_shows_each_trial_at_work_and_takes_it_away_when_it_is_done():
+    text = shown(True, WORKING)
+    assert "1 of 3 settings" in text
+    assert "trial-002" in text
+    assert "epoch 0.5, loss 2.3456" in text
+    later = WORKING.model_copy(update={"running": {"trial-003": 0.6}, "done": 3})
+    last = shown(True, WORKING, later).rpartition("trial-003")[0].rpartition("search:")[2]
+    assert "trial-002" not in last
+
+
+@pytest.mark.parametrize("step", ["mix", "benchmark"])
+def test_other_steps_show_no_settings(step):
+    assert "settings" not in shown(True, Progress(step=step, total=4, done=1, running={"mmlu": 0.5}))
