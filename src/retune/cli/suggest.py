@@ -42,7 +42,7 @@ def command(study_file: str, history: str | None, count: int, as_json: bool) -> 
     objective = search.Objective.of(wanted)
     known = _history(history) if history else []
     proposals = search.explain(
-        wanted.algorithm, wanted.space, objective, wanted.settings, known, count, loaded.seed
+        wanted.algorithm, wanted.space, objective, loaded.search_settings, known, count, loaded.seed
     )
     if as_json:
         for proposal in proposals:

@@ -8,6 +8,7 @@ nothing.
 
 from __future__ import annotations
 
+import importlib
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -85,13 +86,16 @@ ALGORITHMS: dict[str, Algorithm] = {
     "random": Algorithm(random.RandomSettings, random.propose, "uniform random points", several=True),
 }
 
+APART = {"language-bo": "retune.language"}
+"""Algorithms of retune that need more than this room may know (torch): the packages that hold them as `ALGORITHM`."""
+
 ALIASES = {"retune-tpe": "tpe", "retune-random": "random"}
 """Names that mean ours everywhere: under Katib `tpe` and `random` are Katib's own services."""
 
 
 def algorithm_names() -> list[str]:
     """Return the names of retune's own algorithms and of those that installed packages add."""
-    return sorted({*ALGORITHMS, *extensions.names("algorithms")})
+    return sorted({*ALGORITHMS, *APART, *extensions.names("algorithms")})
 
 
 def find(name: str) -> Algorithm:
@@ -103,6 +107,9 @@ def find(name: str) -> Algorithm:
     name = ALIASES.get(name, name)
     if name in ALGORITHMS:
         return ALGORITHMS[name]
+    if name in APART:
+        apart: Algorithm = importlib.import_module(APART[name]).ALGORITHM
+        return apart
     if name not in extensions.names("algorithms"):
         raise InputError(f"unknown algorithm {name!r}; there are {algorithm_names()}", "search")
     found = extensions.load("algorithms", name)

@@ -26,6 +26,7 @@ _TRUST = 4.0  # how many results of this study an earlier one's scale, and its l
 _JUDGED = (
     6  # from so many results on, earlier studies are used only while they foretell this one's results better
 )
+_EVIDENCE = 2.3  # by how much: ten times as likely
 _UNLIKE = 0.3  # how unlike studies are before anything is known, in squashed units (a spread is about one)
 
 
@@ -124,8 +125,10 @@ def objective_model(problem: Problem, lattice: Lattice) -> Gaussian | Expectatio
     model = Expectation(lattice, _levels(lattice, kept), own_values, sources)
     if len(kept) < _JUDGED:
         return model
-    alone = fit(lattice.features([point.levels for point in kept]), own_values, lattice.groups)
-    return model if model.foresight() > alone.foresight() else alone
+    inputs = lattice.features([point.levels for point in kept])
+    if model.foresight() > fit(inputs, own_values, lattice.groups).foresight() + _EVIDENCE:
+        return model
+    return fit(inputs, squashed(values), lattice.groups)
 
 
 def foretold(problem: Problem, model: Gaussian | Expectation) -> bool | None:

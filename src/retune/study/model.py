@@ -371,6 +371,11 @@ class Study(Section):
                 f"`search.algorithm: {self.search.algorithm}` is Katib's own and needs `engine.kind: katib`; "
                 f"the engine `local` has {[name for name in ALGORITHMS if name not in KATIB_ONLY]}"
             )
+        if self.engine.kind == "katib" and self.search.algorithm == "language-bo":
+            problems.append(
+                "`search.algorithm: language-bo` needs torch, which the suggestion image has not: use `engine.kind: local`, "
+                "or `mads-global`"
+            )
         outside = [t for t in self.select.weights if t not in self.benchmark.tasks]
         outside += [t for t in self.select.order if t != "objective" and t not in self.benchmark.tasks]
         if outside:
@@ -378,6 +383,16 @@ class Study(Section):
                 f"`select` may name only tasks of `benchmark.tasks` {self.benchmark.tasks}, but names {outside}"
             )
         return self._checked(problems)
+
+    @property
+    def search_settings(self) -> dict[str, str | int | float | bool]:
+        """The settings of the search's algorithm: `language-bo` reads with the study's own base unless told otherwise."""
+        settings = dict(self.search.settings)
+        if self.search.algorithm == "language-bo" and "model" not in settings:
+            settings["model"] = self.model.base
+            if self.model.revision is not None:
+                settings["revision"] = self.model.revision
+        return settings
 
     @property
     def root(self) -> str:

@@ -12,7 +12,7 @@ from pydantic_core import CoreSchema, core_schema
 from retune import extensions
 
 ALGORITHMS = (
-    "nomad", "mads-global", "tpe", "random", "lhs", "gp", "soo", "bamsoo", "retune-tpe", "retune-random",
+    "nomad", "mads-global", "language-bo", "tpe", "random", "lhs", "gp", "soo", "bamsoo", "retune-tpe", "retune-random",
     "multivariate-tpe", "bayesianoptimization", "cmaes",
 )  # fmt: skip
 """Algorithms that need no other package."""

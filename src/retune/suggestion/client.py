@@ -115,7 +115,7 @@ def _experiment(study: Study) -> Any:
         search.algorithm,
         search.space,
         Objective.of(search),
-        search.settings,
+        study.search_settings,
         study.seed,
         search.parallel,
     )

@@ -1,0 +1,138 @@
+"""`language-bo`: expected improvement over candidate settings, by a deep kernel on a language model's view of them.
+
+Every setting is written out as text (`prompt`), a frozen model embeds it (`embedding`), a projection and a learnable token are
+trained with a Gaussian process (`kernel`), and the candidates with the highest expected improvement are next, in batches by
+believing the expected value. The candidates are the same at each call of a study, and the neighbours of the best settings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import Field
+
+from retune.errors import InputError
+from retune.language.prompt import opening, written
+from retune.search import Settings, design
+from retune.search.problem import Candidate, Levels, Problem, hashed
+from retune.search.soo import penalised
+from retune.search.transfer import squashed
+
+_MODELLED = 150  # results in the model: the best ones
+_LEADERS = 4
+_BATCH = 64
+
+
+class LanguageSettings(Settings):
+    """Settings of `language-bo`."""
+
+    model: str | None = Field(
+        None,
+        description="frozen model that embeds: a folder, an s3:// address or a hub name; the study's base",
+    )
+    revision: str | None = Field(None, description="of `model`, where it has a hub name")
+    LH_SEARCH: int = Field(8, ge=0, le=1000, description="Latin-hypercube points after the default setting")
+    candidates: int = Field(256, ge=8, le=4096, description="settings that expected improvement looks at")
+    projection: int = Field(4, ge=0, le=64, description="dimensions of the projection; 0: none, an ablation")
+    token: bool = Field(True, description="a learnable token behind each text; false is an ablation")
+
+
+def propose(problem: Problem, count: int) -> list[Candidate]:
+    """Return the start design first, then the candidates of the highest expected improvement.
+
+    Raises:
+        InputError: if no model is given.
+
+    """
+    settings = problem.settings
+    assert isinstance(settings, LanguageSettings)
+    begin = design.start(problem, settings.LH_SEARCH)
+    found = [point for point in begin if point.levels not in problem.seen][:count]
+    if len(found) == count or len(problem.ok) < 2:
+        return found
+    taken = set(problem.seen) | {point.levels for point in found}
+    pool = [levels for levels in _pool(problem, settings) if levels not in taken]
+    return found + (_improving(problem, settings, pool, count - len(found)) if pool else [])
+
+
+def _pool(problem: Problem, settings: LanguageSettings) -> list[Levels]:
+    """Return the candidates: some over the whole space, the same at each call, and the neighbours of the best points."""
+    dimension = len(problem.space.parameters)
+    rng = np.random.default_rng(hashed(problem.seed, "language candidates"))
+    places = rng.random((settings.candidates, dimension))
+    found = [problem.snap(problem.space.from_unit(place.tolist())) for place in places]
+    for point in sorted(problem.ok, key=lambda p: (p.merit, p.levels))[:_LEADERS]:
+        for axis, parameter in enumerate(problem.space.parameters):
+            steps = (1, 3, 10, 30) if parameter.ordered else range(1, parameter.levels)
+            for step in steps:
+                for sign in (1, -1):
+                    level = min(max(point.levels[axis] + sign * step, 0), parameter.levels - 1)
+                    found.append(problem.snap((*point.levels[:axis], level, *point.levels[axis + 1 :])))
+    return list(dict.fromkeys(found))
+
+
+def _improving(
+    problem: Problem, settings: LanguageSettings, pool: Sequence[Levels], count: int
+) -> list[Candidate]:
+    import torch
+
+    from retune.language import kernel
+    from retune.language.embedding import Reading, embedder
+
+    if settings.model is None:
+        raise InputError(
+            "`language-bo` needs `search.settings.model`, the frozen model that reads the settings", "search"
+        )
+    model = embedder(settings.model, settings.revision)
+    scores = penalised(problem)
+    known = sorted(scores, key=lambda levels: (scores[levels], levels))[:_MODELLED]
+    values = torch.tensor(squashed(np.array([scores[levels] for levels in known])))
+    values = (values - values.mean()) / values.std().clamp(min=1e-9)
+
+    def read(points: Sequence[Levels]) -> Reading:
+        texts = [written(problem.space, problem.space.decode(levels)) for levels in points]
+        return model.read(opening(problem.space), texts)
+
+    measured = read(known)
+
+    def view(reading: Reading, token: torch.Tensor | None) -> torch.Tensor:
+        return reading.means if token is None else torch.cat([reading.means, reading.behind(token)], dim=1)
+
+    token = model.start() if settings.token else None
+    seed = hashed(problem.seed, "projection") % 2**31
+    fitted = kernel.fit(lambda token: view(measured, token), values, token, settings.projection or None, seed)
+
+    def place(points: Sequence[Levels]) -> torch.Tensor:
+        parts = [points[k : k + _BATCH] for k in range(0, len(points), _BATCH)]
+        return torch.cat([fitted.project(view(read(part), fitted.token)) for part in parts])
+
+    with torch.no_grad():
+        running = [point.levels for point in problem.running]
+        places = place([*pool, *running])
+        for row in places[len(pool) :]:
+            fitted = fitted.believing(row, fitted.predict(row[None])[0][0])
+        return _picked(fitted, pool, places[: len(pool)], count)
+
+
+def _picked(fitted: object, pool: Sequence[Levels], places: object, count: int) -> list[Candidate]:
+    import torch
+
+    from retune.language.kernel import Kernel
+
+    assert isinstance(fitted, Kernel)
+    assert isinstance(places, torch.Tensor)
+    found: list[Candidate] = []
+    free = torch.ones(len(pool), dtype=torch.bool)
+    best = fitted.predict(fitted.inputs)[0].min()
+    for _ in range(min(count, len(pool))):
+        mean, deviation = fitted.predict(places)
+        z = (best - mean) / deviation
+        density = (-0.5 * z**2).exp() / math.sqrt(2 * math.pi)
+        improvement = deviation * (z * torch.special.ndtr(z) + density)
+        place = int(torch.where(free, improvement, -1.0).argmax())
+        free[place] = False
+        found.append(Candidate(pool[place], "search: expected improvement in the language model's view"))
+        fitted = fitted.believing(places[place], mean[place])
+    return found
