@@ -142,6 +142,8 @@ def validate(
             f"`nomad` needs the package PyNomadBBO, which is not installed on this {platform.machine()} machine "
             "(there is no wheel of it for arm64 Linux): use `mads-global`, or a machine that has it"
         )
+    if here and algorithm in APART and find_spec("torch") is None:
+        found.append(f"`{algorithm}` needs the package torch, which is not installed here: use `mads-global`")
     goals = [goal.metric for goal in objective.goals] if objective else []
     if len(goals) > 1 and not chosen.several:
         able = [name for name in algorithm_names() if find(name).several]
