@@ -35,6 +35,7 @@ from retune.space import Assignment, Space
 __all__ = [
     "ALGORITHMS",
     "ALIASES",
+    "APART",
     "FALLBACK",
     "MOST_OBJECTIVES",
     "SAME",
