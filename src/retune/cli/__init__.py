@@ -24,7 +24,7 @@ VERBS = {
     "serve": "Serve the search algorithms to Katib or to a local study.",
     "submit": "Run a study on a cluster, as a run of Kubeflow Pipelines.",
     "schedule": "Run a study on a cluster again and again.",
-    "katib": "Enter our algorithms into Katib, or take them out.",
+    "katib": "Register retune's algorithms with Katib, or remove them.",
     "render": "Print what a study would create on a cluster.",
     "promote": "Put a registered adapter through the gate, or roll back.",
     "report": "Write the report of a study again.",

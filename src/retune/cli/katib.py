@@ -17,7 +17,7 @@ _ATTEMPTS = 10
 
 @click.group("katib")
 def command() -> None:
-    """Put our search algorithms into Katib's configuration, or take them out.
+    """Register retune's search algorithms with Katib, or remove them.
 
     \b
     Examples:
@@ -47,7 +47,7 @@ def register(
     any_user: bool,
     dry_run: bool,
 ) -> None:
-    """Enter our algorithms into the ConfigMap katib-config; doing it again changes nothing.
+    """Add retune's algorithms to the ConfigMap katib-config; running it again changes nothing.
 
     Katib reads it at each use: nothing has to be restarted. Running Experiments keep the image they began with.
 
@@ -73,7 +73,7 @@ def register(
     "--force", is_flag=True, help="Also while Experiments use them; Katib cannot clean those up then."
 )
 def unregister(namespace: str, dry_run: bool, force: bool) -> None:
-    """Take our algorithms out of the ConfigMap katib-config again; everything else in it stays.
+    """Remove retune's algorithms from the ConfigMap katib-config; everything else in it stays.
 
     \b
     Examples:

@@ -43,7 +43,7 @@ def command(
     Prints the best and worst models by loss with default and base, the statistics of each method, the rank
     correlation of loss and score, and the choice by the rule: `select` in the study file, or --weights or
     --order. The chosen model is tested against base, default and runner-up, question by question where the answers
-    are kept, so that noise is called noise. Nothing in the study is changed.
+    are kept, to show how much is chance. Nothing in the study is changed.
 
     A table has a row a model with the columns model, method, role (search, default, base), loss or rank, and one
     for each task, with <task>_n or <task>_stderr beside it if known. Only `model` and a task are needed.

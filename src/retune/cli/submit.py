@@ -32,7 +32,7 @@ def command(
     study_file: str, overrides: tuple[str, ...], host: str | None, namespace: str | None, token_file: Path | None,
     ca: str | None, wait: bool, dry_run: bool, render: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Run a study on a cluster: the same pipeline as `retune run`, in pods.
+    """Run a study on a cluster: the same steps as `retune run`, in pods.
 
     The pipeline package is uploaded once for each version of retune and each section `cluster`. All addresses of
     the study must be reachable from pods: s3://, a hub name, or a path on a mounted volume.

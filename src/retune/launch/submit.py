@@ -84,7 +84,7 @@ class Kubeflow:
             )
         self._namespace = namespace
         self._host = host or "the cluster of the kubeconfig"
-        with self._told("reach"), warnings.catch_warnings():
+        with self._reported("reach"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._client = kfp.Client(
                 host=host,
@@ -102,7 +102,7 @@ class Kubeflow:
         """
         _require_short(arguments)
         pipeline, version, label = self._upload(name, study)
-        with self._told("start a run on"):
+        with self._reported("start a run on"):
             run = self._client.run_pipeline(
                 experiment_id=self._experiment(study),
                 job_name=f"{study.name} {time.strftime('%Y-%m-%d %H:%M')}",
@@ -128,7 +128,7 @@ class Kubeflow:
         pipeline, version, label = self._upload(name, study)
         experiment = self._experiment(study)
         earlier = self._schedules(study, experiment)
-        with self._told("make a schedule on"):
+        with self._reported("make a schedule on"):
             made = self._client.create_recurring_run(
                 experiment_id=experiment,
                 job_name=study.name,
@@ -148,7 +148,7 @@ class Kubeflow:
     def unschedule(self, study: Study) -> int:
         """Delete this study's schedule; return how many there were."""
         found = self._schedules(study, self._experiment(study))
-        with self._told("delete a schedule on"):
+        with self._reported("delete a schedule on"):
             for old in found:
                 self._client.delete_recurring_run(old)
         return len(found)
@@ -168,7 +168,7 @@ class Kubeflow:
         shown, heard = "", time.monotonic()
         while True:
             try:
-                with self._told("ask"):
+                with self._reported("ask"):
                     state = (self._client.get_run(run).state or "PENDING").upper()
                 heard = time.monotonic()
             except RetuneError:
@@ -186,7 +186,7 @@ class Kubeflow:
         """Return the ids of the pipeline and of the version with exactly this package, uploaded if it is new; and its name."""
         content = package(name, study)
         title, label = f"retune-{name}", f"{__version__}-{digest(content)[:12]}"
-        with self._told("upload the pipeline to"), tempfile.TemporaryDirectory() as folder:
+        with self._reported("upload the pipeline to"), tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{title}.yaml"
             path.write_text(content)
             pipeline = self._client.get_pipeline_id(title)
@@ -201,12 +201,12 @@ class Kubeflow:
             return pipeline, uploaded.pipeline_version_id, label
 
     def _experiment(self, study: Study) -> str:
-        with self._told("make an experiment on"):
+        with self._reported("make an experiment on"):
             made = self._client.create_experiment(study.name, namespace=self._namespace)
             return str(made.experiment_id)
 
     def _schedules(self, study: Study, experiment: str) -> list[str]:
-        with self._told("list the schedules of"):
+        with self._reported("list the schedules of"):
             found = self._pages(self._client.list_recurring_runs, "recurring_runs", experiment_id=experiment)
             return [run.recurring_run_id for run in found if run.display_name == study.name]
 
@@ -223,7 +223,7 @@ class Kubeflow:
         return f"{self._client._get_url_prefix()}/#/{kind}/details/{name}"
 
     @contextmanager
-    def _told(self, verb: str) -> Iterator[None]:
+    def _reported(self, verb: str) -> Iterator[None]:
         """Turn what the client raises into one sentence, and keep what it prints to itself."""
         import kfp_server_api
         import urllib3
