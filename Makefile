@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick test-gpu test-lowest lint docs bench pipelines images clean
+.PHONY: help demo test quick test-gpu test-lowest lint docs bench pipelines hashes images clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -75,6 +75,9 @@ SOURCE ?= $(shell git config --get remote.origin.url 2>/dev/null | sed 's|//[^/@
 args = $(foreach name,BASE_IMAGE TORCH_INDEX EXTRAS,$(if $($(name)),--build-arg $(name)=$($(name))))
 # Not arguments of the Dockerfiles: buildah 1.28 takes a label from its cache, whatever they say.
 labels = $(foreach pair,version=$(VERSION) $(if $(REVISION),revision=$(REVISION)) $(if $(SOURCE),source=$(SOURCE)),--label org.opencontainers.image.$(pair))
+
+hashes: ## write images/hashes.txt anew: the hashes of all files of every version in constraints.txt (needs uv)
+	uv pip compile constraints.txt --no-deps --generate-hashes --universal --python-version 3.11 --no-header --quiet -o images/hashes.txt
 
 images: ## build the container images and print their sizes (docs/images.md: BASE_IMAGE, TAG, BUILD_ARGS, ...)
 	@test -n "$(BUILDER)" || { echo "make images needs buildah, podman or docker; install one of them" >&2; exit 1; }

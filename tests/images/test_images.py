@@ -28,6 +28,7 @@ CONTEXT = (
     "LICENSE",
     "images",
     "src",
+    "pipelines",
 )
 SITE = "/opt/venv/lib/python3*/site-packages"
 STARTS_WITHIN = 10  # seconds; Katib's first probe comes then
