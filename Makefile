@@ -58,6 +58,18 @@ docs: $(VENV)/.dev ## write the generated pages anew: docs/cli.md, examples/stud
 pipelines: $(VENV)/.dev ## compile the KFP components and pipelines anew
 	$(BIN)/python -m pipelines
 
+CHECKOV := .venv-checkov/bin/checkov
+$(CHECKOV):
+	$(PYTHON) -m venv .venv-checkov
+	.venv-checkov/bin/pip --disable-pip-version-check --quiet install checkov==3.3.30
+
+.PHONY: checkov
+checkov: $(CHECKOV) ## check the rendered chart with checkov; charts/checkov.yaml answers what is as it is (needs helm)
+	@mkdir -p build/checkov
+	for values in small production; do helm template retune charts/retune --namespace team-a --kube-version 1.31.0 \
+	  --api-versions trainer.kubeflow.org/v1alpha1 --values charts/examples/$$values.yaml > build/checkov/$$values.yaml || exit 1; done
+	$(CHECKOV) --directory build/checkov --config-file charts/checkov.yaml
+
 bench: $(VENV)/.dev ## measure: trials against transformers.Trainer, benchmarks, suggestions, searches (over an hour)
 	$(BIN)/python benchmarks/bench_trial.py
 	$(BIN)/python benchmarks/bench_eval.py

@@ -43,6 +43,8 @@ def from_chart(helm: str, namespace: str) -> list[Object]:
         "--namespace",
         namespace,
         "--skip-tests",
+        "--set",
+        "katib.register.unregister=always",
         "--kube-version",
         oldest,
     ]
@@ -86,7 +88,8 @@ def manifests(helm: str) -> Iterator[tuple[str, list[Object]]]:
         [
             found
             for found in from_chart(helm, STUDIES)
-            if component(found) not in ("katib-config", "storage")  # the Secret of storage is each overlay's
+            if component(found)
+            not in ("katib-config", "storage", "test")  # the Secret of storage is each overlay's
         ],
     )
     registration = [found for found in from_chart(helm, KATIB) if component(found) == "katib-config"]

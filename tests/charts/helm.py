@@ -37,6 +37,18 @@ SETS = {
         "--set", "katib.namespace=katib,storage.endpoint=http://s3,storage.existingSecret=keys",
         "--set", "postgresql.persistence.storageClass=fast,postgresql.podDisruptionBudget.maxUnavailable=0",
     ],
+    "other clusters": [
+        "--set", "podSecurity.runAsUser=null,postgresql.user=null,networkPolicy.istioAmbient=true,monitoring.podMonitor.enabled=true",
+        "--set", "monitoring.podMonitor.labels.release=prometheus,networkPolicy.dns.cidrs={169.254.25.10/32},katib.register.except={gp}",
+        "--set", "mlflow.ingress.enabled=true,mlflow.ingress.host=mlflow.example,mlflow.ingress.tlsSecret=tls,mlflow.ingress.className=nginx",
+        "--set", "mlflow.httpRoute.enabled=true,mlflow.httpRoute.parentRefs[0].name=gateway,mlflow.httpRoute.hostnames={m.example}",
+        "--set", "mlflow.priorityClassName=high,postgresql.priorityClassName=high,mlflow.affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].weight=1",
+        "--set", "mlflow.affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].preference.matchExpressions[0].key=disk",
+        "--set", "mlflow.affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].preference.matchExpressions[0].operator=Exists",
+        "--set", f"images.digests.train=sha256:{'a' * 64},trainJob.enabled=true,trainJob.runtimeClassName=nvidia",
+        "--set-json", "trainJob.maxHours=0.0001",
+        "--set", "trainJob.priorityClassName=low,trainJob.env.HF_ENDPOINT=https://hub.example,trainJob.caBundle.configMap=company-ca",
+    ],
 }  # fmt: skip
 
 
@@ -95,7 +107,8 @@ class Helm:
     def template(self, *words, release="retune", namespace="team-a", version="1.31.0", apis=APIS):
         options = [word for api in apis for word in ("--api-versions", api)]
         return self.run(
-            "template", release, str(CHART), "--namespace", namespace, "--kube-version", version, *options, *words
+            "template", release, str(CHART), "--namespace", namespace, "--kube-version", version,
+            "--values", str(Path(__file__).with_name("hooks.yaml")), *options, *words
         )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete
 
 
 def grants(documents, account, namespace="team-a"):
-    """What an account may do, as {(namespace, or * for all): {(group, resource, name or *, verb)}}."""
+    """What an account of a namespace may do, as {(namespace, or * for all): {(group, resource, name or *, verb)}}."""
     roles = {
         (d["kind"], d["metadata"].get("namespace", namespace), d["metadata"]["name"]): d for d in documents
     }
@@ -14,7 +14,7 @@ def grants(documents, account, namespace="team-a"):
     for binding in documents:
         if binding["kind"] not in ("RoleBinding", "ClusterRoleBinding"):
             continue
-        if {"kind": "ServiceAccount", "name": account, "namespace": namespace} not in binding["subjects"]:
+        if (account, namespace) not in {(s["name"], s["namespace"]) for s in binding["subjects"]}:
             continue
         place = binding["metadata"].get("namespace", namespace)
         ref = binding["roleRef"]["kind"]

@@ -50,7 +50,8 @@ def run(tmp_path):
 def test_the_hooks_put_our_algorithms_into_katib_and_take_them_out(rendered, cluster, run):
     """Under the account's own rights, and twice, as an upgrade does."""
     documents, config = rendered["production"], cluster.kubeconfig()
-    hold(cluster.api, grants(documents, "retune-katib-config"))
+    granted = grants(documents, "retune-katib-config", "kubeflow")
+    hold(cluster.api, granted)
     code, output = run(documents, "Pod", "retune-test-katib", KUBECONFIG=config)
     assert (code, "does not have our algorithms with the image" in output) == (1, True)
     for said in ("changed kubeflow/katib-config", "nothing to change"):
@@ -76,7 +77,7 @@ def test_removal_is_refused_while_an_experiment_of_any_namespace_uses_them(
     from retune.engines.katib import manifest
 
     documents = rendered["small"]
-    hold(cluster.api, grants(documents, "retune-katib-config"))
+    hold(cluster.api, grants(documents, "retune-katib-config", "kubeflow"))
     place = manifest.Place(str(tmp_path / "search-1"), str(tmp_path / "data"))
     made = manifest.experiment(on_katib(), place, 1000)  # it still runs when the hook looks
     cluster.objects.create(

@@ -29,7 +29,10 @@ KATIB, NOTEBOOK, STRANGER = (
 def known(rendered):
     """Pods by name: steps of both pipelines, a trial of each kind, a suggestion, and those of the chart."""
     found = {}
-    study = load(ROOT / "tests/engines/katib/study.yaml", ["tracking.uri=http://mlflow:5000"])
+    study = load(
+        ROOT / "tests/engines/katib/study.yaml",
+        ["tracking.uri=http://mlflow:5000", "cluster.volumes.0.read_only=trials"],
+    )
     for pipeline in ("search", "tune"):
         _, platform = yaml.safe_load_all(package(pipeline, study))
         for label, pod in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].items():
@@ -129,6 +132,40 @@ def test_mlflow_is_for_the_namespace_and_its_database_for_mlflow(rendered, known
         connects(small, source, known["postgresql"], 5432) for source in (NOTEBOOK, STRANGER, known["trial"])
     )
     assert not connects(small, known["postgresql"], INTERNET, 443)
+
+
+def test_the_dns_of_openshift_and_of_other_node_caches(rendered, known):
+    dns = Pod({"dns.operator.openshift.io/daemonset-dns": "default"}, "openshift-dns")
+    cache = outside("169.254.25.10")
+    for step in ("benchmark", "suggestion"):
+        assert connects(policies(rendered["small"]), known[step], dns, 5353, "UDP")
+        assert not connects(policies(rendered["small"]), known[step], cache, 53, "UDP")
+        assert connects(policies(rendered["other clusters"]), known[step], cache, 53, "UDP")
+        assert not connects(policies(rendered["other clusters"]), known[step], NODE_DNS, 53, "UDP")
+
+
+def test_an_ambient_mesh_carries_what_is_allowed_and_nothing_else(rendered, known):
+    ambient, probes = policies(rendered["other clusters"]), outside("169.254.7.127")
+    for source, target in [("benchmark", "mlflow"), ("mlflow", "postgresql"), ("trial", "suggestion")]:
+        assert connects(ambient, known[source], known[target], 15008), (source, target)
+        assert not connects(policies(rendered["small"]), known[source], known[target], 15008)
+    assert connects(ambient, probes, known["mlflow"], 5000)
+    assert connects(ambient, probes, known["suggestion"], 6789)
+    assert not connects(policies(rendered["small"]), probes, known["mlflow"], 5000)
+    assert not connects(ambient, STRANGER, known["mlflow"], 15008)
+    assert not connects(ambient, known["benchmark"], INTERNET, 15008)
+
+
+def test_prometheus_reaches_the_metrics_of_suggestions(rendered, known):
+    prometheus = Pod({}, "monitoring")
+    assert connects(policies(rendered["other clusters"]), prometheus, known["suggestion"], 9100)
+    assert not connects(policies(rendered["other clusters"]), prometheus, known["suggestion"], 6789)
+    assert not connects(policies(rendered["small"]), prometheus, known["suggestion"], 9100)
+    monitor = find(rendered["other clusters"], "PodMonitor", "retune-suggestion")
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    register = find(rendered["other clusters"], "Job", "retune-register")
+    (container,) = register["spec"]["template"]["spec"]["containers"]
+    assert container["command"][-5:] == ["--except", "gp", "--any-user", "--metrics-port", "9100"]
 
 
 def test_further_rules_are_added(helm, known):

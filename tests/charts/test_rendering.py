@@ -227,3 +227,66 @@ def test_kueues_newer_version_is_used_where_it_is(helm):
     ]:
         queue = find(helm.render(*words, apis=apis), "LocalQueue", "a")
         assert queue["apiVersion"] == f"kueue.x-k8s.io/{version}"
+
+
+def test_the_password_of_the_database_is_in_no_argument(rendered):
+    from tests.charts.helm import pods
+
+    for documents in rendered.values():
+        for _, _, spec in pods(documents):
+            for container in [*spec.get("initContainers", []), *spec["containers"]]:
+                words = " ".join([*container.get("command", []), *container.get("args", [])])
+                assert "$(MLFLOW_BACKEND_STORE_URI)" not in words
+                assert "$(DATABASE_PASSWORD)" not in words
+
+
+def test_the_cluster_may_choose_users_and_a_digest_goes_before_the_tag(rendered):
+    from tests.charts.helm import pods
+
+    for _, _, spec in pods(rendered["other clusters"]):
+        assert spec["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+        images = {c["image"] for c in spec["containers"] if "retune-train" in c["image"]}
+        assert all(image.endswith(f"@sha256:{'a' * 64}") for image in images)
+
+
+def test_helm_template_does_not_take_out_what_it_puts_in(helm):
+    """`helm template | kubectl apply` runs every Job at once; Helm itself finds the cluster's Service `kubernetes`."""
+    made = helm.render("--set", "katib.register.unregister=auto")
+    assert [d["metadata"]["name"] for d in made if d["kind"] == "Job"] == ["retune-register"]
+    never = helm.render("--set", "katib.register.unregister=never")
+    assert [d["metadata"]["name"] for d in never if d["kind"] == "Job"] == ["retune-register"]
+
+
+def test_browsers_reach_mlflow_by_ingress_and_route(rendered, helm):
+    documents = rendered["other clusters"]
+    (rule,) = find(documents, "Ingress", "retune-mlflow")["spec"]["rules"]
+    assert rule["host"] == "mlflow.example"
+    route = find(documents, "HTTPRoute", "retune-mlflow")["spec"]
+    assert (route["hostnames"], route["parentRefs"]) == (["m.example"], [{"name": "gateway"}])
+    (container,) = find(documents, "Deployment", "retune-mlflow")["spec"]["template"]["spec"]["containers"]
+    (allowed,) = [word for word in container["command"] if word.startswith("--allowed-hosts=")]
+    assert {"mlflow.example", "m.example"} <= set(allowed.removeprefix("--allowed-hosts=").split(","))
+    assert "needs `mlflow.ingress.host`" in helm.template("--set", "mlflow.ingress.enabled=true").stderr
+    assert "needs `parentRefs`" in helm.template("--set", "mlflow.httpRoute.enabled=true").stderr
+
+
+def test_placement_reaches_server_database_and_trials(rendered):
+    documents = rendered["other clusters"]
+    server = find(documents, "Deployment", "retune-mlflow")["spec"]["template"]["spec"]
+    assert server["priorityClassName"] == "high"
+    assert (
+        server["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"][0]["weight"]
+        == 1
+    )
+    assert (
+        find(documents, "StatefulSet", "retune-postgresql")["spec"]["template"]["spec"]["priorityClassName"]
+        == "high"
+    )
+    (node,) = find(documents, "TrainingRuntime", "retune")["spec"]["template"]["spec"]["replicatedJobs"]
+    job = node["template"]["spec"]
+    assert job["activeDeadlineSeconds"] == 1
+    pod = job["template"]["spec"]
+    assert (pod["priorityClassName"], pod["runtimeClassName"]) == ("low", "nvidia")
+    env = {entry["name"]: entry["value"] for entry in pod["containers"][0]["env"]}
+    assert env["HF_ENDPOINT"] == "https://hub.example"
+    assert env["SSL_CERT_FILE"] == "/etc/retune/ca/ca.crt"

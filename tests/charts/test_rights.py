@@ -29,30 +29,49 @@ PIPELINES = (
     | of("", "secrets", "get", name="mlpipeline-minio-artifact")
 )
 SUGGESTION = of("kubeflow.org", "trials", "get") | of("kubeflow.org", "trials/status", "patch")
+READER = {"kubeflow": of("", "configmaps", "get", name="katib-config")}
+STUDY, TEST = ("team-a", "retune"), ("team-a", "retune-katib-config-reader")
+REGISTERS = {("kubeflow", "retune-katib-config"): CONFIG, TEST: READER}
 LISTED = {
-    "defaults": {"retune": {"team-a": ENGINE | PIPELINES}, "retune-katib-config": CONFIG},
-    "small": {"retune": {"team-a": ENGINE | PIPELINES}, "retune-katib-config": CONFIG},
+    "defaults": {STUDY: {"team-a": ENGINE | PIPELINES}, **REGISTERS},
+    "small": {STUDY: {"team-a": ENGINE | PIPELINES}, **REGISTERS},
     "production": {
-        "retune": {"team-a": ENGINE | PIPELINES},
-        "retune-katib-config": CONFIG,
-        "retune-suggestion": {"team-a": SUGGESTION},
+        STUDY: {"team-a": ENGINE | PIPELINES},
+        ("team-a", "retune-suggestion"): {"team-a": SUGGESTION},
+        **REGISTERS,
     },
     "everything off": {},
-    "MLflow elsewhere": {"retune": {"team-a": ENGINE}, "retune-katib-config": CONFIG},
+    "MLflow elsewhere": {STUDY: {"team-a": ENGINE}, **REGISTERS},
     "own passwords": {
-        "retune": {"team-a": ENGINE | PIPELINES},
-        "retune-katib-config": {"katib": CONFIG["kubeflow"], "*": CONFIG["*"]},
+        STUDY: {"team-a": ENGINE | PIPELINES},
+        ("katib", "retune-katib-config"): {"katib": CONFIG["kubeflow"], "*": CONFIG["*"]},
+        TEST: {"katib": READER["kubeflow"]},
     },
+    "other clusters": {STUDY: {"team-a": ENGINE | PIPELINES}, **REGISTERS},
 }
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_no_account_may_do_more_than_is_listed(rendered, name):
     bindings = [d for d in rendered[name] if d["kind"].endswith("RoleBinding")]
-    accounts = {subject["name"] for binding in bindings for subject in binding["subjects"]}
-    kinds = {(s["kind"], s["namespace"]) for binding in bindings for s in binding["subjects"]}
-    assert kinds <= {("ServiceAccount", "team-a")}
-    assert {account: grants(rendered[name], account) for account in accounts} == LISTED[name]
+    subjects = [subject for binding in bindings for subject in binding["subjects"]]
+    assert {subject["kind"] for subject in subjects} <= {"ServiceAccount"}
+    accounts = {(subject["namespace"], subject["name"]) for subject in subjects}
+    assert {(n, account): grants(rendered[name], account, n) for n, account in accounts} == LISTED[name]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_who_may_start_jobs_beside_the_studies_cannot_use_an_account_that_changes_katib(rendered, name):
+    """A pod runs under any account of its own namespace, so no account of the studies' namespace may write there."""
+    made = {
+        d["metadata"]["name"]
+        for d in rendered[name]
+        if d["kind"] == "ServiceAccount" and d["metadata"].get("namespace", "team-a") == "team-a"
+    }
+    for account in made:
+        for place, granted in grants(rendered[name], account).items():
+            verbs = {verb for _, _, _, verb in granted}
+            assert place == "team-a" or verbs == {"get"}, (account, place, granted)
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -72,9 +72,14 @@ def test_an_undocumented_key_changes_the_readme(readme):
 
 
 def test_every_object_of_the_schema_is_closed():
-    """But two that are Kubernetes' own: rules of a NetworkPolicy, and a study, which `retune` checks."""
+    """But what is Kubernetes' own (rules of a NetworkPolicy, affinity, spreading), and a study, which `retune` checks."""
     open_ = {path for path, schema in objects(SCHEMA) if "additionalProperties" not in schema}
-    assert open_ == {"/properties/networkPolicy/properties/benchmarkEgress/items"}
+    kubernetes = {
+        "networkPolicy/properties/benchmarkEgress/items",
+        "trainJob/properties/topologySpreadConstraints/items",
+    }
+    kubernetes |= {f"{part}/properties/affinity" for part in ("trainJob", "mlflow", "postgresql")}
+    assert open_ == {f"/properties/{path}" for path in kubernetes}
     assert {schema["additionalProperties"] for _, schema in objects(SCHEMA) if "properties" in schema} == {
         False
     }
@@ -123,6 +128,29 @@ BASE = {
 BESIDES = {
     "storage.existingSecret": {"storage": {"accessKeyId": "", "secretAccessKey": ""}},
     "mlflow.externalUri": {"mlflow": {"enabled": False}},
+    **{
+        f"mlflow.ingress.{key}": {"mlflow": {"ingress": {"enabled": True, "host": "a.example"}}}
+        for key in ("className", "host", "annotations", "tlsSecret")
+    },
+    "mlflow.ingress.enabled": {"mlflow": {"ingress": {"host": "a.example"}}},
+    **{
+        f"mlflow.httpRoute.{key}": {
+            "mlflow": {
+                "httpRoute": {
+                    "enabled": key != "enabled",
+                    "parentRefs": [{"name": "a"}],
+                    "hostnames": ["a.example"],
+                }
+            }
+        }
+        for key in ("enabled", "parentRefs", "hostnames")
+    },
+    **{
+        f"monitoring.podMonitor.{key}": {"monitoring": {"podMonitor": {"enabled": True}}}
+        for key in ("labels", "interval", "prometheusNamespace")
+    },
+    "katib.register.unregister": {"katib": {"register": {"unregister": "always"}}},
+    "trainJob.caBundle.key": {"trainJob": {"caBundle": {"configMap": "a"}}},
     "mlflow.database.key": {"mlflow": {"database": {"existingSecret": "d"}}},
 }
 # … and another value for those whose kind a simple one does not fit.
@@ -134,6 +162,11 @@ OTHER = {
     "networkPolicy.apiServerPorts": [1], "networkPolicy.mlflowFrom": ["x"], "networkPolicy.benchmarkEgress": [{"to": [{"podSelector": {}}]}],
     "schedules.host": "http://x", "schedules.studies": [], "resourceQuota.hard": {"pods": "1"},
     **{key: {"limits": {"memory": "9Gi"}} for key in ("schedules.resources", "mlflow.resources", "postgresql.resources")},
+    "podSecurity.runAsUser": 1, "postgresql.user": 1, "katib.register.except": ["gp"], "katib.register.unregister": "auto",
+    "networkPolicy.dns.ports": [1], "networkPolicy.dns.cidrs": ["10.0.0.0/8"], "mlflow.ingress.host": "b.example",
+    "mlflow.httpRoute.parentRefs": [{"name": "b"}], "mlflow.httpRoute.hostnames": ["b.example"], "monitoring.podMonitor.interval": "1m",
+    **{f"{part}.affinity": {"nodeAffinity": {}} for part in ("trainJob", "mlflow", "postgresql")},
+    **{f"images.digests.{image}": "sha256:" + "a" * 64 for image in ("train", "eval", "suggestion")},
     **dict.fromkeys(["mlflow.podDisruptionBudget.maxUnavailable", "postgresql.podDisruptionBudget.maxUnavailable"], 0),
 }  # fmt: skip
 

@@ -31,6 +31,7 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- $root := index . 0 -}}
 {{- $images := $root.Values.images -}}
 {{- with $images.registry }}{{ . | trimSuffix "/" }}/{{ end }}retune-{{ index . 1 }}:{{ $images.tag | default $root.Chart.AppVersion }}
+{{- with index $images.digests (index . 1) }}@{{ . }}{{ end }}
 {{- end -}}
 
 {{- define "retune.pullSecrets" -}}
@@ -39,13 +40,15 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 {{- end -}}
 
-{{/* What Pod Security "restricted" asks of a pod. */}}
+{{/* What Pod Security "restricted" asks of a pod. Without a user id the cluster chooses one, as OpenShift does. */}}
 {{- define "retune.podSecurity" -}}
 runAsNonRoot: true
+{{- with . }}
 runAsUser: {{ . }}
 runAsGroup: {{ . }}
 fsGroup: {{ . }}
 fsGroupChangePolicy: OnRootMismatch
+{{- end }}
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 
@@ -130,13 +133,40 @@ http://{{ include "retune.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc.clu
 - artifacts.uri={{ .Values.storage.uri }}
 {{- end -}}
 
+{{/* Where pods run: (nodeSelector, tolerations, affinity, priorityClassName …) of a part of the values. */}}
+{{- define "retune.placement" -}}
+{{- range $key := list "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "priorityClassName" "runtimeClassName" }}
+{{- with index $ $key }}
+{{ $key }}: {{- kindIs "string" . | ternary (printf " %v" .) (toYaml . | nindent 2) }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Ports of a rule between pods: (list $ port …). Istio's ambient mesh carries all of it through its own port. */}}
+{{- define "retune.ports" -}}
+{{- $root := first . -}}
+{{- range rest . }}
+- {port: {{ . }}, protocol: TCP}
+{{- end }}
+{{- if $root.Values.networkPolicy.istioAmbient }}
+- {port: 15008, protocol: TCP}
+{{- end }}
+{{- end -}}
+
 {{- define "retune.dnsEgress" -}}
 - to:
     - namespaceSelector: {}
-    - ipBlock: {cidr: 169.254.20.10/32}  # NodeLocal DNSCache, which has no pod to select
+    {{- range .Values.networkPolicy.dns.cidrs }}
+    - ipBlock: {cidr: {{ . | quote }}}
+    {{- end }}
   ports:
-    - {port: 53, protocol: UDP}
-    - {port: 53, protocol: TCP}
+    {{- range .Values.networkPolicy.dns.ports }}
+    - {port: {{ . }}, protocol: UDP}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
+    {{- if .Values.networkPolicy.istioAmbient }}
+    - {port: 15008, protocol: TCP}
+    {{- end }}
 {{- end -}}
 
 {{- define "retune.storageEgress" -}}
@@ -152,9 +182,14 @@ http://{{ include "retune.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc.clu
     {{- else if not .cidrs }}
     - namespaceSelector: {}
     {{- end }}
-  ports:
-    {{- range .ports }}
-    - {port: {{ . }}, protocol: TCP}
-    {{- end }}
+  ports: {{- include "retune.ports" (prepend .ports $) | trim | nindent 4 }}
+{{- end -}}
+{{- end -}}
+
+{{/* In an ambient mesh the kubelet's probes come from this one address. */}}
+{{- define "retune.probesOfMesh" -}}
+{{- if .Values.networkPolicy.istioAmbient -}}
+- from:
+    - ipBlock: {cidr: 169.254.7.127/32}
 {{- end -}}
 {{- end -}}

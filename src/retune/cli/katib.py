@@ -38,6 +38,9 @@ def command() -> None:
               help="Leave out one of ours whose name the cluster uses for its own; may be repeated.")  # fmt: skip
 @click.option("--any-user", is_flag=True,
               help="Let the cluster choose the user id of the pods, as OpenShift does, instead of 10001.")  # fmt: skip
+@click.option(
+    "--metrics-port", type=click.IntRange(1, 65535), help="Port of Prometheus metrics; none by default."
+)
 @click.option("--dry-run", is_flag=True, help="Only show what would change.")
 def register(
     image: str,
@@ -45,6 +48,7 @@ def register(
     service_account: str | None,
     left_out: tuple[str, ...],
     any_user: bool,
+    metrics_port: int | None,
     dry_run: bool,
 ) -> None:
     """Add retune's algorithms to the ConfigMap katib-config; running it again changes nothing.
@@ -61,7 +65,7 @@ def register(
 
     if unknown := [name for name in left_out if name not in OURS]:
         raise InputError(f"--except names algorithms of ours, which are {list(OURS)}, but got {unknown}")
-    found = registration.entries(image, service_account, None if any_user else 10001)
+    found = registration.entries(image, service_account, None if any_user else 10001, metrics_port)
     wanted = [entry for entry in found if entry["algorithmName"] not in left_out]
     _change(_api(namespace), lambda text: registration.registered(text, wanted), dry_run)
 

@@ -19,7 +19,9 @@ CONFIG_MAP, KEY = "katib-config", "katib-config.yaml"
 COMMAND = ["retune", "serve"]
 
 
-def entries(image: str, service_account: str | None = None, user: int | None = 10001) -> list[dict[str, Any]]:
+def entries(
+    image: str, service_account: str | None = None, user: int | None = 10001, metrics_port: int | None = None
+) -> list[dict[str, Any]]:
     """Return the entries of all our algorithms, those of packages that are installed here among them.
 
     Katib gives a container 100Mi of memory unless told otherwise, in which no solver starts; and it never sets a
@@ -30,7 +32,7 @@ def entries(image: str, service_account: str | None = None, user: int | None = 1
             "algorithmName": name,
             "image": image,
             "imagePullPolicy": "IfNotPresent",
-            "command": COMMAND,
+            "command": COMMAND + (["--metrics-port", str(metrics_port)] if metrics_port else []),
             "resources": {
                 "requests": {"cpu": "100m", "memory": "512Mi"},
                 "limits": {"cpu": "2", "memory": "2Gi"},
@@ -55,7 +57,7 @@ def registered(text: str, wanted: Sequence[dict[str, Any]]) -> str:
         InputError: if the text is not Katib's configuration, or has entries of others under our names.
 
     """
-    there = _suggestions(text)
+    there = suggestions(text)
     names = {entry["algorithmName"] for entry in wanted}
     others = [e for e in there if e.get("algorithmName") in names and not is_ours(e)]
     if others:
@@ -79,15 +81,16 @@ def unregistered(text: str) -> str:
         InputError: if the text is not Katib's configuration.
 
     """
-    return _edited(text, []) if any(map(is_ours, _suggestions(text))) else text
+    return _edited(text, []) if any(map(is_ours, suggestions(text))) else text
 
 
 def is_ours(entry: dict[str, Any]) -> bool:
     """Return whether an entry is one that `entries` made, for whatever image."""
-    return entry.get("command") == COMMAND
+    return (entry.get("command") or [])[:2] == COMMAND
 
 
-def _suggestions(text: str) -> list[dict[str, Any]]:
+def suggestions(text: str) -> list[dict[str, Any]]:
+    """Return all entries of algorithms, ours and others'."""
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -105,7 +108,7 @@ def _suggestions(text: str) -> list[dict[str, Any]]:
 def _edited(text: str, wanted: Sequence[dict[str, Any]]) -> str:
     """Replace our entries; where the text cannot be edited in place (an empty or one-line list), write it anew."""
     content = yaml.safe_load(text)
-    content["runtime"]["suggestions"] = [e for e in _suggestions(text) if not is_ours(e)] + list(wanted)
+    content["runtime"]["suggestions"] = [e for e in suggestions(text) if not is_ours(e)] + list(wanted)
     edited = _in_place(text, wanted)
     if edited is not None and yaml.safe_load(edited) == content:
         return edited
@@ -120,11 +123,11 @@ def _in_place(text: str, wanted: Sequence[dict[str, Any]]) -> str | None:
     lines, indent = text.splitlines(keepends=True), sequence.start_mark.column
     end = place = sequence.start_mark.line
     kept = lines[:end]
-    for item, entry in zip(sequence.value, _suggestions(text), strict=True):
+    for item, entry in zip(sequence.value, suggestions(text), strict=True):
         begin, over = item.start_mark.line, _last_line(item) + 1
         kept += lines[end : begin if is_ours(entry) else over]
         end, place = over, place if is_ours(entry) else len(kept)
-    if all(map(is_ours, _suggestions(text))):
+    if all(map(is_ours, suggestions(text))):
         return None
     new = textwrap.indent(yaml.safe_dump(list(wanted), sort_keys=False), " " * indent) if wanted else ""
     if new and not kept[place - 1].endswith("\n"):
