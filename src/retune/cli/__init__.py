@@ -15,6 +15,7 @@ VERBS = {
     "init": "Write a study file to start from.",
     "validate": "Check a study file and all it points to; nothing is run.",
     "run": "Run a study to the end, or carry on where it stopped.",
+    "watch": "Show a study in a browser while it runs.",
     "mix": "Mix the data sets of a study into train and validation.",
     "trial": "Train and validate one setting.",
     "bench": "Score a base model and adapters on benchmarks.",
