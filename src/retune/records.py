@@ -224,6 +224,8 @@ class BenchRecord(Record):
         protocol: whose prompts and scoring rule, e.g. ``instruct-eval``.
         prompt_digest: over all prompts in order. data_digest: over the files read.
         answers: one entry per question: id, prompt digest, prediction, right or wrong.
+        self_check: in which way prompts were read and how far its numbers are from transformers' plain forward; see
+            `retune.evaluation.decoding.self_check.Answered`.
         settings: decoding, limits in tokens, seed, base model. inputs_digest: over all that decides the answers.
 
     """
@@ -244,6 +246,7 @@ class BenchRecord(Record):
     seconds: float = 0.0
     groups: dict[str, float] = Field(default_factory=dict)
     answers: list[dict[str, Any]] = Field(default_factory=list)
+    self_check: dict[str, Any] = Field(default_factory=dict)
     settings: dict[str, Any] = Field(default_factory=dict)
     inputs_digest: str = ""
     versions: dict[str, str] = Field(default_factory=dict)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 from retune import adapter, models, store
 from retune.errors import InputError, RetuneError
 from retune.evaluation import harness, instruct, tasks
-from retune.evaluation.decoding import adapters
+from retune.evaluation.decoding import adapters, self_check
 from retune.evaluation.decoding.generate import Decoder
 from retune.evaluation.sandbox import runner as sandbox
 from retune.evaluation.tasks.question import Question, Task, file_digest
@@ -184,13 +185,21 @@ def _score_all(
     from retune.training.base_state import forgotten_if_changed
 
     changed: list[bool] = []
-    with forgotten_if_changed(lambda: changed.append(True)), adapters.attached(base.model, folder) as tuned:
-        for uri, item, blank in jobs:
-            decoder = Decoder(
-                tuned, base.tokenizer, base.device, _context(base.model.config), blank.batch_size
+    with ExitStack() as stack:
+        stack.enter_context(forgotten_if_changed(lambda: changed.append(True)))
+        tuned = stack.enter_context(adapters.attached(base.model, folder))
+        blank = jobs[0][2]
+        try:
+            decoder, found = stack.enter_context(
+                self_check.decoding(
+                    tuned, base.tokenizer, base.device, _context(base.model.config), blank.batch_size
+                )
             )
-            dtype = str(base.dtype).removeprefix("torch.")
-            record = _score(decoder, item, blank.model_copy(update={"dtype": dtype}), report)
+        except RetuneError as error:
+            raise RetuneError(f"{blank.model}: {error}") from error
+        made = {"dtype": str(base.dtype).removeprefix("torch."), "self_check": found.record()}
+        for uri, item, blank in jobs:
+            record = _score(decoder, item, blank.model_copy(update=made), report)
             store.write(uri, record.to_json())
     return not changed
 
@@ -229,9 +238,9 @@ def _config(model: Model) -> Any:
 
 def _context(config: Any) -> int:
     """Return the longest sequence the model was made for, in tokens."""
-    return int(
-        getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 4096
-    )
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    return next((int(value) for name in names if (value := getattr(config, name, None))), 4096)
 
 
 def _blank(

@@ -32,14 +32,16 @@ from retune.training.one_by_one import by_record, transformers_model
 Way = Literal["flattened", "one by one", "one by one, eager"]
 LENGTHS = (11, 34, 3, 22)
 # The largest difference of a token's loss that is rounding: at least, at most, and where only the neighbours differ.
-_ROUNDING = {
+ROUNDING: dict[torch.dtype | str, tuple[float, float, float]] = {
     torch.float64: (1e-9, 1e-7, 1e-9),
     torch.float32: (1e-5, 2e-4, 3e-6),
     torch.float16: (4e-3, 5e-2, 2e-3),
     torch.bfloat16: (2e-2, 3e-1, 1e-2),
+    "other": (2e-2, 3e-1, 1e-2),
 }
 _GRADIENTS = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 _KINDS_OF_LAYERS = {"full_attention", "attention", "sliding_attention", "chunked_attention"}
+_USUAL = 10.0  # nats, as an even guess among 22,000 tokens has
 _LOG = logging.getLogger(__name__)
 
 
@@ -116,22 +118,34 @@ def check(model: Any, tokenizer: Any, longest: int, train: bool) -> Checked:
 
 def made_up(core: Any, tokenizer: Any, longest: int) -> Tokens:
     """Return some records of ordinary tokens, drawn at random; always the same ones, none longer than a record can be."""
-    size = int(core.get_input_embeddings().weight.shape[0])
-    if tokenizer is not None:
-        size = min(size, len(tokenizer))
-    special = set(tokenizer.all_special_ids) if tokenizer is not None else {0, 1, 2, 3}
-    ordinary = [token for token in range(size) if token not in special][: 1 << 16]
-    places = torch.Generator().manual_seed(0)
-    config = _text_config(core)
-    room = min(longest, fixed_rotary(config), getattr(config, "max_position_embeddings", None) or longest)
+    config = text_config(core)
+    table = getattr(config, "max_position_embeddings", None) or 0
+    room = min(longest, fixed_rotary(config), table if table > 0 else longest)
     lengths = [max(2, min(length, int(room))) for length in LENGTHS]
-    draws = torch.randint(len(ordinary), (sum(lengths),), generator=places).tolist()
+    drawn = ordinary_tokens(core, tokenizer, sum(lengths))
     records, start = [], 0
     for length in lengths:
-        ids = [ordinary[draw] for draw in draws[start : start + length]]
-        records.append((ids, [place >= max(1, length // 3) for place in range(length)]))
+        records.append(
+            (drawn[start : start + length], [place >= max(1, length // 3) for place in range(length)])
+        )
         start += length
     return pack(records)
+
+
+def ordinary_tokens(core: Any, tokenizer: Any, count: int) -> list[int]:
+    """Return tokens that mean nothing special to the model, drawn at random; always the same ones.
+
+    Args:
+        core: the transformers model. tokenizer: its own; None if there is none.
+        count: how many.
+    """
+    size = int(core.get_input_embeddings().weight.shape[0])
+    if hasattr(tokenizer, "__len__"):
+        size = min(size, len(tokenizer))
+    special = set(getattr(tokenizer, "all_special_ids", range(4)))
+    ordinary = [token for token in range(size) if token not in special][: 1 << 16]
+    draws = torch.randint(len(ordinary), (count,), generator=torch.Generator().manual_seed(0))
+    return [ordinary[draw] for draw in draws.tolist()]
 
 
 class _Check:
@@ -143,7 +157,7 @@ class _Check:
         self.batch = flatten(tokens, list(range(len(LENGTHS)))).to(device)
         self.singles = [flatten(tokens, [record]).to(device) for record in range(len(LENGTHS))]
         self.dtype = next(core.parameters()).dtype
-        self.least, self.most, self.beside = _ROUNDING.get(self.dtype, _ROUNDING[torch.bfloat16])
+        self.least, self.most, self.beside = ROUNDING.get(self.dtype, ROUNDING["other"])
         self.adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.kind = core.config.model_type
 
@@ -178,13 +192,13 @@ class _Check:
         rules = [
             (bool(torch.isfinite(right).all()), "finite losses, but it does not"),
             (
-                _apart(right, again) <= self.most,
-                f"the same losses to the same records, but two readings differ by {_apart(right, again):.2g}",
+                apart(right, again) <= self.most,
+                f"the same losses to the same records, but two readings differ by {apart(right, again):.2g}",
             ),
             (
-                _apart(right[: len(cut)], cut) <= self.most,
+                apart(right[: len(cut)], cut) <= self.most,
                 "losses that depend on earlier tokens alone, but they change by "
-                f"{_apart(right[: len(cut)], cut):.2g} with what follows",
+                f"{apart(right[: len(cut)], cut):.2g} with what follows",
             ),
         ]
         for holds, rule in rules:
@@ -209,7 +223,7 @@ class _Check:
     def _cut(self) -> Tensor:
         """Return the losses of the first record's first counted tokens, with what follows them cut off."""
         single = self.singles[0]
-        kept = len(single.rows) // 2
+        kept = max(1, len(single.rows) // 2)
         ids = single.ids[:, : int(single.rows[kept - 1]) + 1]
         return _losses(one_by_one.logits(self.model, ids, single.rows[:kept]), single.targets[:kept])
 
@@ -227,7 +241,7 @@ class _Check:
         begin = time.monotonic()
         try:
             with torch.no_grad(), by_record(self.core):
-                difference = _apart(right, self._one_by_one())
+                difference = apart(right, self._one_by_one())
         except torch.OutOfMemoryError:
             raise
         except Exception:
@@ -242,7 +256,7 @@ class _Check:
         try:
             with by_segments(self.core), lora_linear.installed(self.model) if self.train else nullcontext():
                 with torch.no_grad():
-                    difference = _apart(right, self._flat(self.batch.ids))
+                    difference = apart(right, self._flat(self.batch.ids))
                     beside = self._beside()
                     whole = float(loss_sum(self.model, self.batch))
                 if of_right is not None:
@@ -290,7 +304,7 @@ class _Check:
         own = other[0, before:]
         other[0, :before] = own.repeat(-(-before // len(own)))[:before]
         mine = -len(self.singles[-1].rows)
-        return _apart(self._flat(self.batch.ids)[mine:], self._flat(other)[mine:])
+        return apart(self._flat(self.batch.ids)[mine:], self._flat(other)[mine:])
 
     def _gradients(self, loss: Callable[[], Tensor]) -> Tensor:
         """Return the gradients of the adapter's weights for the mean loss, one behind the other, in float32."""
@@ -336,7 +350,7 @@ def unsuited(core: nn.Module, longest: int) -> str:
         core: the transformers model.
         longest: the longest record that will be read, in tokens.
     """
-    config = _text_config(core)
+    config = text_config(core)
     limit = fixed_rotary(config)
     if longest > limit:
         return f"its rotary frequencies change with the length from {limit} tokens on, and records may have {longest}"
@@ -352,9 +366,10 @@ def unsuited(core: nn.Module, longest: int) -> str:
     return ""
 
 
-def _text_config(core: Any) -> Any:
+def text_config(core: Any) -> Any:
+    """Return the part of a transformers model's config that is about text."""
     config = core.config
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
+    return config.gettext_config() if hasattr(config, "gettext_config") else config
 
 
 def fixed_rotary(config: Any) -> float:
@@ -374,9 +389,13 @@ def _losses(logits: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(logits.float(), targets, reduction="none")
 
 
-def _apart(one: Tensor, other: Tensor) -> float:
-    """Return the largest difference; NaN if there is one."""
-    return float((one.detach().double() - other.detach().double()).abs().max())
+def apart(right: Tensor, other: Tensor) -> float:
+    """Return the largest difference between logarithms of probabilities; NaN if there is one.
+
+    Rounding grows with the numbers: those beyond `_USUAL` nats count in proportion.
+    """
+    size = max(1.0, float(right.detach().abs().max()) / _USUAL)
+    return float((right.detach().double() - other.detach().double()).abs().max()) / size
 
 
 def _line(error: Exception) -> str:

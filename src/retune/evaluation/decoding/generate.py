@@ -5,12 +5,13 @@ The checkpoint's own ``generation_config`` is not read: published scores were fo
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from retune.errors import RetuneError
 from retune.evaluation.decoding.prefix import Prefix, can_be_split, common_prefix, runs, worth_sharing
@@ -21,6 +22,20 @@ if TYPE_CHECKING:
     from retune.evaluation.decoding.packed import Layers
 
 _T = TypeVar("_T")
+Way = Literal["shared", "padded", "one by one", "without cache"]
+"""How prompts are read.
+
+* ``shared``: what they begin with in common is computed once, and on a CPU there is no padding; for caches of all keys.
+* ``padded``: in batches, padded on the left, through transformers' own forward and cache.
+* ``one by one``: each alone, through transformers' own forward and cache.
+* ``without cache``: each alone and read anew for every token, for models whose state cannot be carried on.
+"""
+
+_STATES = (
+    "past_key_values",
+    "cache_params",
+    "state",
+)  # what architectures call what they carry from token to token
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,8 @@ class Decoder:
         model: a transformers causal language model, with or without a PEFT adapter.
         context: the longest sequence in tokens, prompt and answer together.
         batch_size: rows computed at once, at most; halved as long as the device's memory is too small for it.
+        way: how prompts are read; `retune.evaluation.decoding.self_check` says which way is right for a model.
+        steady: tokens up to which rotary frequencies do not change with the length; longer prompts are read one by one.
 
     """
 
@@ -60,6 +77,8 @@ class Decoder:
     device: torch.device
     context: int
     batch_size: int
+    way: Way = "shared"
+    steady: float = math.inf
 
     def complete(
         self,
@@ -82,11 +101,29 @@ class Decoder:
             RetuneError: if the model's output is not finite, or one row alone does not fit into memory.
 
         """
+        return [self._text(made) for made in self.tokens(prompts, new_tokens, stop, done, sampling)]
 
-        def answer(rows: list[int], shared: Prefix | None) -> list[str]:
+    def tokens(
+        self,
+        prompts: Sequence[Sequence[int]],
+        new_tokens: int,
+        stop: Callable[[str], bool] | None = None,
+        done: Callable[[int], None] = lambda count: None,
+        sampling: Sampling | None = None,
+    ) -> list[list[int]]:
+        """Return what `complete` does, as token ids."""
+        if parts := self._parts([len(prompt) + new_tokens for prompt in prompts]):
+            found: dict[int, list[int]] = {}
+            for decoder, part in parts:
+                drawn = sampling.named([sampling.names[k] for k in part]) if sampling else None
+                made = decoder.tokens([prompts[k] for k in part], new_tokens, stop, done, drawn)
+                found.update(zip(part, made, strict=True))
+            return [found[k] for k in range(len(prompts))]
+
+        def answer(rows: list[int], shared: Prefix | None) -> list[list[int]]:
             room = [min(new_tokens, self.context - len(prompts[k])) for k in rows]
             asked = [
-                _Row(count, sampling.dice(k) if sampling else None)
+                _Row(count, sampling.dice(k) if sampling else None, prompt=k)
                 for k, count in zip(rows, room, strict=True)
             ]
             return self._batch([prompts[k] for k in rows], asked, shared, stop, sampling)
@@ -110,12 +147,27 @@ class Decoder:
         Raises:
             RetuneError: as `complete` does.
         """
+        if parts := self._parts([len(one) + len(two) for one, two in zip(contexts, endings, strict=True)]):
+            found: dict[int, float] = {}
+            for decoder, part in parts:
+                values = decoder.likelihoods([contexts[k] for k in part], [endings[k] for k in part], done)
+                found.update(zip(part, values, strict=True))
+            return [found[k] for k in range(len(contexts))]
 
         def measure(rows: list[int], shared: Prefix | None) -> list[float]:
             whole = [[*contexts[k], *endings[k]] for k in rows]
             return self._measure(whole, [len(endings[k]) for k in rows], shared)
 
         return self._each(contexts, max(map(len, endings)), measure, done)
+
+    def _parts(self, lengths: Sequence[int]) -> list[tuple[Decoder, list[int]]]:
+        """Return who reads which prompts, if some are to be read one by one for their length, else nothing."""
+        long = [place for place, length in enumerate(lengths) if length > self.steady]
+        if not long or self._alone:
+            return []
+        short = [place for place, length in enumerate(lengths) if length <= self.steady]
+        alone = replace(self, way="one by one", steady=math.inf)
+        return [(replace(self, steady=math.inf), short)] * bool(short) + [(alone, long)]
 
     def _each(
         self,
@@ -132,11 +184,14 @@ class Decoder:
             order = sorted(range(len(prompts)), key=lambda k: list(prompts[k]))
             for places, shared in self._leaves(prompts, order, None, new_tokens):
                 places.sort(key=lambda k: -len(prompts[k]))
-                waiting = [places[k : k + self.batch_size] for k in range(0, len(places), self.batch_size)][
-                    ::-1
-                ]
+                size = 1 if self._alone else self.batch_size
+                waiting = [places[k : k + size] for k in range(0, len(places), size)][::-1]
                 while waiting:
                     rows = waiting.pop()
+                    if self._alone:
+                        from retune.training.one_by_one import reset_rotary
+
+                        reset_rotary(self._core)
                     try:
                         made = work(rows, shared)
                     except torch.OutOfMemoryError as error:
@@ -155,6 +210,9 @@ class Decoder:
             places: which prompts, in lexicographic order, so that those with a common prefix are neighbours.
             above: the cached prefix that all of them begin with.
         """
+        if self.way != "shared" or not can_be_split(self.model):
+            yield places, None
+            return
         node = self._extended([prompts[k] for k in places], above, new_tokens)
         start = node.length if node else 0
         alone: list[int] = []
@@ -171,7 +229,7 @@ class Decoder:
     ) -> Prefix | None:
         """Return the cached common prefix of all prompts, which goes on from the one `above`."""
         start = above.length if above else 0
-        if not worth_sharing(prompts, start) or not can_be_split(self.model):
+        if not worth_sharing(prompts, start):
             return above
         length, room = common_prefix(prompts), max(map(len, prompts)) + new_tokens
         made = self._states(prompts[0][start:length], above)
@@ -201,7 +259,7 @@ class Decoder:
             input_ids=torch.tensor([list(ids)], device=self.device),
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            **self._keeping(1),
         )
         return [
             (layer.keys[0, :, start:], layer.values[0, :, start:]) for layer in out.past_key_values.layers
@@ -212,7 +270,30 @@ class Decoder:
         """Whether the first pass is our own, without padding."""
         from retune.evaluation.decoding import packed
 
-        return packed.fits(self.model) and can_be_split(self.model)
+        return self.way == "shared" and packed.fits(self.model) and can_be_split(self.model)
+
+    @property
+    def _alone(self) -> bool:
+        return self.way in ("one by one", "without cache")
+
+    @cached_property
+    def _core(self) -> Any:
+        """The transformers model under an adapter."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @cached_property
+    def _takes(self) -> Callable[[str], bool]:
+        """Tells whether the model's forward takes an argument."""
+        from torch import nn
+
+        if not isinstance(self._core, nn.Module):
+            return lambda name: True
+        names = inspect.signature(self._core.forward).parameters
+        return lambda name: name in names
+
+    def _keeping(self, count: int) -> dict[str, int]:
+        """Return what lets the model give the logits of the last places alone, if it can."""
+        return {"logits_to_keep": count} if self._takes("logits_to_keep") else {}
 
     def _batch(
         self,
@@ -221,27 +302,29 @@ class Decoder:
         shared: Prefix | None,
         stop: Callable[[str], bool] | None,
         sampling: Sampling | None,
-    ) -> list[str]:
+    ) -> list[list[int]]:
         """Return the answers of one batch; `asked` has a row for each prompt."""
         import torch
 
         rows = asked
+        if self._alone:
+            return [
+                self._single(prompt, row, stop, sampling) for prompt, row in zip(prompts, rows, strict=True)
+            ]
         ids, mask, places, cache = self._inputs(prompts, shared)
         if self._packs:
             logits, cache = self._packed(prompts, shared, max(row.room for row in rows))
         else:
             logits, cache = self._step(ids, mask, places, cache)
         while True:
-            if not torch.isfinite(logits).all():
-                raise RetuneError("the model's output is not finite: it gives no answer to score")
-            chosen = _draw(logits, rows, sampling) if sampling else logits.argmax(-1)
+            chosen = self._choose(logits, rows, sampling)
             for row, token in zip(rows, chosen.tolist(), strict=True):
                 if not row.ended:
                     self._add(row, token, stop)
             going = [place for place, row in enumerate(rows) if not row.ended]
             if not going:
-                return [self._text(row.made) for row in asked]
-            if len(going) <= len(rows) // 2:  # leaving costs a copy of the cache
+                return [row.made for row in asked]
+            if len(going) <= len(rows) // 2 and _lets_leave(cache):  # leaving costs a copy of the cache
                 kept = torch.tensor(going, device=self.device)
                 cache.batch_select_indices(kept)
                 chosen, mask, places, rows = (
@@ -254,15 +337,44 @@ class Decoder:
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
             logits, cache = self._step(ids, mask, places, cache)
 
+    def _single(
+        self, prompt: Sequence[int], row: _Row, stop: Callable[[str], bool] | None, sampling: Sampling | None
+    ) -> list[int]:
+        """Return the answer of one prompt, read as transformers reads one: no padding, no mask, no places."""
+        import torch
+
+        cached = self.way == "one by one"
+        state = next((name for name in _STATES if self._takes(name)), _STATES[0])
+        ids, cache = torch.tensor([list(prompt)], device=self.device), None
+        places: dict[str, Any] = {}
+        while True:
+            out = self.model(
+                input_ids=ids,
+                **places,
+                **({state: cache} if cached else {}),
+                **({"use_cache": cached} if self._takes("use_cache") else {}),
+                **self._keeping(1),
+            )
+            chosen = self._choose(out.logits[:, -1].float(), [row], sampling)
+            self._add(row, int(chosen), stop)
+            if row.ended:
+                return row.made
+            if cached:
+                ids, cache = chosen[:, None], out[state]
+                if self._takes("position_ids"):  # some count from 0 again without it
+                    places = {"position_ids": torch.full_like(ids, len(prompt) + len(row.made) - 1)}
+            else:
+                ids = torch.cat([ids, chosen[:, None]], dim=1)
+
     def _step(self, ids: Any, mask: Any, places: Any, cache: Any) -> tuple[Any, Any]:
         """Return the logits behind each row, shape (rows, vocabulary), and the cache with the rows in it."""
         out = self.model(
             input_ids=ids,
             attention_mask=mask,
-            position_ids=places,
+            **({"position_ids": places} if self._takes("position_ids") else {}),
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            **self._keeping(1),
         )
         return out.logits[:, -1].float(), out.past_key_values
 
@@ -308,15 +420,23 @@ class Decoder:
             before, start = (shared.layers, shared.length) if shared else ([], 0)
             logits, _ = packed.first_pass(self.model, [row[start:] for row in fed], counts, before, start)
             parts = torch.split(logits, list(counts))
+        elif self._alone:
+            [row], [count] = fed, counts
+            out = self.model(
+                input_ids=torch.tensor([list(row)], device=self.device),
+                **({"use_cache": False} if self._takes("use_cache") else {}),
+                **self._keeping(count),
+            )
+            parts = (out.logits[0, -count:].float(),)
         else:
             ids, mask, places, cache = self._inputs(fed, shared)
             out = self.model(
                 input_ids=ids,
                 attention_mask=mask,
-                position_ids=places,
+                **({"position_ids": places} if self._takes("position_ids") else {}),
                 past_key_values=cache,
                 use_cache=True,
-                logits_to_keep=max(counts),
+                **self._keeping(max(counts)),
             )
             parts = tuple(row[-count:].float() for row, count in zip(out.logits, counts, strict=True))
         sums = [
@@ -326,6 +446,14 @@ class Decoder:
         if not all(map(math.isfinite, sums)):
             raise RetuneError("the model's output is not finite: it gives no likelihood to score")
         return sums
+
+    def _choose(self, logits: torch.Tensor, rows: Sequence[_Row], sampling: Sampling | None) -> torch.Tensor:
+        """Return one token for each row; refuse logits that are not finite."""
+        import torch
+
+        if not torch.isfinite(logits).all():
+            raise RetuneError("the model's output is not finite: it gives no answer to score")
+        return _draw(logits, rows, sampling) if sampling else logits.argmax(-1)
 
     def _add(self, row: _Row, token: int, stop: Callable[[str], bool] | None) -> None:
         """Add `token` to a row, and end the row at the end of text, of its room, or where `stop` says so."""
@@ -342,12 +470,18 @@ class Decoder:
 
 @dataclass
 class _Row:
-    """One prompt of a batch: how many tokens it may make, the dice that draw them, and those it has made."""
+    """One prompt of a batch: how many tokens it may make, the dice that draw them, those it has made, its place of all."""
 
     room: int
     dice: random.Random | None = None
     made: list[int] = field(default_factory=list)
     ended: bool = False
+    prompt: int = 0
+
+
+def _lets_leave(cache: Any) -> bool:
+    """Return whether rows can be taken out of a cache; those of some recurrent layers cannot."""
+    return all(hasattr(layer, "batch_select_indices") for layer in getattr(cache, "layers", [None]))
 
 
 def _draw(logits: torch.Tensor, rows: Sequence[_Row], sampling: Sampling) -> torch.Tensor:

@@ -130,7 +130,11 @@ def can_be_split(model: Any) -> bool:
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+    try:
+        layers = DynamicCache(config=model.config).layers
+    except (AttributeError, KeyError, TypeError, ValueError):  # configs that say nothing of a cache
+        return False
+    return all(type(layer) is DynamicLayer for layer in layers)
 
 
 def _agree(one: Sequence[int], other: Sequence[int]) -> int:

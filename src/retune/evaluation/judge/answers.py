@@ -15,6 +15,7 @@ from retune.errors import InputError, RetuneError
 from retune.evaluation.bench import Candidate
 from retune.evaluation.decoding import adapters
 from retune.evaluation.decoding.generate import Decoder
+from retune.evaluation.decoding.self_check import decoding
 from retune.evaluation.judge.questions import Asked
 from retune.evaluation.judge.record import SIDES, Answered, Contestant, Generated, Side
 from retune.events import Answering, Event
@@ -103,8 +104,10 @@ def generate(model: Model, record: Generated, uri: str, report: Report) -> Gener
     for side in SIDES:
         contestant = record.models[side]
         folder = store.download(contestant.adapter_uri) if contestant.adapter_uri else None
-        with adapters.attached(base.model, folder) as tuned:
-            decoder = Decoder(tuned, base.tokenizer, base.device, context, record.batch_size)
+        with (
+            adapters.attached(base.model, folder) as tuned,
+            decoding(tuned, base.tokenizer, base.device, context, record.batch_size) as (decoder, _),
+        ):
             for batch in _batches(record, side, tokens):
                 _answer(decoder, side, batch, tokens, record.inputs["new_tokens"])
                 made += len(batch)

@@ -1,0 +1,227 @@
+"""Which way a model's prompts are read: shown on made-up prompts, before a score depends on it.
+
+Each way makes some tokens behind a few prompts of different lengths, and measures how likely they are. Right by definition
+is transformers' plain forward over each prompt with its answer, alone, without a cache, with eager attention. The first
+way whose numbers are those, beyond rounding, is taken: sharing prefixes, then padded batches, then one prompt at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from retune.errors import InputError, RetuneError
+from retune.evaluation.decoding.generate import Decoder, Sampling, Way, _Row
+from retune.evaluation.decoding.prefix import can_be_split
+
+if TYPE_CHECKING:
+    import torch
+
+_PREFIX = 44  # with four prompts behind it, it is worth sharing
+_TAILS = (9, 9, 9, 2)  # rows of different room: some leave before others end
+_ALONE = (6, 13)
+_NEW = 6
+_LOOKED_AT = 16  # of the likeliest tokens at each place
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What the check found.
+
+    Attributes:
+        way: how prompts are read. eager: whether with transformers' eager attention.
+        reason: why not faster; empty if nothing is lost.
+        difference: the largest of a token's log-likelihood from the plain forward's, in nats. allowed: what is rounding.
+        seconds: what the check took.
+    """
+
+    way: Way
+    eager: bool = False
+    reason: str = ""
+    difference: float = 0.0
+    allowed: float = 0.0
+    seconds: float = 0.0
+
+    def record(self) -> dict[str, Any]:
+        """Return it as it is written into a benchmark's record."""
+        return asdict(self)
+
+    @property
+    def note(self) -> str:
+        """One line for the log; empty where nothing is lost."""
+        if not self.reason:
+            return ""
+        how = f"{self.way}{', with eager attention' if self.eager else ''}"
+        cost = {"shared": "", "padded": ": what prompts begin with is read again for each"}.get(
+            self.way, ": a batch takes as long as its prompts one after the other"
+        )
+        return f"prompts are read {how}{cost}; {self.reason}"
+
+
+@contextmanager
+def decoding(
+    model: Any, tokenizer: Any, device: torch.device, context: int, batch_size: int
+) -> Iterator[tuple[Decoder, Answered]]:
+    """Yield a decoder that reads prompts in the fastest way that is right for this model, and what the check found.
+
+    Args:
+        model: a transformers causal language model, with or without an adapter, in evaluation mode.
+        context: the longest sequence in tokens. batch_size: as of `Decoder`.
+
+    Raises:
+        InputError: if no way gives the numbers of the plain forward, or that is none to score by.
+    """
+    from retune.training.attention import attending
+    from retune.training.self_check import fixed_rotary, text_config
+
+    decoder = Decoder(model, tokenizer, device, context, batch_size)
+    found = check(decoder)
+    if found.note:
+        _LOG.warning("%s", found.note)
+    with attending(decoder._core, "eager") if found.eager else nullcontext():
+        steady = fixed_rotary(text_config(decoder._core))
+        yield replace(decoder, way=found.way, steady=steady), found
+
+
+def check(decoder: Decoder) -> Answered:
+    """Return the fastest way that is right; see `decoding`."""
+    import torch
+
+    begin = time.monotonic()
+    with torch.inference_mode():
+        found = _Check(decoder).run()
+    return replace(found, seconds=round(time.monotonic() - begin, 3))
+
+
+class _NoEnd:
+    """A tokenizer without an end of text, so that made-up prompts are answered to their last token."""
+
+    eos_token_id = -1
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.pad_token_id = tokenizer.pad_token_id or 0
+
+    def decode(self, tokens: Sequence[int], **options: Any) -> str:
+        return ""
+
+
+@dataclass(frozen=True)
+class _Traced(Decoder):
+    """A decoder that keeps the log-likelihoods that it chose each token by, by prompt, step by step."""
+
+    seen: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+
+    def _choose(self, logits: torch.Tensor, rows: Sequence[_Row], sampling: Sampling | None) -> torch.Tensor:
+        import torch
+
+        for row, own in zip(rows, torch.log_softmax(logits, -1), strict=True):
+            if not row.ended:
+                self.seen.setdefault(row.prompt, []).append(own)
+        return super()._choose(logits, rows, sampling)
+
+
+class _Check:
+    """The check of one model."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        from retune.training.self_check import ROUNDING, fixed_rotary, text_config
+
+        self.decoder, self.core = decoder, decoder._core
+        config = text_config(self.core)
+        self.steady = fixed_rotary(config)
+        self.room = int(min(decoder.context, self.steady, _PREFIX + max(_TAILS) + 2))
+        self.kind = self.core.config.model_type
+        dtype = next(self.core.parameters()).dtype
+        self.allowed = ROUNDING.get(dtype, ROUNDING["other"])[1]
+        self.prompts = self._made_up()
+
+    def _made_up(self) -> list[list[int]]:
+        """Return prompts of ordinary tokens, drawn at random; always the same ones."""
+        from retune.training.self_check import ordinary_tokens
+
+        total = _PREFIX + sum(_TAILS) + sum(_ALONE)
+        drawn = ordinary_tokens(self.core, self.decoder.tokenizer, total)
+        prefix, place, prompts = drawn[:_PREFIX], _PREFIX, []
+        for length, start in [*((tail, prefix) for tail in _TAILS), *((alone, []) for alone in _ALONE)]:
+            prompts.append([*start, *drawn[place : place + length]])
+            place += length
+        longest = max(1, self.room - 2)
+        return [prompt[-longest:] if len(prompt) > longest else prompt for prompt in prompts]
+
+    def run(self) -> Answered:
+        from retune.training.attention import attending
+
+        shares = can_be_split(self.decoder.model)
+        reason = "" if shares else "what it keeps of a prompt cannot be shared by others that begin with it"
+        ways: list[tuple[Way, bool]] = [("shared", False)] if shares else []
+        ways += [
+            ("padded", False),
+            ("one by one", False),
+            ("padded", True),
+            ("one by one", True),
+            ("without cache", True),
+        ]
+        for way, eager in ways:
+            with attending(self.core, "eager") if eager else nullcontext():
+                difference, failed = self._difference(way)
+            if not failed and difference <= self.allowed:
+                if self.steady < self.decoder.context:
+                    long = f"prompts of more than {int(self.steady)} tokens are read one by one: its rotary frequencies change"
+                    reason = f"{reason}; {long}" if reason else long
+                return Answered(way, eager, reason, difference, self.allowed)
+            how = f"{way}{', eager' if eager else ''}"
+            reason = f"{how}: " + (
+                failed or f"a token's log-likelihood differs by {difference:.2g} from the plain forward"
+            )
+        raise InputError(
+            f"a base (here of type {self.kind}) must answer prompts as its plain forward does, but it does not; {reason}",
+            "model.base",
+        )
+
+    def _difference(self, way: Way) -> tuple[float, str]:
+        """Return how far a way is from the plain forward, or why it fails."""
+        import torch
+
+        from retune.training.self_check import apart
+
+        given = self.decoder
+        decoder = _Traced(given.model, _NoEnd(given.tokenizer), given.device, self.room, 8, way)
+        try:
+            made = decoder.tokens(self.prompts, _NEW)
+            measured = decoder.likelihoods(self.prompts, made)
+        except torch.OutOfMemoryError:
+            raise
+        except RetuneError:
+            raise
+        except Exception as error:
+            text = " ".join(str(error).split())[:200]
+            return 0.0, f"it fails with {type(error).__name__}: {text}"
+        worst = 0.0
+        for place, (prompt, answer) in enumerate(zip(self.prompts, made, strict=True)):
+            right = self._plain(prompt, answer)
+            likely = right.topk(min(_LOOKED_AT, right.shape[-1])).indices
+            seen = torch.stack(decoder.seen[place])
+            worst = max(worst, apart(right.gather(1, likely), seen.gather(1, likely)))
+            own = right.gather(1, torch.tensor(answer, device=right.device)[:, None])
+            worst = max(worst, apart(own.mean(), own.new_tensor(measured[place] / len(answer))))
+        return worst, ""
+
+    def _plain(self, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
+        """Return the log-likelihood of every token at each place of an answer, shape ``(answer, vocabulary)``."""
+        import torch
+
+        from retune.training import one_by_one
+        from retune.training.attention import attending
+
+        ids = torch.tensor([[*prompt, *answer[:-1]]], device=self.decoder.device)
+        rows = torch.arange(len(prompt) - 1, ids.shape[1], device=self.decoder.device)
+        with attending(self.core, "eager"):
+            logits = one_by_one.logits(self.decoder.model, ids, rows)
+        if not bool(torch.isfinite(logits).all()):
+            raise RetuneError("the model's output is not finite: it gives no answer to score")
+        return torch.log_softmax(logits, -1)
