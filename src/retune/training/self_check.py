@@ -31,14 +31,15 @@ from retune.training.one_by_one import by_record, transformers_model
 
 Way = Literal["flattened", "one by one", "one by one, eager"]
 LENGTHS = (11, 34, 3, 22)
-# The largest difference of a token's loss that is rounding: at least, at most, and where only the neighbours differ.
-ROUNDING: dict[torch.dtype | str, tuple[float, float, float]] = {
-    torch.float64: (1e-9, 1e-7, 1e-9),
-    torch.float32: (1e-5, 2e-4, 3e-6),
-    torch.float16: (4e-3, 5e-2, 2e-3),
-    torch.bfloat16: (2e-2, 3e-1, 1e-2),
-    "other": (2e-2, 3e-1, 1e-2),
+# What a token's loss may differ by at least, in nats, and by how much a record's may change with its neighbours.
+_LEAST: dict[torch.dtype | None, tuple[float, float]] = {
+    torch.float64: (1e-9, 1e-9),
+    torch.float32: (1e-5, 3e-6),
+    torch.float16: (4e-3, 2e-3),
+    torch.bfloat16: (2e-2, 1e-2),
+    None: (2e-2, 1e-2),
 }
+_ROUNDINGS = 30  # a model rounds at every step of every layer; how much one at its input changes is measured
 _GRADIENTS = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 _KINDS_OF_LAYERS = {"full_attention", "attention", "sliding_attention", "chunked_attention"}
 _USUAL = 10.0  # nats, as an even guess among 22,000 tokens has
@@ -157,7 +158,7 @@ class _Check:
         self.batch = flatten(tokens, list(range(len(LENGTHS)))).to(device)
         self.singles = [flatten(tokens, [record]).to(device) for record in range(len(LENGTHS))]
         self.dtype = next(core.parameters()).dtype
-        self.least, self.most, self.beside = ROUNDING.get(self.dtype, ROUNDING["other"])
+        self.allowed, self.beside = least(core)
         self.adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.kind = core.config.model_type
 
@@ -167,14 +168,13 @@ class _Check:
             of_right = (
                 self._read(lambda: self._gradients(self._one_by_one), "training") if self.train else None
             )
-        noise, seconds = self._plain(right)
-        eager = not noise <= self.most
-        allowed = min(self.most, max(self.least, 0.0 if eager else 10 * noise))
+        plain, seconds = self._plain(right)
+        eager = not plain <= self.allowed
         reason = unsuited(self.core, self.longest)
         if not reason:
-            reason, difference, gradients = self._flattened(right, of_right, allowed)
+            reason, difference, gradients = self._flattened(right, of_right)
             if not reason:
-                return Checked("flattened", "", difference, allowed, gradients)
+                return Checked("flattened", "", difference, self.allowed, gradients)
         flat_seconds = self._flat_seconds()
         slower = round(seconds / flat_seconds, 1) if flat_seconds else None
         if self.train:
@@ -184,27 +184,27 @@ class _Check:
                     "training",
                 )
         way: Way = "one by one, eager" if eager else "one by one"
-        return Checked(way, reason, 0.0 if eager else noise, allowed, None, slower)
+        return Checked(way, reason, 0.0 if eager else plain, self.allowed, None, slower)
 
     def _right(self) -> Tensor:
         """Return the losses that are right by definition, after looking whether they are losses at all."""
         right, again, cut = (self._read(read) for read in (self._one_by_one, self._one_by_one, self._cut))
-        rules = [
-            (bool(torch.isfinite(right).all()), "finite losses, but it does not"),
-            (
-                apart(right, again) <= self.most,
-                f"the same losses to the same records, but two readings differ by {apart(right, again):.2g}",
-            ),
-            (
-                apart(right[: len(cut)], cut) <= self.most,
-                "losses that depend on earlier tokens alone, but they change by "
-                f"{apart(right[: len(cut)], cut):.2g} with what follows",
-            ),
-        ]
-        for holds, rule in rules:
-            if not holds:
-                raise InputError(f"a base (here of type {self.kind}) must give {rule}", "model.base")
+        if not bool(torch.isfinite(right).all()):
+            raise self._refused("finite losses, but it does not")
+        if not apart(right, again) <= self.allowed:
+            raise self._refused(
+                f"the same losses to the same records, but two readings differ by {apart(right, again):.2g}"
+            )
+        self.allowed = allowed(self.core, right, lambda: self._read(self._one_by_one))
+        later = apart(right[: len(cut)], cut)
+        if not later <= self.allowed:
+            raise self._refused(
+                f"losses that depend on earlier tokens alone, but they change by {later:.2g} with what follows"
+            )
         return right
+
+    def _refused(self, rule: str) -> InputError:
+        return InputError(f"a base (here of type {self.kind}) must give {rule}", "model.base")
 
     def _read(self, read: Callable[[], Tensor], what: str = "evaluation") -> Tensor:
         """Return what the plain forward gives, without gradients; refuse a base with which it fails."""
@@ -248,9 +248,7 @@ class _Check:
             difference = math.inf
         return difference, time.monotonic() - begin
 
-    def _flattened(
-        self, right: Tensor, of_right: Tensor | None, allowed: float
-    ) -> tuple[str, float, float | None]:
+    def _flattened(self, right: Tensor, of_right: Tensor | None) -> tuple[str, float, float | None]:
         """Return why flattened batches cannot be used (empty if they can), and the differences found."""
         difference, gradients = math.inf, None
         try:
@@ -271,9 +269,9 @@ class _Check:
         difference = max(difference, abs(whole - float(right.double().sum())) / len(right))
         rules = [
             (
-                difference <= allowed,
+                difference <= self.allowed,
                 f"a token's loss in a flattened batch differs by {difference:.2g} from the plain forward, "
-                f"rounding allows {allowed:.2g}",
+                f"rounding allows {self.allowed:.2g}",
             ),
             (
                 beside <= self.beside,
@@ -364,6 +362,38 @@ def unsuited(core: nn.Module, longest: int) -> str:
         if top is not None and longest > top:
             return f"its attention chooses {top} of a record's tokens, and records may have {longest}"
     return ""
+
+
+def least(core: Any) -> tuple[float, float]:
+    """Return what rounding may change a token's loss by at least, and what its neighbours in a batch may, in nats."""
+    return _LEAST.get(next(core.parameters()).dtype, _LEAST[None])
+
+
+def allowed(core: Any, right: Tensor, read: Callable[[], Tensor]) -> float:
+    """Return what rounding may change a model's numbers by, in nats.
+
+    Args:
+        core: the transformers model. right: what `read` gave.
+        read: reads something with the model and returns logarithms of probabilities.
+    """
+    with shaken(core):
+        return max(least(core)[0], _ROUNDINGS * apart(right, read()))
+
+
+@contextmanager
+def shaken(core: Any) -> Iterator[None]:
+    """Change what the embeddings give by a rounding of its type inside the block."""
+    draws = torch.Generator().manual_seed(0)
+
+    def shake(module: nn.Module, given: Any, output: Tensor) -> Tensor:
+        noise = torch.randn(output.shape, generator=draws).to(output.device, output.dtype)
+        return output + output * noise * torch.finfo(output.dtype).eps
+
+    handle = core.get_input_embeddings().register_forward_hook(shake)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def text_config(core: Any) -> Any:

@@ -129,16 +129,15 @@ class _Check:
     """The check of one model."""
 
     def __init__(self, decoder: Decoder) -> None:
-        from retune.training.self_check import ROUNDING, fixed_rotary, text_config
+        from retune.training.self_check import fixed_rotary, text_config
 
         self.decoder, self.core = decoder, decoder._core
         config = text_config(self.core)
         self.steady = fixed_rotary(config)
         self.room = int(min(decoder.context, self.steady, _PREFIX + max(_TAILS) + 2))
         self.kind = self.core.config.model_type
-        dtype = next(self.core.parameters()).dtype
-        self.allowed = ROUNDING.get(dtype, ROUNDING["other"])[1]
         self.prompts = self._made_up()
+        self.allowed = 0.0
 
     def _made_up(self) -> list[list[int]]:
         """Return prompts of ordinary tokens, drawn at random; always the same ones."""
@@ -176,7 +175,9 @@ class _Check:
                 return Answered(way, eager, reason, difference, self.allowed)
             how = f"{way}{', eager' if eager else ''}"
             reason = f"{how}: " + (
-                failed or f"a token's log-likelihood differs by {difference:.2g} from the plain forward"
+                failed
+                or f"a token's log-likelihood differs by {difference:.2g} from the plain forward, "
+                f"rounding allows {self.allowed:.2g}"
             )
         raise InputError(
             f"a base (here of type {self.kind}) must answer prompts as its plain forward does, but it does not; {reason}",
@@ -187,7 +188,7 @@ class _Check:
         """Return how far a way is from the plain forward, or why it fails."""
         import torch
 
-        from retune.training.self_check import apart
+        from retune.training.self_check import allowed, apart
 
         given = self.decoder
         decoder = _Traced(given.model, _NoEnd(given.tokenizer), given.device, self.room, 8, way)
@@ -201,12 +202,19 @@ class _Check:
         except Exception as error:
             text = " ".join(str(error).split())[:200]
             return 0.0, f"it fails with {type(error).__name__}: {text}"
-        worst = 0.0
+        worst = self.allowed = 0.0
         for place, (prompt, answer) in enumerate(zip(self.prompts, made, strict=True)):
             right = self._plain(prompt, answer)
             likely = right.topk(min(_LOOKED_AT, right.shape[-1])).indices
+            right_there = right.gather(1, likely)
+
+            def read(prompt: list[int] = prompt, answer: list[int] = answer, k: Any = likely) -> torch.Tensor:
+                return self._plain(prompt, answer).gather(1, k)
+
+            rounding = allowed(self.core, right_there, read)
+            self.allowed = max(self.allowed, rounding)
             seen = torch.stack(decoder.seen[place])
-            worst = max(worst, apart(right.gather(1, likely), seen.gather(1, likely)))
+            worst = max(worst, apart(right_there, seen.gather(1, likely)))
             own = right.gather(1, torch.tensor(answer, device=right.device)[:, None])
             worst = max(worst, apart(own.mean(), own.new_tensor(measured[place] / len(answer))))
         return worst, ""
