@@ -47,7 +47,10 @@ PLAN = (
     *((name, 4, ALL) for name in ("mads-global", "optuna-multivariate")),
     ("hyperopt", 4, (*search_goals.REAL, *FAILING)),
     *(("nomad", batch, search_goals.REAL) for batch in (4, 1)),
-    *((name, 8, ALL) for name in ("optuna", "gp", "tpe", "bamsoo", "soo", "lhs", "random")),
+    *(
+        (name, 8, ALL)
+        for name in ("hyperopt-katib", "optuna-gp", "optuna", "gp", "tpe", "bamsoo", "soo", "lhs", "random")
+    ),
 )
 """Algorithms, batches and surfaces: what the goals speak of, in the order of their weight, then the rest."""
 
@@ -151,7 +154,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--algorithms", nargs="+", choices=[*search.ALGORITHMS, *RIVALS])
-    parser.add_argument("--surfaces", nargs="+", default=names())
+    parser.add_argument(
+        "--surfaces", nargs="+", default=[n for n in names() if n not in search_goals.UNINFORMATIVE]
+    )
     parser.add_argument("--batches", nargs="+", type=int)
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=20)

@@ -15,7 +15,7 @@ from retune.report.style import to_svg
 
 HERE = Path(__file__).parent
 SHOWN = ("25", "30", "50", "100")
-DRAWN = ("alpaca-dolly", "davouse-512", "davouse-64", "two_basins")
+DRAWN = ("alpaca-dolly", "davouse-64", "valley", "two_basins")
 LINES = {
     "mads-global": ("#d55e3a", "-"),
     "nomad": ("#3b8fd1", "-"),

@@ -1,7 +1,9 @@
 """One run of one algorithm on one surface: retune's own, and the rivals run directly as their users run them.
 
-``hyperopt``, ``optuna`` and ``optuna-multivariate`` are those libraries; failed trials are told as failed, which both
-TPEs leave out of their estimates. ``nomad-optimize`` is NOMAD's own sequential run from retune's start design.
+``hyperopt``, ``optuna``, ``optuna-multivariate`` and ``optuna-gp`` (its GPSampler) are those libraries; failed trials are told as
+failed, which both TPEs leave out of their estimates. ``hyperopt-katib`` is hyperopt's TPE as Katib calls it: one seed for all
+points of a request, so that they are the same, and the number of points of the request as the number of random first points.
+``nomad-optimize`` is NOMAD's own sequential run from retune's start design.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from functions import Surface, surface
 from retune import search
 from retune.search import Objective, Observation
 
-RIVALS = ("hyperopt", "optuna", "optuna-multivariate", "nomad-optimize")
+RIVALS = ("hyperopt", "hyperopt-katib", "optuna", "optuna-multivariate", "optuna-gp", "nomad-optimize")
 SECONDS = 120.0  # for NOMAD's own run, which may spin near convergence or end its process
 
 
@@ -95,9 +97,11 @@ def optuna_tpe(study: Study, job: Job) -> None:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = optuna.samplers.TPESampler(
+    sampler: Any = optuna.samplers.TPESampler(
         seed=job.seed, multivariate=job.algorithm == "optuna-multivariate", constant_liar=job.batch > 1
     )
+    if job.algorithm == "optuna-gp":
+        sampler = optuna.samplers.GPSampler(seed=job.seed)
     asking, space = optuna.create_study(sampler=sampler), study.surface.space
     default = space.default()
     assert default is not None
@@ -120,7 +124,7 @@ def optuna_tpe(study: Study, job: Job) -> None:
 def hyperopt_tpe(study: Study, job: Job) -> None:
     """Run hyperopt's TPE with its defaults, as Katib's `tpe` does: failed trials are not told.
 
-    Katib asks for a batch with one seed, and so gets the same point several times; here each point has its own.
+    Katib asks for a batch with one seed, and so gets the same point several times; `hyperopt` here has one a point.
     """
     import hyperopt
     from hyperopt import hp
@@ -136,9 +140,15 @@ def hyperopt_tpe(study: Study, job: Job) -> None:
     default = space.default()
     while study.left:
         done = []
-        for _ in range(min(job.batch, study.left)):
-            seed = int(rng.integers(2**31 - 1))
-            [document] = hyperopt.tpe.suggest(trials.new_trial_ids(1), domain, trials, seed, verbose=False)
+        count = min(job.batch, study.left)
+        as_katib = {"n_startup_jobs": count} if job.algorithm == "hyperopt-katib" else {}
+        seed = int(rng.integers(2**31 - 1))
+        for place in range(count):
+            if place and not as_katib:
+                seed = int(rng.integers(2**31 - 1))
+            [document] = hyperopt.tpe.suggest(
+                trials.new_trial_ids(1), domain, trials, seed, verbose=False, **as_katib
+            )
             picked = document["misc"]["vals"]
             levels = [min(max(round(float(picked[p.name][0])), 0), p.levels - 1) for p in space.parameters]
             given = default if default is not None and not study.regrets else space.decode(levels)
@@ -157,7 +167,9 @@ def hyperopt_tpe(study: Study, job: Job) -> None:
 _LOOPS: dict[str, Callable[[Study, Job], None]] = {
     "optuna": optuna_tpe,
     "optuna-multivariate": optuna_tpe,
+    "optuna-gp": optuna_tpe,
     "hyperopt": hyperopt_tpe,
+    "hyperopt-katib": hyperopt_tpe,
 }
 
 

@@ -101,3 +101,32 @@ def test_a_run_is_carried_on_and_gives_the_same_numbers(tmp_path):
     assert same == rows
     assert "| random | 8 |" in (tmp_path / "page.md").read_text()
     assert (tmp_path / "page.svg").read_text().startswith("<svg")
+
+
+def controlled(ours, theirs, blind):
+    """The first goals, with `random` run too."""
+    rows = []
+    for surface in ("alpaca-dolly", "davouse-64"):
+        rows += [row(name, surface, 8, ours) for name in ("nomad", "mads-global")]
+        rows += [row(name, surface, 8, theirs) for name in ("hyperopt", "optuna-multivariate")]
+        rows += [row("nomad-optimize", surface, 1, theirs), row("random", surface, 8, blind)]
+    return search_goals.judge(rows)[:4]
+
+
+def test_a_goal_that_random_would_reach_does_not_hold():
+    assert all(goal.holds for goal in controlled(GOOD, GOOD, POOR))
+    found = controlled(GOOD, GOOD, GOOD)
+    assert not any(goal.holds for goal in found)
+    assert all("`random` would pass" in goal.summary for goal in found)
+
+
+def test_being_level_is_not_enough_without_showing_it():
+    """With four seeds nobody is shown to be behind, nor shown not to be."""
+    found = controlled([0.1, 0.3, 0.5, 0.7], [0.0, 0.2, 0.4, 0.6], [0.9] * 4)
+    assert not any(goal.holds for goal in found)
+    assert all("too little to show" in goal.summary for goal in found)
+    assert {c.verdict for goal in found for c in goal.comparisons} == {"level"}
+
+
+def test_the_surface_that_tells_nothing_is_left_out():
+    assert search_goals.judge([row(n, "davouse-512", 8, GOOD) for n in ("mads-global", "hyperopt")]) == []
