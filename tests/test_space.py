@@ -304,3 +304,25 @@ def test_presets_come_back_from_every_level(name):
 def test_tidy_has_six_digits_and_is_stable(value):
     assert tidy(tidy(value)) == tidy(value)
     assert math.isclose(tidy(value), value, rel_tol=1e-5, abs_tol=1e-300)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "scale"),
+    [
+        (0, 2**63 - 1, "linear"),
+        (-(2**63), 0, "linear"),
+        (1, 2**63 - 1, "log"),
+        (-(2**53), 2**53, "linear"),
+        (0, 1e300, "linear"),
+    ],
+)
+def test_integers_that_floats_cannot_tell_apart_are_refused(low, high, scale):
+    with pytest.raises(ValidationError, match=r"within -2\^53"):
+        Parameter(name="a", kind="integer", low=low, high=high, scale=scale)
+
+
+def test_the_widest_range_of_integers_is_exact():
+    widest = Parameter(name="a", kind="integer", low=0, high=2**53)
+    top = widest.levels - 1
+    assert [widest.value(level) for level in (0, 1, top - 1, top)] == [0, 1, 2**53 - 1, 2**53]
+    assert [widest.level(2**53 - 1), widest.level(2**53)] == [top - 1, top]

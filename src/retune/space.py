@@ -27,6 +27,8 @@ Scale = Literal["linear", "log"]
 LOG10_GRID = 0.01
 LINEAR_LEVELS = 100
 _DIGITS = 6
+EXACT = 2.0**53
+"""Up to here every whole number is a floating-point number of its own."""
 
 
 def tidy(value: float) -> float:
@@ -122,6 +124,13 @@ class Parameter(BaseModel):
             bad = {key: number for key, number in whole.items() if number != int(number)}
             if bad:
                 found.append(f"an integer parameter has whole bounds, but got {bad} for {self.name!r}")
+            far = {key: number for key, number in whole.items() if abs(number) > EXACT}
+            if far or high - low > EXACT:
+                found.append(
+                    f"an integer parameter lies within -2^53 … 2^53 and spans 2^53 at most, since beyond it not every whole "
+                    f"number can be told from the next, but got low={low:.17g}, high={high:.17g} for {self.name!r}: "
+                    "tune its logarithm, or a part of the range"
+                )
         if self.default is not None:
             if isinstance(self.default, str):
                 found.append(f"`default` must be a number, but got {self.default!r} for {self.name!r}")

@@ -1,0 +1,15 @@
+"""An algorithm whose package is not installed is refused; it must not answer with something else in its place."""
+
+from retune import search
+from retune.space import tribes2024
+
+
+def test_nomad_without_its_package_is_refused_where_it_would_run(monkeypatch):
+    space = tribes2024()
+    assert search.validate("nomad", space, {}) == []
+    monkeypatch.setattr(search, "find_spec", lambda name: None)
+    (told,) = search.validate("nomad", space, {})
+    assert "PyNomadBBO" in told
+    assert "mads-global" in told
+    assert search.validate("nomad", space, {}, here=False) == []  # Katib runs it in another image
+    assert search.validate("mads-global", space, {}) == []
