@@ -40,6 +40,23 @@ def test_shares_of_several_processes_add_up(base, monkeypatch):
     assert all(0 < part < whole for part in sums)
 
 
+def test_a_pass_that_runs_out_of_memory_is_halved(base):
+    layer = base.load().model.model.layers[0]
+
+    def hook(layer, arguments):
+        if arguments[0].shape[1] > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with flat(base) as model:
+        whole = validation_loss(model, TOKENS, base.devices)
+        handle = layer.register_forward_pre_hook(hook)
+        try:
+            halved = validation_loss(model, TOKENS, base.devices)
+        finally:
+            handle.remove()
+    assert halved == pytest.approx(whole, rel=1e-6)
+
+
 def test_poll_may_stop_it_and_the_mode_is_back(base):
     def stop():
         raise InterruptedError

@@ -64,6 +64,9 @@ def drop(x: Tensor, chance: float) -> tuple[Tensor, Tensor]:
         rows, start = window.all, window.before
     else:
         rows, start = window.all_tails, window.before_tails
-    mask = torch.native_dropout(x.new_zeros(rows, x.shape[1]), chance, True)[1]
+    if x.device.type == "cpu":  # the same draws as below, without a matrix of floats for all of the unit
+        mask = torch.empty(rows, x.shape[1], dtype=torch.bool).bernoulli_(1 - chance)
+    else:
+        mask = torch.native_dropout(x.new_zeros(rows, x.shape[1]), chance, True)[1]
     mask = mask[start : start + len(x)].clone()
     return (x * mask).mul_(1 / (1 - chance)), mask

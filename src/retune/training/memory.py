@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 import sys
@@ -79,6 +80,13 @@ def _fields(path: Path) -> dict[str, int]:
     except OSError:
         return {}
     return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[2:] == ["kB"]}
+
+
+def give_back(device: torch.device) -> None:
+    """Free what a failed pass left behind; call it outside the block that caught the error, which holds the pass."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def allocated(device: torch.device) -> int:

@@ -7,7 +7,6 @@ gradients are the same but for the rounding of sums.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -113,7 +112,7 @@ class Passes:
             run = waiting.pop()
             loss = self._attempt(run, counted)
             if loss is None:
-                self._free()
+                memory.give_back(self.devices.device)
                 waiting += reversed(run.halves() if run.stop - run.start > 1 else [run])
             else:
                 total += loss
@@ -178,9 +177,3 @@ class Passes:
         if not unit.tails:
             unit.tails = flatten(self.tokens, unit.records).tails
         return Window.of(unit.lengths, unit.tails, run.start, run.stop)
-
-    def _free(self) -> None:
-        """Give back what a failed pass left behind."""
-        gc.collect()
-        if self.devices.device.type == "cuda":
-            torch.cuda.empty_cache()

@@ -13,6 +13,7 @@ import torch
 
 from retune.data.batches import flatten, passes, share
 from retune.data.tokens import Tokens
+from retune.training import memory
 from retune.training.attention import flattens
 from retune.training.devices import Devices
 from retune.training.loss import loss_sum
@@ -49,10 +50,21 @@ def validation_loss(
             for places in runs:
                 if poll is not None:
                     poll()
-                batch = flatten(tokens, [mine[place] for place in places]).to(devices.device)
-                total += loss_sum(model, batch).double()
+                total += _sum(model, tokens, [mine[place] for place in places], devices)
             for _ in range(rounds - len(runs)):  # take part in the others' exchange, add nothing
                 loss_sum(model, flatten(tokens, [0]).to(devices.device))
     finally:
         model.train(training)
     return float(devices.sum(total)) / int(tokens.counted.sum())
+
+
+def _sum(model: Any, tokens: Tokens, records: list[int], devices: Devices) -> torch.Tensor:
+    """Return the sum of -log p over some records in one pass, or in halves of it where memory runs out."""
+    try:
+        return loss_sum(model, flatten(tokens, records).to(devices.device)).double()
+    except Exception as error:
+        if len(records) == 1 or devices.sharded or not memory.is_out_of_memory(error):
+            raise
+    memory.give_back(devices.device)
+    middle = len(records) // 2
+    return _sum(model, tokens, records[:middle], devices) + _sum(model, tokens, records[middle:], devices)
