@@ -107,7 +107,7 @@ def test_what_changed_is_tuned_again_and_only_what_is_better_becomes_champion(jo
     experiment = client.get_experiment_by_name("nightly").experiment_id
     runs = client.search_runs([experiment], "tags.git_commit LIKE '%'")
     head = subprocess.run(
-        ["git", "log", "--format=%H", "--", "src"], capture_output=True, text=True, check=True
+        ["git", "log", "-2", "--format=%H", "--", "src"], capture_output=True, text=True, check=True
     )
     assert {run.data.tags["git_commit"] for run in runs} == set(head.stdout.split())
 

@@ -87,3 +87,17 @@ def test_a_browser_shows_it(folder, server, tmp_path, width):
     assert "3 of 8 settings (4 of 12 trials)" in seen["where"]
     assert seen["rows"] == len(trials())
     assert (seen["dots"] > 10, seen["lines"] > 10, seen["runs"]) == (True, True, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+def test_a_browser_follows_the_stream(server, tmp_path, monkeypatch):
+    every = watch.events
+    monkeypatch.setattr(watch, "events", lambda watched, seconds: iter([next(every(watched, seconds))]))
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000",
+         f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"{server}/"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert '<h1 id="study">alpaca-dolly</h1>' in done.stdout
+    assert "trial-090 · 50 % · epoch 1 · loss 2.5" in done.stdout
