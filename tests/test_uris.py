@@ -127,3 +127,33 @@ def test_mlflow_does_not_tell_it(monkeypatch):
     while error is not None:
         assert SECRET not in str(error) + repr(error)
         error = error.__cause__ or error.__context__
+
+
+def test_a_server_is_asked_for_its_version_with_the_password(monkeypatch):
+    import base64
+    import http.server
+    import threading
+
+    from retune.tracking import server
+
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.headers.get("Authorization"))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"3.1.0")
+
+        def log_message(self, *words):
+            pass
+
+    there = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=there.serve_forever, daemon=True).start()
+    try:
+        found = server.version(uris.hide(f"http://me:{SECRET}@127.0.0.1:{there.server_port}"))
+    finally:
+        there.shutdown()
+        there.server_close()
+    assert found == "3.1.0"
+    assert asked == ["Basic " + base64.b64encode(f"me:{SECRET}".encode()).decode()]

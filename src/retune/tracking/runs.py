@@ -34,10 +34,33 @@ def tracking_uri(uri: str) -> str:
     return uris.hide(os.environ.get("MLFLOW_TRACKING_URI") or uri)
 
 
+def address(uri: str) -> str:
+    """Return the address to connect to: of a server without name and password, which go into MLflow's own variables.
+
+    MLflow prints addresses in its errors.
+
+    Raises:
+        InputError: if the password in `uri` was masked, and this process does not know it.
+
+    """
+    whole = uris.reveal(uri)
+    if whole is None:
+        raise InputError(
+            f"the password in {uri} is masked and not known here; set MLFLOW_TRACKING_URI to the whole address",
+            "tracking.uri",
+        )
+    parts = urlsplit(whole)
+    if parts.scheme in ("http", "https") and "@" in parts.netloc:
+        who, _, place = parts.netloc.rpartition("@")
+        name, _, password = who.partition(":")
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(name)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(password)
+        return urlunsplit(parts._replace(netloc=place))
+    return whole
+
+
 def connect(uri: str) -> MlflowClient:
     """Return a client for the server or database at `uri`; nothing is sent yet.
-
-    Name and password of a server go into MLflow's own variables: it prints the address in its errors.
 
     Raises:
         InputError: if the password in `uri` was masked, and this process does not know it.
@@ -50,20 +73,8 @@ def connect(uri: str) -> MlflowClient:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    open_uri = uris.reveal(uri)
-    if open_uri is None:
-        raise InputError(
-            f"the password in {uri} is masked and not known here; set MLFLOW_TRACKING_URI to the whole address",
-            "tracking.uri",
-        )
-    parts = urlsplit(open_uri)
-    if parts.scheme in ("http", "https") and "@" in parts.netloc:
-        who, _, place = parts.netloc.rpartition("@")
-        name, _, password = who.partition(":")
-        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(name)
-        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(password)
-        open_uri = urlunsplit(parts._replace(netloc=place))
-    return MlflowClient(tracking_uri=open_uri, registry_uri=open_uri)
+    found = address(uri)
+    return MlflowClient(tracking_uri=found, registry_uri=found)
 
 
 def artifact_root(uri: str, study: str) -> str | None:

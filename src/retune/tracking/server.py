@@ -6,7 +6,7 @@ import functools
 import re
 
 from retune.errors import RetuneError
-from retune.tracking.runs import is_remote
+from retune.tracking.runs import address, is_remote
 
 OLDEST = 3
 """The first major version whose servers answer what a client of this version asks: 2.x has no such address for the
@@ -33,7 +33,7 @@ def version(uri: str) -> str | None:
 
     try:
         answer = http_request(
-            get_default_host_creds(uri),
+            get_default_host_creds(address(uri)),
             "/version",
             "GET",
             timeout=_SECONDS,
