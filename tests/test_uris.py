@@ -157,3 +157,12 @@ def test_a_server_is_asked_for_its_version_with_the_password(monkeypatch):
         there.server_close()
     assert found == "3.1.0"
     assert asked == ["Basic " + base64.b64encode(f"me:{SECRET}".encode()).decode()]
+
+
+def test_a_server_with_a_password_is_found_or_named(small):
+    from retune.steps.reach import tracking
+
+    (problem,) = tracking(small(f"tracking.uri=http://me:{SECRET}@127.0.0.1:9"))
+    assert "http://me:***@127.0.0.1:9 does not answer" in problem
+    (problem,) = tracking(small("tracking.uri=http://you:***@127.0.0.1:9"))
+    assert "is masked and not known here" in problem

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from retune import store
-from retune.errors import RetuneError
+from retune.errors import InputError, RetuneError
 from retune.study import File, Study
+from retune.tracking.runs import address
 
 SECONDS = 5.0  # a tracking server that takes longer to say that it lives is taken for away
 
@@ -58,8 +59,8 @@ def tracking(study: Study) -> Iterator[str]:
         yield from _writable(Path(uri.removeprefix("sqlite:///").partition("?")[0]).parent, "tracking.uri")
     if not uri.startswith(("http://", "https://")):
         return
-    request = urllib.request.Request(f"{uri.rstrip('/')}/health")
     try:
+        request = urllib.request.Request(f"{address(uri).rstrip('/')}/health")
         with urllib.request.urlopen(request, timeout=SECONDS):
             return
     except urllib.error.HTTPError as error:
@@ -76,6 +77,8 @@ def tracking(study: Study) -> Iterator[str]:
             yield f"tracking.uri: the server {uri} answers with an error of its own ({error.code} {error.reason})"
         elif error.code == 404:
             yield f"tracking.uri: {uri} answers, but it is no MLflow server: it has no /health"
+    except InputError as error:
+        yield f"tracking.uri: {error.problems[0]}"
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         yield f"tracking.uri: the MLflow server {uri} does not answer ({reason}); start it, or name another (sqlite:///mlflow.db)"
