@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick test-gpu test-lowest lint docs bench pipelines hashes images clean
+.PHONY: help demo test quick test-gpu test-lowest lint docs bench pipelines hashes images cluster-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -29,6 +29,12 @@ demo: $(VENV)/.all ## run a whole small study, from raw data to a promoted adapt
 
 test: $(VENV)/.dev ## run every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# LOAD names the command that gives the nodes an image, one call an image, e.g. LOAD='kind load docker-image'.
+cluster-test: $(VENV)/.dev ## run tests/e2e on the cluster of KUBECONFIG (docs/cluster-tests.md: RETUNE_E2E_REGISTRY, RETUNE_E2E_OWN, LOAD, ...)
+	@test -n "$(KUBECONFIG)" || { echo "make cluster-test needs a cluster with Katib: set KUBECONFIG, see docs/cluster-tests.md" >&2; exit 1; }
+	$(if $(LOAD),set -e; for name in suggestion train; do $(LOAD) retune-$$name:$(TAG); done)
+	RETUNE_E2E_TAG=$(TAG) $(BIN)/python -m pytest tests/e2e -m cluster
 
 quick: $(VENV)/.dev ## run the tests that take seconds
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

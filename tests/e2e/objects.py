@@ -7,6 +7,7 @@ from tests.conftest import ROOT
 KEYS = {"AWS_ACCESS_KEY_ID": "retune", "AWS_SECRET_ACCESS_KEY": "retune-e2e"}
 IMAGES = ("suggestion", "train", "eval")
 STUDY = ROOT / "k8s/experiments/study-kind.yaml"
+TRIALS, SUGGESTIONS = "katib.kubeflow.org/trial", "katib.kubeflow.org/deployment"  # labels of their pods
 INPUTS = {"bases/tiny": ROOT / "examples/base/tiny", "data": ROOT / "examples/data"}
 
 
@@ -14,7 +15,7 @@ def values(namespace, registry, tag):
     """The chart's values, as words for Helm."""
     given = {
         "images.registry": registry, "images.tag": tag, "mlflow.workers": "1",
-        "storage.uri": "s3://retune", "storage.endpoint": f"http://minio.{namespace}.svc.cluster.local:9000",
+        "storage.uri": "s3://retune", "storage.endpoint": f"http://seaweedfs.{namespace}.svc.cluster.local:9000",
         "storage.accessKeyId": KEYS["AWS_ACCESS_KEY_ID"], "storage.secretAccessKey": KEYS["AWS_SECRET_ACCESS_KEY"],
         "networkPolicy.storage.namespace": namespace,
     }  # fmt: skip
@@ -25,28 +26,37 @@ def values(namespace, registry, tag):
     ]
 
 
-def overrides(namespace, registry, tag, algorithm):
-    """What of the study is this cluster's and this run's."""
-    images = {name: f"{registry}/retune-{name}:{tag}".lstrip("/") for name in IMAGES}
+def overrides(namespace, registry, tag, name, *more):
+    """What of the study is this cluster's and this run's: the demo's, made small."""
+    images = {image: f"{registry}/retune-{image}:{tag}".lstrip("/") for image in IMAGES}
     return [
-        f"name=e2e-{algorithm}", f"promote.model=e2e-{algorithm}", f"search.algorithm={algorithm}",
+        f"name={name}", f"promote.model={name}", "data.train=40", "data.validation=20", "training.epochs=1",
         "search.trials=4", "search.parallel=2", "search.repeats=0", "benchmark.tasks=[]", "select.weights={}",
         f"cluster.namespace={namespace}", f"cluster.images.train={images['train']}", f"cluster.images.eval={images['eval']}",
-        f"tracking.uri=http://retune-mlflow.{namespace}.svc.cluster.local:5000",
+        "cluster.cpu=100m", f"tracking.uri=http://retune-mlflow.{namespace}.svc.cluster.local:5000", *more,
     ]  # fmt: skip
 
 
-def run_job(namespace, registry, tag, algorithm):
-    """The study file, and a Job that does what `retune run` does on a laptop, with the rights of a study."""
-    name = f"run-{algorithm}"
-    words = ["retune", "run", "/study/study.yaml", *overrides(namespace, registry, tag, algorithm), "--json"]
+def run_job(namespace, registry, tag, name, *more, job=None):
+    """The study file, and a Job that does what `retune run` does on a laptop, with the rights of a study.
+
+    Its folder is a volume of the pod's own: what carries a study on is in the bucket.
+    """
+    job = job or f"run-{name}"
+    words = [
+        "retune",
+        "run",
+        "/study/study.yaml",
+        *overrides(namespace, registry, tag, name, *more),
+        "--json",
+    ]
     container = {
         "name": "run",
         "image": f"{registry}/retune-train:{tag}".lstrip("/"),
         "command": words,
         "env": [{"name": "HOME", "value": "/tmp"}],
         "envFrom": [{"secretRef": {"name": "retune-storage"}}],
-        "resources": {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"memory": "4Gi"}},
+        "resources": {"requests": {"cpu": "100m", "memory": "1Gi"}, "limits": {"memory": "4Gi"}},
         "securityContext": {
             "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
         },
@@ -59,23 +69,35 @@ def run_job(namespace, registry, tag, algorithm):
             "runAsNonRoot": True, "runAsUser": 10001, "fsGroup": 10001, "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [container],
-        "volumes": [{"name": "study", "configMap": {"name": name}}, {"name": "tmp", "emptyDir": {}}],
+        "volumes": [{"name": "study", "configMap": {"name": "study"}}, {"name": "tmp", "emptyDir": {}}],
     }  # fmt: skip
     yield {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": name},
+        "metadata": {"name": "study"},
         "data": {"study.yaml": STUDY.read_text()},
     }
     yield {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"name": name},
+        "metadata": {"name": job},
         "spec": {
             "backoffLimit": 0,
+            # As Kubeflow does with a step whose node is drained: another pod carries the study on.
+            "podFailurePolicy": {
+                "rules": [
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+                ]
+            },
             "template": {"metadata": {"labels": {"sidecar.istio.io/inject": "false"}}, "spec": pod},
         },
     }
+
+
+def start(cluster, images, name, *more, job=None):
+    """Start `retune run` as a Job and return its name."""
+    cluster.apply(*run_job(cluster.namespace, *images, name, *more, job=job))
+    return job or f"run-{name}"
 
 
 def storage():

@@ -14,7 +14,7 @@ PLACE = "team-a", "localhost", "0.1.0"
 
 @pytest.mark.parametrize("version", [VERSIONS[0], VERSIONS[-1]], ids=lambda version: "{}.{}".format(*version))
 def test_kubernetes_takes_its_objects(version):
-    for document in (*run_job(*PLACE, "nomad"), *storage()):
+    for document in (*run_job(*PLACE, "study"), *storage()):
         document["metadata"]["namespace"] = "team-a"
         assert problems(document, version) == []
         if document["kind"] in ("Job", "Deployment"):
@@ -31,7 +31,7 @@ def test_the_chart_takes_its_values(helm):
 
 @pytest.mark.parametrize("algorithm", ["nomad", "tpe"])
 def test_the_study_can_run_under_katib(algorithm):
-    study = load(STUDY, overrides(*PLACE, algorithm))
+    study = load(STUDY, overrides(*PLACE, "study", f"search.algorithm={algorithm}"))
     manifest.check(study)
     assert study.search.trials == 4
     assert study.cluster.secrets == ["retune-storage"]

@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -212,3 +213,22 @@ def _local(word):
 
 def image(name):
     return f"localhost/retune-{name}:{TAG}"
+
+
+def main(words):
+    """Build images (`build NAME...`), or run a command with the storage that holds them (`run COMMAND...`)."""
+    if words[:1] not in (["build"], ["run"]) or len(words) < 2:
+        sys.exit("python -m tests.images.containers build NAME... | run COMMAND...")
+    if reason := missing():
+        sys.exit(reason)
+    containers = Containers.in_cache()
+    if words[0] == "run":
+        os.execvpe(words[1], words[1:], containers.env)
+    for name in words[1:]:
+        begun = time.monotonic()
+        containers.make(name)
+        print(f"{image(name)} built in {time.monotonic() - begun:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -107,6 +107,8 @@ class Cluster:
     def container(self, entry):
         if entry["algorithmName"] in services.KATIBS:
             return services.Katibs(entry)
+        if entry["command"][:2] == ["python3", "-c"]:
+            return services.Script(entry, self.folder / f"{entry['algorithmName']}.log")
         key = str(entry.get("resources"))
         found = self.ours.get(key)
         if found is None or not found.alive:
@@ -144,7 +146,10 @@ class Cluster:
             {"algorithmName": name, "image": f"ghcr.io/kubeflow/katib/suggestion-{name}"}
             for name in services.KATIBS
         ]
-        text = yaml.safe_dump({"runtime": {"suggestions": entries}})
+        stopping = [
+            {"algorithmName": "medianstop", "image": "ghcr.io/kubeflow/katib/earlystopping-medianstop"}
+        ]
+        text = yaml.safe_dump({"runtime": {"suggestions": entries, "earlyStoppings": stopping}})
         text = registration.registered(text, registration.entries("registry.example/retune-suggestion:1"))
         self.objects.create(
             "configmaps",

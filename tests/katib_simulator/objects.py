@@ -51,7 +51,8 @@ class Objects:
     def suffix(self, length):
         return "".join(self._random.choice(_SUFFIX) for _ in range(length))
 
-    def create(self, plural, namespace, content):
+    def create(self, plural, namespace, content, dry=False):
+        """Store a new object; `dry` only says what it would be."""
         with self.lock:
             new = copy.deepcopy(content)
             meta = new.setdefault("metadata", {})
@@ -62,7 +63,7 @@ class Objects:
                 raise Refused(409, "AlreadyExists", f'{plural} "{meta["name"]}" already exists')
             self.admit(plural, new, None)
             meta |= {"uid": str(uuid.uuid4()), "creationTimestamp": now()}
-            return self._store(plural, new)
+            return new if dry else self._store(plural, new)
 
     def get(self, plural, namespace, name):
         with self.lock:
@@ -105,10 +106,14 @@ class Objects:
                 self.admit(plural, new, old)
             return self._store(plural, new)
 
-    def patch(self, plural, namespace, name, change):
+    def patch(self, plural, namespace, name, change, dry=False):
         with self.lock:
             old = self.get(plural, namespace, name)
-            return self.replace(plural, _merged(old, change))
+            new = _merged(old, change)
+            if dry:
+                self.admit(plural, new, old)
+                return new
+            return self.replace(plural, new)
 
     def delete(self, plural, namespace, name):
         """Delete an object and all that it owns, at once."""
@@ -228,11 +233,11 @@ class ApiServer:
             items = self.objects.list(plural, namespace, query.get("labelSelector", [""])[0])
             return 200, {"kind": "List", "apiVersion": match["group"] or "v1", "metadata": {}, "items": items}
         if method == "POST":
-            return 201, self.objects.create(plural, namespace, body)
+            return 201, self.objects.create(plural, namespace, body, dry="dryRun" in query)
         if method == "PUT":
             return 200, self.objects.replace(plural, body, bool(match["status"]))
         if method == "PATCH":
-            return 200, self.objects.patch(plural, namespace, name, body)
+            return 200, self.objects.patch(plural, namespace, name, body, dry="dryRun" in query)
         self.objects.delete(plural, namespace, name)
         return 200, {"kind": "Status", "status": "Success"}
 

@@ -34,6 +34,7 @@ class Pods:
         self.objects, self.folder = objects, Path(folder)
         self.istio = True  # injects a proxy that never ends into each pod that does not forbid it
         self.evicted, self.stopping, self.running, self.denied, self.logs = set(), set(), {}, {}, {}
+        self.made = {}  # by Job: labels and command of its last pod
         self.path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         self.env = {}
         self._closed = False
@@ -149,8 +150,12 @@ class Pods:
                     f"Failed to get container command: image {container['image']} is on no registry here"
                 )
             command = _wrapped(command, log, bool(trial["spec"].get("earlyStoppingRules")))
+        labels = dict(template.get("metadata", {}).get("labels", {}))
+        self.made[name] = {
+            "labels": labels,
+            "command": [word.replace(str(log.parent), "/var/log/katib") for word in command],
+        }
         command = [_expanded(word, env) for word in command]
-        labels = template.get("metadata", {}).get("labels", {})
         if trial is not None and self.istio and labels.get("sidecar.istio.io/inject") != "false":
             self.denied[name] = (
                 "running for ever: istio-proxy does not end, and the collector waits for all processes"

@@ -4,12 +4,15 @@ The stand-ins have Katib's names, settings and answers (any place in the range, 
 ladders) and hyperopt's faults; they are not its mathematics: `tpe` samples near the best of what it was told.
 """
 
+import json
 import math
+import os
 import random
 import re
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -64,6 +67,32 @@ class Ours:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         self.process.stdout.close()
+
+
+class Script:
+    """A container whose command is a Python script; what it prints is in `log`."""
+
+    def __init__(self, entry, log):
+        self.log = log
+        with log.open("w") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", entry["command"][2]],
+                env={**os.environ, "PORT": "0"},
+                stdout=out,
+                stderr=out,
+            )
+        while '["serving"' not in log.read_text():
+            assert self.process.poll() is None, log.read_text()
+            time.sleep(0.05)
+        self.address = f"127.0.0.1:{json.loads(log.read_text().splitlines()[0])[1]}"
+
+    @property
+    def alive(self):
+        return self.process.poll() is None
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
 
 
 class Katibs:

@@ -84,8 +84,10 @@ class Kubeflow:
         return self.runs[label]
 
 
-def serve(folder: Path) -> tuple[ThreadingHTTPServer, Kubeflow, str]:
-    """Start the server on a free port; return it, what it knows, and its address."""
+def serve(
+    folder: Path, address: tuple[str, int] = ("127.0.0.1", 0)
+) -> tuple[ThreadingHTTPServer, Kubeflow, str]:
+    """Start the server, by default on a free port; return it, what it knows, and its address."""
     cluster = Kubeflow(folder)
 
     class Handler(BaseHTTPRequestHandler):
@@ -162,7 +164,7 @@ def serve(folder: Path) -> tuple[ThreadingHTTPServer, Kubeflow, str]:
 
         do_GET = do_POST = do_DELETE = handle_one
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(address, Handler)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     return server, cluster, f"http://127.0.0.1:{server.server_port}"
 

@@ -1,0 +1,72 @@
+"""TrainJob trials with Kubeflow Trainer 2 and JobSet, as `tests/e2e/programs.sh` builds them."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from retune.engines.katib import registration
+from tests.e2e.cluster import until
+from tests.e2e.objects import start, values
+
+pytestmark = [pytest.mark.cluster, pytest.mark.own]
+MANIFESTS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retune/e2e/manifests"
+KIND = "TrainJob.v1alpha1.trainer.kubeflow.org"
+
+
+@pytest.fixture(scope="module")
+def trainer(team):
+    """JobSet and Trainer, and a Katib that knows TrainJobs, as docs/install.md says."""
+    for name, place in (("jobset", "jobset-system"), ("trainer", "kubeflow-system")):
+        team.kubectl(
+            "apply", "--server-side", "--filename", str(MANIFESTS / f"{name}.yaml"), namespaced=False
+        )
+        words = [
+            "wait",
+            "--namespace",
+            place,
+            "--for=condition=Available",
+            "deployment",
+            "--all",
+            "--timeout",
+            "5m",
+        ]
+        team.kubectl(*words, namespaced=False)
+    words = ["configmap", registration.CONFIG_MAP, "--namespace", "kubeflow"]
+    found = json.loads(team.kubectl("get", *words, "--output", "json", namespaced=False))
+    content = yaml.safe_load(found["data"][registration.KEY])
+    kinds = content["init"]["controller"].setdefault("trialResources", [])
+    if KIND not in kinds:
+        kinds.append(KIND)
+        change = json.dumps({"data": {registration.KEY: yaml.safe_dump(content)}})
+        team.kubectl("patch", *words, "--type", "merge", "--patch", change, namespaced=False)
+    for step in ("restart", "status"):
+        team.kubectl(
+            "rollout", step, "--namespace", "kubeflow", "deployment/katib-controller", namespaced=False
+        )
+
+
+def test_a_study_of_trainjobs_ends_with_a_champion(team, trainer, images):
+    words = [
+        "--set",
+        "trainJob.enabled=true,trainJob.gpus=0,trainJob.cpu=100m,trainJob.memory=2Gi,trainJob.sharedMemory=64Mi",
+    ]
+    team.helm(
+        "upgrade",
+        "retune",
+        "charts/retune",
+        "--wait",
+        "--timeout",
+        "10m",
+        *values(team.namespace, *images),
+        *words,
+    )
+    job = start(
+        team, images, "trainjobs", "search.algorithm=lhs", "search.trials=2", "cluster.katib.trial=TrainJob"
+    )
+    until(lambda: team.get("trainjobs.trainer.kubeflow.org"), 300, "a TrainJob")
+    outcome = team.outcome(job)
+    assert (outcome["trials"], outcome["failed"]) == (2, 0)
+    assert outcome["gate"]["decision"] == "promote"
