@@ -69,7 +69,8 @@ def _decode(new):
         texts += [("parameters.feasibleSpace.list", value) for value in feasible.get("list", [])]
     for path, value in texts:
         if not isinstance(value, str):
-            text = f"json: cannot unmarshal number into Go struct field ExperimentSpec.spec.{path} of type string"
+            holder = "AlgorithmSetting" if path.startswith("algorithm") else "FeasibleSpace"
+            text = f"json: cannot unmarshal number into Go struct field {holder}.spec.{path} of type string"
             raise Refused(
                 400, "BadRequest", f'admission webhook "defaulter.{_WEBHOOK}" denied the request: {text}'
             )
@@ -89,6 +90,8 @@ def _default(spec):
         template["primaryPodLabels"] = dict(_PRIMARY)
     for parameter in spec.get("parameters", []):
         parameter.setdefault("feasibleSpace", {}).setdefault("distribution", "uniform")  # for lists too
+        if not parameter["feasibleSpace"].get("list", True):
+            del parameter["feasibleSpace"]["list"]  # Go leaves an empty list out
 
 
 def _default_strategies(objective):

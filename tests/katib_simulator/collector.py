@@ -50,13 +50,14 @@ def observation(rows, strategies):
                 metric["max"] = text
         if time >= times[name]:
             times[name], metric["latest"] = time, text
-    return {"metrics": list(metrics.values())}
+    # Go leaves an empty text out: the value of `loss=nan`, which the filter does not read.
+    return {"metrics": [{key: text for key, text in metric.items() if text} for metric in metrics.values()]}
 
 
 def chosen(metric, strategy):
     """The one value that the suggestion service is told of a metric."""
-    value = metric[strategy]
-    return metric["latest"] if value == UNAVAILABLE and strategy in ("min", "max") else value
+    value = metric.get(strategy, "")
+    return metric.get("latest", "") if value == UNAVAILABLE and strategy in ("min", "max") else value
 
 
 def available(observation_, strategies):
@@ -64,7 +65,7 @@ def available(observation_, strategies):
     if not observation_ or not observation_["metrics"]:
         return False
     wanted = strategies[0]["name"]
-    return any(m["name"] == wanted and m["latest"] != UNAVAILABLE for m in observation_["metrics"])
+    return any(m["name"] == wanted and m.get("latest") != UNAVAILABLE for m in observation_["metrics"])
 
 
 def _time(text):

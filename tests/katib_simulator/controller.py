@@ -108,7 +108,7 @@ class Controller:
             if suggestion and experiment["spec"]["resumePolicy"] != "LongRunning":
                 self._stop_service(suggestion)
         elif not experiment.get("status"):
-            mark(experiment, "Created")
+            mark(experiment, "Created", "ExperimentCreated", "Experiment is created")
             experiment["status"] |= {"startTime": now(), "completionTime": None}
         else:
             if trials:
@@ -135,21 +135,24 @@ class Controller:
         status = experiment["status"]
         lists = {kind: [t["metadata"]["name"] for t in trials if over(t) == kind] for kind in _OVER}
         running = [t["metadata"]["name"] for t in trials if not over(t) and condition(t, "Running")]
-        status |= {
-            "trials": len(trials),
-            "trialsRunning": len(running),
-            "trialsPending": sum(not over(t) for t in trials) - len(running),
-            "trialsSucceeded": len(lists["Succeeded"]),
-            "trialsFailed": len(lists["Failed"]),
-            "trialsKilled": len(lists["Killed"]),
-            "trialsEarlyStopped": len(lists["EarlyStopped"]),
-            "trialMetricsUnavailable": len(lists["MetricsUnavailable"]),
-        }
+        lists |= {"Running": running, "Pending": [t["metadata"]["name"] for t in trials if not over(t)]}
+        lists["Pending"] = [name for name in lists["Pending"] if name not in running]
+        status["trials"] = len(trials)
+        for kind, names in lists.items():  # Go leaves out what is empty
+            short = kind[:1].lower() + kind[1:]
+            counter = "trialMetricsUnavailable" if kind == "MetricsUnavailable" else f"trials{kind}"
+            for key, value in ((counter, len(names)), (f"{short}TrialList", names)):
+                if value:
+                    status[key] = value
+                else:
+                    status.pop(key, None)
 
     def _judge(self, experiment, trials):
         spec, status = experiment["spec"], experiment["status"]
-        failed = status["trialsFailed"] + status["trialMetricsUnavailable"]
-        done = failed + status["trialsSucceeded"] + status["trialsKilled"] + status["trialsEarlyStopped"]
+        failed = status.get("trialsFailed", 0) + status.get("trialMetricsUnavailable", 0)
+        done = failed + sum(
+            status.get(f"trials{kind}", 0) for kind in ("Succeeded", "Killed", "EarlyStopped")
+        )
         most = spec.get("maxFailedTrialCount")
         if most is not None and failed != 0 and failed >= most:
             mark(
@@ -191,7 +194,7 @@ class Controller:
             owner = _owner(experiment, "Experiment")
             made = {
                 "metadata": {"name": name, "ownerReferences": [owner]},
-                "spec": {**_of(spec, "algorithm", "earlyStopping"), "requests": requests},
+                "spec": {**_of(spec, "algorithm", "earlyStopping", "resumePolicy"), "requests": requests},
             }
             self.objects.create("suggestions", namespace, made)
             return
@@ -220,11 +223,23 @@ class Controller:
             "spec": {
                 **_of(spec, "objective"),
                 "parameterAssignments": assignment["parameterAssignments"],
-                "earlyStoppingRules": assignment.get("earlyStoppingRules", []),
+                **({"earlyStoppingRules": rules} if (rules := assignment.get("earlyStoppingRules")) else {}),
                 "runSpec": job,
-                "retainRun": template.get("retain", False),
-                **_of(template, "primaryContainerName", "primaryPodLabels"),
+                "metricsCollector": spec["metricsCollectorSpec"],
+                **({"retainRun": True} if template.get("retain") else {}),
+                **_of(
+                    template,
+                    "primaryContainerName",
+                    "primaryPodLabels",
+                    "successCondition",
+                    "failureCondition",
+                ),
             },
+        }
+        job["metadata"] = {
+            **job.get("metadata", {}),
+            "name": assignment["name"],
+            "namespace": meta["namespace"],
         }
         self.objects.create("trials", meta["namespace"], made)
 
@@ -380,7 +395,7 @@ class Controller:
         key = meta["namespace"], meta["name"]
         job = self.objects.find(plural, *key)
         if not trial.get("status"):
-            mark(trial, "Created")
+            mark(trial, "Created", "TrialCreated", "Trial is created")
             trial["status"] |= {"startTime": self._clock(), "completionTime": None}
         elif job is None and not over(trial):
             made = json.loads(json.dumps(trial["spec"]["runSpec"]))
@@ -415,19 +430,26 @@ class Controller:
         if over(trial) == "EarlyStopped":
             trial["status"]["completionTime"] = self._clock()
         elif "Failed" in ended:
-            mark(
-                trial,
-                "Failed",
-                "TrialFailed",
-                "Trial has failed. Job message: Job has reached the specified backoff limit",
-            )
+            mark(trial, "Failed", *_with_jobs("TrialFailed", "Trial has failed", job))
             trial["status"]["completionTime"] = self._clock()
         elif "Complete" in ended and "observation" in trial["status"]:
             if collector.available(trial["status"]["observation"], strategies):
-                mark(trial, "Succeeded", "TrialSucceeded", "Trial has succeeded")
+                mark(trial, "Succeeded", *_with_jobs("TrialSucceeded", "Trial has succeeded", job))
             else:
-                mark(trial, "MetricsUnavailable", "TrialMetricsUnavailable", "Metrics are not available")
+                mark(
+                    trial,
+                    "MetricsUnavailable",
+                    *_with_jobs("MetricsUnavailable", "Metrics are not available", job),
+                )
             trial["status"]["completionTime"] = self._clock()
+
+
+def _with_jobs(reason, message, job):
+    """Reason and message of a trial, with those of its Job after them."""
+    done = next((c for c in job["status"]["conditions"] if c["type"] in ("Complete", "Failed")), {})
+    reason += f". Job reason: {done['reason']}" if done.get("reason") else ""
+    message += f". Job message: {done['message']}" if done.get("message") else ""
+    return reason, message
 
 
 def _owner(thing, kind):

@@ -76,7 +76,10 @@ CASES = {
     "infinite": "echo loss=inf; echo loss=4",
     "failing": "echo loss=0.1; exit 3",
 }
-SCRIPT = "case $CASE in {} esac".format(" ".join(f"{name}) {what} ;;" for name, what in CASES.items()))
+# Katib's collector fails a pod whose main process has ended before the collector starts: it no longer finds it.
+SCRIPT = "sleep ${{PAUSE:-3}}; case $CASE in {} esac".format(
+    " ".join(f"{name}) {what} ;;" for name, what in CASES.items())
+)
 
 
 def experiment(image, name="talk"):
@@ -290,7 +293,11 @@ def conversation(side, image, pod_log, pod, requests, seconds=600):
         }
         found["requests"] = [_request(*entry) for entry in found["requests"] if entry[0] != "serving"]
         names = {trial["metadata"]["name"]: f"trial-{case}" for case, trial in trials.items()}
-        return json.loads(alike(json.dumps(found), {**names, side.namespace: "namespace"}))
+        found = json.loads(alike(json.dumps(found), {**names, side.namespace: "namespace"}))
+        for key, value in found["experiment"].items():
+            if key.endswith("List"):
+                value.sort()
+        return found
     finally:
         side.delete(name)
 
@@ -314,8 +321,12 @@ def _case(trial):
 
 
 def _plain(status):
-    """A status without its times."""
-    kept = {key: value for key, value in status.items() if not key.endswith("Time")}
+    """A status without its times, and without the optimal trial: with a NaN among them, Katib's depends on the order of its cache."""
+    kept = {
+        key: value
+        for key, value in status.items()
+        if not key.endswith("Time") and key != "currentOptimalTrial"
+    }
     kept["conditions"] = _conditions(status)
     return kept
 
@@ -362,7 +373,9 @@ def _job(found):
     return {
         "labels": meta.get("labels"),
         "owners": [(owner["kind"], owner["apiVersion"], owner["name"]) for owner in meta["ownerReferences"]],
-        "ended": [c["type"] for c in found["status"].get("conditions", []) if c["status"] == "True"],
+        "ended": [
+            c["type"] for c in found["status"].get("conditions", []) if c["type"] in ("Complete", "Failed")
+        ],
     }
 
 
@@ -374,5 +387,8 @@ def _request(method, request):
             status[key] = bool(status.get(key))
         if "observation" in status:
             status["observation"] = _metrics(status["observation"])
-    request["trials"] = sorted(request.get("trials", []), key=lambda trial: trial["name"])
+    request["trials"] = sorted(
+        request.get("trials", []),
+        key=lambda trial: trial["spec"]["parameterAssignments"]["assignments"][0]["value"],
+    )
     return method, request

@@ -93,12 +93,14 @@ class Pods:
                 ):
                     continue
             tries = 0 if ended == 0 else tries - 1
-        self._settle(plural, namespace, name, ended)
+        self._settle(plural, namespace, name, ended, _policy(spec, namespace, name, ended))
 
-    def _settle(self, plural, namespace, name, code):
+    def _settle(self, plural, namespace, name, code, policy):
         done = {"type": "Complete" if code == 0 else "Failed", "status": "True", "lastTransitionTime": now()}
-        if code != 0:
-            done |= {
+        if code == 0:
+            done |= {"reason": "CompletionsReached", "message": "Reached expected number of succeeded pods"}
+        else:
+            done |= policy or {
                 "reason": "BackoffLimitExceeded",
                 "message": "Job has reached the specified backoff limit",
             }
@@ -108,7 +110,7 @@ class Pods:
             try:
                 self.objects.replace(plural, job, status_only=True)
             except Refused:
-                self._settle(plural, namespace, name, code)
+                self._settle(plural, namespace, name, code, policy)
 
     def _trial(self, job):
         for owner in job["metadata"].get("ownerReferences", []):
@@ -151,6 +153,8 @@ class Pods:
                 )
             command = _wrapped(command, log, bool(trial["spec"].get("earlyStoppingRules")))
         labels = dict(template.get("metadata", {}).get("labels", {}))
+        if trial is not None:
+            labels |= {"katib.kubeflow.org/trial": name, **trial["metadata"]["labels"]}
         self.made[name] = {
             "labels": labels,
             "command": [word.replace(str(log.parent), "/var/log/katib") for word in command],
@@ -222,6 +226,17 @@ class Pods:
 
     def _forget_process(self, name):
         self.running.pop(name, None)
+
+
+def _policy(spec, namespace, name, code):
+    """What the Job controller says where a rule of the Job's failure policy fits an exit code."""
+    code = 128 - code if code < 0 else code  # a process that a signal ended
+    for number, rule in enumerate(spec.get("podFailurePolicy", {}).get("rules", [])):
+        codes = rule.get("onExitCodes")
+        if codes and rule["action"] == "FailJob" and code in codes["values"]:
+            said = f"Container {codes['containerName']} for pod {namespace}/{name}-x failed with exit code {code} matching FailJob rule at index {number}"
+            return {"reason": "PodFailurePolicy", "message": said}
+    return None
 
 
 def _wrapped(words, log, early_stopping):

@@ -61,6 +61,8 @@ def test_it_refuses_and_fills_in_what_katib_does(side, said):
 
 
 def test_an_experiment_goes_as_under_katib(cluster, side, said):
+    cluster.pods.env["PAUSE"] = "0"
+
     def printed(trial):
         return (cluster.pods.logs[trial] / "metrics.log").read_text()
 

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from retune import store
-from retune.engines.katib import algorithms, manifest
+from retune.engines.katib import algorithms, manifest, pods
 from retune.engines.katib.api import Api, Object, ended, said
 from retune.engines.katib.history import Experiments
 from retune.errors import InputError, Interrupted, RetuneError
@@ -282,11 +282,21 @@ class KatibEngine:
             return written
         if how == "EarlyStopped":
             return self._generated_record(task, "early_stopped", "Katib stopped it early", _latest(trial))
+        words = f"{how}: {said(trial) or 'no message'}"
         reason = (
-            f"its pod ended without a record ({how}: {said(trial) or 'no message'}); "
+            f"its pod ended without a record ({words}); {self._why_killed(words)}"
             f"see the events and logs of job {name} in namespace {self._api.namespace}"
         )
         return self._generated_record(task, "failed", reason)
+
+    def _why_killed(self, words: str) -> str:
+        """Return what the exit code of a killed container means, if a Job's message names it."""
+        if f"exit code {pods.KILLED}" not in words:
+            return ""
+        return (
+            f"exit code {pods.KILLED} is how a container ends that needs more memory than `cluster.memory`, "
+            f"{self.study.cluster.memory} here: raise it, or make trials smaller (`training.batch_size`, `data.max_length`); "
+        )
 
     def _written(self, task: TrialTask) -> TrialRecord | None:
         """Return the record in a task's folder under the task's own name and number."""
@@ -358,7 +368,10 @@ class KatibEngine:
                 else:
                     self._finish(written)
             elif how := _job_ended(there[name]):
-                reason = f"its pod ended without a record ({how}); see job {name} in namespace {self._api.namespace}"
+                reason = (
+                    f"its pod ended without a record ({how}); {self._why_killed(how)}"
+                    f"see job {name} in namespace {self._api.namespace}"
+                )
                 self._finish(self._written(task) or self._generated_record(task, "failed", reason))
 
     def _remove(self) -> None:
@@ -437,7 +450,7 @@ def _latest(trial: Object) -> dict[str, float]:
     found = {}
     for metric in ((trial.get("status") or {}).get("observation") or {}).get("metrics") or []:
         try:
-            value = float(metric["latest"])
+            value = float(metric.get("latest", ""))  # Katib leaves the key out where a loss was NaN
         except ValueError:
             continue
         if math.isfinite(value):

@@ -12,6 +12,8 @@ from retune.study import Cluster, Study
 from retune.study.placement import Spread
 
 CONTAINER = "training-container"
+KILLED = 137
+"""The exit code of a container that SIGKILL ended, as the kernel does where one needs more memory than it may have."""
 CA_FOLDER = "/etc/retune/ca"
 CA_ENV = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE")
 """What OpenSSL, requests (MLflow, hub), curl and boto3 read the name of the file with their authorities from."""
@@ -24,7 +26,8 @@ def job_spec(
     """Return the spec of a Job that runs a trial once.
 
     A pod that crashes is not started again: Katib would not know, and a failed setting is a result. One that was
-    evicted (preemption, a drained node) is, and carries on from its checkpoint.
+    evicted (preemption, a drained node) is, and carries on from its checkpoint. One whose container was killed
+    (`KILLED`, mostly for its memory) says so in the Job's message, which Katib hands on.
     """
     hours = study.search.max_hours
     evicted = client.V1PodFailurePolicyRule(
@@ -33,10 +36,16 @@ def job_spec(
             client.V1PodFailurePolicyOnPodConditionsPattern(type="DisruptionTarget", status="True")
         ],
     )
+    killed = client.V1PodFailurePolicyRule(
+        action="FailJob",
+        on_exit_codes=client.V1PodFailurePolicyOnExitCodesRequirement(
+            container_name=container, operator="In", values=[KILLED]
+        ),
+    )
     return client.V1JobSpec(
         backoff_limit=0,
         active_deadline_seconds=math.ceil(hours * 3600) if hours else None,
-        pod_failure_policy=client.V1PodFailurePolicy(rules=[evicted]),
+        pod_failure_policy=client.V1PodFailurePolicy(rules=[evicted, killed]),
         template=client.V1PodTemplateSpec(
             # Istio's sidecar never ends, and Katib's collector waits for all processes of a pod.
             metadata=client.V1ObjectMeta(labels={**LABELS, "sidecar.istio.io/inject": "false"}),
