@@ -107,6 +107,22 @@ def test_lasting_faults_while_fetching_name_bucket_and_key(proxy, s3, large, mon
     assert store.listing(tmp_path / "cache") == []  # nothing that a later run could take for the object
 
 
+def test_what_may_bear_absence_outlives_a_server_that_is_away_for_longer(proxy, s3, monkeypatch):
+    """A trial's record: found on a cluster, where a minute without the storage lost the training."""
+    from botocore.retries.standard import ExponentialBackoff
+
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0.01)  # else half a minute
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "")
+    monkeypatch.delenv("AWS_MAX_ATTEMPTS")
+    proxy.faults = [Fault("PUT", "reset up", 0, 9)]
+    with pytest.raises(RetuneError, match=r"trial\.json"):
+        store.write(f"{s3}/trial.json", b"{}")
+    proxy.faults = [Fault("PUT", "reset up", 0, 9)]
+    s3_place.bear_absence()
+    store.write(f"{s3}/trial.json", b"{}")
+    assert store.read(f"{s3}/trial.json") == b"{}"
+
+
 def test_a_folder_whose_upload_fails_has_no_marker(proxy, s3, tmp_path, monkeypatch):
     """Whoever reads goes by the marker, so what is half there is not read; the next upload completes it."""
     for name in ("train.jsonl", "validation.jsonl", "mix.json"):

@@ -82,6 +82,10 @@ def command(
         from retune.training.resident import ResidentBase
         from retune.training.run_trial import TrialTask, run_trial
 
+        if "://" in study:  # a pod of a search, whose training is lost if its record cannot be written
+            from retune.store.s3 import bear_absence
+
+            bear_absence()
         chosen = _read(study, overrides)
         given = {key: value for key, value in setting.items() if value is not None}
         task = TrialTask(

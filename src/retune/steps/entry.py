@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from retune import models
 from retune.processes import die_with_run
+from retune.store.s3 import bear_absence
 from retune.study import Study, parse
 
 _PACKED = "zlib"
@@ -25,6 +26,7 @@ def entry(study: str) -> Iterator[Study]:
     """
     die_with_run()
     models.quiet()
+    bear_absence()
     yield parse(unpacked(study))
 
 

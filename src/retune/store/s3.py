@@ -27,6 +27,8 @@ MULTIPART_BYTES = 8 << 20  # larger files are sent in parts of this size, severa
 READ_SECONDS = 60  # a server that is silent for so long is asked again
 _DAMAGED = 2  # so often what arrived damaged is read again
 _REPLACED = 20  # so often something that is replaced while it is read is read again
+_PATIENT = 20
+"""Attempts in about two and a half minutes: botocore waits at random, up to 20 s each time."""
 
 
 @dataclass(frozen=True)
@@ -332,6 +334,14 @@ def _transfer() -> Any:
     from boto3.s3.transfer import TransferConfig
 
     return TransferConfig(multipart_threshold=MULTIPART_BYTES, multipart_chunksize=MULTIPART_BYTES)
+
+
+def bear_absence() -> None:
+    """Let this process bear a server that is away for a minute or two, where hours of work would be lost.
+
+    Without it a wrong address is told of within seconds. ``AWS_MAX_ATTEMPTS`` in the environment goes before both.
+    """
+    os.environ.setdefault("AWS_MAX_ATTEMPTS", str(_PATIENT))
 
 
 def _client() -> Any:

@@ -591,3 +591,17 @@ def test_constraints_reach_the_service_and_hold_in_the_ranking(cluster, run_on):
     assert ranked
     assert all(record.values["peak_gpu_gib"] <= 15 for record in ranked)
     assert len(run.searched) == 12
+
+
+def test_equal_searches_of_two_studies_or_in_two_folders_have_nothing_to_do_with_each_other(
+    cluster, on_katib, tmp_path
+):
+    """Found on a real cluster: the digest, by which the engine finds its Experiment, holds neither name nor folder."""
+    runs = []
+    for name, folder in (("first", "a"), ("second", "a"), ("second", "b")):
+        (tmp_path / folder / name).mkdir(parents=True)
+        runs.append(Run(on_katib(f"name={name}", "search.trials=3"), tmp_path / folder / name / SEARCH).go())
+    for run in runs:
+        assert [r.status for r in run.outcome.records] == ["completed"] * 4
+    assert len(experiments(cluster)) == 3
+    assert len(cluster.objects.list("jobs", NAMESPACE)) == 3 * 4, "the base and three trials each"

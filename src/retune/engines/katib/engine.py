@@ -72,7 +72,7 @@ class KatibEngine:
         self._api = Api(study.cluster.namespace, patience, should_stop)
         self._history = Experiments(self.place.trials)
         self._warm = warm_start(study)
-        self._selector = f"{manifest.SEARCH_LABEL}={self.place.digest}"
+        self._selector = manifest.selector(study, self.place)
         self._shown: set[str] = set(self.ledger.records)
         self._own_default = False
         self._stale: tuple[Any, Any] | None = None
@@ -102,7 +102,7 @@ class KatibEngine:
         if not algorithms.begins_with_default(self.study, self._warm):
             self.ledger.issue(1, "default", default, self.study.seed)
         own = self.ledger.tasks.get(trial_name(1))
-        there = self._api.objects("experiments", self._selector)
+        there = self._experiments()
         if own is not None and not any(own.trial in self._of(found) for found in there):
             self._own_default = True  # no Experiment runs it, or no longer
             jobs.append(own)
@@ -115,7 +115,7 @@ class KatibEngine:
 
     def _experiment(self) -> Object | None:
         """Return the Experiment to follow: the one that is there, else a new one; None if nothing is left to do."""
-        there = self._api.objects("experiments", self._selector)
+        there = self._experiments()
         for found in there:
             self._history.note(found)
             self._gather(found)
@@ -141,6 +141,11 @@ class KatibEngine:
         if reason:
             return None
         return self._allow(last, left) if last and self._restartable(last) else self._create(left)
+
+    def _experiments(self) -> list[Object]:
+        """Return this search's Experiments; one of an equal search that lies in another folder is not ours."""
+        found = self._api.objects("experiments", self._selector)
+        return [one for one in found if manifest.folder_of(one) in (None, self.place.folder)]
 
     def _create(self, left: int) -> Object:
         """Create an Experiment for the trials that are left; it is told of those that came before."""
@@ -332,7 +337,7 @@ class KatibEngine:
         self.ledger.finish(record, write=True)
         self.observe(Finished(record.trial, record))
         if record.role == "base" and record.status == "failed":  # nothing could be compared with it
-            for found in self._api.objects("experiments", self._selector):
+            for found in self._experiments():
                 if not ended(found):
                     self._end(found)
             raise RetuneError(f"the untuned base could not be validated: {record.reason}")
@@ -376,7 +381,7 @@ class KatibEngine:
 
     def _remove(self) -> None:
         """Delete what the search created on the cluster."""
-        for found in self._api.objects("experiments", self._selector):
+        for found in self._experiments():
             self._api.delete_experiment(found["metadata"]["name"])
         for name in self._api.jobs(f"{self._selector},{manifest.TRIAL_LABEL}"):
             self._api.delete_job(name)

@@ -26,7 +26,11 @@ from retune.study import Study
 from retune.training.run_trial import TrialTask
 
 SEARCH_LABEL = "retune.dev/search"
-"""Label with the digest of the search, by which a restarted engine finds its objects again."""
+"""Label with the digest of the search, by which a restarted engine finds its objects again, together with `STUDY_LABEL`:
+two studies may be alike in all that the digest covers."""
+STUDY_LABEL = "retune.dev/study"
+FOLDER = "retune.dev/folder"
+"""Annotation with the search's folder, since one study may be run into several."""
 TRIAL_LABEL = "retune.dev/trial"
 TRAINER = "trainer.kubeflow.org/v1alpha1"
 _TRIAL_NAME = "${trialParameters.trialName}"
@@ -155,7 +159,7 @@ def experiment(
             "generateName": f"{short(study.name)}-",
             **_namespaced(study),
             "labels": _labels(study, place),
-            "annotations": {"retune.dev/folder": place.folder},
+            "annotations": {FOLDER: place.folder},
         },
         "spec": spec.to_dict(),
     }
@@ -299,7 +303,7 @@ def job(study: Study, place: Place, task: TrialTask) -> dict[str, Any]:
     env = {f"RETUNE_HP_{name.upper()}": _word(value) for name, value in task.assignment.items()}
     content = _job(study, place, _words(study, place, task), env)
     content["metadata"] |= {
-        "name": f"{short(study.name)}-{place.digest[:8]}-{task.trial}",
+        "name": f"{short(study.name)}-{hashlib.sha256(place.folder.encode()).hexdigest()[:8]}-{task.trial}",
         **_namespaced(study),
     }
     content["metadata"]["labels"][TRIAL_LABEL] = task.trial
@@ -328,7 +332,18 @@ def name(study: Study, place: Place, namespace: str, earlier: int) -> str:
 
 def _labels(study: Study, place: Place) -> dict[str, str]:
     queue = {"kueue.x-k8s.io/queue-name": study.cluster.queue} if study.cluster.queue else {}
-    return {**pods.LABELS, "retune.dev/study": study.name, SEARCH_LABEL: place.digest, **queue}
+    return {**pods.LABELS, STUDY_LABEL: study.name, SEARCH_LABEL: place.digest, **queue}
+
+
+def selector(study: Study, place: Place) -> str:
+    """Return the label selector of what a search has on the cluster."""
+    return f"{SEARCH_LABEL}={place.digest},{STUDY_LABEL}={study.name}"
+
+
+def folder_of(experiment: Mapping[str, Any]) -> str | None:
+    """Return the folder that an Experiment's search lies in; None if it does not say."""
+    found: str | None = (experiment["metadata"].get("annotations") or {}).get(FOLDER)
+    return found
 
 
 def _namespaced(study: Study) -> dict[str, str]:
