@@ -195,7 +195,7 @@ def test_failed_silent_and_nan_trials_are_recorded_and_the_search_goes_on(cluste
         assert (record.reason == "the loss became NaN in step 3") == failed
     sent = [t for t in cluster.objects.list("trials", NAMESPACE) if t["status"].get("observation")]
     latest = {
-        m["latest"]
+        m.get("latest", "")
         for t in sent
         for m in t["status"]["observation"]["metrics"]
         if m["name"] == "validation_loss"
