@@ -43,13 +43,12 @@ def run_job(namespace, registry, tag, name, *more, job=None):
     Its folder is a volume of the pod's own: what carries a study on is in the bucket.
     """
     job = job or f"run-{name}"
-    words = [
-        "retune",
-        "run",
-        "/study/study.yaml",
-        *overrides(namespace, registry, tag, name, *more),
-        "--json",
-    ]
+    given = ["/study/study.yaml", *overrides(namespace, registry, tag, name, *more), "--json"]
+    # The logs go with the pod, so what a failed run leaves in them is printed.
+    script = (
+        'retune run "$@" && exit; code=$?; tail -n 80 /tmp/.cache/retune/work/*/logs/*.log >&2; exit $code'
+    )
+    words = ["sh", "-c", script, "run", *given]
     container = {
         "name": "run",
         "image": f"{registry}/retune-train:{tag}".lstrip("/"),
