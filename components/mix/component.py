@@ -19,14 +19,12 @@ def mix(recipe: str, mixed: dsl.Output[dsl.Dataset]) -> NamedTuple(
 
     """
     from retune.processes import die_with_run
-    from retune.steps.entry import last_words
     from retune.steps.mix import Recipe
     from retune.steps.mix import mix as step
 
     die_with_run()
-    with last_words():
-        parsed = Recipe.model_validate_json(recipe)
-        record = step(parsed)
+    parsed = Recipe.model_validate_json(recipe)
+    record = step(parsed)
     mixed.uri = parsed.folder
     mixed.metadata["digest"] = record.digest
     return (parsed.folder, record.digest)  # type: ignore[return-value]

@@ -456,10 +456,10 @@ def test_a_budget_that_comes_a_moment_too_late_makes_a_second_experiment(cluster
         run_on("search.trials=3", stop=lambda run: len(run.finished) >= 1)
     real = cluster.objects.patch
 
-    def patch(plural, namespace, name, change):
+    def patch(plural, namespace, name, change, dry=False):
         wait_for(lambda: over(cluster.objects.get("experiments", NAMESPACE, name)))
         cluster.objects.patch = real
-        return real(plural, namespace, name, change)
+        return real(plural, namespace, name, change, dry)
 
     cluster.objects.patch = patch
     run = run_on("search.trials=5")

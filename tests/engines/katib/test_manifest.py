@@ -128,7 +128,7 @@ def test_a_job_of_the_engine_names_its_trial_and_has_its_setting_as_env():
                      seed=4, folder=f"{PLACE.folder}/trials/trial-001-seed-1")  # fmt: skip
     job = manifest.job(study("cluster.gpus=1"), PLACE, task)
     container = job["spec"]["template"]["spec"]["containers"][0]
-    assert job["metadata"]["name"] == "alpaca-dolly-7b-01234567-trial-001-seed-1"
+    assert job["metadata"]["name"] == "alpaca-dolly-7b-7973e6f7-trial-001-seed-1"
     assert container["command"][-6:] == ["--number", "1", "--role", "repeat", "--seed", "4"]
     env = {entry["name"]: entry["value"] for entry in container["env"]}
     assert (env["RETUNE_HP_RANK"], env["RETUNE_HP_LEARNING_RATE"]) == ("8", "1e-05")
