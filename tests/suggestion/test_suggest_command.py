@@ -50,7 +50,7 @@ def run(*arguments):
 
 def test_a_new_study_starts_with_the_default(study):
     lines = run("--study", study, "--count", "3").splitlines()
-    assert lines[0] == "nomad, knowing 0 completed, 0 failed, 0 running"
+    assert lines[0] == "mads-global, knowing 0 completed, 0 failed, 0 running"
     assert lines[1].split() == [
         "start:",
         "default",
@@ -64,7 +64,7 @@ def test_a_new_study_starts_with_the_default(study):
 
 def test_a_search_goes_on(study, folder):
     lines = run("--study", study, "--history", folder, "--count", "2").splitlines()
-    assert lines[0] == "nomad, knowing 1 completed, 1 failed, 1 running"
+    assert lines[0] == "mads-global, knowing 1 completed, 1 failed, 1 running"
     assert len(lines) == 3
     assert lines == run("--study", study, "--history", folder, "--count", "2").splitlines()
 
@@ -80,8 +80,8 @@ def test_what_katib_stopped_is_known_by_its_last_value_and_what_was_interrupted_
         ledger.finish(record, write=True)
         return run("--study", study, "--history", folder).splitlines()[0]
 
-    assert known("early_stopped") == "nomad, knowing 1 completed, 1 stopped early, 1 failed, 0 running"
-    assert known("interrupted") == "nomad, knowing 1 completed, 1 failed, 0 running"
+    assert known("early_stopped") == "mads-global, knowing 1 completed, 1 stopped early, 1 failed, 0 running"
+    assert known("interrupted") == "mads-global, knowing 1 completed, 1 failed, 0 running"
 
 
 def test_json_for_programs(study, folder):
