@@ -121,7 +121,7 @@ def test_a_trial_that_is_done_is_not_run_again(study, data, base, task):
     assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
 
 
-@pytest.mark.parametrize("change", ["seed", "assignment", "study", "damaged", "role"])
+@pytest.mark.parametrize("change", ["seed", "assignment", "study", "role"])
 def test_a_record_of_something_else_is_not_taken_for_ours(study, data, base, task, change):
     first = run_trial(study, data, task, base)
     if change == "seed":
@@ -130,15 +130,22 @@ def test_a_record_of_something_else_is_not_taken_for_ours(study, data, base, tas
         task = task.model_copy(update={"assignment": {"alpha": 1}})
     elif change == "study":
         study = study.model_copy(update={"training": study.training.model_copy(update={"batch_size": 5})})
-    elif change == "role":
-        task = task.model_copy(update={"role": "base", "number": 0})
     else:
-        Path(task.folder, "trial.json").write_bytes(b'{"trial": ')
+        task = task.model_copy(update={"role": "base", "number": 0})
     events = []
     again = run_trial(study, data, task, base, events.append)
     assert events
     assert (again.started != first.started) or again != first
     assert saved(task) == again
+
+
+def test_a_damaged_record_is_named_and_not_written_over(study, data, base, task):
+    file = Path(task.folder, "trial.json")
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b'{"trial": ')
+    with pytest.raises(RetuneError, match=r"trial\.json cannot be read"):
+        run_trial(study, data, task, base)
+    assert file.read_bytes() == b'{"trial": '
 
 
 def test_nan_is_a_failure_with_its_step_and_never_a_number(study, data, base, task):
