@@ -30,11 +30,12 @@ demo: $(VENV)/.all ## run a whole small study, from raw data to a promoted adapt
 test: $(VENV)/.dev ## run every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+E2E ?= tests/e2e
 # LOAD names the command that gives the nodes an image, one call an image, e.g. LOAD='kind load docker-image'.
 cluster-test: $(VENV)/.dev ## run tests/e2e on the cluster of KUBECONFIG (docs/cluster-tests.md: RETUNE_E2E_REGISTRY, RETUNE_E2E_OWN, LOAD, ...)
 	@test -n "$(KUBECONFIG)" || { echo "make cluster-test needs a cluster with Katib: set KUBECONFIG, see docs/cluster-tests.md" >&2; exit 1; }
 	$(if $(LOAD),set -e; for name in suggestion train; do $(LOAD) retune-$$name:$(TAG); done)
-	RETUNE_E2E_TAG=$(TAG) $(BIN)/python -m pytest tests/e2e -m cluster
+	RETUNE_E2E_TAG=$(TAG) $(BIN)/python -m pytest $(E2E) -m cluster
 
 quick: $(VENV)/.dev ## run the tests that take seconds
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
