@@ -59,7 +59,7 @@ def changed(key, value):
 
 
 LOCAL = (
-    "['nomad', 'mads-global', 'tpe', 'random', 'lhs', 'gp', 'soo', 'bamsoo', 'retune-tpe', 'retune-random']"
+    "['nomad', 'mads-global', 'language-bo', 'tpe', 'random', 'lhs', 'gp', 'soo', 'bamsoo', 'retune-tpe', 'retune-random']"
 )
 
 # What the file itself says: key, value, answer.
