@@ -58,9 +58,7 @@ def changed(key, value):
     return content
 
 
-LOCAL = (
-    "['nomad', 'mads-global', 'language-bo', 'tpe', 'random', 'lhs', 'gp', 'soo', 'bamsoo', 'retune-tpe', 'retune-random']"
-)
+LOCAL = "['nomad', 'mads-global', 'language-bo', 'tpe', 'random', 'lhs', 'gp', 'soo', 'bamsoo', 'retune-tpe', 'retune-random']"
 
 # What the file itself says: key, value, answer.
 IN_THE_FILE = [
