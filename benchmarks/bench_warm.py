@@ -10,7 +10,7 @@ The earlier study is 50 trials of `mads-global` on another surface than the one 
 * `unlike`: that with each ordered parameter's range turned round: what was good is bad.
 
 `cold` knows nothing, `warm` is told by `search.warm_start`, `raw` compares the earlier values as they are and keeps its start
-design, as retune did before. Stated beforehand: warm must not be behind cold by more than a tenth of the cold study's regret at
+design, as retune did before. The goal: warm must not be behind cold by more than a tenth of the cold study's regret at
 any mark, in the median over surfaces, on `shifted` and `moved` and `unlike` alike. Runs already in `--lines` are not made again.
 """
 
