@@ -54,7 +54,7 @@ def page(content: Mapping[str, Any], stem: str) -> str:
         "## The goals",
         *(
             [
-                f"The rule of judgement was chosen on {search_goals.CHOSEN}, after these runs: its verdicts on them are exploratory. "
+                f"The rule of judgement was chosen on {search_goals.CHOSEN}, after these runs: its verdicts are exploratory. "
                 "Without the exemption of cells where ours is ahead, `random` would pass the third goal at 25 trials, too."
             ]
             if content["measured"] < search_goals.CHOSEN
