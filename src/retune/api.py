@@ -47,11 +47,9 @@ def run(
     """
     from retune.launch import local
     from retune.steps import outcome
-    from retune.steps.check import check
-    from retune.steps.plan import plan
+    from retune.steps.plan import checked
 
-    check(study)
-    if not all(plan(study).values()):
+    if not all(checked(study).values()):
         local.run(study, lambda progress: on_progress(progress) if progress else None, stops)
     return outcome.read(study)
 

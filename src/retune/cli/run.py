@@ -26,12 +26,10 @@ def command(study_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
     from retune.launch import local
     from retune.processes import stop_signals
     from retune.steps import outcome
-    from retune.steps.check import check
-    from retune.steps.plan import plan
+    from retune.steps.plan import checked
 
     loaded = study.load(study_file, overrides)
-    check(loaded)
-    states = plan(loaded)
+    states = checked(loaded)
     with Display(states, quiet=as_json) as display, stop_signals() as stops:
         if not all(states.values()):
             local.run(loaded, display.update, stops)

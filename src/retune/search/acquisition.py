@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.special import log_ndtr
+import scipy
 
 from retune.search import transfer
 from retune.search.gaussian import Gaussian, fit
@@ -75,10 +75,10 @@ class Promise:
             total += _log_news(deviation, self._objective.noise)
         for constraint in self._constraints:
             mean, deviation = constraint.predict(inputs)
-            total += log_ndtr(-mean / deviation)
+            total += scipy.special.log_ndtr(-mean / deviation)
         if self._survival is not None:
             mean, deviation = self._survival.predict(inputs)
-            total += log_ndtr(mean / np.sqrt(0.25 + deviation**2))
+            total += scipy.special.log_ndtr(mean / np.sqrt(0.25 + deviation**2))
         return total
 
     def _effective_best(self) -> float:
@@ -177,7 +177,7 @@ def _log_news(deviation: Floats, noise: float) -> Floats:
 def _log_improvement(z: Floats) -> Floats:
     """Return log(phi(z) + z Phi(z)), the logarithm of the expected improvement in units of the deviation."""
     safe = np.maximum(z, -5.0)
-    direct = np.log(np.exp(-0.5 * safe**2) / np.sqrt(2 * np.pi) + safe * np.exp(log_ndtr(safe)))
+    direct = np.log(np.exp(-0.5 * safe**2) / np.sqrt(2 * np.pi) + safe * np.exp(scipy.special.log_ndtr(safe)))
     tail = np.minimum(z, -5.0)
     total: Floats = np.where(z > -5.0, direct, -0.5 * tail**2 - 2 * np.log(-tail) - 0.5 * np.log(2 * np.pi))
     return total

@@ -10,9 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cho_solve, cholesky, solve_triangular
-from scipy.optimize import minimize
-from scipy.spatial.distance import cdist
+import scipy  # it loads its parts when they are first used: most commands need none
 
 from retune.search.lattice import Floats, Ints
 
@@ -51,13 +49,15 @@ class Gaussian:
         mean = cross @ self.weights
         variance = np.full(len(inputs), np.exp(self.log_signal))
         if len(self.values):
-            half = solve_triangular(self.factor, cross.T, lower=True, check_finite=False)
+            half = scipy.linalg.solve_triangular(self.factor, cross.T, lower=True, check_finite=False)
             variance -= np.einsum("ij,ij->j", half, half)
         return self.shift + self.scale * mean, self.scale * np.sqrt(np.maximum(variance, 1e-12))
 
     def foresight(self) -> float:
         """Return the log density of the values, each predicted from all others (Rasmussen and Williams 2006, 5.4.2)."""
-        precision = np.diag(cho_solve((self.factor, True), np.eye(len(self.values)), check_finite=False))
+        precision = np.diag(
+            scipy.linalg.cho_solve((self.factor, True), np.eye(len(self.values)), check_finite=False)
+        )
         off = self.weights / precision
         density = -0.5 * (off**2 * precision - np.log(precision) + np.log(2 * np.pi)) - np.log(self.scale)
         return float(density.sum())
@@ -93,7 +93,7 @@ def fit(inputs: Floats, values: Floats, groups: Ints, units: tuple[float, float]
         (np.log(0.05), np.log(20.0)),
         (np.log(1e-5), np.log(1.0)),
     ]
-    found = minimize(
+    found = scipy.optimize.minimize(
         _objective,
         mean,
         args=(squares, standard[chosen], mean, deviation),
@@ -123,8 +123,8 @@ def _condition(
     covariance = _kernel(inputs, inputs, lengths[groups], signal)
     covariance[np.diag_indices_from(covariance)] += np.exp(noise) + _JITTER
     if len(standard):
-        factor = cholesky(covariance, lower=True, check_finite=False)
-        weights = cho_solve((factor, True), standard, check_finite=False)
+        factor = scipy.linalg.cholesky(covariance, lower=True, check_finite=False)
+        weights = scipy.linalg.cho_solve((factor, True), standard, check_finite=False)
     else:
         factor, weights = covariance, standard
     return Gaussian(inputs, standard, lengths, signal, noise, groups, *units, factor, weights)
@@ -142,7 +142,7 @@ def _squares(left: Floats, right: Floats, groups: Ints) -> Floats:
 def _kernel(left: Floats, right: Floats, log_lengths: Floats, log_signal: float) -> Floats:
     """Return the covariance of two sets of points; `log_lengths` has one entry a column."""
     scale = np.exp(-log_lengths)
-    distance = _SQRT5 * cdist(left * scale, right * scale)
+    distance = _SQRT5 * scipy.spatial.distance.cdist(left * scale, right * scale)
     kernel: Floats = np.exp(log_signal) * (1 + distance + distance**2 / 3) * np.exp(-distance)
     return kernel
 
@@ -157,9 +157,9 @@ def _objective(
     decay = np.exp(-distance)
     kernel = signal * (1 + distance + distance**2 / 3) * decay
     covariance = kernel + (noise + _JITTER) * np.eye(len(values))
-    factor = cholesky(covariance, lower=True, check_finite=False)
-    weights = cho_solve((factor, True), values, check_finite=False)
-    inverse = cho_solve((factor, True), np.eye(len(values)), check_finite=False)
+    factor = scipy.linalg.cholesky(covariance, lower=True, check_finite=False)
+    weights = scipy.linalg.cho_solve((factor, True), values, check_finite=False)
+    inverse = scipy.linalg.cho_solve((factor, True), np.eye(len(values)), check_finite=False)
     outer = np.outer(weights, weights) - inverse
     slope = (
         signal * (5 / 3) * (1 + distance) * decay

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from retune import models, store
+from retune.data import mixing
 from retune.records import GateRecord, digest
 from retune.registry import gate, promotion
 from retune.registry.gate import ChampionFacts
 from retune.study import Study
-from retune.training.resident import ResidentBase, data_digest
 from retune.workspace.ledger import BASE, DEFAULT
 from retune.workspace.search_folder import GATE, SELECTION, SearchFolder
 
@@ -89,10 +89,12 @@ def _on_this_data(study: Study, champion: ChampionFacts, data_uri: str) -> Champ
 
     A champion on another base cannot be loaded onto this one; it then has no objective, which fails the rule.
     """
-    if champion.data_digest == data_digest(data_uri):
+    if champion.data_digest == mixing.read_mix_record(data_uri).digest:
         return champion
     if study.search.objective.metric != "validation_loss" or not _same_base(study, champion):
         return replace(champion, objective=None)
+    from retune.training.resident import ResidentBase  # torch, which a run with nothing to do does without
+
     with tempfile.TemporaryDirectory() as folder:
         adapter = promotion.download_adapter(
             study.tracking.uri, study.promote.model, champion.version, Path(folder)
