@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import logging
 import os
 import warnings
@@ -129,11 +130,9 @@ def load_tokenizer(model: Model) -> Any:
         InputError: if the model or its tokenizer cannot be found or read.
     """
     quiet()
-    from transformers import AutoTokenizer
-
     folder = locate(model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = _tokenizer_class(folder).from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"no tokenizer can be read in {folder}: {str(error).splitlines()[0]}", "model.base"
@@ -141,6 +140,28 @@ def load_tokenizer(model: Model) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _tokenizer_class(folder: Path) -> Any:
+    """Return the class to load a tokenizer by: transformers' automatic one, but where it is sure what that would take.
+
+    ``AutoTokenizer`` imports torch, which takes seconds. For a Llama whose tokenizer is none of transformers' special
+    ones it takes ``TokenizersBackend``, which needs no torch.
+    """
+    try:
+        kind = json.loads((folder / "config.json").read_text())["model_type"]
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        name = settings["tokenizer_class"]
+        plain = kind == "llama" and "auto_map" not in settings and (folder / "tokenizer.json").is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        plain, name = False, ""
+    if plain and name in ("TokenizersBackend", "PreTrainedTokenizerFast"):
+        from transformers import TokenizersBackend
+
+        return TokenizersBackend
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 def tokenizer_problems(tokenizer: Any, rows: int) -> list[str]:

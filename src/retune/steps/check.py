@@ -10,11 +10,12 @@ from retune import models, search, store
 from retune.data import mixing
 from retune.errors import InputError, RetuneError
 from retune.evaluation import bench
-from retune.steps import benchmark, reach
+from retune.steps import benchmark, look, reach
 from retune.study import TASKS, File, Study
 from retune.tracking import server
 from retune.tracking.runs import tracking_uri
 from retune.training.run_trial import METRICS
+from retune.training.targets import ALL_LINEAR, named
 from retune.workspace.search_folder import SEARCH, SearchFolder
 
 
@@ -136,35 +137,23 @@ def _quantization(study: Study) -> list[str]:
 
 def _base(study: Study) -> None:
     """Refuse a base whose tokenizer does not fit, or without the target modules: nothing could be trained on it."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from retune.training.targets import target_names
-
     try:
         base = models.locate(study.model)
-        with torch.device("meta"):  # shapes and names alone
-            model = AutoModelForCausalLM.from_config(
-                AutoConfig.from_pretrained(base, trust_remote_code=False), trust_remote_code=False
-            )
     except (InputError, FileNotFoundError):
         return  # told above
-    except (OSError, ValueError) as error:
-        raise InputError(f"the base cannot be built from its config.json: {error}", "model.base") from error
-    problems = _of(lambda: target_names(model, study.training.target_modules))
-    config = model.config.get_text_config()
-    context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if context and study.data.max_length > context:
+    known = look.look(base)
+    targets = study.training.target_modules
+    problems = [] if targets == ALL_LINEAR else _of(lambda: named(known.layers, targets))
+    if known.context and study.data.max_length > known.context:
         problems.append(
-            f"`data.max_length <= {context}` must hold, the context of the base, but got {study.data.max_length}"
+            f"`data.max_length <= {known.context}` must hold, the context of the base, but got {study.data.max_length}"
         )
     try:
         tokenizer = models.load_tokenizer(study.model)
     except InputError as error:
         problems += [f"{error.subject}: {told}" for told in error.problems]
     else:
-        rows = model.get_input_embeddings().weight.shape[0]
-        problems += [f"model.base: {told}" for told in models.tokenizer_problems(tokenizer, rows)]
+        problems += [f"model.base: {told}" for told in models.tokenizer_problems(tokenizer, known.rows)]
     if problems:
         raise InputError(problems)
 

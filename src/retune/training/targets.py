@@ -7,8 +7,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
-
 from retune.errors import InputError
 
 ALL_LINEAR = "all-linear"
@@ -25,17 +23,38 @@ def target_names(base: Any, target_modules: Sequence[str] | str) -> list[str]:
     Raises:
         InputError: if a name, or the expression, matches no layer that can have an adapter, with the names there are.
     """
+    if target_modules != ALL_LINEAR:
+        return named(layer_names(base), target_modules)
+    from torch import nn
+
+    output = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    layers = _layers(base).items()
+    return [name for name, m in layers if m is not output and not isinstance(m, nn.Embedding)]
+
+
+def layer_names(base: Any) -> list[str]:
+    """Return the full names of the layers of a model that can have an adapter, in the model's order."""
+    return list(_layers(base))
+
+
+def _layers(base: Any) -> dict[str, Any]:
+    from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     kinds = (nn.Linear, Conv1D, nn.Embedding)  # what PEFT has a LoRA for, of what language models are made of
-    layers = {name: module for name, module in base.named_modules() if isinstance(module, kinds)}
-    if target_modules == ALL_LINEAR:
-        output = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
-        return [name for name, m in layers.items() if m is not output and not isinstance(m, nn.Embedding)]
+    return {name: module for name, module in base.named_modules() if isinstance(module, kinds)}
+
+
+def named(layers: Sequence[str], target_modules: Sequence[str] | str) -> list[str]:
+    """Return those of the layers' full names that `target_modules`, other than `all-linear`, names.
+
+    Raises:
+        InputError: as `target_names`.
+    """
     if isinstance(target_modules, str):
         found = [name for name in layers if re.fullmatch(target_modules, name)]
         if not found:
-            raise InputError(_no_match(target_modules, list(layers)), "training")
+            raise InputError(_no_match(target_modules, layers), "training")
         return found
     if ALL_LINEAR in target_modules:
         raise InputError(
@@ -54,11 +73,11 @@ def target_names(base: Any, target_modules: Sequence[str] | str) -> list[str]:
     return found
 
 
-def _known(layers: Sequence[str] | dict[str, nn.Module]) -> list[str]:
+def _known(layers: Sequence[str]) -> list[str]:
     return sorted({name.rpartition(".")[2] for name in layers})
 
 
-def _no_match(expression: str, layers: list[str]) -> str:
+def _no_match(expression: str, layers: Sequence[str]) -> str:
     known = _known(layers)
     near = difflib.get_close_matches(expression, [ALL_LINEAR, *known], n=1)
     hint = f"; did you mean {near[0] if near[0] == ALL_LINEAR else near}?" if near else ""

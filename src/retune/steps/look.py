@@ -1,0 +1,119 @@
+"""What the check must know of a base: its layers, its context and its rows, from its files where they suffice.
+
+Importing torch and transformers' models takes seconds. Bases of the plain Llama design, which most are, are known by the
+shapes in the headers of their safetensors files and by their config.json. Every other base is built without weights.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retune.errors import InputError
+from retune.evaluation.decoding.adapters import tensor_shapes
+
+_PLAIN = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+_ROTARY = ("default", "llama3")
+_ATTENTION, _MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+_TABLES = ("model.embed_tokens", "lm_head")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a base is like.
+
+    Attributes:
+        layers: the full names of the layers that can have an adapter, in the model's order.
+        context: the most tokens that it reads, None where it does not say. rows: embeddings of tokens.
+    """
+
+    layers: list[str]
+    context: int | None
+    rows: int
+
+
+def look(base: Path) -> Look:
+    """Return what the base in a folder is like.
+
+    Raises:
+        InputError: if its config.json is none that a model can be built from.
+    """
+    try:
+        found = _by_files(base)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error):
+        found = None  # not of the plain design, or damaged: what is wrong is told by what reads all designs
+    return found or _built(base)
+
+
+def _by_files(base: Path) -> Look | None:
+    """Return what the files tell of a base of the plain design, None unless every layer is where that design has it."""
+    config = json.loads((base / "config.json").read_text())
+    kind = config["model_type"]
+    if (
+        config["architectures"] != [_PLAIN.get(kind)]
+        or "auto_map" in config
+        or "quantization_config" in config
+    ):
+        return None
+    rotary = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if config["hidden_act"] != "silu" or rotary.get("rope_type", "default") not in _ROTARY:
+        return None  # it may be right, but whoever builds it knows
+    shapes: dict[str, list[int]] = {}
+    for file in sorted(base.glob("model*.safetensors")):
+        shapes |= tensor_shapes(file)
+    layers = [
+        f"model.layers.{number}.{part}.{name}"
+        for number in range(config["num_hidden_layers"])
+        for part, names in (("self_attn", _ATTENTION), ("mlp", _MLP))
+        for name in names
+    ]
+    tables = [name for name in _TABLES if f"{name}.weight" in shapes]
+    matrices = {name for name, shape in shapes.items() if len(shape) > 1}
+    if matrices != {f"{name}.weight" for name in (*layers, *tables)}:
+        return None
+    rows = shapes["model.embed_tokens.weight"][0]
+    sizes_agree = all(_fits(name, shapes[f"{name}.weight"], config) for name in layers)
+    if rows != config["vocab_size"] or not sizes_agree:
+        return None
+    return Look([_TABLES[0], *layers, _TABLES[1]], config.get("max_position_embeddings"), rows)
+
+
+def _fits(name: str, shape: list[int], config: dict[str, Any]) -> bool:
+    """Return whether a layer's shape, (outputs, inputs), is what config.json asks for."""
+    hidden, middle, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    width = config.get("head_dim") or hidden // heads
+    asked = {
+        "q_proj": [heads * width, hidden],
+        "o_proj": [hidden, heads * width],
+        "gate_proj": [middle, hidden],
+        "up_proj": [middle, hidden],
+        "down_proj": [hidden, middle],
+    }
+    shared = [(config.get("num_key_value_heads") or heads) * width, hidden]
+    return shape == asked.get(name.rpartition(".")[2], shared)
+
+
+def _built(base: Path) -> Look:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from retune.training.targets import layer_names
+
+    try:
+        with torch.device("meta"):  # shapes and names alone
+            model = AutoModelForCausalLM.from_config(
+                AutoConfig.from_pretrained(base, trust_remote_code=False), trust_remote_code=False
+            )
+    except (OSError, ValueError) as error:
+        raise InputError(f"the base cannot be built from its config.json: {error}", "model.base") from error
+    config = model.config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return Look(layer_names(model), context, model.get_input_embeddings().weight.shape[0])

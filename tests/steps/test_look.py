@@ -1,0 +1,76 @@
+"""What is known of a base by its files alone is what one knows who builds it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
+
+from retune.models import load_tokenizer
+from retune.steps import look
+from retune.study import Model
+from tests.conftest import DEMO, ROOT
+from tests.evaluation.conftest import make_base
+
+TINY = ROOT / "examples/base/tiny"
+SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "max_position_embeddings": 96}  # fmt: skip
+
+
+def save(folder, kind, **settings):
+    config = CONFIG_MAPPING[kind](**SIZES, **settings)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder, max_shard_size="20KB")
+    return folder
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+def test_files_tell_what_the_built_model_does(tmp_path, kind, tied):
+    base = save(tmp_path, kind, tie_word_embeddings=tied)
+    assert look._by_files(base) == look._built(base)
+
+
+def test_another_design_is_built(tmp_path):
+    base = save(tmp_path, "gemma")
+    assert look._by_files(base) is None
+    assert look.look(base).context == 96
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_hidden_layers": 3}, {"num_hidden_layers": 1}, {"hidden_size": 64}, {"vocab_size": 65}, {"num_attention_heads": 2}, {"head_dim": 4},
+     {"quantization_config": {"quant_method": "gptq"}}, {"rope_parameters": {"rope_type": "odd"}}, {"hidden_act": "odd"}],
+)  # fmt: skip
+def test_files_that_contradict_config_json_are_not_believed(tmp_path, change):
+    base = save(tmp_path, "llama", head_dim=8)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | change))
+    assert look._by_files(base) is None
+
+
+def test_a_base_without_readable_headers_is_built(tmp_path):
+    base = save(tmp_path, "llama")
+    for file in base.glob("*.safetensors"):
+        file.write_bytes(b"cut off")
+    assert look.look(base) == look._built(base)
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_the_tokenizer_is_the_one_that_transformers_takes(tmp_path, made):
+    base = make_base(tmp_path) if made else TINY
+    ours, theirs = load_tokenizer(Model(base=str(base))), AutoTokenizer.from_pretrained(base)
+    text = ["a  line\nand <s> more</s>", "", "Ünïcode 12345"]
+    assert type(ours) is type(theirs)
+    assert ours(text)["input_ids"] == theirs(text)["input_ids"]
+    assert ours.special_tokens_map == theirs.special_tokens_map
+    assert ours.get_vocab() == theirs.get_vocab()
+
+
+def test_validating_the_demo_imports_no_torch():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "retune", "validate", str(DEMO)], capture_output=True, text=True, check=True
+    )  # fmt: skip
+    names = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "tokenizers" in names
+    assert not {"torch", "mlflow", "kfp", "scipy.linalg"} & names
