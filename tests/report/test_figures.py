@@ -109,3 +109,24 @@ def test_files_for_mlflow(tmp_path):
     assert {"history.png", "history.svg", "importance.png"} <= names
     assert all(path.stat().st_size > 2000 for path in files)
     assert (tmp_path / "figures/history.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_importances_of_many_trials_are_told_from_some_of_them_and_once(monkeypatch):
+    import optuna
+
+    sizes = []
+    real = optuna.importance.get_param_importances
+    monkeypatch.setattr(
+        optuna.importance, "get_param_importances", lambda s, **k: sizes.append(len(s.trials)) or real(s, **k)
+    )
+    monkeypatch.setattr("retune.report.importance.MOST_TRIALS", 30)
+    chance = random.Random(1)
+    points = [[chance.randrange(p.levels) for p in SPACE.parameters] for _ in range(60)]
+    records = [
+        trial(number, "search", SPACE.decode(levels), 2 + levels[3] / 100)
+        for number, levels in enumerate(points, 2)
+    ]
+    found = importances(records, SPACE, LOSS)
+    assert importances(records[::-1], SPACE, LOSS) == found
+    assert sizes == [30]
+    assert sum(found.values()) == pytest.approx(1.0)
