@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import platform
+import re
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any, Literal, TypeVar
@@ -116,6 +117,11 @@ def _damaged(where: str, why: object) -> RetuneError:
     return RetuneError(
         f"{where} cannot be read: {why}; bring it back from a copy, or delete it to have that work done again"
     )
+
+
+def by_number(name: str) -> tuple[list[int], str]:
+    """Return what sorts names of trials by their numbers: trial-999, trial-1000, trial-1000-seed-1."""
+    return [int(digits) for digits in re.findall(r"[0-9]+", name)], name
 
 
 class Record(BaseModel):

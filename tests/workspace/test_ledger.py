@@ -6,8 +6,12 @@ import pytest
 
 from retune import store
 from retune.records import TrialRecord
-from retune.study import Search
+from retune.selection.ranking import candidates
+from retune.study import Artifacts, Benchmark, Search, Study
+from retune.workspace import ledger as module
 from retune.workspace.ledger import Ledger, trial_name
+
+PARTS = {"search": Search(), "artifacts": Artifacts(), "benchmark": Benchmark()}
 
 
 def record(number, loss, tmp_path, role="search", status="completed", **values):
@@ -73,3 +77,32 @@ def test_a_folder_without_an_issued_trial_is_no_trial(tmp_path):
 )
 def test_names(number, repeat, name):
     assert trial_name(number, repeat) == name
+
+
+def test_trials_are_in_the_order_of_their_numbers(tmp_path):
+    ledger = Ledger(str(tmp_path))
+    for number in (1000, 999, 7):
+        ledger.issue(number, "search", {"rank": 4}, seed=0)
+        ledger.finish(record(number, 1.0, tmp_path), write=True)
+    ledger.issue(999, "repeat", {"rank": 4}, seed=1, repeat=1)
+    again = Ledger(str(tmp_path))
+    assert list(again.tasks) == ["trial-007", "trial-999", "trial-999-seed-1", "trial-1000"]
+    ended = ledger.outcome(Study.model_construct(**PARTS), "trials")
+    assert [r.trial for r in ended.records] == ["trial-007", "trial-999", "trial-1000"]
+
+
+def test_what_is_ranked_after_each_trial_does_not_grow_with_their_number(tmp_path, monkeypatch):
+    ranked = []
+    monkeypatch.setattr(
+        module, "candidates", lambda trials, *rest: ranked.append(len(trials)) or candidates(trials, *rest)
+    )
+    ledger, study = Ledger(str(tmp_path)), Study.model_construct(**PARTS)
+    losses = [((number * 37) % 101) / 10 for number in range(1, 101)]
+    for number, loss in enumerate(losses, 1):
+        ledger.finish(record(number, loss, tmp_path), write=True)
+        ledger.prune(ledger.kept(study))
+    most = study.artifacts.keep + 5 + 2  # the spare ones, the default and the new one
+    assert max(ranked) <= most
+    left = {r.number for r in ledger.records.values() if r.adapter_uri}
+    best = sorted(range(1, 101), key=lambda number: losses[number - 1])[: study.artifacts.keep + 5]
+    assert left == {*best, 1}

@@ -18,7 +18,7 @@ from retune.engines.service import SuggestionProcess
 from retune.engines.workers import Message, Worker
 from retune.errors import DiskFull, InputError, Interrupted, RetuneError
 from retune.events import Event, Finished, Issued, Looked, Measured, Progress
-from retune.records import TrialRecord, now, versions
+from retune.records import TrialRecord, by_number, now, versions
 from retune.search import Observation
 from retune.space import Assignment
 from retune.study import Study
@@ -241,7 +241,7 @@ class LocalEngine:
             worker.interrupt()
         for worker in self._workers:
             worker.close(seconds=60)
-        running = sorted(worker.task.trial for worker in self._workers if worker.task)
+        running = sorted((worker.task.trial for worker in self._workers if worker.task), key=by_number)
         return f"{len(running)} running trials saved ({', '.join(running) or 'none'})"
 
     def _close(self) -> None:

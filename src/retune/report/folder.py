@@ -7,7 +7,7 @@ from typing import Any
 
 from retune import store, study
 from retune.errors import InputError
-from retune.records import BenchRecord, GateRecord, TrialRecord
+from retune.records import BenchRecord, GateRecord, TrialRecord, by_number
 from retune.report.page import write_report
 from retune.selection.choice import Selection
 
@@ -100,7 +100,7 @@ def _maybe(kind: Any, uri: str, problems: list[str]) -> Any:
 
 def _all(kind: Any, folder: str, ending: str, problems: list[str]) -> list[Any]:
     names = [name for name in store.listing(folder) if name.endswith(ending) and name.count("/") == 1]
-    found = [_record(kind, store.join(folder, name), problems) for name in names]
+    found = [_record(kind, store.join(folder, name), problems) for name in sorted(names, key=by_number)]
     return [record for record in found if record is not None]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from retune import store, study
 from retune.errors import InputError, RetuneError
-from retune.records import BenchRecord, TrialRecord, loads, parse
+from retune.records import BenchRecord, TrialRecord, by_number, loads, parse
 from retune.selection import rule as rules
 from retune.selection.score_tables import Scored, read_table
 from retune.selection.scoreboard import MEAN_SCORE, PLACE, Method, Scoreboard, scoreboard
@@ -184,7 +184,7 @@ def _from_search(method: str, path: str, names: Iterable[str]) -> tuple[list[Sco
 
 def _records(kind: Any, path: str, names: Iterable[str]) -> list[Any]:
     found, problems = [], []
-    for name in sorted(names):
+    for name in sorted(names, key=by_number):
         try:
             found.append(parse(kind, store.read(store.join(path, name)), name))
         except RetuneError as error:

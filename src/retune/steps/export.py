@@ -54,7 +54,7 @@ def from_run(folder: str, trial: str | None = None) -> Exported:
     chosen = trial or _chosen(search, study)
     record = search.trials.get(chosen)
     if record is None or not record.adapter_uri:
-        kept = sorted(name for name, one in search.trials.items() if one.adapter_uri)
+        kept = [name for name, one in search.trials.items() if one.adapter_uri]
         raise InputError(f"a trial with an adapter is one of {kept}, but got {chosen!r}", search.uri)
     mix = _mixed(search, record)
     setting = [f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.assignment.items()]

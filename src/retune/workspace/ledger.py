@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from retune import store
-from retune.records import Role, TrialRecord, parse, seal
+from retune.records import Role, TrialRecord, by_number, parse, seal
 from retune.search import Observation
 from retune.selection.expected import by_expectation, expected
 from retune.selection.ranking import candidates
@@ -53,8 +53,9 @@ class Ledger:
         self.folder = folder
         self.tasks: dict[str, TrialTask] = {}
         self.records: dict[str, TrialRecord] = {}
+        self._unpruned: dict[str, TrialRecord] = {}
         names = {entry.split("/")[0] for entry in store.listing(store.join(folder, "trials"))}
-        for name in sorted(names):
+        for name in sorted(names, key=by_number):
             self._read(name)
 
     def _read(self, name: str) -> None:
@@ -63,7 +64,7 @@ class Ledger:
         self.tasks[name] = self._task(name)
         done = store.join(self._trial_folder(name), "trial.json")
         if store.exists(done):
-            self.records[name] = parse(TrialRecord, store.read(done), done)
+            self.finish(parse(TrialRecord, store.read(done), done))
 
     def _task(self, name: str) -> TrialTask:
         return parse(TrialTask, store.read(self._issued(name)), self._issued(name))
@@ -122,6 +123,9 @@ class Ledger:
         if write:
             store.write(store.join(self._trial_folder(record.trial), "trial.json"), record.to_json())
         self.records[record.trial] = record
+        self._unpruned.pop(record.trial, None)
+        if record.adapter_uri is not None:
+            self._unpruned[record.trial] = record
 
     def observations(self) -> list[Observation]:
         """Return what a search knows of this one's default and search trials; those without a record are running.
@@ -178,24 +182,26 @@ class Ledger:
         ]
 
     def outcome(self, study: Study, stopped_by: str) -> Outcome:
-        """Drop the adapters that nobody will need, and return all records in the order of their names."""
+        """Drop the adapters that nobody will need, and return all records in the order of their numbers."""
         ranked = [record for record in self.ranking(study.search) if record.adapter_uri]
         best, worst = ranked[: study.artifacts.keep], ranked[len(ranked) - study.benchmark.bottom :]
         self.prune({record.trial for record in best + worst} | {DEFAULT})
-        return Outcome([self.records[name] for name in sorted(self.records)], stopped_by)
+        return Outcome([self.records[name] for name in sorted(self.records, key=by_number)], stopped_by)
 
     def kept(self, study: Study) -> set[str]:
         """Return the trials whose adapters stay while the search goes on: by their own values, which never change.
 
-        A few more than in the end: which are best is known when all are there, and the repeats.
+        A few more than in the end: which are best is known when all are there, and the repeats. A trial whose adapter
+        is gone was not among the best or worst then, and more trials do not bring it there, so it need not be looked at.
         """
-        ranked, bottom = self._measured(study.search), study.benchmark.bottom
+        search, bottom = study.search, study.benchmark.bottom
+        ranked = candidates(list(self._unpruned.values()), search.objective, search.constraints)
         best, worst = ranked[: study.artifacts.keep + _SPARE], ranked[-bottom - _SPARE :] if bottom else []
         return {record.trial for record in best + worst} | {DEFAULT}
 
     def prune(self, keep: set[str]) -> None:
         """Delete the adapters of all finished search trials but `keep`; their records stay, without an adapter."""
-        for record in list(self.records.values()):
+        for record in list(self._unpruned.values()):
             if record.trial in keep or record.adapter_uri is None:
                 continue
             pruned = record.model_copy(update={"adapter_uri": None})

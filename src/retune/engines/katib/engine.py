@@ -25,7 +25,7 @@ from retune.engines.katib.api import Api, Object, ended, said
 from retune.engines.katib.history import Experiments
 from retune.errors import InputError, Interrupted, RetuneError
 from retune.events import Event, Finished, Issued, Looked
-from retune.records import Status, TrialRecord, now, parse, versions
+from retune.records import Status, TrialRecord, by_number, now, parse, versions
 from retune.search import SAME
 from retune.space import Assignment, Parameter, Value
 from retune.study import Study
@@ -326,7 +326,7 @@ class KatibEngine:
     def _lost(self, experiment: Object, status: Status, reason: str, but: Iterable[str] = ()) -> None:
         """Settle the trials of an Experiment that are no longer there; what they had written down counts."""
         present = set(but)
-        for trial in sorted(self._of(experiment) - set(self.ledger.records)):
+        for trial in sorted(self._of(experiment) - set(self.ledger.records), key=by_number):
             task = self.ledger.tasks[trial]
             if task.role == "default" and status == "interrupted":
                 continue  # what all others are compared with is trained to the end, as a Job
