@@ -1,9 +1,9 @@
-"""Errors a person can act on.
+"""The errors that retune raises on purpose, with the exit code of each.
 
     RetuneError
-     +-- InputError      the study, data or arguments are wrong; running again without a change is useless
-     +-- Interrupted     stopped by SIGTERM or SIGINT after saving; running again carries on
-     |    +-- DiskFull   stopped because a disk or a quota is full; running again, with some space, carries on
+     +-- InputError      the study, data or arguments are wrong; a retry without a change is useless
+     +-- Interrupted     stopped by SIGTERM or SIGINT after saving; run again to resume
+     |    +-- DiskFull   stopped because a disk or a quota is full; free some space and run again to resume
      +-- TrialFailed     one trial ended without a number; the study goes on
 
 Every message names the rule and the value that broke it; passwords in addresses are masked.
@@ -20,7 +20,7 @@ EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 75
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the operating system says of a full disk, a full quota, and a limit on the size of files (`ulimit -f`)."""
+"""The errno values of a full disk, a full quota, and a limit on file size (`ulimit -f`)."""
 
 
 class RetuneError(Exception):
@@ -33,7 +33,7 @@ class RetuneError(Exception):
 
 
 class InputError(RetuneError):
-    """Input that can never work. Carries all problems found, not only the first.
+    """Invalid input, with all problems found, not only the first.
 
     Args:
         problems: one sentence each: the rule, then the value.
@@ -58,17 +58,17 @@ class InputError(RetuneError):
 
 
 class Interrupted(RetuneError):
-    """Work stopped on request after it was saved; not a failure (exit code 75, EX_TEMPFAIL)."""
+    """Work was saved and stopped on request; not a failure (exit code 75, EX_TEMPFAIL)."""
 
     exit_code = EXIT_INTERRUPTED
 
 
 class DiskFull(Interrupted):
-    """A disk or a quota is full: no setting's fault, and no result."""
+    """A disk or a quota is full. No setting is at fault, so no trial may be recorded as failed."""
 
 
 class TrialFailed(RetuneError):
-    """A trial ended without a usable result, e.g. a NaN loss or no memory left.
+    """A trial ended without a usable result, e.g. with a NaN loss or out of memory.
 
     Args:
         reason: one line for the record.
@@ -82,8 +82,8 @@ class TrialFailed(RetuneError):
         self.kind = kind
 
 
-def as_told(error: RetuneError | OSError) -> RetuneError:
-    """Return an error of the operating system as one that says what to do; ours as they are."""
+def as_retune_error(error: RetuneError | OSError) -> RetuneError:
+    """Convert an `OSError` to an error that names the remedy; return retune's own errors unchanged."""
     if isinstance(error, RetuneError):
         return error
     text = f"{error.filename}: {error.strerror}" if error.filename else str(error)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from retune.data.chat import ChatTemplate, NotTold
+from retune.data.chat import ChatTemplate, TurnsNotFound
 from retune.data.encode import Encoder, tokenize_examples
 from retune.data.example import Example
 from retune.data.prompts import Prompt
@@ -170,19 +170,19 @@ def test_without_special_tokens_the_end_of_text_closes_the_last_answer():
 def test_what_cannot_be_told_is_refused_by_name():
     tokenizer = single_bytes()
     two = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
-    with pytest.raises(NotTold, match="writes what came before otherwise"):
+    with pytest.raises(TurnsNotFound, match="writes what came before otherwise"):
         ChatTemplate(tokenizer, LAST_SYSTEM).encode(two)
     for role in ("user", "assistant"):
         changes = CHATML.replace("m.content", f"(m.content | upper if m.role == '{role}' else m.content)")
-        with pytest.raises(NotTold, match=f"changes what the {role} said"):
+        with pytest.raises(TurnsNotFound, match=f"changes what the {role} said"):
             ChatTemplate(tokenizer, changes).encode(two)
     no_system = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system, please') }}{% endif %}" + CHATML
     )
-    with pytest.raises(NotTold, match="refuses it: no system, please"):
+    with pytest.raises(TurnsNotFound, match="refuses it: no system, please"):
         ChatTemplate(tokenizer, no_system).encode([("system", "s"), *two])
     drops = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
-    with pytest.raises(NotTold, match="leaves out or changes what the system said"):
+    with pytest.raises(TurnsNotFound, match="leaves out or changes what the system said"):
         ChatTemplate(tokenizer, drops).encode([("system", "be kind"), *two])
 
 

@@ -16,7 +16,7 @@ from retune.errors import InputError, RetuneError
 from retune.records import GateRecord
 from retune.registry import promotion
 from retune.registry.lock import Lock, Locked
-from retune.registry.promotion import Aliases, Overtaken, aliases, promote, register, rollback
+from retune.registry.promotion import Aliases, ChampionChanged, aliases, promote, register, rollback
 from retune.tracking import Tracker
 from retune.tracking.runs import connect
 from tests.selection.test_choice import bench, trial
@@ -129,7 +129,7 @@ def test_what_cannot_be_promoted(database, versions):
     promote(database, "m", "1", None)
     with pytest.raises(InputError, match="a rollback needs"):
         rollback(database, "m")
-    with pytest.raises(Overtaken, match="version 2 of m was decided on against champion none"):
+    with pytest.raises(ChampionChanged, match="version 2 of m was decided on against champion none"):
         promote(database, "m", "2", None)
     assert aliases(database, "m") == Aliases("1", None, "3")
 
@@ -169,7 +169,7 @@ def _race(uri: str, version: str, models: list[str], barrier, results) -> None:
         try:
             promote(uri, model, version, seen)
             results.put((model, version, "won"))
-        except Overtaken:
+        except ChampionChanged:
             results.put((model, version, "overtaken"))
 
 
@@ -316,7 +316,7 @@ def test_the_command_obeys_the_gate(database, versions):
     assert aliases(database, "m").champion == "1"
     promotion.note_gate(database, gate("promote", "2"))
     _, _, error = run(database)
-    assert isinstance(error, Overtaken)
+    assert isinstance(error, ChampionChanged)
     promotion.note_gate(database, gate("promote", "1"))
     code, output, _ = run(database)
     assert code == 0

@@ -157,9 +157,7 @@ def test_a_base_that_cannot_be_brought_back_is_noticed(tmp_path):
         base_state.BaseChanged, match=r"it changed model\.layers\.1\.mlp\.up_proj\.weight: the"
     ):
         spoil(make())
-    spoil(make(), lambda: base_state.forgotten_if_changed(lambda: forgotten.append(1)))
+    spoil(make(), lambda: base_state.reload_if_changed(lambda: forgotten.append(1)))
     with pytest.raises(ZeroDivisionError):
-        spoil(
-            make(), lambda: base_state.forgotten_if_changed(lambda: forgotten.append(2)), ZeroDivisionError()
-        )
+        spoil(make(), lambda: base_state.reload_if_changed(lambda: forgotten.append(2)), ZeroDivisionError())
     assert forgotten == [1, 2]

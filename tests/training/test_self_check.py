@@ -73,7 +73,7 @@ BROKEN = {
     "borders": (attention, "attend", lambda real: sees_all, "a token's loss", "qwen3"),
     "the window": (attention.Pattern, "narrows", lambda real: lambda *a: False, "a token's loss", "gemma3_text"),
     "the softcap": (
-        attention, "_attend_openly", lambda real: lambda q, k, v, m, f: real(q, k, v, m, attention.Form(f.scale, softcap=0.5)),
+        attention, "_attend_with_scores", lambda real: lambda q, k, v, m, f: real(q, k, v, m, attention.Form(f.scale, softcap=0.5)),
         "a token's loss", "gemma2",
     ),
 }  # fmt: skip

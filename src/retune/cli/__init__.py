@@ -8,7 +8,7 @@ import sys
 import click
 
 from retune import __version__
-from retune.errors import FULL, RetuneError, as_told
+from retune.errors import FULL, RetuneError, as_retune_error
 
 # verb -> its line in `retune --help`; the module retune.cli.<verb> holds `command`.
 VERBS = {
@@ -67,6 +67,6 @@ def main() -> None:
     except (RetuneError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in FULL:
             raise
-        told = as_told(error)
+        told = as_retune_error(error)
         click.secho(f"error: {told}", fg="red", err=True)
         sys.exit(told.exit_code)

@@ -22,8 +22,8 @@ Span = tuple[int, int]
 Ids = tuple[list[int], list[bool]]
 
 
-class NotTold(Exception):
-    """Why the assistant's tokens of a conversation cannot be told."""
+class TurnsNotFound(Exception):
+    """The assistant's tokens of a conversation cannot be located; the message has the reason."""
 
 
 class ChatTemplate:
@@ -60,7 +60,7 @@ class ChatTemplate:
         """Return the token ids of a conversation, and which of them are the assistant's.
 
         Raises:
-            NotTold: if that cannot be told exactly.
+            TurnsNotFound: if that cannot be told exactly.
         """
         text, spans, closed = self.spans(turns)
         ids, counted = self._tokens(text, spans)
@@ -72,7 +72,7 @@ class ChatTemplate:
         """Return the text of a conversation, the spans of it that are the assistant's, and whether its end is marked.
 
         Raises:
-            NotTold: if the spans cannot be told exactly.
+            TurnsNotFound: if the spans cannot be told exactly.
         """
         turns = self._as_known(turns)
         if self.marked:
@@ -90,7 +90,7 @@ class ChatTemplate:
             if whole.startswith(until) and starts[order] < len(until) <= limit:
                 limit = len(until)
             elif order + 1 < len(places) and not self._special_in(whole[starts[order] : limit]):
-                raise NotTold("the template does not show where an answer ends")
+                raise TurnsNotFound("the template does not show where an answer ends")
             end, closed = self._end(whole, starts[order], limit, turns[place][1].strip())
             spans.append((starts[order], end))
         if not closed and spans:
@@ -101,7 +101,7 @@ class ChatTemplate:
         """Return where the assistant's turn at `place` begins."""
         before = self._render(turns[:place], True)
         if not whole.startswith(before):
-            raise NotTold(
+            raise TurnsNotFound(
                 "the template writes what came before otherwise once later turns follow, and marks no turn with "
                 "{% generation %}"
             )
@@ -111,7 +111,7 @@ class ChatTemplate:
         """Return where a turn ends, and whether a special token closes it."""
         found = whole.find(said, start, limit)
         if found < 0:
-            raise NotTold("the template changes what the assistant said")
+            raise TurnsNotFound("the template changes what the assistant said")
         behind = found + len(said)
         hits = [(at, len(token)) for token in self._special if (at := whole.find(token, behind, limit)) >= 0]
         if hits:
@@ -131,7 +131,7 @@ class ChatTemplate:
                 found = at if said in whole else -1
                 said = ""
             if found < 0:
-                raise NotTold(f"the template leaves out or changes what the {role} said")
+                raise TurnsNotFound(f"the template leaves out or changes what the {role} said")
             at = found + len(said)
 
     def _marked(self, turns: Sequence[Turn]) -> tuple[str, list[Span]]:
@@ -145,7 +145,7 @@ class ChatTemplate:
                 **self.tokenizer.special_tokens_map,
             )
         except Exception as error:  # a template may raise anything
-            raise NotTold(f"the template refuses it: {str(error).splitlines()[0]}") from error
+            raise TurnsNotFound(f"the template refuses it: {str(error).splitlines()[0]}") from error
         return texts[0], [(start, end) for start, end in marks[0] if end > start]
 
     def _render(self, turns: Sequence[Turn], ask: bool) -> str:
@@ -154,7 +154,7 @@ class ChatTemplate:
                 _messages(turns), chat_template=self.text, tokenize=False, add_generation_prompt=ask
             )
         except Exception as error:  # a template may raise anything
-            raise NotTold(
+            raise TurnsNotFound(
                 f"the template refuses it: {(str(error).splitlines() or ['no reason given'])[0]}"
             ) from error
         return text
@@ -170,7 +170,7 @@ class ChatTemplate:
         probe = "tool-answer-7q3"
         try:
             return probe in self._render([("user", "a"), ("assistant", "b"), ("tool", probe)], False)
-        except NotTold:
+        except TurnsNotFound:
             return False
 
     @cached_property
@@ -201,7 +201,7 @@ class ChatTemplate:
         for ids in ways:
             if self._text(_flat(ids)) == self._text(joint):
                 return _flagged(ids, inside)
-        raise NotTold("the tokenizer cannot split it where an answer begins or ends")
+        raise TurnsNotFound("the tokenizer cannot split it where an answer begins or ends")
 
     def _by_offsets(self, text: str, spans: Sequence[Span]) -> Ids | None:
         """Return the tokens of the whole text, if those in each span are just its text."""

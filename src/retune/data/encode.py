@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retune import store
-from retune.data.chat import ChatTemplate, Ids, NotTold
+from retune.data.chat import ChatTemplate, Ids, TurnsNotFound
 from retune.data.example import Example
 from retune.data.prompts import Prompt, pieces, read_template
 from retune.data.tokens import LossOn, Tokens, join, pack
@@ -86,7 +86,7 @@ class Encoder:
                 assert self.chat is not None
                 try:
                     found = self.chat.encode(example.turns)
-                except NotTold as error:
+                except TurnsNotFound as error:
                     refused.append(f"{example.source}, record {example.row}: {error}")
                     found = ([], [])
                 yield found

@@ -271,13 +271,13 @@ def _turns(value: Any, field: str, problems: list[str]) -> list[Turn]:
                 f"{where}: the role must be {known}, but is {role!r}; its fields are {sorted(turn)}"
             )
             continue
-        said = _said(turn, where, problems)
+        said = _turn_text(turn, where, problems)
         if said is not None:
             found.append((_ROLES[role.lower()], said))
     return found
 
 
-def _said(turn: Mapping[str, Any], where: str, problems: list[str]) -> str | None:
+def _turn_text(turn: Mapping[str, Any], where: str, problems: list[str]) -> str | None:
     """Return what a turn says, calls of tools as JSON text; None with a problem if it is no text."""
     content = turn.get("content", turn.get("value"))
     calls = turn.get("tool_calls") or turn.get("function_call")

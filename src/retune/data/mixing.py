@@ -181,9 +181,9 @@ def _drawn(
     everything = [*stocks, held_out] if held_out else stocks
     sift.parse(everything)
     prompt = resolve(data.prompt, any(text.example.messages for stock in everything for text in stock.texts))
-    sift.drop_doubles(stocks)
+    sift.drop_duplicates(stocks)
     if held_out:
-        sift.drop_doubles([held_out])
+        sift.drop_duplicates([held_out])
         sift.drop_held_out(stocks, held_out)
     if isinstance(tokenizer, str | Path):
         tokenizer = models.load_tokenizer(Model(base=str(tokenizer)))

@@ -80,7 +80,7 @@ def pieces(example: Example, how: Prompt) -> list[tuple[str, str]]:
     if example.is_text:
         return [("", example.output)]
     if not example.messages:
-        return [(_asked(example.instruction, example.input, example.system, how), example.output)]
+        return [(_render_prompt(example.instruction, example.input, example.system, how), example.output)]
     exchanges = list(_exchanges(example.messages))
     if how.kind != "alpaca" and len(exchanges) > 1:
         raise InputError(
@@ -90,7 +90,7 @@ def pieces(example: Example, how: Prompt) -> list[tuple[str, str]]:
         )
     system = next((text for role, text in example.messages if role == "system"), "")
     first, answer = exchanges[0]
-    found = [(_asked(first, "", system, how), answer)]
+    found = [(_render_prompt(first, "", system, how), answer)]
     return found + [
         (f"\n\n### Instruction:\n{asked}\n\n### Response:", said) for asked, said in exchanges[1:]
     ]
@@ -102,7 +102,7 @@ def ask(turns: Sequence[Turn], how: Prompt) -> str:
     return "".join(asked + said for asked, said in pieces(example, how))
 
 
-def _asked(instruction: str, given: str, system: str, how: Prompt) -> str:
+def _render_prompt(instruction: str, given: str, system: str, how: Prompt) -> str:
     if how.kind == "alpaca":
         return prompt(instruction, given, system)
     whole = f"{instruction}\n\n{given}" if given.strip() else instruction

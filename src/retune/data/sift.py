@@ -105,7 +105,7 @@ def parse(given: Sequence[Stock]) -> None:
         raise InputError(problems, "data.sources")
 
 
-def drop_doubles(given: Sequence[Stock]) -> None:
+def drop_duplicates(given: Sequence[Stock]) -> None:
     """Keep the first of equal texts; the others are `duplicate`, or `shared` if another source has it."""
     owner: dict[bytes, Stock] = {}
     for stock in given:

@@ -24,7 +24,7 @@ from retune.errors import (
     InputError,
     Interrupted,
     RetuneError,
-    as_told,
+    as_retune_error,
 )
 from retune.processes import die_with_parent
 
@@ -73,7 +73,7 @@ def main() -> None:
             emit("refused", reason=str(error))
             sys.exit(EXIT_BAD_INPUT)
         except (RetuneError, OSError) as error:
-            told = as_told(error)
+            told = as_retune_error(error)
             if isinstance(told, DiskFull) or not isinstance(told, Interrupted):
                 emit("stopped", reason=str(told), full=isinstance(told, DiskFull))
             sys.exit(told.exit_code)

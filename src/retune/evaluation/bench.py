@@ -182,11 +182,11 @@ def _score_all(
     Returns:
         whether the base is afterwards as it was; else it must be loaded again.
     """
-    from retune.training.base_state import forgotten_if_changed
+    from retune.training.base_state import reload_if_changed
 
     changed: list[bool] = []
     with ExitStack() as stack:
-        stack.enter_context(forgotten_if_changed(lambda: changed.append(True)))
+        stack.enter_context(reload_if_changed(lambda: changed.append(True)))
         tuned = stack.enter_context(adapters.attached(base.model, folder))
         blank = jobs[0][2]
         try:

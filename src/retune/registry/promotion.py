@@ -29,7 +29,7 @@ log = logging.getLogger("retune.registry")
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 
 
-class Overtaken(RetuneError):
+class ChampionChanged(RetuneError):
     """Another promotion moved the champion after this one was decided."""
 
 
@@ -279,7 +279,7 @@ def promote(uri: str, model: str, version: str, expected: str | None) -> Aliases
         The aliases afterwards.
 
     Raises:
-        Overtaken: if the champion is no longer `expected`.
+        ChampionChanged: if the champion is no longer `expected`.
         InputError: if there is no such model or version.
 
     """
@@ -290,7 +290,7 @@ def promote(uri: str, model: str, version: str, expected: str | None) -> Aliases
         if present.champion == version:
             return present
         if present.champion != expected:
-            raise Overtaken(
+            raise ChampionChanged(
                 f"version {version} of {model} was decided on against champion {expected or 'none'}, but the "
                 f"champion is {present.champion or 'none'} by now: run the gate again"
             )
@@ -308,7 +308,7 @@ def promote_challenger(uri: str, model: str) -> Aliases:
 
     Raises:
         RetuneError: if there is no challenger, no gate decided on it, or the gate kept the champion.
-        Overtaken: if the champion has changed since the gate decided.
+        ChampionChanged: if the champion has changed since the gate decided.
 
     """
     client = _client(uri, model)

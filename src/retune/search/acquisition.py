@@ -49,7 +49,7 @@ class Promise:
         self._feasible = inputs[feasible]
         self._pool = np.zeros((0, len(self.lattice.tops)), dtype=np.int64)
         self._climbs = _CLIMBS
-        self._believe([point.levels for point in problem.running])
+        self._impute([point.levels for point in problem.running])
 
     def _survives(self, ok: Sequence[Levels]) -> Gaussian | None:
         failed = [point.levels for point in self._problem.failed][-_MODELLED:]
@@ -58,7 +58,7 @@ class Promise:
         labels = np.array([1.0] * len(ok) + [-1.0] * len(failed))
         return fit(self.lattice.features([*ok, *failed]), labels, self.lattice.groups)
 
-    def _believe(self, levels: Sequence[Levels]) -> None:
+    def _impute(self, levels: Sequence[Levels]) -> None:
         if levels:
             inputs = self.lattice.features(levels)
             self._objective = self._objective.believing(inputs, self._objective.predict(inputs)[0])
@@ -72,7 +72,7 @@ class Promise:
         if len(self._feasible):
             mean, deviation = self._objective.predict(inputs)
             total += _log_improvement((self._target - mean) / deviation) + np.log(deviation)
-            total += _log_news(deviation, self._objective.noise)
+            total += _log_information(deviation, self._objective.noise)
         for constraint in self._constraints:
             mean, deviation = constraint.predict(inputs)
             total += scipy.special.log_ndtr(-mean / deviation)
@@ -103,7 +103,7 @@ class Promise:
         for row in (*climbed, *pool[order]):
             levels = self._problem.snap(row.tolist())
             if levels not in taken:
-                self._believe([levels])
+                self._impute([levels])
                 return levels
         return None
 
@@ -114,7 +114,7 @@ class Promise:
             return None
         values = self.value(np.array([candidate.levels for candidate in free]))
         chosen = free[int(values.argmax())]
-        self._believe([chosen.levels])
+        self._impute([chosen.levels])
         return chosen
 
     def _draw(self, rng: np.random.Generator) -> Ints:
@@ -168,8 +168,8 @@ def _signed_log(excesses: Floats) -> Floats:
     return found
 
 
-def _log_news(deviation: Floats, noise: float) -> Floats:
-    """Return log(1 - noise / sqrt(deviation² + noise²)), how much of a measurement would be news, without cancellation."""
+def _log_information(deviation: Floats, noise: float) -> Floats:
+    """Return log(1 - noise / sqrt(deviation² + noise²)), the share of new information, without cancellation."""
     whole = np.hypot(deviation, noise)
     return 2 * np.log(deviation) - np.log(whole) - np.log(whole + noise)
 

@@ -48,7 +48,7 @@ def focus(
         return [(single, fold((*single.warm, *single.points), steps, free))]
     places = [scale(member.point.values) for member in members]
     views = []
-    for chosen in _urgent(members, places)[:most]:
+    for chosen in _by_gap(members, places)[:most]:
         center = members[chosen]
         single = _valued(problem, _Score(scale, places[chosen], _corner(chosen, places)))
         best = next(p for p in (*single.warm, *single.points) if p.levels == center.point.levels)
@@ -137,8 +137,8 @@ def _failed(center: _Member, steps: Steps) -> None:
         center.at = refined
 
 
-def _urgent(members: Sequence[_Member], places: Sequence[Sequence[float]]) -> list[int]:
-    """Return the members whose turn it is, by the gap beside them, widest first."""
+def _by_gap(members: Sequence[_Member], places: Sequence[Sequence[float]]) -> list[int]:
+    """Return the members to improve next, ordered by the gap next to them, widest first."""
     fewest = min(m.restarts for m in members)
     largest = max(sum(m.at) for m in members if m.restarts == fewest)
     ready = [

@@ -125,13 +125,13 @@ def _around(problem: Problem, frame: Frame, steps: Steps, count: int) -> list[Ca
     assert frame.incumbent is not None
     center, shown = _start(problem, frame)
     groups: dict[int, list[Candidate]] = {0: _other_categories(problem, center)}
-    answer = _asked(problem, frame, steps, center, shown, count)
+    answer = _ask_nomad(problem, frame, steps, center, shown, count)
     for point, index in answer.points:
         groups.setdefault(index, []).append(Candidate(tuple(point), _origin(frame, center, point)))
     if answer.failure is not None:
         groups[1] = _coordinate_poll(problem, frame, center, answer.failure)
     promise = _promise(problem)
-    ranked = _shaken(problem, frame, promise, count) if promise else []
+    ranked = _vns_points(problem, frame, promise, count) if promise else []
     for index in sorted(groups):
         ranked += _sorted(problem, groups[index], promise, ranked, count)
     return ranked
@@ -227,7 +227,7 @@ def _sorted(
     return ranked + left
 
 
-def _shaken(problem: Problem, frame: Frame, promise: Promise, count: int) -> list[Candidate]:
+def _vns_points(problem: Problem, frame: Frame, promise: Promise, count: int) -> list[Candidate]:
     """Return the points of a variable neighbourhood search (Audet, Bechard and Le Digabel 2008).
 
     While the polls fail, the incumbent is shaken, further with each failed iteration, and the model's descent
@@ -265,7 +265,7 @@ def _coordinate_poll(problem: Problem, frame: Frame, center: Levels, reason: str
     return found
 
 
-def _asked(
+def _ask_nomad(
     problem: Problem, frame: Frame, steps: Steps, center: Levels, shown: Sequence[Point], count: int
 ) -> nomad_process.Answer:
     """Ask NOMAD about the ordered parameters around `center`; its points as whole points of the space."""

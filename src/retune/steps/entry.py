@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from retune import models
 from retune.processes import die_with_run
-from retune.store.s3 import bear_absence
+from retune.store.s3 import retry_longer
 from retune.study import Study, parse
 
 _PACKED = "zlib"
@@ -26,7 +26,7 @@ def entry(study: str) -> Iterator[Study]:
     """
     die_with_run()
     models.quiet()
-    bear_absence()
+    retry_longer()
     yield parse(unpacked(study))
 
 

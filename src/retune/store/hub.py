@@ -77,7 +77,7 @@ class HubPlace:
                     raise
         names.check(self.listing(), self.uri)
         pattern = f"{self.path}/*" if self.path else None
-        with self._spoken():
+        with self._translated_errors():
             root = _api().snapshot_download(
                 self.repo, repo_type=self.kind, revision=self.revision, allow_patterns=pattern
             )
@@ -103,14 +103,14 @@ class HubPlace:
         return InputError(f"the hub is only read from; name a folder or an s3:// URI instead of {self.uri!r}")
 
     def _file(self) -> Path:
-        with self._spoken():
+        with self._translated_errors():
             return Path(
                 _api().hf_hub_download(self.repo, self.path, repo_type=self.kind, revision=self.revision)
             )
 
     def _below(self) -> list[str]:
         """Return the names below this folder; the empty name stands for a file at the path itself."""
-        with self._spoken():
+        with self._translated_errors():
             names = _api().list_repo_files(self.repo, repo_type=self.kind, revision=self.revision)
         if self.path in names:
             return [""]
@@ -118,7 +118,7 @@ class HubPlace:
         return sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix))
 
     @contextmanager
-    def _spoken(self) -> Iterator[None]:
+    def _translated_errors(self) -> Iterator[None]:
         """Say in words what the hub, or the way to it, refused."""
         from huggingface_hub import errors
 

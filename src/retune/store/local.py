@@ -32,7 +32,7 @@ class LocalPlace:
 
     def read(self) -> bytes:
         """Return the file's bytes."""
-        with self._spoken("read"):
+        with self._translated_errors("read"):
             kind = self.path.stat().st_mode
             if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # it might never end
                 raise RetuneError(f"{self.path} cannot be read: it is a device, pipe or socket, not a file")
@@ -74,7 +74,7 @@ class LocalPlace:
 
     def remove(self) -> None:
         """Delete the file or folder. A folder goes out of sight at once: half of it is never seen."""
-        with self._spoken("deleted"):
+        with self._translated_errors("deleted"):
             if self.path.is_dir() and not self.path.is_symlink():
                 hidden = self.path.parent / f".{uuid4().hex}.tmp"
                 os.replace(self.path, hidden)
@@ -85,7 +85,7 @@ class LocalPlace:
     def _fill(self, fill: Callable[[BinaryIO], object], appear: Callable[[Path, Path], None]) -> None:
         """Write a temporary file beside the target and flush it; then let it `appear` under its name."""
         temporary = self.path.parent / f".{uuid4().hex}.tmp"
-        with self._spoken("written"):
+        with self._translated_errors("written"):
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             except FileExistsError as error:  # not the file itself, about which `create` must know
@@ -101,7 +101,7 @@ class LocalPlace:
                 temporary.unlink(missing_ok=True)
 
     @contextmanager
-    def _spoken(self, verb: str) -> Iterator[None]:
+    def _translated_errors(self, verb: str) -> Iterator[None]:
         """Say in words what the operating system refused; "not there" and "there already" go through."""
         try:
             yield

@@ -46,7 +46,7 @@ class S3Place:
     def read(self) -> bytes:
         """Return the object's bytes. A transfer that breaks off is taken up again, unlike a plain GET."""
         content = io.BytesIO()
-        with _spoken(self.uri):
+        with _translated_errors(self.uri):
             self._receive(content)
         return content.getvalue()
 
@@ -63,8 +63,8 @@ class S3Place:
         from botocore.exceptions import ClientError
 
         writer = uuid4().hex
-        with _spoken(self.uri):
-            if not _keeps_what_is_there(_client().meta.endpoint_url, self.bucket, self.key):
+        with _translated_errors(self.uri):
+            if not _supports_conditional_writes(_client().meta.endpoint_url, self.bucket, self.key):
                 return self._create_unguarded(data, writer)
             for _ in range(20):
                 try:
@@ -106,17 +106,17 @@ class S3Place:
 
     def exists(self) -> bool:
         """Return whether there is such an object, or any below it."""
-        with _spoken(self.uri):
+        with _translated_errors(self.uri):
             return (bool(self.key) and self._head() is not None) or any(True for _ in self._objects())
 
     def listing(self) -> list[str]:
         """Return the names of all objects below."""
-        with _spoken(self.uri):
+        with _translated_errors(self.uri):
             return sorted(name for name, _, _ in self._objects())
 
     def download(self) -> Path:
         """Return the path of the object, or of a folder with all objects below, in the cache."""
-        with _spoken(self.uri):
+        with _translated_errors(self.uri):
             head = self._head() if self.key else None
             if head is not None:
                 return self._fetch(head["ETag"], head["ContentLength"])
@@ -133,7 +133,7 @@ class S3Place:
 
     def remove(self) -> None:
         """Delete the object and all below it."""
-        with _spoken(self.uri):
+        with _translated_errors(self.uri):
             keys = [f"{self._prefix}{name}" for name in self.listing()]
             if self.key:
                 _client().delete_object(Bucket=self.bucket, Key=self.key)
@@ -177,7 +177,7 @@ class S3Place:
 
     def _send(self, content: Any, sha256: str) -> None:
         extra = {"Metadata": {"sha256": sha256}}
-        with _spoken(self.uri):
+        with _translated_errors(self.uri):
             _client().upload_fileobj(content, self.bucket, self.key, ExtraArgs=extra, Config=_transfer())
 
     def _receive(self, file: BinaryIO) -> str:
@@ -258,8 +258,8 @@ class S3Place:
 _conditional: dict[tuple[str, str], bool] = {}
 
 
-def _keeps_what_is_there(endpoint: str, bucket: str, key: str) -> bool:
-    """Return whether a server heeds ``If-None-Match: *``: asked once for each bucket in a process, beside `key`."""
+def _supports_conditional_writes(endpoint: str, bucket: str, key: str) -> bool:
+    """Return whether a server honours ``If-None-Match: *``; probed next to `key`, once per bucket and process."""
     if (endpoint, bucket) not in _conditional:
         _conditional[endpoint, bucket] = _probe(endpoint, bucket, key)
     return _conditional[endpoint, bucket]
@@ -336,10 +336,10 @@ def _transfer() -> Any:
     return TransferConfig(multipart_threshold=MULTIPART_BYTES, multipart_chunksize=MULTIPART_BYTES)
 
 
-def bear_absence() -> None:
-    """Let this process bear a server that is away for a minute or two, where hours of work would be lost.
+def retry_longer() -> None:
+    """Make this process retry for a minute or two while a server is unreachable, so that hours of work are not lost.
 
-    Without it a wrong address is told of within seconds. ``AWS_MAX_ATTEMPTS`` in the environment goes before both.
+    Without this call, a wrong address is reported within seconds. ``AWS_MAX_ATTEMPTS`` in the environment overrides both.
     """
     os.environ.setdefault("AWS_MAX_ATTEMPTS", str(_PATIENT))
 
@@ -372,7 +372,7 @@ def _add_md5(params: dict[str, Any], **_: Any) -> None:
 
 
 @contextmanager
-def _spoken(uri: str) -> Iterator[None]:
+def _translated_errors(uri: str) -> Iterator[None]:
     """Say in words what the server, or the way to it, refused."""
     import s3transfer.exceptions as transfer  # type: ignore[import-untyped]
     from boto3.exceptions import Boto3Error

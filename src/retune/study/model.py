@@ -297,7 +297,7 @@ class Tracking(Section):
 
     @field_validator("uri")
     @classmethod
-    def _is_one_that_mlflow_knows(cls, uri: str) -> str:
+    def _check_tracking_uri(cls, uri: str) -> str:
         scheme, mark, _ = uri.partition("://")
         if not mark or scheme.partition("+")[0] in _TRACKING:
             return uris.hide(uri)

@@ -23,7 +23,7 @@ class Toleration(Section):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
 
     @model_validator(mode="after")
-    def _as_the_api_wants_it(self) -> Self:
+    def _check_api_rules(self) -> Self:
         if self.operator is None:
             self.operator = "Exists" if self.value is None else "Equal"
         problems = []
@@ -141,7 +141,7 @@ class Spread(Section):
     minDomains: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
-    def _domains_need_a_must(self) -> Self:
+    def _check_domains(self) -> Self:
         wrong = self.minDomains is not None and self.whenUnsatisfiable != "DoNotSchedule"
         return self._checked(
             [f"`minDomains` needs `whenUnsatisfiable: DoNotSchedule`, but got {self.whenUnsatisfiable}"]

@@ -35,8 +35,8 @@ def all_problems(content: Mapping[str, Any], error: ValidationError) -> list[str
         found = [e for e in error.errors() if not problems or e not in missing]
         problems += [text for e in found for text in _sentences(e, dropped, kind) if text not in problems]
         dropped += [_path(e) for e in found if e["type"] not in ("extra_forbidden", "missing", "rules")]
-        changes = [_drop(left, _path(e)) for e in reversed(found)]  # of a list the last items first
-        changes += [_stand_in(left, _path(e)[0]) for e in missing]
+        changes = [_remove(left, _path(e)) for e in reversed(found)]  # of a list the last items first
+        changes += [_fill_placeholder(left, _path(e)[0]) for e in missing]
         if not any(changes):
             return problems
         try:
@@ -54,7 +54,7 @@ def _follows(text: str, section: list[str | int], dropped: Sequence[list[str | i
     return any(re.search(rf"`([a-z_]+\.)*{re.escape(key)}`|\b{re.escape(key)}s\b", text) for key in keys)
 
 
-_STAND_INS: dict[str | int, Any] = {
+_PLACEHOLDERS: dict[str | int, Any] = {
     "name": "x",
     "model": {"base": "x"},
     "data": {"sources": [{"format": "alpaca", "uri": "x", "share": 1}], "train": 1, "validation": 1},
@@ -62,15 +62,15 @@ _STAND_INS: dict[str | int, Any] = {
 }
 
 
-def _stand_in(content: dict[Any, Any], section: str | int) -> bool:
+def _fill_placeholder(content: dict[Any, Any], section: str | int) -> bool:
     """Put a valid section in the place of one that lacks a key, so that the rules between sections are checked too."""
-    if section not in _STAND_INS or content.get(section) == _STAND_INS[section]:
+    if section not in _PLACEHOLDERS or content.get(section) == _PLACEHOLDERS[section]:
         return False
-    content[section] = copy.deepcopy(_STAND_INS[section])
+    content[section] = copy.deepcopy(_PLACEHOLDERS[section])
     return True
 
 
-def _drop(content: Any, path: Sequence[str | int]) -> bool:
+def _remove(content: Any, path: Sequence[str | int]) -> bool:
     """Delete the key at `path`; return whether there was one.
 
     Of a list with a wrong item the whole list goes, but for the benchmark tasks, which other sections refer to.

@@ -76,8 +76,8 @@ class StudyOnServer:
         """
         self.client.search_experiments(max_results=1)
 
-    def is_forgotten(self) -> bool:
-        """Return whether the server no longer has the parent run."""
+    def is_deleted(self) -> bool:
+        """Return whether the parent run was deleted on the server."""
         parent = self.position.parent
         return parent is not None and not runs.is_active(self.client, parent)
 
@@ -160,7 +160,7 @@ class StudyOnServer:
 
     def _finish_study(self, operation: Operation) -> None:
         parent = self._parent(operation["at"])
-        runs.delete_doubles(self.client, self._experiment(), parent, self.position.runs)
+        runs.delete_duplicates(self.client, self._experiment(), parent, self.position.runs)
         self.client.set_terminated(parent, status=operation["status"], end_time=operation["at"])
 
     def _start(self, operation: Operation) -> None:
@@ -195,15 +195,15 @@ class StudyOnServer:
         points = self._fresh(run_id, [_point(point) for point in operation["points"]])
         runs.log(self.client, run_id, points, record["assignment"], tags)
         self.client.log_dict(run_id, record, "trial.json")
-        self._delete_doubles(record["trial"], at)
+        self._delete_duplicates(record["trial"], at)
         self.client.set_terminated(run_id, status=_STATUS[record["status"]], end_time=at)
         if operation["adapter"]:  # last: if the folder is gone, the rest is there
             self._upload(run_id, Path(operation["adapter"]), "adapter")
 
-    def _delete_doubles(self, trial: str, at: int) -> None:
+    def _delete_duplicates(self, trial: str, at: int) -> None:
         if trial in self._doubtful:
             known = self.position.runs
-            runs.delete_doubles(self.client, self._experiment(), self._parent(at), known, trial)
+            runs.delete_duplicates(self.client, self._experiment(), self._parent(at), known, trial)
 
     def _bench(self, operation: Operation) -> None:
         at, name = operation["at"], f"bench/{operation['task']}"

@@ -146,7 +146,7 @@ def ensure_run(
     return str(run.info.run_id), False
 
 
-def delete_doubles(
+def delete_duplicates(
     client: MlflowClient, experiment: str, parent: str, runs: dict[str, str], trial: str | None = None
 ) -> int:
     """Delete runs of `trial`, else of any trial, that we have another run for; return how many.

@@ -34,12 +34,12 @@ _NEVER = {
 }
 
 
-class Forgotten(Exception):
-    """The server no longer knows the study's parent run."""
+class RunDeleted(Exception):
+    """The study's parent run was deleted on the server."""
 
 
 class Sender:
-    """Carries operations from the outbox to a study on the server, in a thread of its own.
+    """Sends operations from the outbox to a study on the server, in a separate thread.
 
     Args:
         outbox: what to send.
@@ -115,7 +115,7 @@ class Sender:
             self.study.apply(operations)
         except Exception as error:
             self._tries += 1
-            if not self._is_hopeless(error):
+            if not self._is_permanent(error):
                 raise
             if len(operations) > 1:  # find the one that is at fault
                 self._tries = 0
@@ -135,29 +135,29 @@ class Sender:
 
     def _check(self) -> None:
         if not self._checked:
-            if self.study.is_forgotten():
+            if self.study.is_deleted():
                 self._forget()
             self._checked = True
 
     def _forget(self) -> None:
         log.warning("the tracking server has forgotten study %s: sending all of it again", self.study.study)
         self.study.forget()
-        raise Forgotten
+        raise RunDeleted
 
-    def _is_hopeless(self, error: Exception) -> bool:
+    def _is_permanent(self, error: Exception) -> bool:
         """Return whether the operation itself is at fault.
 
         Raises:
-            Forgotten: if it is the whole study that is gone.
+            RunDeleted: if it is the whole study that is gone.
 
         """
-        if isinstance(error, Forgotten):
+        if isinstance(error, RunDeleted):
             return False
         if isinstance(error, FileNotFoundError):
             return True
         if getattr(error, "error_code", None) in _NEVER or self._tries >= POISON_TRIES:
             self.study.ask()  # raises while the server is not well: then it is not the operation's fault
-            if self.study.is_forgotten():
+            if self.study.is_deleted():
                 self._forget()
             return True
         return False

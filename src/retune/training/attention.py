@@ -190,7 +190,7 @@ def _attend_by_record(query: Tensor, key: Tensor, value: Tensor, records: Segmen
         strict=True,
     )
     done = [
-        _attend_openly(q, k, v, mask, form)
+        _attend_with_scores(q, k, v, mask, form)
         if special
         else scaled_dot_product_attention(
             q,
@@ -207,8 +207,8 @@ def _attend_by_record(query: Tensor, key: Tensor, value: Tensor, records: Segmen
     return torch.cat([x.transpose(1, 2) for x in done], 1)
 
 
-def _attend_openly(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, form: Form) -> Tensor:
-    """Return attention of one record with its scores written out, for what no kernel has; as in transformers' eager form."""
+def _attend_with_scores(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, form: Form) -> Tensor:
+    """Return attention of one record with explicit scores, where no kernel exists; as transformers' eager attention."""
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if form.scale is None else form.scale)
     if form.softcap is not None:
         scores = torch.tanh(scores / form.softcap) * form.softcap

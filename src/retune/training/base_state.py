@@ -75,10 +75,10 @@ def preserved(base: nn.Module, copied: Callable[[str], bool] = lambda name: Fals
 
 
 @contextmanager
-def forgotten_if_changed(forget: Callable[[], None]) -> Iterator[None]:
-    """Around `preserved`: let `forget` drop a base that could not be brought back, so that it is loaded again.
+def reload_if_changed(forget: Callable[[], None]) -> Iterator[None]:
+    """Wrap `preserved`: call `forget` to drop a base that could not be restored, so that it is loaded again.
 
-    What was computed before, with the adapter on the base as it should be, stays valid. An error of the block goes on.
+    Results computed before, with the adapter on the intact base, stay valid. An error in the block propagates.
     """
     try:
         yield

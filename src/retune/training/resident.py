@@ -17,7 +17,7 @@ from retune.errors import InputError
 from retune.models import LoadedBase, load_base, tokenizer_problems
 from retune.study import Data, Model, Study
 from retune.training import lora, lora_linear, self_check
-from retune.training.base_state import forgotten_if_changed
+from retune.training.base_state import reload_if_changed
 from retune.training.devices import Devices
 from retune.training.self_check import Checked, reading
 from retune.training.validate import validation_loss
@@ -103,7 +103,7 @@ class ResidentBase:
         if key not in self._checked:
             base = self.load()
             with (
-                forgotten_if_changed(self._forget),
+                reload_if_changed(self._forget),
                 lora.adapted(base.model, _TRIED, targets, self.model.base, 0) as model,
             ):
                 lora.disturb(model)
@@ -123,7 +123,7 @@ class ResidentBase:
         base = self.load().model
         targets = study.training.target_modules
         with (
-            forgotten_if_changed(self._forget),
+            reload_if_changed(self._forget),
             reading(base, checked),
             lora.adapted(base, chosen, targets, self.model.base, seed, self.model.revision) as model,
         ):
@@ -145,7 +145,7 @@ class ResidentBase:
                 return validation_loss(base, tokens, self.devices)
         folder = store.download(adapter_uri)
         base = self.load().model
-        with forgotten_if_changed(self._forget), lora.loaded(base, folder) as model:
+        with reload_if_changed(self._forget), lora.loaded(base, folder) as model:
             found = self_check.check(model, self.load().tokenizer, study.data.max_length, train=False)
             with reading(model, self._agreed(found)):
                 loss = validation_loss(model, tokens, self.devices)

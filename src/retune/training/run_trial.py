@@ -85,7 +85,7 @@ def run_trial(
         else:
             _train(study, data_uri, task, base, record, report, should_stop)
     except Exception as error:
-        if not _is_of_the_setting(error):
+        if not _is_fault_of_setting(error):
             raise
         _failed(record, error)
         store.remove(store.join(task.folder, "adapter"))
@@ -95,7 +95,7 @@ def run_trial(
     return _write(record, task, base)
 
 
-def _is_of_the_setting(error: Exception) -> bool:
+def _is_fault_of_setting(error: Exception) -> bool:
     """Return whether another setting may do without this error; a full disk or a storage that is away is not of that kind."""
     if isinstance(error, OSError) and error.errno != errno.ENOMEM:
         return False

@@ -106,7 +106,7 @@ def check(model: Any, tokenizer: Any, longest: int, train: bool) -> Checked:
     device = next(core.parameters()).device
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            found = _Check(model, core, made_up(core, tokenizer, longest), longest, train).run()
+            found = _Check(model, core, generated_tokens(core, tokenizer, longest), longest, train).run()
     finally:
         model.train(training)
         for parameter in model.parameters():
@@ -117,8 +117,8 @@ def check(model: Any, tokenizer: Any, longest: int, train: bool) -> Checked:
     return found
 
 
-def made_up(core: Any, tokenizer: Any, longest: int) -> Tokens:
-    """Return some records of ordinary tokens, drawn at random; always the same ones, none longer than a record can be."""
+def generated_tokens(core: Any, tokenizer: Any, longest: int) -> Tokens:
+    """Return random records of ordinary tokens. The seed is fixed, and none is longer than the base allows."""
     config = text_config(core)
     table = getattr(config, "max_position_embeddings", None) or 0
     room = min(longest, fixed_rotary(config), table if table > 0 else longest)
@@ -170,7 +170,7 @@ class _Check:
             )
         plain, seconds = self._plain(right)
         eager = not plain <= self.allowed
-        reason = unsuited(self.core, self.longest)
+        reason = unsupported_reason(self.core, self.longest)
         if not reason:
             reason, difference, gradients = self._flattened(right, of_right)
             if not reason:
@@ -341,8 +341,8 @@ class _Check:
             return None
 
 
-def unsuited(core: nn.Module, longest: int) -> str:
-    """Return why a base's config rules flattened batches out, whatever short records show; empty if it does not.
+def unsupported_reason(core: nn.Module, longest: int) -> str:
+    """Return why a base's config excludes flattened batches, even if short records pass; empty if it does not.
 
     Args:
         core: the transformers model.
@@ -376,13 +376,13 @@ def allowed(core: Any, right: Tensor, read: Callable[[], Tensor]) -> float:
         core: the transformers model. right: what `read` gave.
         read: reads something with the model and returns logarithms of probabilities.
     """
-    with shaken(core):
+    with perturbed(core):
         return max(least(core)[0], _ROUNDINGS * apart(right, read()))
 
 
 @contextmanager
-def shaken(core: Any) -> Iterator[None]:
-    """Change what the embeddings give by a rounding of its type inside the block."""
+def perturbed(core: Any) -> Iterator[None]:
+    """Perturb the embeddings' output by one rounding of its data type inside the block."""
     draws = torch.Generator().manual_seed(0)
 
     def shake(module: nn.Module, given: Any, output: Tensor) -> Tensor:

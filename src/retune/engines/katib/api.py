@@ -195,11 +195,13 @@ class Api:
             if error.status == 404 and has_default:
                 return default
             if error.status in passing:
-                raise _PassingError(_said(error)) from error
+                raise _PassingError(_server_message(error)) from error
             if error.status == 409:
-                raise Conflict(_said(error)) from error
+                raise Conflict(_server_message(error)) from error
             kind = InputError if error.status in (400, 403, 404, 422) else RetuneError
-            raise kind(f"Kubernetes refused in namespace {self.namespace}: {_said(error)}") from error
+            raise kind(
+                f"Kubernetes refused in namespace {self.namespace}: {_server_message(error)}"
+            ) from error
         except (HTTPError, OSError) as error:
             raise _PassingError(f"the Kubernetes API cannot be reached: {error}") from error
 
@@ -243,7 +245,7 @@ def _age(thing: Object) -> tuple[str, str]:
     return thing["metadata"]["creationTimestamp"], thing["metadata"]["name"]
 
 
-def _said(error: ApiException) -> str:
+def _server_message(error: ApiException) -> str:
     """Return the message in an error's body, which is a Status object."""
     try:
         return str(json.loads(error.body)["message"])

@@ -218,7 +218,7 @@ class KatibEngine:
                 going = self._gather(found)
                 if ended(found) and not going and _progress(found) != self._stale:
                     return self._closed(found)
-                if self._hours_are_over():
+                if self._time_is_up():
                     self._end(found)
                     return "hours"
             self._pause()
@@ -407,14 +407,14 @@ class KatibEngine:
 
     def _reason(self, left: int | None = None) -> str:
         """Return why no further trial is wanted, empty if one is."""
-        if self._hours_are_over():
+        if self._time_is_up():
             return "hours"
         limit = self.study.search.max_failed
         if limit is not None and self._failed() > limit:
             return "failures"
         return "trials" if (self._left() if left is None else left) <= 0 else ""
 
-    def _hours_are_over(self) -> bool:
+    def _time_is_up(self) -> bool:
         limit = self.study.search.max_hours
         return limit is not None and self._history.hours(self._clock()) > limit
 

@@ -324,7 +324,7 @@ class Decoder:
             going = [place for place, row in enumerate(rows) if not row.ended]
             if not going:
                 return [row.made for row in asked]
-            if len(going) <= len(rows) // 2 and _lets_leave(cache):  # leaving costs a copy of the cache
+            if len(going) <= len(rows) // 2 and _supports_removal(cache):  # leaving costs a copy of the cache
                 kept = torch.tensor(going, device=self.device)
                 cache.batch_select_indices(kept)
                 chosen, mask, places, rows = (
@@ -479,8 +479,8 @@ class _Row:
     prompt: int = 0
 
 
-def _lets_leave(cache: Any) -> bool:
-    """Return whether rows can be taken out of a cache; those of some recurrent layers cannot."""
+def _supports_removal(cache: Any) -> bool:
+    """Return whether rows can be removed from a cache; the caches of some recurrent layers do not support it."""
     return all(hasattr(layer, "batch_select_indices") for layer in getattr(cache, "layers", [None]))
 
 

@@ -136,10 +136,10 @@ class _Check:
         self.steady = fixed_rotary(config)
         self.room = int(min(decoder.context, self.steady, _PREFIX + max(_TAILS) + 2))
         self.kind = self.core.config.model_type
-        self.prompts = self._made_up()
+        self.prompts = self._generated_prompts()
         self.allowed = 0.0
 
-    def _made_up(self) -> list[list[int]]:
+    def _generated_prompts(self) -> list[list[int]]:
         """Return prompts of ordinary tokens, drawn at random; always the same ones."""
         from retune.training.self_check import ordinary_tokens
 

@@ -55,7 +55,7 @@ def fetch(generated: Generated, uri: str) -> Key:
         InputError: if the key there belongs to other answers.
     """
     content = digest([question.model_dump() for question in generated.questions])
-    store.create(uri, _made(generated, content).to_json())
+    store.create(uri, _build_key(generated, content).to_json())
     key = read(uri)
     if key.generated != content:
         raise InputError(f"{uri} is the key of other answers; name another --out, or remove that one")
@@ -76,7 +76,7 @@ def read(uri: str) -> Key:
         raise InputError(f"{uri} is not a key that `retune judge prepare` wrote") from error
 
 
-def _made(generated: Generated, content: str) -> Key:
+def _build_key(generated: Generated, content: str) -> Key:
     questions = []
     for question in generated.questions:
         hidden = Hidden(id=question.id, category=question.category, question=question.question)

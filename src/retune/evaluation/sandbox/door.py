@@ -85,7 +85,7 @@ def shut(order: dict[str, Any], kept: list[int]) -> None:
     for before, after in itertools.pairwise(bounds):
         os.closerange(before + 1, after)
     if _ROOT:
-        _become_nobody(keep_reading=filters)
+        _drop_privileges(keep_reading=filters)
     _call("prctl", _NO_NEW_PRIVS, 1, 0, 0, 0)
     _keep_capabilities(_READ_SEARCH if filters and _ROOT else 0)
     if filters:
@@ -155,11 +155,11 @@ def _read_only(target: str, recursive: bool) -> None:
     _syscall("mount_setattr", -100, target.encode(), 0x8000 if recursive else 0, attributes, len(attributes))
 
 
-def _become_nobody(keep_reading: bool) -> None:
-    """Become a user that owns nothing and that no other program runs as, so that limits count this one alone.
+def _drop_privileges(keep_reading: bool) -> None:
+    """Switch to a user that owns nothing and runs no other program, so that limits count only this one.
 
-    Without a file system of its own the program must still read a Python that may lie in a private folder: the
-    right to read is kept then, and Landlock says where.
+    Without its own file system the program must still read a Python that may lie in a private folder: it then keeps
+    the capability to read, and Landlock restricts the paths.
     """
     if keep_reading:
         _call("prctl", 8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS

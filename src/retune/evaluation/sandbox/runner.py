@@ -96,7 +96,7 @@ def check(
         {"role": "judge", "prompt": prompt, "tests": tests, "entry_point": entry_point},
         {"role": "answer", "program": answer, "entry_point": entry_point},
     ]
-    return _patiently(orders, limits, isolation)
+    return _run_with_retries(orders, limits, isolation)
 
 
 def run(program: str, limits: Limits = DEFAULT, isolation: Isolation | None = None) -> Outcome:
@@ -108,7 +108,7 @@ def run(program: str, limits: Limits = DEFAULT, isolation: Isolation | None = No
         OSError: if the sandbox itself cannot be set up, several times: nothing is ever run without it.
 
     """
-    return _patiently([{"role": "program", "program": program}], limits, isolation)
+    return _run_with_retries([{"role": "program", "program": program}], limits, isolation)
 
 
 @functools.cache
@@ -136,8 +136,8 @@ def missing() -> str | None:
     )
 
 
-def _patiently(orders: list[dict[str, Any]], limits: Limits, isolation: Isolation | None) -> Outcome:
-    """Carry out the orders; where the machine is short of something for a moment, try again a little later."""
+def _run_with_retries(orders: list[dict[str, Any]], limits: Limits, isolation: Isolation | None) -> Outcome:
+    """Run the orders; retry after a pause when the machine is temporarily out of a resource."""
     isolation = isolation or available()
     if isolation is None:
         raise OSError(missing())
