@@ -1,4 +1,4 @@
-"""The files of an adapter, the one digest that names it, and the check that they are what a trial wrote."""
+"""An adapter's files, its digest, and the check that the files are those that a trial wrote."""
 
 from __future__ import annotations
 

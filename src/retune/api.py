@@ -1,7 +1,7 @@
-"""What a Python program does with retune: the verbs of the command line as functions.
+"""The Python API: the commands of the command line as functions.
 
-They do what the commands of the same names do, on the same folders: a study that was begun by one is carried on by the
-other. None of them prints, and none takes the process's signals.
+Each function does what the command of the same name does, on the same folders, so either can resume a study that the
+other began. The functions neither print nor install signal handlers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Passwords in addresses: the one place that knows where they stand, hides them and gives them back.
+"""Passwords in addresses: the only module that finds, masks and restores them.
 
 A password may stand in an address that people give (``tracking.uri: postgresql://me:secret@host/runs``). It is taken
 out at the door: `hide` returns the address with ``***`` in its place, and that is what study, records, logs, reports

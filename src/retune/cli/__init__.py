@@ -1,4 +1,4 @@
-"""The command line: one file a verb, no logic. A verb is imported only when it is used, so `--help` answers at once."""
+"""The command line: one file per command, no logic. Commands are imported lazily, so `--help` is fast."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run looks in a terminal: the steps, a progress bar while they run, and the table at the end."""
+"""Terminal output of a run: the steps, a progress bar, and the final table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many records each source gives to each split: counts, shares of what there is, or all of it."""
+"""The number of records of each source in each split: counts, shares of the available records, or all."""
 
 from __future__ import annotations
 

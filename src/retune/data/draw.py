@@ -1,4 +1,4 @@
-"""Which records go where: exact counts, no prompt in both splits, decided by a seed and the texts alone."""
+"""Assignment of records to splits: exact counts, no prompt in both, determined by a seed and the texts alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From records to token ids under a prompt: what a model reads, and which tokens its loss counts."""
+"""From records to token ids under a prompt template, with a mask of the tokens that the loss counts."""
 
 from __future__ import annotations
 

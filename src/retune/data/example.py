@@ -1,4 +1,4 @@
-"""One record, however it was published."""
+"""One record, independent of its published format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the fields of a record are named, and what is made of them: an instruction, a conversation or a text."""
+"""Data formats: field names, and how a record becomes an instruction, a conversation or a text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was mixed from what, and how long it is in tokens: the content of `mix.json`."""
+"""The content of `mix.json`: sources, counts and token lengths of a mix."""
 
 from __future__ import annotations
 

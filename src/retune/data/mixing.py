@@ -1,4 +1,4 @@
-"""One instruction data set out of several: exact shares, splits disjoint by text, the same every time.
+"""Mixes several data sets into one: exact shares, splits disjoint by text, reproducible.
 
 Rules, in this order:
 

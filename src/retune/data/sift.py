@@ -1,4 +1,4 @@
-"""Which records of the sources can be drawn: not empty, not twice, not too long."""
+"""Filters the records of the sources: no empty, duplicate or too long ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets as people have them, read into one form; docs/data.md lists the formats.
+"""Reads published data sets into one form; docs/data.md lists the formats.
 
 What kind of file it is (`retune.data.files`) and how its fields are named (`retune.data.formats`) are two things, and
 both are seen from the content. A file is taken whole or refused, with every problem in it up to a limit: a data set

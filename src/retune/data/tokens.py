@@ -1,4 +1,4 @@
-"""From examples to token ids: which tokens a model reads, and which of them its loss counts."""
+"""From examples to token ids, with a mask of the tokens that the loss counts."""
 
 from __future__ import annotations
 

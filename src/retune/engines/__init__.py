@@ -1,4 +1,4 @@
-"""Who runs the trials of a search: worker processes here, Katib on a cluster, or the engine of an installed package."""
+"""Engines run the trials of a search: local worker processes, Katib on a cluster, or an engine of an installed package."""
 
 from __future__ import annotations
 

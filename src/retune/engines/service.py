@@ -1,4 +1,4 @@
-"""The suggestion service of a local study: a process of its own, asked over gRPC on loopback as Katib would ask it."""
+"""The suggestion service of a local study: a separate process, called over gRPC on loopback as Katib would call it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worker processes of the local engine, seen from the engine: start, hand a task, hear events, end."""
+"""The engine's side of its worker processes: start, send a task, receive events, stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts as tokens: shots dropped until they fit, the same text never read twice by the tokenizer."""
+"""Prompts as tokens: shots are dropped until the prompt fits; the tokenizer processes each text once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who runs the trials."""
+"""The section `engine` of a study: which engine runs the trials."""
 
 from __future__ import annotations
 

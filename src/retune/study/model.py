@@ -1,4 +1,4 @@
-"""What a study file says, section by section, and the rules between the sections."""
+"""The schema of a study file, section by section, and the rules between sections."""
 
 from __future__ import annotations
 

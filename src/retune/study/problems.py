@@ -1,4 +1,4 @@
-"""From pydantic's errors to sentences: where, the rule, the value, what to do; all of them at once."""
+"""Converts pydantic's errors to sentences with place, rule, value and remedy; reports all of them at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One pydantic error in words of our own: the rule, the value, and what to write."""
+"""Converts one pydantic error to a message with the rule, the value and the remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asks a suggestion service as Katib asks it; the local engine's way to the algorithms."""
+"""Calls a suggestion service as Katib does; the local engine uses it to reach the algorithms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Katib's Experiment and our search, each from the other.
+"""Converts between Katib's Experiment and our search.
 
 What Katib's message has no field for travels as algorithm settings: ``seed``; ``default.<parameter>`` (the
 start); ``constraints`` (``"peak_gpu_gib <= 80, accuracy >= 0.5"``); ``further_objectives`` (``"minimize

@@ -1,4 +1,4 @@
-"""Katib's trials and our observations, each from the other.
+"""Converts between Katib's trials and our observations.
 
 Katib sends trials in any order, of equally named experiments in other namespaces too, running and failed ones
 without metrics, and metrics as text that may be empty, ``unavailable`` or ``NaN``. Trials whose metrics never

@@ -1,4 +1,4 @@
-"""A study of seconds: a tiny random base and a few made-up records, for contracts that train for real."""
+"""A study that takes seconds: a tiny random base and a few generated records, for contracts with real training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each operation of the outbox does to MLflow.
+"""Applies the operations of the outbox to MLflow.
 
 Applying an operation a second time changes nothing: that is what makes it safe to send again after a crash
 that fell between sending and noting that it was sent.

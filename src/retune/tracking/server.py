@@ -1,4 +1,4 @@
-"""Which MLflow server one talks to: asked before work is spent on one that is too old for the registry's calls."""
+"""Checks the MLflow server's version first, because old servers lack calls that the registry needs."""
 
 from __future__ import annotations
 

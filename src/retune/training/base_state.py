@@ -1,4 +1,4 @@
-"""A loaded base that is bit for bit the same after an adapter as before, whatever the adapter did to it.
+"""Restores a loaded base bit for bit after an adapter, whatever the adapter changed.
 
 An adapter can do more to a base than stand beside a linear layer: replace whole modules (`modules_to_save`), overwrite
 biases, norms and embeddings, or begin by editing the base's own weights (PiSSA, OLoRA, LoftQ, CorDA). So everything that

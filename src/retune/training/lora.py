@@ -1,4 +1,4 @@
-"""LoRA adapters on a base model that stays loaded: put in, take out, save, load.
+"""LoRA adapters on a base model that stays loaded: insert, remove, save, load.
 
 Weights and files are PEFT's own, so that ``PeftModel.from_pretrained`` loads what a trial saved. Taking an adapter out
 puts the very modules back that were there before, so the next trial starts from the untouched base.

@@ -1,4 +1,4 @@
-"""Memory: the peak of a trial, what is there, and whether it ran out."""
+"""Memory: a trial's peak, the available amount, and detection of out-of-memory errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gradients of one optimiser step, pass by pass, however many passes the memory asks for.
+"""The gradients of one optimiser step, computed in as many passes as the memory requires.
 
 The records of a step are taken in units; a unit is one pass if it fits. A pass that runs out of memory is repeated in halves:
 its gradients are added only when it is done, and dropout is drawn by unit (`retune.training.dropout`), so that losses and

@@ -1,4 +1,4 @@
-"""Layers that keep their input alone and compute the rest again in the backward pass (activation checkpointing).
+"""Activation checkpointing: layers keep only their input and recompute the rest in the backward pass.
 
 torch's own ``checkpoint`` frees what is saved by `save_for_backward`; our layers keep more on their node of the graph. Here the
 forward pass runs without gradients, so nothing is kept at all, and trained parameters are named, so that the first layer, whose

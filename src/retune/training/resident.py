@@ -1,4 +1,4 @@
-"""A base model that stays loaded and trains one adapter after the other."""
+"""A base model that stays loaded while adapters are trained on it one after another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large a pass may be, in tokens, so that it fits into the memory that is there."""
+"""The largest pass, in tokens, that fits into the available memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One trial: a setting is trained and validated, and what came of it is written down, atomically and last."""
+"""Runs one trial: trains and validates a setting, then writes its record, atomically and last."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which way a base's losses are computed: shown on made-up records, before any number of a study depends on it.
+"""Selects how a base's losses are computed, by a check on generated records before the first trial.
 
 Our way reads a batch as one flattened sequence, with attention and layers of our own. What transformers' plain forward
 gives for each record alone, with eager attention, is right by definition. Both are asked for the losses of some made-up

@@ -1,4 +1,4 @@
-"""Which layers of a base get an adapter, chosen as PEFT chooses them."""
+"""Selects the layers that get an adapter, by PEFT's rules."""
 
 from __future__ import annotations
 

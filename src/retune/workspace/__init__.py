@@ -1,1 +1,1 @@
-"""The folders of a study and what is kept in them: trials, stamps of steps, locks, progress."""
+"""The folders of a study and their files: trials, step stamps, locks, progress."""

@@ -1,4 +1,4 @@
-"""Where a study keeps what it makes; every name is a function of what decides the content.
+"""The folders of a study; every name is derived from what determines the content.
 
 ::
 

@@ -1,4 +1,4 @@
-"""The trials of one search on disk: what was issued and what came of it.
+"""The trials of one search on disk: issued assignments and their results.
 
 Layout below the search's folder, one folder a trial::
 

@@ -1,4 +1,4 @@
-"""One writer at a time: a lock file per study on this machine, freed by the system however its owner ends."""
+"""One writer at a time: a lock file per study on this machine, released by the operating system however its owner ends."""
 
 from __future__ import annotations
 

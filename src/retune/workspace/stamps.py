@@ -1,7 +1,7 @@
-"""Stamps: what a step was made from, kept beside its result, so that nothing is done twice.
+"""Stamps record a step's inputs next to its result, so that no step runs twice on the same inputs.
 
-A stamp is written last. A step whose stamp names the same inputs is up to date; any other is done again, and
-each step must give the same result however often it is done.
+A stamp is written last. A step whose stamp names the same inputs is up to date; any other step runs again. Every step
+must be idempotent.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The calls to the Kubernetes API that the engine makes; one that fails in passing is made again."""
+"""The engine's calls to the Kubernetes API; transient failures are retried."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which Experiments a search has had and how long they ran: kept in the store, since they may be gone from the cluster."""
+"""The Experiments of a search and their running times, in the store because they may be deleted on the cluster."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Answers of a model: many prompts at once, prefixes computed once, adapters put on and taken off."""
+"""Text generation: batched prompts, shared prefixes computed once, switching between adapters."""

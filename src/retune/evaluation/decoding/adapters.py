@@ -1,4 +1,4 @@
-"""Adapters put on a loaded base and taken off again, and the check that they were made for it."""
+"""Attaches adapters to a loaded base and removes them, after checking that they were trained on it."""
 
 from __future__ import annotations
 

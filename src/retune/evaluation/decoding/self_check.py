@@ -1,4 +1,4 @@
-"""Which way a model's prompts are read: shown on made-up prompts, before a score depends on it.
+"""Selects how a model's prompts are processed, by a check on generated prompts before the first score.
 
 Each way makes some tokens behind a few prompts of different lengths, and measures how likely they are. Right by definition
 is transformers' plain forward over each prompt with its answer, alone, without a cache, with eager attention. The first

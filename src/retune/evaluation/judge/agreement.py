@@ -1,4 +1,4 @@
-"""Krippendorff's alpha: how far people agree beyond chance, with any number of people and with gaps.
+"""Krippendorff's alpha: agreement beyond chance, for any number of annotators and with missing values.
 
 K. Krippendorff, "Computing Krippendorff's Alpha-Reliability", University of Pennsylvania, 2011, section C; the
 examples printed there are in the tests. 1 is full agreement, 0 that of chance, below 0 is systematic disagreement.

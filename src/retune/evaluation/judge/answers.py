@@ -1,4 +1,4 @@
-"""The answers of both models, generated on one loaded base and kept as they are made."""
+"""The answers of both models, generated on one loaded base and saved one by one."""
 
 from __future__ import annotations
 

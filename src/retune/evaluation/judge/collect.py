@@ -1,4 +1,4 @@
-"""People's answer files: read, checked against the key, and doubles left out. A bad file never stops the count."""
+"""Reads the annotators' answer files, checks them against the key and drops duplicates. A bad file never stops the count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The key of a blind study: which answer in the form is whose. It never goes to the people who judge."""
+"""The key of a blind study: which model gave which answer. Annotators never get it."""
 
 from __future__ import annotations
 

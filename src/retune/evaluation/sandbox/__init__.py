@@ -1,1 +1,1 @@
-"""Running code that a model wrote, where it can do nothing but compute."""
+"""Runs model-generated code in a sandbox that permits only computation."""

@@ -1,4 +1,4 @@
-"""How a process gives up all it could do to the machine: namespaces, Landlock, seccomp, limits."""
+"""How a process drops its privileges: namespaces, Landlock, seccomp, limits."""
 
 from __future__ import annotations
 
