@@ -53,7 +53,7 @@ def read(study: Study) -> Outcome:
         RetuneError: if it is not finished.
 
     """
-    folder = SearchFolder.of(study)
+    folder = SearchFolder.of(study, at_once=True)
     if folder is None or not folder.has(GATE):
         raise RetuneError(f"study {study.name!r} is not finished; run it to the end first")
     search = folder.search

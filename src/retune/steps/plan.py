@@ -53,6 +53,6 @@ def checked(study: Study) -> dict[str, bool]:
 def _states(study: Study) -> Iterator[bool]:
     data = folders.data_folder(study)
     yield store.exists(store.join(data, "mix.json"))
-    folder = SearchFolder(folders.search_folder(study, mixing.read_mix_record(data).digest))
+    folder = SearchFolder(folders.search_folder(study, mixing.read_mix_record(data).digest), at_once=True)
     for step, inputs in _INPUTS.items():
         yield folder.stamps.outputs(step, inputs(study, folder)) is not None

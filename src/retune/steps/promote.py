@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from retune import models, store
+from retune import models
 from retune.data import mixing
 from retune.records import GateRecord, digest
 from retune.registry import gate, promotion
@@ -19,7 +19,7 @@ from retune.workspace.search_folder import GATE, SELECTION, SearchFolder
 
 def inputs(study: Study, folder: SearchFolder) -> dict[str, Any]:
     """Return what decides the outcome of this step."""
-    selection = digest(store.read(folder.path(SELECTION)))
+    selection = digest(folder.read(SELECTION))
     version = (folder.stamps.last("register") or {}).get("version")
     return {"selection": selection, "version": version, "promote": study.promote.model_dump(mode="json")}
 

@@ -21,8 +21,7 @@ FLUSH_SECONDS = 30.0
 
 def inputs(study: Study, folder: SearchFolder) -> dict[str, Any]:
     """Return what decides the outcome of this step."""
-    files = {name: folder.path(name) for name in (SEARCH, SELECTION, GATE)}
-    return {name: digest(store.read(uri)) for name, uri in files.items() if store.exists(uri)}
+    return {name: digest(folder.read(name)) for name in (SEARCH, SELECTION, GATE) if folder.has(name)}
 
 
 def report(study: Study) -> str | None:

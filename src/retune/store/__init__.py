@@ -19,6 +19,7 @@ password or a full disk is a `retune.errors.RetuneError` that says what to do.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -27,7 +28,7 @@ from retune.errors import InputError
 from retune.store import names
 from retune.store.local import LocalPlace
 
-__all__ = ["create", "download", "exists", "join", "listing", "read", "remove", "upload", "write"]
+__all__ = ["contents", "create", "download", "exists", "join", "listing", "read", "remove", "upload", "write"]
 
 
 class _Place(Protocol):
@@ -39,6 +40,7 @@ class _Place(Protocol):
     def take(self, file: Path) -> None: ...
     def exists(self) -> bool: ...
     def listing(self) -> list[str]: ...
+    def contents(self, wanted: Callable[[str], bool]) -> dict[str, bytes]: ...
     def download(self) -> Path: ...
     def remove(self) -> None: ...
 
@@ -85,6 +87,14 @@ def listing(uri: str | Path) -> list[str]:
     A folder that does not exist has no files. What a killed writer left half done is not listed.
     """
     return _place(uri).listing()
+
+
+def contents(uri: str | Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+    """Return the content of those files below the folder `uri` whose relative names are wanted.
+
+    On S3 that is one listing, and only what is new or has changed since it was last read here comes over the network.
+    """
+    return _place(uri).contents(wanted)
 
 
 def download(uri: str | Path) -> Path:

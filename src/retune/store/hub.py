@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -66,6 +66,11 @@ class HubPlace:
             return [name for name in self._below() if name]
         except FileNotFoundError:
             return []
+
+    def contents(self, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+        """Return the contents of the wanted files below; what was fetched before is in the hub's cache."""
+        below = f"{self.path}/" if self.path else ""
+        return {name: replace(self, path=below + name).read() for name in filter(wanted, self.listing())}
 
     def download(self) -> Path:
         """Return the path of the file or folder in the hub's cache."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -63,6 +64,14 @@ class LocalPlace:
         """Return the names of all files below."""
         found = (path.relative_to(self.path) for path in self.path.rglob("*") if not path.is_dir())
         return sorted(name.as_posix() for name in found if not _temporary(name))
+
+    def contents(self, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+        """Return the contents of the wanted files below; one that goes meanwhile is left out."""
+        found = {}
+        for name in filter(wanted, self.listing()):
+            with contextlib.suppress(FileNotFoundError):
+                found[name] = LocalPlace(self.path / name).read()
+        return found
 
     def download(self) -> Path:
         """Return the path itself."""

@@ -10,7 +10,7 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ log = logging.getLogger("retune.store")
 
 MULTIPART_BYTES = 8 << 20  # larger files are sent in parts of this size, several at once
 READ_SECONDS = 60  # a server that is silent for so long is asked again
+_SMALL = 1 << 20  # bytes of an object that is asked for in one piece
 _DAMAGED = 2  # so often what arrived damaged is read again
 _REPLACED = 20  # so often something that is replaced while it is read is read again
 _PATIENT = 20
@@ -113,6 +114,19 @@ class S3Place:
         """Return the names of all objects below."""
         with _translated_errors(self.uri):
             return sorted(name for name, _, _ in self._objects())
+
+    def contents(self, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+        """Return the contents of the wanted objects below: from the cache where the listing's ETag is known there."""
+        found = {}
+        with _spoken(self.uri):
+            objects = [each for each in self._objects() if wanted(each[0])]
+            names.check((name for name, _, _ in objects), self.uri)
+            for name, etag, size in objects:
+                with contextlib.suppress(FileNotFoundError):  # gone since
+                    found[name] = (
+                        S3Place(self.bucket, f"{self._prefix}{name}")._small(etag, size).read_bytes()
+                    )
+        return found
 
     def download(self) -> Path:
         """Return the path of the object, or of a folder with all objects below, in the cache."""
@@ -226,6 +240,20 @@ class S3Place:
             finally:
                 arriving.unlink(missing_ok=True)
         return path
+
+    def _small(self, etag: str, size: int) -> Path:
+        """Return the same as `_fetch`: a small object by one request instead of three, where nothing goes wrong."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        path = _cache(self.bucket, self.key, etag) / self.key.rpartition("/")[2]
+        if size <= _SMALL and not path.is_file():
+            with contextlib.suppress(BotoCoreError, ClientError):
+                answer = _client().get_object(Bucket=self.bucket, Key=self.key)
+                content = answer["Body"].read()
+                asked, found = _compare(answer, io.BytesIO(content))
+                if asked == found and answer["ETag"] == etag:
+                    LocalPlace(path).write(content)
+        return self._fetch(etag, size)
 
     def _fetch_folder(self, objects: list[tuple[str, str, int]], folder: Path) -> bool:
         """Fetch every object, then link them together: a killed download goes on where it was.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +26,7 @@ from retune.training.run_trial import TrialTask
 
 BASE = "trial-000"
 DEFAULT = "trial-001"
+ISSUED, DONE = "/assignment.json", "/trial.json"
 _SPARE = 5
 
 
@@ -41,30 +43,31 @@ def trial_name(number: int, repeat: int = 0) -> str:
     return f"trial-{number:03d}" + (f"-seed-{repeat}" if repeat else "")
 
 
+def _is_ours(name: str) -> bool:
+    return name.count("/") == 1 and name.endswith((ISSUED, DONE))
+
+
 class Ledger:
     """The issued tasks and finished records of one search, in memory and on disk.
 
     Args:
         folder: URI of the search's folder.
+        files: the content of the files below `trials/`, by names relative to it; read from there by default.
 
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, files: Mapping[str, bytes] | None = None) -> None:
         self.folder = folder
         self.tasks: dict[str, TrialTask] = {}
         self.records: dict[str, TrialRecord] = {}
         self._unpruned: dict[str, TrialRecord] = {}
-        names = {entry.split("/")[0] for entry in store.listing(store.join(folder, "trials"))}
-        for name in sorted(names, key=by_number):
-            self._read(name)
-
-    def _read(self, name: str) -> None:
-        if not store.exists(self._issued(name)):
-            return
-        self.tasks[name] = self._task(name)
-        done = store.join(self._trial_folder(name), "trial.json")
-        if store.exists(done):
-            self.finish(parse(TrialRecord, store.read(done), done))
+        if files is None:
+            files = store.contents(store.join(folder, "trials"), _is_ours)
+        issued = [name for name in files if _is_ours(name) and name.endswith(ISSUED)]
+        for name in sorted((each.removesuffix(ISSUED) for each in issued), key=by_number):
+            self.tasks[name] = parse(TrialTask, files[name + ISSUED], self._issued(name))
+            if (done := name + DONE) in files:
+                self.finish(parse(TrialRecord, files[done], store.join(folder, "trials", done)))
 
     def _task(self, name: str) -> TrialTask:
         return parse(TrialTask, store.read(self._issued(name)), self._issued(name))

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import errno
 from functools import cached_property
 from typing import TypeVar
 
@@ -46,28 +47,34 @@ class SearchRecord(Record):
     finished: str = ""
 
 
+def _is_record(name: str) -> bool:
+    return name.endswith(".json") and "/adapter/" not in name
+
+
 class SearchFolder:
     """One search on disk or in a bucket. Built once in a process and passed on: what was read stays in memory.
 
     Args:
         uri: URI of the folder.
+        at_once: read all JSON in it now, for one who only looks: in a bucket that is one request and what has changed.
 
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, at_once: bool = False) -> None:
         self.uri = uri
-        self.stamps = Stamps(uri)
+        self._files = store.contents(uri, _is_record) if at_once else None
+        self.stamps = Stamps(uri, self._below("steps"))
         self._records: dict[str, Record] = {}
 
     @classmethod
-    def of(cls, study: Study) -> SearchFolder | None:
+    def of(cls, study: Study, at_once: bool = False) -> SearchFolder | None:
         """Return the search of a study if there is one, finished or not; None if its data is not even mixed."""
         from retune.data import mixing
 
         data = folders.data_folder(study)
         if not store.exists(store.join(data, "mix.json")):
             return None
-        found = cls(folders.search_folder(study, mixing.read_mix_record(data).digest))
+        found = cls(folders.search_folder(study, mixing.read_mix_record(data).digest), at_once)
         return found if found.has("study.json") else None
 
     @property
@@ -78,7 +85,7 @@ class SearchFolder:
     @cached_property
     def ledger(self) -> Ledger:
         """The trials."""
-        return Ledger(self.uri)
+        return Ledger(self.uri, self._below("trials"))
 
     @property
     def trials(self) -> dict[str, TrialRecord]:
@@ -91,17 +98,41 @@ class SearchFolder:
 
     def has(self, name: str) -> bool:
         """Return whether the folder holds a file of that name."""
-        return name in self._records or store.exists(self.path(name))
+        if name in self._records:
+            return True
+        return store.exists(self.path(name)) if self._files is None else name in self._files
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a JSON file in the folder.
+
+        Raises:
+            FileNotFoundError: with its URI.
+        """
+        if self._files is None:
+            return store.read(self.path(name))
+        if name not in self._files:
+            raise FileNotFoundError(errno.ENOENT, "No such file", self.path(name))
+        return self._files[name]
+
+    def _below(self, folder: str) -> dict[str, bytes] | None:
+        """Return what was read at once of a folder in here."""
+        if self._files is None:
+            return None
+        start = f"{folder}/"
+        return {n.removeprefix(start): content for n, content in self._files.items() if n.startswith(start)}
 
     def write(self, name: str, record: Record) -> None:
         """Keep a record under a file's name."""
-        store.write(self.path(name), record.to_json())
+        content = record.to_json()
+        store.write(self.path(name), content)
+        if self._files is not None:
+            self._files[name] = content
         self._records[name] = record
 
     def _read(self, kind: type[R], name: str) -> R:
         found = self._records.get(name)
         if not isinstance(found, kind):
-            found = parse(kind, store.read(self.path(name)), self.path(name))
+            found = parse(kind, self.read(name), self.path(name))
             self._records[name] = found
         return found
 
@@ -132,7 +163,8 @@ class SearchFolder:
         """Return the benchmark records of the tasks and candidates that the study asks for now."""
         wanted = {record.trial for record in self.candidates(study)}
         found = []
-        for name in sorted(store.listing(self.path("bench"))):
+        below = self._below("bench")
+        for name in sorted(store.listing(self.path("bench")) if below is None else below):
             if name.endswith(".json"):
                 record = self._read(BenchRecord, f"bench/{name}")
                 if record.model in wanted and record.task in study.benchmark.tasks:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,11 +23,13 @@ class Stamps:
 
     Args:
         folder: URI of the search's folder.
+        files: the content of the stamps by name (`mix.json`), if they have been read; only stamps made here change them.
 
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, files: Mapping[str, bytes] | None = None) -> None:
         self.folder = folder
+        self._files = None if files is None else dict(files)
 
     def outputs(self, step: str, inputs: Any) -> dict[str, Any] | None:
         """Return what the step gave when it was done from these inputs, or None if it has to be done."""
@@ -41,9 +43,11 @@ class Stamps:
 
     def _read(self, step: str) -> dict[str, Any] | None:
         uri = self._uri(step)
-        if not store.exists(uri):
+        try:
+            content = store.read(uri) if self._files is None else self._files[f"{step}.json"]
+        except (FileNotFoundError, KeyError):
             return None
-        stamp = loads(store.read(uri), uri)
+        stamp = loads(content, uri)
         return stamp if {"inputs", "outputs"} <= stamp.keys() and isinstance(stamp["outputs"], dict) else None
 
     @contextmanager
@@ -58,7 +62,10 @@ class Stamps:
             "seconds": time.monotonic() - started,
             "finished": now(),
         }
-        store.write(self._uri(step), (json.dumps(seal(stamp), indent=2) + "\n").encode())
+        content = (json.dumps(seal(stamp), indent=2) + "\n").encode()
+        store.write(self._uri(step), content)
+        if self._files is not None:
+            self._files[f"{step}.json"] = content
 
     def _uri(self, step: str) -> str:
         return store.join(self.folder, "steps", f"{step}.json")
