@@ -118,7 +118,7 @@ class S3Place:
     def contents(self, wanted: Callable[[str], bool]) -> dict[str, bytes]:
         """Return the contents of the wanted objects below: from the cache where the listing's ETag is known there."""
         found = {}
-        with _spoken(self.uri):
+        with _translated_errors(self.uri):
             objects = [each for each in self._objects() if wanted(each[0])]
             names.check((name for name, _, _ in objects), self.uri)
             for name, etag, size in objects:
