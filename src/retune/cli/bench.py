@@ -50,9 +50,11 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides which questions a limit draws.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
 @click.option(
-    "--allow-code-execution", is_flag=True, help="Let humaneval run, in a sandbox, code that the model wrote."
+    "--allow-code-execution", is_flag=True, help="Let humaneval run model-generated code, in a sandbox."
 )
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="humaneval: sample at this.")
+@click.option(
+    "--temperature", type=float, default=0.0, show_default=True, help="humaneval: sampling temperature."
+)
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
@@ -65,7 +67,7 @@ if TYPE_CHECKING:
     default="bench",
     show_default=True,
     metavar="DIR",
-    help="Where the records go; finished ones are kept.",
+    help="Output folder; finished records are kept.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON lines.")
 def command(

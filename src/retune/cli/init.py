@@ -76,13 +76,15 @@ def sample() -> str:
     help="Base model: a folder or a hub name.",
 )
 @click.option(
-    "--data", metavar="URI", help=f"Your data.  [default: {SAMPLE}, a small data set that is written too]"
+    "--data",
+    metavar="URI",
+    help=f"Your data file.  [default: {SAMPLE}, a small data set that is written too]",
 )
 @click.option("--force", is_flag=True, help="Overwrite existing files.")
 def command(file: Path, name: str, base: str, data: str | None, force: bool) -> None:
     """Write a study file that runs as it is, and its JSON Schema, which gives your editor completion and checks.
 
-    Paths are written as seen from the study file.
+    Paths in the file are relative to the study file.
 
     \b
     Examples:

@@ -24,7 +24,7 @@ def command() -> None:
     \b
     Examples:
       retune judge prepare --a runs/trial-009/adapter --b base --questions vicuna.jsonl -n 30 --out judge
-      (send judge/form.html to people; put the files they send back into judge/answers)
+      (send judge/form.html to the annotators; put the files they return into judge/answers)
       retune judge score judge/answers/*.json
     """
 
@@ -32,7 +32,7 @@ def command() -> None:
 @command.command("prepare", short_help="Answer questions with both models and write the form.")
 @click.option("--a", "first", required=True, metavar="MODEL",
               help="An adapter, as [NAME=]URI, or the word `base`: untuned.")  # fmt: skip
-@click.option("--b", "second", required=True, metavar="MODEL", help="What it is compared with.")
+@click.option("--b", "second", required=True, metavar="MODEL", help="The model to compare with.")
 @click.option("--base", metavar="BASE",
               help="Base model: a folder, an s3:// folder or a hub name. Default: what the adapters name.")  # fmt: skip
 @click.option("--revision", metavar="SHA", help="Revision of a hub name.")
@@ -40,7 +40,7 @@ def command() -> None:
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True
 )
 @click.option("--questions", required=True, metavar="FILE",
-              help="JSON lines as Vicuna's, or text, one a line; a path or URI.")  # fmt: skip
+              help="JSON lines as Vicuna's, or text with one question per line; a path or URI.")  # fmt: skip
 @click.option(
     "-n", "count", type=click.IntRange(min=1), default=30, show_default=True, help="Questions to draw."
 )
@@ -48,7 +48,8 @@ def command() -> None:
 @click.option("--new-tokens", type=click.IntRange(min=1), default=512, show_default=True,
               help="The longest answer, in tokens.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
-@click.option("--out", default="judge", show_default=True, metavar="DIR", help="Where the form and its key go.")  # fmt: skip
+@click.option("--out", default="judge", show_default=True, metavar="DIR",
+              help="Output folder of the form and its key.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the places as JSON.")
 def prepare(
     first: str,
@@ -66,8 +67,8 @@ def prepare(
 ) -> None:
     """Answer questions with two models and write a form in which people say which answer is better.
 
-    Writes form.html (send this file alone), key.json and generated.json (keep both: they tell whose the answers are).
-    Run again after a stop, it carries on.
+    Writes form.html (send this file alone), key.json and generated.json (keep both: they identify the models).
+    Run it again to resume after a stop.
 
     \b
     Examples:
@@ -101,16 +102,17 @@ def prepare(
     click.echo(f"then   retune judge score {out}/answers/*.json --key {made.key_uri}")
 
 
-@command.command("score", short_help="Count what people answered.")
+@command.command("score", short_help="Evaluate people's answers.")
 @click.argument("files", nargs=-1, required=True, metavar="ANSWERS…")
 @click.option("--key", metavar="FILE", help="The form's key. Default: key.json in the answers' folder, or above it.")  # fmt: skip
-@click.option("--out", metavar="DIR", help="Where preference.md, .json, .png and .svg go. Default: beside the key.")  # fmt: skip
+@click.option("--out", metavar="DIR",
+              help="Output folder of preference.md, .json, .png and .svg. Default: the key's folder.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides the draws of the interval.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON instead of Markdown.")
 def score(files: tuple[str, ...], key: str | None, out: str | None, seed: int, as_json: bool) -> None:
-    """Count what people answered: preference per question and overall, its interval, agreement, a figure.
+    """Evaluate people's answers: preference per question and overall, its interval, agreement, a figure.
 
-    Double, empty, foreign and damaged files are named and left out. An unfinished one counts for what it answers.
+    Duplicate, empty, foreign and damaged files are reported and skipped. An unfinished file counts for the questions it answers.
 
     \b
     Examples:

@@ -23,7 +23,7 @@ def command(study_file: str, overrides: tuple[str, ...], out: str | None, as_jso
     """Mix the data sets of a study into train and validation.
 
     Writes train.jsonl, validation.jsonl and, last, mix.json. The counts are exact, every source has its share
-    in both splits, and no prompt is in both. Does nothing if the folder holds this very mix already.
+    in both splits, and no prompt is in both. Does nothing if the folder already contains the same mix.
 
     \b
     Examples:

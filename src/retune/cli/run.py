@@ -12,7 +12,7 @@ import click
 def command(study_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Run a study: mix, search, benchmark, select, register, gate, promote, report.
 
-    Run it again to carry on after a stop, a kill or a crash; what is done is not done again. Ctrl-C saves the
+    Run it again to resume after a stop, a kill or a crash; finished work is not repeated. Ctrl-C saves the
     running trials. Exit codes: 0 done, 2 bad input, 75 stopped, 1 failed.
 
     \b

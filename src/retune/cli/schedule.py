@@ -30,7 +30,7 @@ def command(
     study_file: str, overrides: tuple[str, ...], cron: str | None, dry_run: bool, remove: bool, host: str | None,
     namespace: str | None, token_file: Path | None, ca: str | None,
 ) -> None:  # fmt: skip
-    """Run a study on a cluster again and again. What did not change since is not done again.
+    """Run a study on a cluster on a schedule. What did not change since is not done again.
 
     A study has one schedule: a new one takes the place of the old. A run is left out while the last one goes on.
 

@@ -17,7 +17,7 @@ import click
 )
 @click.option("--tasks", metavar="TASK,…", help="With --scores: the tasks that count; default: all.")
 @click.option(
-    "--weights", metavar="TASK=W,…", help="With --scores: weights of the mean that chooses; default: equal."
+    "--weights", metavar="TASK=W,…", help="With --scores: weights of the mean score; default: equal."
 )
 @click.option("--order", metavar="TASK,…", help="With --scores: compare task after task instead.")
 @click.option("--best", type=click.IntRange(min=1), default=10, show_default=True, help="Best models shown.")
@@ -38,15 +38,15 @@ def command(
     out: str | None,
     as_json: bool,
 ) -> None:
-    """Choose a model from the scores of a finished study, or from scores that were made elsewhere.
+    """Select a model from the scores of a finished study, or from external scores.
 
     Prints the best and worst models by loss with default and base, the statistics of each method, the rank
-    correlation of loss and score, and the choice by the rule: `select` in the study file, or --weights or
-    --order. The chosen model is tested against base, default and runner-up, question by question where the answers
-    are kept, to show how much is chance. Nothing in the study is changed.
+    correlation of loss and score, and the model selected by the rule: `select` in the study file, or --weights or
+    --order. The selected model is tested against base, default and runner-up, question by question if the answers are
+    stored, to show how much is chance. The study is not changed.
 
-    A table has a row a model with the columns model, method, role (search, default, base), loss or rank, and one
-    for each task, with <task>_n or <task>_stderr beside it if known. Only `model` and a task are needed.
+    A table has one row per model with the columns model, method, role (search, default, base), loss or rank, and one
+    column per task, optionally with <task>_n or <task>_stderr. Only `model` and a task are needed.
 
     \b
     Examples:

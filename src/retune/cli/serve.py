@@ -8,20 +8,20 @@ import click
 
 
 @click.command()
-@click.option("--port", default=6789, show_default=True, help="Port to listen on; 0 takes a free one.")
+@click.option("--port", default=6789, show_default=True, help="Port to listen on; 0 selects a free port.")
 @click.option("--host", default="[::]", show_default=True, help="Address to listen on.")
 @click.option("--metrics-port", type=int, help="Port for Prometheus metrics over HTTP; none by default.")
 @click.option("--die-with-parent", is_flag=True, help="End when the process that started this one ends.")
 def command(port: int, host: str, metrics_port: int | None, die_with_parent: bool) -> None:
     """Serve the search algorithms over gRPC, to Katib or to a local study.
 
-    Needs no files and no state. Prints `serving on HOST:PORT` when ready, logs JSON lines to stderr, and ends
-    on SIGTERM after the calls under way.
+    Uses no files and keeps no state. Prints `serving on HOST:PORT` when ready, logs JSON lines to stderr, and ends on
+    SIGTERM after finishing active calls.
 
     \b
     Examples:
-      retune serve                             as Katib wants it, port 6789
-      retune serve --host 127.0.0.1 --port 0   a free port of this machine
+      retune serve                             as Katib expects it, port 6789
+      retune serve --host 127.0.0.1 --port 0   on a free local port
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy: more threads only slow small matrices
     from retune import processes

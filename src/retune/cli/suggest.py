@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 @click.option(
     "--history",
     metavar="DIR",
-    help="Folder or URI of a search, the one that holds `trials`; else a new study.",
+    help="Folder or URI of a search, with `trials` in it. Default: a new study.",
 )
 @click.option("--count", default=1, show_default=True, type=click.IntRange(1), help="How many settings.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a setting.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per setting.")
 def command(study_file: str, history: str | None, count: int, as_json: bool) -> None:
     """Show which settings a study would try next, and where each comes from.
 
-    Trials that were issued but have no record yet count as running. Nothing is run or written; the same question
-    gives the same answer.
+    Trials that were issued but have no record yet count as running. Nothing is run or written; the same input gives
+    the same answer.
 
     \b
     Examples:

@@ -72,8 +72,8 @@ def command(
       RETUNE_HP_RANK=16 retune trial s3://b/study.json --data s3://b/data --out s3://b/t1
       torchrun --nproc-per-node 8 -m retune trial study.yaml --data … --out …
 
-    What is not given is the study's own (section `training`). One line per measurement goes to stdout:
-    `<time> validation_loss=<value>`. SIGTERM saves a checkpoint; run again to carry on.
+    Missing values come from the study's section `training`. One line per measurement goes to stdout:
+    `<time> validation_loss=<value>`. SIGTERM saves a checkpoint; run again to resume.
 
     \b
     Exit codes: 0 done; 1 failed (why: trial.json); 2 bad input; 75 interrupted, run again

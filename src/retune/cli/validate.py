@@ -12,11 +12,11 @@ import click
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of study files instead, for your editor.")
 @click.option("--json", "as_json", is_flag=True, help="Print the resolved study as JSON.")
-@click.option("--offline", is_flag=True, help="Leave out what is reached over the network: hub, S3, MLflow.")
+@click.option("--offline", is_flag=True, help="Skip all checks that need the network: hub, S3, MLflow.")
 def command(study_file: str, overrides: tuple[str, ...], schema: bool, as_json: bool, offline: bool) -> None:
-    """Check a study file and all it points to: data, base model, metrics, benchmarks, S3, the MLflow server.
+    """Check a study file and everything it refers to: data, base model, metrics, benchmarks, S3, the MLflow server.
 
-    The data is read, filtered and drawn as a run would, and what each file was taken for is printed. All problems
+    The data is read, filtered and drawn as in a run, and the detected format of each file is printed. All problems
     are printed at once, each with the rule and the value. Nothing is trained or written. Exit code 2 if something
     is wrong.
 

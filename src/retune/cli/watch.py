@@ -11,14 +11,14 @@ import click
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address to listen on; the page knows no passwords.",
+    help="Address to listen on; the page has no authentication.",
 )
-@click.option("--port", default=8008, show_default=True, help="Port to listen on; 0 takes a free one.")
+@click.option("--port", default=8008, show_default=True, help="Port to listen on; 0 selects a free port.")
 def command(folder: str, host: str, port: int) -> None:
-    """Serve a page that shows a study while it runs: trials at work, losses, history, settings.
+    """Serve a live page of a running study: running trials, losses, history, settings.
 
-    STUDY_FOLDER is what the study writes to, on disk or in a bucket; of one in a bucket the trials at work are seen
-    only on the machine that runs it. Ends on Ctrl-C.
+    STUDY_FOLDER is the study's output folder, on disk or in a bucket. For a bucket, running trials are visible
+    only on the machine that runs them. Ends on Ctrl-C.
 
     \b
     Examples:
