@@ -58,7 +58,7 @@ def test_the_hooks_put_our_algorithms_into_katib_and_take_them_out(rendered, clu
         code, output = run(documents, "Job", "retune-register", KUBECONFIG=config)
         assert (code, said in output) == (0, True), output
     entry = suggestion_config(cluster.objects, "nomad")
-    assert entry["image"] == "registry.example/ml/retune-suggestion:1.4.0"
+    assert entry["image"] == "registry.example/ml/retune-suggestion:0.1.0"
     assert entry["serviceAccountName"] == "retune-suggestion"
     assert find(documents, "ServiceAccount", "retune-suggestion")["imagePullSecrets"] == [
         {"name": "registry"}
@@ -138,7 +138,7 @@ def test_a_schedule_submits_the_study_with_this_clusters_settings(helm, pipeline
     assert ran["tracking"]["uri"] == "http://retune-mlflow.team-a.svc.cluster.local:5000"
     assert ran["cluster"]["secrets"] == ["retune-storage", "retune-s3"]
     assert ran["cluster"]["pull_secrets"] == ["registry"]
-    assert ran["cluster"]["images"] == {f: f"registry.example/ml/retune-{f}:1.4.0" for f in ("train", "eval")}
+    assert ran["cluster"]["images"] == {f: f"registry.example/ml/retune-{f}:0.1.0" for f in ("train", "eval")}
     assert (ran["cluster"]["namespace"], ran["cluster"]["queue"]) == ("team-a", "team-a")
     assert ran["cluster"]["katib"]["trial"] == "TrainJob"
     assert find(documents, "TrainingRuntime", ran["cluster"]["katib"]["runtime"])

@@ -128,7 +128,7 @@ def test_the_notes_name_a_next_command_that_works(release, name, tmp_path):
     result = CliRunner().invoke(cli, ["submit", *words, "--dry-run"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     spec, platform = yaml.safe_load_all(result.output)
-    registry = {"small": "retune-train:0.1.0", "production": "registry.example/ml/retune-train:1.4.0"}[name]
+    registry = {"small": "retune-train:0.1.0", "production": "registry.example/ml/retune-train:0.1.0"}[name]
     assert spec["deploymentSpec"]["executors"]["exec-mix"]["container"]["image"] == registry
     pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-search"]
     secrets = {"small": ["retune-storage"], "production": ["retune-storage", "retune-s3"]}[name]

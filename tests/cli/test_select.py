@@ -10,7 +10,7 @@ from retune.cli import cli
 from retune.errors import InputError
 from tests.report.synthetic import outcome
 
-PAPER = str(Path(__file__).parents[1] / "registry/tribes2024/tables.csv")
+PAPER = str(Path(__file__).parents[1] / "selection/tribes2024/tables.csv")
 
 
 def run(*words: str):

@@ -64,7 +64,10 @@ def test_aborts_leave_no_process_thread_descriptor_or_file_behind(monkeypatch, t
     before = len(os.listdir("/proc/self/fd")), threading.active_count()
     for _ in range(10):
         nomad_process.ask(aborting())
-    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+    after = len(os.listdir("/proc/self/fd")), threading.active_count()
+    # Not more than before; what other tests left may end meanwhile.
+    assert after[0] <= before[0]
+    assert after[1] <= before[1]
     assert not list(tmp_path.iterdir())
 
 
