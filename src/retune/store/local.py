@@ -19,6 +19,7 @@ from retune.errors import FULL, DiskFull, RetuneError
 _ADVICE = {
     errno.ENOSPC: "free some space there and run again",
     errno.EDQUOT: "free some of your quota there and run again",
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f) and run again",
     errno.EACCES: "this user may not; change the permissions, or name another folder",
     errno.EPERM: "this user may not; change the permissions, or name another folder",
     errno.EROFS: "name a folder that can be written",
