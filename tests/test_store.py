@@ -312,7 +312,8 @@ def test_write_cut_short_by_the_system_leaves_the_old_file(tmp_path):
         "except RetuneError as error: print(error)\n"
     )
     out, _ = run(code, tmp_path).communicate()
-    assert out == f"{tmp_path}/x.bin cannot be written: File too large\n"
+    advice = "raise the limit on the size of a file (ulimit -f) and run again"
+    assert out == f"{tmp_path}/x.bin cannot be written: File too large; {advice}\n"
     assert os.listdir(tmp_path) == ["x.bin"]
     assert store.read(tmp_path / "x.bin") == b"old"
 

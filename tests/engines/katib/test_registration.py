@@ -7,6 +7,9 @@ from click.testing import CliRunner
 from retune.cli import cli
 from retune.engines.katib import OURS, registration
 from retune.errors import InputError, RetuneError
+from retune.study import load
+from retune.suggestion.client import SuggestionClient
+from tests.conftest import DEMO
 from tests.katib_simulator import services
 from tests.katib_simulator.admission import suggestion_config
 
@@ -35,6 +38,7 @@ runtime:
     - algorithmName: medianstop
       image: ghcr.io/kubeflow/katib/earlystopping-medianstop:v0.19.0
 """
+
 WANTED = registration.entries("registry.example/retune-suggestion:1.0")
 
 
@@ -119,6 +123,8 @@ def test_the_memory_that_the_service_needs_is_asked_for():
     service = services.Ours(WANTED[0])
     try:
         assert service.alive
+        with SuggestionClient(service.address) as client:  # what a search needs is imported at its first call
+            client.suggest(load(DEMO, ["search.algorithm=mads-global"]), [], count=1)
         assert (
             services.DEFAULT_LIMIT
             < service.memory()
