@@ -9,8 +9,9 @@ from pathlib import Path
 
 from kfp import compiler
 
+from retune.launch.compiled import PIPELINES
+
 ROOT = Path(__file__).resolve().parent.parent
-PIPELINES = ("search", "tune")
 COMPONENTS = tuple(sorted(path.parent.name for path in ROOT.glob("components/*/component.py")))
 
 

@@ -161,13 +161,12 @@ def select(
         from retune.steps.tables import tables
 
         return tables(source)
-    from retune.selection.score_files import compare_scores
+    from retune.selection.score_files import compare
 
     named = (
         [f"{name}={path}" for name, path in source.items()] if isinstance(source, Mapping) else list(source)
     )
-    weighed = ",".join(f"{task}={weight:g}" for task, weight in (weights or {}).items())
-    return compare_scores(named, weighed or None, ",".join(order or []) or None, None)
+    return compare(named, weights, order or ())
 
 
 def promote(

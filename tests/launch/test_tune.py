@@ -5,10 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from retune.launch.compiled import run_here
+from retune.launch.compiled import compiled
 from retune.records import TrialRecord
 
 pytestmark = pytest.mark.slow
+
+
+def run_here(name, arguments, root):
+    """Run a compiled pipeline, every component in a process of its own."""
+    from kfp import components, local
+
+    local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root), raise_on_error=True)
+    components.load_component_from_file(str(compiled(name)))(**arguments)
 
 
 def test_one_setting_from_raw_data_to_scores(small, tmp_path):

@@ -25,6 +25,11 @@ from retune.training.attention import by_segments
 from retune.training.resident import ResidentBase
 from retune.training.run_trial import TrialTask
 
+SIZE = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1,
+}  # fmt: skip
+
 WORDS = ["red", "green", "blue", "one", "two", "three", "cat", "dog", "sun", "moon"]
 
 

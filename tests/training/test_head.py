@@ -18,11 +18,8 @@ from transformers import (
 
 from retune.models import pick_device
 from retune.training import head
+from tests.training.conftest import SIZE
 
-SIZE = {
-    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1,
-}  # fmt: skip
 MODELS = {
     "plain": lambda: LlamaForCausalLM(LlamaConfig(**SIZE)),
     "tied": lambda: LlamaForCausalLM(LlamaConfig(**SIZE, tie_word_embeddings=True)),

@@ -28,17 +28,12 @@ def command(model: str, uri: str, version: str | None, rollback: bool, show: boo
       retune promote alpaca-dolly --tracking https://mlflow.example --to 7
       retune promote alpaca-dolly --rollback
     """
+    from retune import api
     from retune.registry import promotion
 
     if sum([version is not None, rollback, show]) > 1:
         raise click.UsageError("give one of --to, --rollback and --show")
-    if rollback:
-        promotion.rollback(uri, model)
-    elif version is not None:
-        promotion.promote(uri, model, version, promotion.aliases(uri, model).champion)
-    elif not show:
-        promotion.promote_challenger(uri, model)
-    shown = promotion.describe(uri, model)
+    shown = promotion.describe(uri, model) if show else api.promote(model, uri, version, rollback)
     if as_json:
         import json
 

@@ -1,1 +1,1 @@
-"""Starting pipelines: here by kfp.local, or on a Kubeflow cluster; and the compiled YAML that both are given."""
+"""Starting a study: its steps in a process on this machine, or the compiled pipeline on a Kubeflow cluster."""

@@ -44,7 +44,19 @@ def compare_scores(
         InputError: with every problem of the sources or of the rule.
 
     """
-    read = read_scores(sources, _weights(weights or ""), _list(order or ""), _list(tasks or ""))
+    return compare(sources, _weights(weights or ""), _list(order or ""), _list(tasks or ""), best, worst)
+
+
+def compare(
+    sources: Sequence[str],
+    weights: Mapping[str, float] | None = None,
+    order: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    best: int = 10,
+    worst: int = 10,
+) -> Scoreboard:
+    """Return what `compare_scores` does, from values instead of a command line's texts."""
+    read = read_scores(sources, weights, order, tasks)
     name = ", ".join(source.rstrip("/").rpartition("/")[2] for source in sources)
     return scoreboard(name, read.methods, read.objective, read.rule, read.tasks, best=best, worst=worst)
 
