@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 _SAMPLE = 1 << 20
+USUAL_CONTEXT = 4096
+"""Tokens that a model is taken to read where its config does not say."""
 
 
 @dataclass
@@ -181,6 +183,13 @@ def tokenizer_problems(tokenizer: Any, rows: int) -> list[str]:
             f"have numbers up to {max(ids.values())}; save the base after `resize_token_embeddings`, with its tokenizer"
         )
     return problems
+
+
+def context(config: Any) -> int | None:
+    """Return the longest sequence that a model was made for, in tokens; None where its transformers config does not say."""
+    text = config.get_text_config()
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    return next((int(value) for name in names if (value := getattr(text, name, None))), None)
 
 
 def pick_device() -> torch.device:

@@ -236,3 +236,15 @@ def test_dropout_of_attention_is_not_forgotten():
         losses = {round(float(loss_sum(model, flatten(tokens, [0, 1]))), 4) for _ in range(3)}
     assert len(losses) == 3
     model.eval()
+
+
+def test_the_config_about_text_is_found_in_that_of_a_base_with_images():
+    from types import SimpleNamespace
+
+    from transformers import Gemma3Config, LlamaConfig
+
+    several = Gemma3Config()
+    assert self_check.text_config(SimpleNamespace(config=several)) is several.text_config
+    assert several.text_config is not several
+    plain = LlamaConfig()
+    assert self_check.text_config(SimpleNamespace(config=plain)) is plain

@@ -237,10 +237,7 @@ def _config(model: Model) -> Any:
 
 
 def _context(config: Any) -> int:
-    """Return the longest sequence the model was made for, in tokens."""
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    names = ("max_position_embeddings", "n_positions", "max_seq_len")
-    return next((int(value) for name in names if (value := getattr(config, name, None))), 4096)
+    return models.context(config) or models.USUAL_CONTEXT
 
 
 def _blank(

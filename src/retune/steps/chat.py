@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from retune import models
 from retune.data.chat import ChatTemplate
@@ -19,8 +18,7 @@ class Pair:
 
     def __init__(self, base: models.LoadedBase, adapter: Path, prompt: Prompt) -> None:
         self.base, self.adapter, self.prompt = base, adapter, prompt
-        config: Any = base.model.config.get_text_config()
-        self.context = int(getattr(config, "max_position_embeddings", None) or 4096)
+        self.context = models.context(base.model.config) or models.USUAL_CONTEXT
 
     def answers(self, question: str, new_tokens: int) -> dict[str, str]:
         """Return the answers of both, greedily.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retune import models
 from retune.errors import InputError
 from retune.evaluation.decoding.adapters import tensor_shapes
 
@@ -114,6 +115,6 @@ def _built(base: Path) -> Look:
             )
     except (OSError, ValueError) as error:
         raise InputError(f"the base cannot be built from its config.json: {error}", "model.base") from error
-    config = model.config.get_text_config()
-    context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    return Look(layer_names(model), context, model.get_input_embeddings().weight.shape[0])
+    return Look(
+        layer_names(model), models.context(model.config), model.get_input_embeddings().weight.shape[0]
+    )

@@ -398,8 +398,7 @@ def perturbed(core: Any) -> Iterator[None]:
 
 def text_config(core: Any) -> Any:
     """Return the part of a transformers model's config that is about text."""
-    config = core.config
-    return config.gettext_config() if hasattr(config, "gettext_config") else config
+    return core.config.get_text_config()
 
 
 def fixed_rotary(config: Any) -> float:

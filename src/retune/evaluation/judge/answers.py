@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -99,7 +98,7 @@ def generate(model: Model, record: Generated, uri: str, report: Report) -> Gener
         return record
     tokens = _tokens(model, record)
     base = models.load_base(model)
-    context = _context(base.model.config)
+    context = models.context(base.model.config) or models.USUAL_CONTEXT
     spent, begin, made = record.seconds, time.monotonic(), 0
     for side in SIDES:
         contestant = record.models[side]
@@ -134,7 +133,8 @@ def _tokens(model: Model, record: Generated) -> dict[str, list[int]]:
     tokenizer = models.load_tokenizer(model)
     texts = [prompts.prompt(question.question) for question in record.questions]
     ids = tokenizer(texts)["input_ids"]
-    context = _context(AutoConfig.from_pretrained(models.locate(model), trust_remote_code=False))
+    config = AutoConfig.from_pretrained(models.locate(model), trust_remote_code=False)
+    context = models.context(config) or models.USUAL_CONTEXT
     problems = [
         f"question {question.id}: a prompt leaves room for an answer in the model's context of {context} tokens, "
         f"but this one has {len(one)}"
@@ -166,12 +166,6 @@ def _answer(
         raise RetuneError(f"model {side}: {error}") from error
     for question, text in zip(batch, texts, strict=True):
         question.answers[side] = tidy(text)
-
-
-def _context(config: Any) -> int:
-    return int(
-        getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 4096
-    )
 
 
 def contestant(candidate: Candidate) -> Contestant:
