@@ -66,7 +66,7 @@ def test_noise_is_called_noise_and_a_difference_a_difference(trials):
     assert [(c.first_only, c.second_only) for c in selection.comparisons] == [(40, 0), (40, 0), (3, 0)]
     assert any("no difference beyond noise, so it may be luck" in found for found in selection.findings)
     assert "trial-003 was chosen from 3 candidates with all scores" in selection.why
-    assert "The lowest validation_loss has trial-002" in selection.why
+    assert "trial-002 has the lowest validation_loss" in selection.why
     assert Selection.model_validate_json(selection.to_json()) == selection
     assert [summary([c]) for c in selection.comparisons] == [
         "against trial-000 (untuned base): better on mmlu +10.00 points",

@@ -8,7 +8,7 @@ from retune.selection.choice import select
 from retune.selection.expected import expected
 from retune.space import Parameter, Space
 from retune.study import Objective, Select
-from tests.selection.test_choice import trial
+from tests.selection.test_choice import bench, trial
 
 SPACE = Space(
     parameters=(Parameter(name="learning_rate", kind="real", low=1e-5, high=1e-2, scale="log", default=1e-4),)
@@ -34,6 +34,17 @@ def test_a_lucky_trial_far_from_the_valley_does_not_win():
     assert "expected" in chosen.rule
     assert "expected" in chosen.why
     assert chosen.ranking[0] == chosen.chosen
+
+
+def test_an_order_of_tasks_and_the_objective_says_that_the_expected_one_counts():
+    trials = valley(0.03, lucky=8)
+    rule = Select(rule="lexicographic", order=["objective"])
+    benches = [bench(trial.number, "mmlu", 0.5) for trial in trials]
+    chosen = select(trials, benches, Objective(), rule, ["mmlu"], space=SPACE)
+    assert chosen.chosen != "trial-008"
+    assert "the best by expected validation_loss" in chosen.rule
+    assert "It also has the lowest expected validation_loss" in chosen.why
+    assert "(measured" in chosen.why
 
 
 @pytest.mark.parametrize("goal", ["minimize", "maximize"])

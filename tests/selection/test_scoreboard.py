@@ -173,7 +173,7 @@ def test_a_folder_of_bench_is_joined_with_losses_from_a_table(tmp_path):
     assert both.metric == "validation_loss"
     assert both.selection.default == "two"
     assert [line.model for line in both.tables[0].lines] == ["two", "one", "base"]
-    assert "The lowest validation_loss has two" in both.selection.why
+    assert "two has the lowest validation_loss" in both.selection.why
 
 
 @pytest.mark.parametrize(

@@ -112,13 +112,13 @@ def in_words(
 ) -> str:
     """Return the rule as a person would say it."""
     best = "lowest" if objective.goal == "minimize" else "highest"
-    best += " expected" if by_expectation else ""
+    metric = f"expected {objective.metric}" if by_expectation else objective.metric
     if not weights:
-        return f"the {best} {objective.metric}; no benchmark tasks were asked for"
-    ties = f"ties go to the {best} {objective.metric}"
+        return f"the {best} {metric}; no benchmark tasks were asked for"
+    ties = f"ties go to the {best} {metric}"
     if rule.rule == "weighted":
         return f"of the Pareto-optimal candidates the highest {mean_in_words(weights)}; {ties}"
-    order = ", then ".join(objective.metric if name == "objective" else name for name in rule.order)
+    order = ", then ".join(metric if name == "objective" else name for name in rule.order)
     return f"of the Pareto-optimal candidates the best by {order}; {ties}"
 
 
@@ -158,22 +158,24 @@ def why(
 
     """
 
+    def own(trial: TrialRecord) -> str:
+        measured = f"{trial.objective(objective.metric):.6g}"
+        if trial.trial in expected:
+            return f"expected {objective.metric} {expected[trial.trial]:.6g} (measured {measured})"
+        return f"{objective.metric} {measured}"
+
     def merit(trial: TrialRecord) -> str:
-        if not weights and trial.trial in expected:
-            measured = f"measured {trial.objective(objective.metric):.6g}"
-            return f"expected {objective.metric} {expected[trial.trial]:.6g} ({measured})"
         if not weights:
-            return f"{objective.metric} {trial.objective(objective.metric):.6g}"
+            return own(trial)
         if rule.rule == "weighted":
             return f"{100 * mean(scores[trial.trial], weights):.2f} %"
         return ", ".join(
-            f"{objective.metric} {trial.objective(objective.metric):.6g}"
-            if name == "objective"
-            else f"{name} {100 * scores[trial.trial][name].score:.2f} %"
+            own(trial) if name == "objective" else f"{name} {100 * scores[trial.trial][name].score:.2f} %"
             for name in rule.order
         )
 
     lowest = "lowest" if objective.goal == "minimize" else "highest"
+    metric = f"expected {objective.metric}" if expected else objective.metric
     if not weights:
         text = f"{chosen.trial} has the {lowest} {merit(chosen)}: no benchmark was asked for, so the objective alone chose."
         return text + (f" Next is {runner_up.trial} with {merit(runner_up)}." if runner_up else "")
@@ -192,7 +194,7 @@ def why(
     if runner_up is not None:
         text += f" Next by the rule is {runner_up.trial} with {merit(runner_up)}."
     if best.trial == chosen.trial:
-        return f"{text} It also has the {lowest} {objective.metric}."
+        return f"{text} It also has the {lowest} {metric}."
     if all(task in scores.get(best.trial, {}) for task in weights):
-        return f"{text} The {lowest} {objective.metric} has {best.trial}, with {merit(best)}."
-    return f"{text} The {lowest} {objective.metric} has {best.trial}, which was not scored on all tasks."
+        return f"{text} {best.trial} has the {lowest} {metric}, with {merit(best)}."
+    return f"{text} {best.trial} has the {lowest} {metric}, and was not scored on all tasks."
