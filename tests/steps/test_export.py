@@ -14,7 +14,7 @@ from retune import models
 from retune.cli import cli
 from retune.data.prompts import prompt
 from retune.errors import InputError, RetuneError
-from retune.steps import export
+from retune.steps import export, tuned
 from retune.steps.chat import open_pair
 from retune.steps.oci import to_oci
 
@@ -48,9 +48,9 @@ def test_the_adapter_with_its_card(searched):
     ):
         assert words in card
     with pytest.raises(InputError, match="must be empty or new"):
-        export.write(export.from_run(study.root), out)
+        export.write(tuned.from_run(study.root), out)
     with pytest.raises(InputError, match=r"is one of \['trial-001', 'trial-002'\], but got 'trial-009'"):
-        export.from_run(study.root, "trial-009")
+        tuned.from_run(study.root, "trial-009")
 
 
 def test_merged_is_what_base_and_adapter_say_together(searched):
@@ -60,14 +60,14 @@ def test_merged_is_what_base_and_adapter_say_together(searched):
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     base = AutoModelForCausalLM.from_pretrained(study.model.base, dtype=torch.float32)
     before = logits(base, tokenizer)
-    together = PeftModel.from_pretrained(base, export.from_run(study.root).adapter).eval()
+    together = PeftModel.from_pretrained(base, tuned.from_run(study.root).adapter).eval()
     torch.testing.assert_close(logits(merged, tokenizer), logits(together, tokenizer), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(logits(merged, tokenizer), before)
 
 
 def test_an_oci_layout_is_whole_and_the_same_every_time(searched):
     study, _, tmp_path = searched
-    export.write(export.from_run(study.root), tmp_path / "out")
+    export.write(tuned.from_run(study.root), tmp_path / "out")
     first, second = (to_oci(tmp_path / "out", tmp_path / name, "s") for name in ("a", "b"))
     assert first == second
     blobs = tmp_path / "a" / "blobs" / "sha256"
@@ -99,7 +99,7 @@ def test_gguf_is_made_by_the_converter_that_is_installed(tmp_path, monkeypatch):
 
 def test_both_models_are_asked_as_they_were_tuned(searched):
     study, _, _ = searched
-    pair = open_pair(study.root)
+    pair = open_pair(tuned.from_run(study.root))
     found = pair.answers("the little test", 6)
     assert list(found) == ["base", "tuned"]
     tokenizer = models.load_tokenizer(study.model)

@@ -164,7 +164,8 @@ def show_outcome(outcome: Outcome, study_file: str, overrides: tuple[str, ...]) 
     for rule in outcome.gate.rules:
         if not rule["passed"]:
             console.print(f"  [red]✗[/] {escape(str(rule['text']))}")
-    again = shlex.join(["retune", "run", study_file, *overrides, f"search.trials={outcome.trials * 2}"])
+    kept = [override for override in overrides if override.partition("=")[0] != "search.trials"]
+    again = shlex.join(["retune", "run", study_file, *kept, f"search.trials={outcome.trials * 2}"])
     console.print()
     console.print(escape(f"open   {shlex.quote(_near(outcome.report))}"), soft_wrap=True)
     console.print(

@@ -6,7 +6,7 @@ import click
 
 
 @click.command("chat")
-@click.argument("folder", metavar="STUDY_FOLDER")
+@click.argument("what", metavar="STUDY_FOLDER|MODEL@ALIAS")
 @click.option("--trial", metavar="NAME", help="Another trial than the chosen one.")
 @click.option(
     "--ask", "questions", multiple=True, metavar="TEXT", help="Ask this and end; may be given several times."
@@ -18,8 +18,15 @@ import click
     type=click.IntRange(min=1),
     help="The most tokens of an answer.",
 )
-def command(folder: str, trial: str | None, questions: tuple[str, ...], new_tokens: int) -> None:
-    """Ask the untuned base and the tuned model of a study the same questions, and see both answers.
+@click.option(
+    "--tracking",
+    "uri",
+    default="sqlite:///mlflow.db",
+    show_default=True,
+    help="MLflow tracking URI, for MODEL@ALIAS.",
+)
+def command(what: str, trial: str | None, questions: tuple[str, ...], new_tokens: int, uri: str) -> None:
+    """Ask the untuned base and a tuned model the same questions, and see both answers.
 
     Questions are typed line by line; an empty line ends. Each one stands for itself, is asked by the prompt that
     the study was tuned with, and is answered greedily.
@@ -27,13 +34,14 @@ def command(folder: str, trial: str | None, questions: tuple[str, ...], new_toke
     \b
     Examples:
       retune chat artifacts/support-bot
+      retune chat support-bot@champion --tracking https://mlflow.example
       retune chat artifacts/support-bot --ask "Where is my parcel?" --new-tokens 60
     """
     from rich.console import Console
 
-    from retune.steps import chat
+    from retune.steps import chat, tuned
 
-    pair = chat.open_pair(folder, trial)
+    pair = chat.open_pair(tuned.find(what, trial, uri))
     console = Console(highlight=False)
 
     def answer(question: str) -> None:

@@ -16,6 +16,18 @@ import click
 )
 @click.option("--gguf", metavar="TYPE", help="Also as GGUF (f16, q8_0, …), by llama.cpp's converter; merges.")
 @click.option("--oci", is_flag=True, help="Also as an OCI image layout, <out>-oci, to push by skopeo.")
+@click.option(
+    "--push",
+    "repo",
+    metavar="OWNER/NAME",
+    help="Also push to a hub: a private repository, token in HF_TOKEN.",
+)
+@click.option("--public", is_flag=True, help="With --push: everyone may see the repository.")
+@click.option("--dry-run", is_flag=True, help="With --push: export, and only say what would be pushed.")
+@click.option(
+    "--optuna", "storage", metavar="URL",
+    help="Write the study's trials into an Optuna storage (sqlite:///study.db) instead of an adapter.",
+)  # fmt: skip
 @click.option("--licence", metavar="SPDX", help="For the model card, e.g. apache-2.0.")
 @click.option(
     "--tracking",
@@ -31,6 +43,10 @@ def command(
     merge: bool,
     gguf: str | None,
     oci: bool,
+    repo: str | None,
+    public: bool,
+    dry_run: bool,
+    storage: str | None,
     licence: str | None,
     uri: str,
 ) -> None:
@@ -38,24 +54,34 @@ def command(
 
     The adapter is PEFT's own folder, which vLLM serves beside its base (`--enable-lora --lora-modules name=<out>`).
     With --merge it is a whole model. An OCI layout is pushed by `skopeo copy oci:<out>-oci:latest docker://…` and
-    pulled by KServe (`storageUri: oci://…`). A hub takes the folder by `hf upload`.
+    pulled by KServe (`storageUri: oci://…`). --push makes a repository on a Hugging Face hub (HF_ENDPOINT names
+    another one) and uploads the folder as one commit.
 
     \b
     Examples:
       retune export artifacts/support-bot --out support-bot-lora --licence apache-2.0
       retune export support-bot@champion --tracking https://mlflow.example --merge
       retune export artifacts/support-bot --gguf q8_0
+      retune export support-bot@champion --push my-team/support-bot --dry-run
+      retune export artifacts/support-bot --optuna sqlite:///study.db && optuna-dashboard sqlite:///study.db
     """
-    from retune.steps import export
+    from retune.steps import export, push, tuned
     from retune.steps.oci import to_oci
 
-    if "@" in what and "://" not in what and not Path(what).exists():
-        model, _, alias = what.partition("@")
-        if trial:
-            raise click.UsageError("--trial is for the folder of a study")
-        found = export.from_registry(model, alias, uri)
-    else:
-        found = export.from_run(what, trial)
+    if storage:
+        if out or trial or merge or gguf or oci or repo:
+            raise click.UsageError("--optuna writes trials and no adapter: leave the other options out")
+        from retune.steps import optuna_storage
+
+        name, added, total = optuna_storage.export(what, storage)
+        click.echo(f"optuna study {name} in {storage}: {added} trials added, {total} in all")
+        return
+    if (public or dry_run) and not repo:
+        raise click.UsageError("--public and --dry-run belong to --push OWNER/NAME")
+    where = push.target(repo, public) if repo else None
+    if where and not dry_run:
+        push.check(where)
+    found = tuned.find(what, trial, uri)
     target = export.write(found, out or Path(found.name), licence, merge or gguf is not None)
     click.echo(f"{'model' if merge or gguf else 'adapter'} {target}")
     if gguf:
@@ -63,3 +89,11 @@ def command(
     if oci:
         layout = target.with_name(f"{target.name}-oci")
         click.echo(f"oci {layout} {to_oci(target, layout, found.name)}")
+    if where and dry_run:
+        listed = push.files(target)
+        for name, size in listed.items():
+            click.echo(f"  {name}  {size:,} bytes")
+        seen = "public" if public else "private"
+        click.echo(f"would push {len(listed)} files, {sum(listed.values()):,} bytes, to {where.url} ({seen})")
+    elif where:
+        click.echo(f"pushed {push.push(target, where, f'{found.name}, tuned by retune')}")

@@ -11,10 +11,7 @@ from retune.errors import InputError, Interrupted
 from retune.events import Event
 
 if TYPE_CHECKING:
-    from retune.evaluation.bench import Candidate
     from retune.evaluation.judge.score import Preference
-
-UNTUNED = "base"
 
 
 @click.group("judge")
@@ -31,7 +28,7 @@ def command() -> None:
 
 @command.command("prepare", short_help="Answer questions with both models and write the form.")
 @click.option("--a", "first", required=True, metavar="MODEL",
-              help="An adapter, as [NAME=]URI, or the word `base`: untuned.")  # fmt: skip
+              help="[NAME=]URI of an adapter or study folder, model@alias, or the word `base`: untuned.")  # fmt: skip
 @click.option("--b", "second", required=True, metavar="MODEL", help="The model to compare with.")
 @click.option("--base", metavar="BASE",
               help="Base model: a folder, an s3:// folder or a hub name. Default: what the adapters name.")  # fmt: skip
@@ -50,6 +47,10 @@ def command() -> None:
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
 @click.option("--out", default="judge", show_default=True, metavar="DIR",
               help="Output folder of the form and its key.")  # fmt: skip
+@click.option("--prompt", metavar="chat|alpaca|none|FILE",
+              help="How both are asked. Default: each as it was tuned, the untuned base as the other one.")  # fmt: skip
+@click.option("--tracking", default="sqlite:///mlflow.db", show_default=True,
+              help="MLflow tracking URI, for model@alias.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the places as JSON.")
 def prepare(
     first: str,
@@ -63,6 +64,8 @@ def prepare(
     new_tokens: int,
     batch_size: int,
     out: str,
+    prompt: str | None,
+    tracking: str,
     as_json: bool,
 ) -> None:
     """Answer questions with two models and write a form in which people say which answer is better.
@@ -72,18 +75,24 @@ def prepare(
 
     \b
     Examples:
-      retune judge prepare --a runs/trial-009/adapter --b runs/trial-001/adapter --questions vicuna.jsonl
+      retune judge prepare --a artifacts/support-bot --b base --questions vicuna.jsonl
+      retune judge prepare --a support-bot@champion --b support-bot@previous --questions vicuna.jsonl
       retune judge prepare --base llama --a tuned=s3://runs/adapter --b base --questions q.txt -n 10 --out judge
     """
     from retune.evaluation.judge import prepare as judge
+    from retune.steps import contestants
     from retune.study import Model
 
-    a, b = _candidate(first), _candidate(second)
+    a, b = (contestants.find(text, tracking) for text in (first, second))
+    prompts, note = contestants.prompts(a, b, prompt)
+    if note:
+        click.secho(f"note: {note}", fg="yellow", err=True)
     model = Model(base=base or "", revision=revision, dtype=dtype)  # type: ignore[arg-type]
     try:
         made = judge.prepare(
-            model, a, b, questions, count, seed, out, new_tokens, batch_size, _quiet if as_json else _progress
-        )
+            model, a.candidate, b.candidate, questions, count, seed, out, new_tokens, batch_size,
+            _quiet if as_json else _progress, prompts,
+        )  # fmt: skip
     except KeyboardInterrupt as error:
         raise Interrupted(f"stopped; answers so far are in {out}. The same command carries on") from error
     if as_json:
@@ -132,21 +141,6 @@ def score(files: tuple[str, ...], key: str | None, out: str | None, seed: int, a
     _notes(outcome)
     click.echo(outcome.to_json().decode().rstrip() if as_json else page.markdown(outcome))
     click.echo("written: " + ", ".join(map(str, written)), err=True)
-
-
-def _candidate(text: str) -> Candidate:
-    """Return the model that is meant; without a name it has the last part of its URI that says anything."""
-    from retune.evaluation.bench import Candidate
-
-    if text == UNTUNED:
-        return Candidate(UNTUNED)
-    name, equals, uri = text.partition("=")
-    if not equals or "/" in name:
-        name, uri = "", text
-    if uri == UNTUNED:
-        return Candidate(name or UNTUNED)
-    parts = [part for part in uri.rstrip("/").split("/") if part not in ("", "adapter", ".", "..")]
-    return Candidate(name or (parts[-1] if parts else "adapter"), uri)
 
 
 def _beside(file: str) -> str:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from retune import adapter as files
+from retune.data.prompts import Prompt
 from retune.errors import InputError, RetuneError
 from retune.records import BenchRecord, GateRecord, TrialRecord, now
 from retune.registry.gate import ChampionFacts
@@ -27,6 +29,8 @@ from retune.tracking.runs import TRIAL, connect, ensure_experiment, tracking_uri
 log = logging.getLogger("retune.registry")
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
+PROMPT = "prompt.json"
+"""The artifact beside the adapter that says how the model is asked: a chat template is too long for a tag."""
 
 
 class ChampionChanged(RetuneError):
@@ -53,6 +57,7 @@ def register(
     scores: Sequence[BenchRecord] = (),
     tags: Mapping[str, str] | None = None,
     search_digest: str | None = None,
+    prompt: Prompt | None = None,
 ) -> str:
     """Register an adapter as a new version with the alias ``challenger``; return the version.
 
@@ -69,6 +74,7 @@ def register(
         scores: benchmark scores of the trial, become tags.
         tags: more tags, e.g. the git commit.
         search_digest: the tracker's tag of that name, to find the trial's run among several searches.
+        prompt: how the model was tuned to be asked; kept as the run's artifact `prompt.json` and the tag `prompt`.
 
     Raises:
         InputError: if the folder is no adapter, or not the one that the trial wrote.
@@ -86,11 +92,15 @@ def register(
         version = _registered(client, model, digest)
         if version is None:
             run = _run_with_adapter(client, tracking_uri(uri), study, trial, adapter, search_digest)
+            more = dict(tags or {})
+            if prompt is not None:
+                client.log_text(run.info.run_id, prompt.model_dump_json() + "\n", PROMPT)
+                more["prompt"] = prompt.kind
             made = client.create_model_version(
                 model,
                 source=f"{run.info.artifact_uri}/adapter",
                 run_id=run.info.run_id,
-                tags=_tags(trial, digest, study, objective, scores, tags or {}),
+                tags=_tags(trial, digest, study, objective, scores, more),
             )
             version = str(made.version)
         client.set_registered_model_alias(model, CHALLENGER, version)
@@ -225,6 +235,33 @@ def champion_facts(uri: str, model: str, tasks: Sequence[str] = ()) -> ChampionF
         base=tags.get("base", ""),
         base_revision=tags.get("base_revision") or None,
     )
+
+
+def version(uri: str, model: str, named: str) -> tuple[str, dict[str, str]]:
+    """Return the version that an alias or a number names, and its tags.
+
+    Raises:
+        InputError: if there is no such model, alias or version.
+    """
+    client = _client(uri, model)
+    present = _aliases(client, model)
+    known = {name: getattr(present, name) for name in (CHAMPION, PREVIOUS, CHALLENGER)}
+    if not named.isdigit() and known.get(named) is None:
+        there = [name for name, number in known.items() if number]
+        raise InputError(f"an alias with a version is one of {there}, or a number, but got {named!r}", model)
+    number = _require_version(client, model, known.get(named) or named)
+    return number, dict(client.get_model_version(model, number).tags)
+
+
+def prompt(uri: str, model: str, version: str) -> Prompt | None:
+    """Return how a registered version was tuned to be asked; None for those that were registered before this was kept."""
+    client = _client(uri, model)
+    found = client.get_model_version(model, version)
+    if "prompt" not in found.tags:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        copy = client.download_artifacts(found.run_id, PROMPT, folder)
+        return Prompt.model_validate_json(Path(copy).read_bytes())
 
 
 def _number(text: str | None) -> float | None:

@@ -34,16 +34,22 @@ def candidates(
 def is_feasible(trial: TrialRecord, constraints: Sequence[Constraint]) -> bool:
     """Return whether a trial keeps all constraints; one whose metric it did not measure is broken."""
     for constraint in constraints:
-        value = trial.values.get(constraint.metric)
-        if value is None and constraint.metric in TrialRecord.model_fields:
-            value = getattr(trial, constraint.metric)
-        if value is None or not math.isfinite(value):
+        value = measured(trial, constraint.metric)
+        if value is None:
             return False
         low = -math.inf if constraint.min is None else constraint.min
         high = math.inf if constraint.max is None else constraint.max
         if not low <= value <= high:
             return False
     return True
+
+
+def measured(trial: TrialRecord, metric: str) -> float | None:
+    """Return what a constraint looks at: a metric, or a number of the record such as `seconds`; None if it is not finite."""
+    value = trial.values.get(metric)
+    if value is None and metric in TrialRecord.model_fields:
+        value = getattr(trial, metric)
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def pareto(points: Sequence[Sequence[float]]) -> list[bool]:

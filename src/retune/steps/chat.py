@@ -5,20 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from retune import models
-from retune.data.chat import ChatTemplate
-from retune.data.prompts import Prompt, ask
-from retune.errors import InputError
+from retune.data.prompts import Prompt
+from retune.evaluation.asking import Asker, fits
 from retune.evaluation.decoding import adapters
 from retune.evaluation.decoding.generate import Decoder
-from retune.steps import export
+from retune.steps.tuned import Tuned
 
 
 class Pair:
-    """A base that stays loaded, and an adapter that is put on for its turn."""
+    """A base that stays loaded, and an adapter that is put on for its turn; both are asked by the same prompt."""
 
     def __init__(self, base: models.LoadedBase, adapter: Path, prompt: Prompt) -> None:
-        self.base, self.adapter, self.prompt = base, adapter, prompt
+        self.base, self.adapter = base, adapter
         self.context = models.context(base.model.config) or models.USUAL_CONTEXT
+        self.asker = Asker(base.tokenizer, prompt)
 
     def answers(self, question: str, new_tokens: int) -> dict[str, str]:
         """Return the answers of both, greedily.
@@ -26,31 +26,19 @@ class Pair:
         Raises:
             InputError: if the question leaves no room for an answer.
         """
-        turns = [("user", question)]
-        if self.prompt.kind == "chat":
-            text = ChatTemplate(self.base.tokenizer, self.prompt.text).ask(turns)
-            ids = self.base.tokenizer(text, add_special_tokens=False)["input_ids"]
-        else:
-            ids = self.base.tokenizer(ask(turns, self.prompt))["input_ids"]
-            if ids and ids[-1] == self.base.tokenizer.eos_token_id:
-                ids = ids[:-1]
-        if len(ids) >= self.context:
-            raise InputError(
-                f"a question leaves room in the context of {self.context} tokens, but this one has {len(ids)}"
-            )
+        asker = self.asker
+        ids = asker.ids(asker.text(question))
+        fits(ids, self.context)
         found = {}
         for name, folder in (("base", None), ("tuned", self.adapter)):
             with adapters.attached(self.base.model, folder) as model:
-                decoder = Decoder(model, self.base.tokenizer, self.base.device, self.context, 1)
-                (found[name],) = decoder.complete([ids], new_tokens)
-        return {name: text.strip() for name, text in found.items()}
+                decoder = Decoder(
+                    model, self.base.tokenizer, self.base.device, self.context, 1, ends=asker.ends
+                )
+                (found[name],) = decoder.complete([ids], new_tokens, asker.stop)
+        return {name: asker.tidy(text) for name, text in found.items()}
 
 
-def open_pair(folder: str, trial: str | None = None) -> Pair:
-    """Load the base of a study and name the adapter of its chosen trial, or of another one.
-
-    Raises:
-        InputError: as `export.from_run`.
-    """
-    what = export.from_run(folder, trial)
-    return Pair(models.load_base(what.model), what.adapter, what.prompt)
+def open_pair(what: Tuned) -> Pair:
+    """Load the base of an adapter, to put the adapter on for its turns."""
+    return Pair(models.load_base(what.model), what.adapter, what.how)

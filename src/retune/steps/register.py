@@ -40,6 +40,7 @@ def register(study: Study, folder: SearchFolder) -> str:
             raise RetuneError(
                 f"the adapter of {trial.trial} is gone; `artifacts.keep` ({study.artifacts.keep}) was too small"
             )
+        mix = folder.mix(folder.search.data_digest)
         outputs["version"] = promotion.register(
             study.tracking.uri,
             study.promote.model,
@@ -49,6 +50,7 @@ def register(study: Study, folder: SearchFolder) -> str:
             objective=study.search.objective.metric,
             scores=[record for record in folder.benches(study) if record.model == trial.trial],
             search_digest=folder.name,
+            prompt=mix.prompt if mix else None,
         )
     return str(outputs["version"])
 

@@ -18,12 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from retune import models
 from retune.adapter import CONFIG, WEIGHTS
 from retune.errors import InputError
 from retune.space import Value
 from retune.study import TUNABLE, Training
 from retune.training.base_state import preserved
 from retune.training.targets import target_names
+
+models.quiet()  # importing PEFT imports bitsandbytes where it is installed, which gives advice
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from retune import store
+from retune.data.mix_record import MixRecord
 from retune.records import BenchRecord, GateRecord, Record, TrialRecord, parse
 from retune.selection.choice import Selection
 from retune.study import Study
@@ -150,6 +151,18 @@ class SearchFolder:
     def gate(self) -> GateRecord:
         """The gate's decision."""
         return self._read(GateRecord, GATE)
+
+    def mix(self, data_digest: str) -> MixRecord | None:
+        """Return the record of the mixed data with that digest, beside this search; None if it is not there."""
+        from retune.data import mixing
+
+        root = self.uri.rstrip("/").rpartition("/")[0]
+        for name in store.listing(root):
+            if name.count("/") == 1 and name.startswith("data-") and name.endswith("/mix.json"):
+                found = mixing.read_mix_record(store.join(root, name.partition("/")[0]))
+                if found.digest == data_digest:
+                    return found
+        return None
 
     def candidates(self, study: Study) -> list[TrialRecord]:
         """Return the trials to benchmark: base, default, the best, and the worst if the study asks for them."""

@@ -8,7 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from retune.cli import cli
+from retune.data.prompts import Prompt
 from retune.errors import InputError, Interrupted, RetuneError
+from retune.evaluation import asking
 from retune.evaluation.bench import Candidate
 from retune.evaluation.judge import answers, prepare, record
 from retune.study import Model
@@ -184,7 +186,7 @@ def test_a_question_longer_than_the_context_is_refused(make, tmp_path):
     ids=["white space", "next turn", "at once", "no line before", "headings stay"],
 )
 def test_an_answer_ends_where_the_template_begins_anew(text, answer):
-    assert answers.tidy(text) == answer
+    assert asking.Asker(None, Prompt()).tidy(text) == answer
 
 
 def test_the_base_is_what_the_adapters_name(adapter, base, tmp_path, questions):

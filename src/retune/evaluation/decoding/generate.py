@@ -69,6 +69,7 @@ class Decoder:
         batch_size: rows computed at once, at most; halved as long as the device's memory is too small for it.
         way: how prompts are read; `retune.evaluation.decoding.self_check` says which way is right for a model.
         steady: tokens up to which rotary frequencies do not change with the length; longer prompts are read one by one.
+        ends: tokens that end an answer besides the end of text.
 
     """
 
@@ -79,6 +80,7 @@ class Decoder:
     batch_size: int
     way: Way = "shared"
     steady: float = math.inf
+    ends: frozenset[int] = frozenset()
 
     def complete(
         self,
@@ -457,7 +459,7 @@ class Decoder:
 
     def _add(self, row: _Row, token: int, stop: Callable[[str], bool] | None) -> None:
         """Add `token` to a row, and end the row at the end of text, of its room, or where `stop` says so."""
-        if token == self.tokenizer.eos_token_id:
+        if token == self.tokenizer.eos_token_id or token in self.ends:
             row.ended = True
             return
         row.made.append(token)

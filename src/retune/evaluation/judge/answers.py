@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from pydantic import ValidationError
 
 from retune import adapter, models, store
-from retune.data import prompts
+from retune.data.prompts import Prompt
 from retune.errors import InputError, RetuneError
+from retune.evaluation.asking import NEXT_TURN, Asker
 from retune.evaluation.bench import Candidate
 from retune.evaluation.decoding import adapters
 from retune.evaluation.decoding.generate import Decoder
@@ -23,8 +24,8 @@ from retune.study import Model
 
 Report = Callable[[Event], None]
 
-# Where a model starts a further turn of the template, its answer is over.
-_NEXT_TURN = re.compile(r"\n\s*### (Instruction|Input|Response):")
+Prompts = Mapping[Side, Prompt]
+"""How each of the two is asked: as it was tuned."""
 
 
 def blank(
@@ -34,12 +35,23 @@ def blank(
     seed: int,
     new_tokens: int,
     batch_size: int,
+    prompts: Prompts,
 ) -> Generated:
     """Return the record without an answer."""
-    asked = [
-        Answered(id=q.id, category=q.category, question=q.text, prompt=digest(prompts.prompt(q.text)))
-        for q in questions
-    ]
+    tokenizer = models.load_tokenizer(model)
+    askers = {side: Asker(tokenizer, prompts[side]) for side in SIDES}
+    asked = []
+    for q in questions:
+        texts = list(dict.fromkeys(askers[side].text(q.text) for side in SIDES))
+        asked.append(
+            Answered(
+                id=q.id,
+                category=q.category,
+                question=q.text,
+                prompt=digest(texts[0] if len(texts) == 1 else texts),
+            )
+        )
+    kinds = list(dict.fromkeys(prompts[side].kind for side in SIDES))
     dtype = models.precision(model)
     inputs = {
         "base": model.base,
@@ -47,10 +59,10 @@ def blank(
         "dtype": dtype,
         "a": contestants["a"].adapter_digest,
         "b": contestants["b"].adapter_digest,
-        "template": "alpaca",
+        "template": kinds[0] if len(kinds) == 1 else {side: prompts[side].kind for side in SIDES},
         "decoding": "greedy",
         "new_tokens": new_tokens,
-        "stop": _NEXT_TURN.pattern,
+        "stop": NEXT_TURN.pattern,
         "questions": len(asked),
         "seed": seed,
         "prompts": digest([question.prompt for question in asked]),
@@ -83,10 +95,11 @@ def carried_on(fresh: Generated, uri: str) -> Generated:
     return found
 
 
-def generate(model: Model, record: Generated, uri: str, report: Report) -> Generated:
+def generate(model: Model, record: Generated, uri: str, report: Report, prompts: Prompts) -> Generated:
     """Fill in every answer that is missing, and write the record to `uri` after each batch.
 
     Args:
+        prompts: as of `blank`.
         report: called after each batch with `Answering`.
 
     Raises:
@@ -96,7 +109,9 @@ def generate(model: Model, record: Generated, uri: str, report: Report) -> Gener
     missing = sum(len(SIDES) - len(question.answers) for question in record.questions)
     if not missing:
         return record
-    tokens = _tokens(model, record)
+    tokenizer = models.load_tokenizer(model)
+    askers = {side: Asker(tokenizer, prompts[side]) for side in SIDES}
+    tokens = {side: _tokens(model, record, askers[side]) for side in SIDES}
     base = models.load_base(model)
     context = models.context(base.model.config) or models.USUAL_CONTEXT
     spent, begin, made = record.seconds, time.monotonic(), 0
@@ -107,8 +122,9 @@ def generate(model: Model, record: Generated, uri: str, report: Report) -> Gener
             adapters.attached(base.model, folder) as tuned,
             decoding(tuned, base.tokenizer, base.device, context, record.batch_size) as (decoder, _),
         ):
-            for batch in _batches(record, side, tokens):
-                _answer(decoder, side, batch, tokens, record.inputs["new_tokens"])
+            decoder = replace(decoder, ends=askers[side].ends)
+            for batch in _batches(record, side, tokens[side]):
+                _answer(decoder, side, batch, tokens[side], record.inputs["new_tokens"], askers[side])
                 made += len(batch)
                 seconds = time.monotonic() - begin
                 record.seconds = round(spent + seconds, 3)
@@ -121,18 +137,11 @@ def generate(model: Model, record: Generated, uri: str, report: Report) -> Gener
     return record
 
 
-def tidy(text: str) -> str:
-    """Return the part of a model's text that is its answer, without the white space around it."""
-    return _NEXT_TURN.split("\n" + text, maxsplit=1)[0].strip()
-
-
-def _tokens(model: Model, record: Generated) -> dict[str, list[int]]:
-    """Return each question's prompt as tokens, as `retune.data.tokens` makes them for training."""
+def _tokens(model: Model, record: Generated, asker: Asker) -> dict[str, list[int]]:
+    """Return each question's prompt as tokens, as it was in training."""
     from transformers import AutoConfig
 
-    tokenizer = models.load_tokenizer(model)
-    texts = [prompts.prompt(question.question) for question in record.questions]
-    ids = tokenizer(texts)["input_ids"]
+    ids = [asker.ids(asker.text(question.question)) for question in record.questions]
     config = AutoConfig.from_pretrained(models.locate(model), trust_remote_code=False)
     context = models.context(config) or models.USUAL_CONTEXT
     problems = [
@@ -154,18 +163,23 @@ def _batches(record: Generated, side: Side, tokens: dict[str, list[int]]) -> lis
 
 
 def _answer(
-    decoder: Decoder, side: Side, batch: list[Answered], tokens: dict[str, list[int]], new_tokens: int
+    decoder: Decoder,
+    side: Side,
+    batch: list[Answered],
+    tokens: dict[str, list[int]],
+    new_tokens: int,
+    asker: Asker,
 ) -> None:
     try:
         texts = decoder.complete(
             [tokens[question.id] for question in batch],
             new_tokens,
-            lambda text: _NEXT_TURN.search("\n" + text) is not None,
+            asker.stop,
         )
     except RetuneError as error:
         raise RetuneError(f"model {side}: {error}") from error
     for question, text in zip(batch, texts, strict=True):
-        question.answers[side] = tidy(text)
+        question.answers[side] = asker.tidy(text)
 
 
 def contestant(candidate: Candidate) -> Contestant:

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 from retune import store
+from retune.data.prompts import Prompt
 from retune.errors import InputError, RetuneError
 from retune.evaluation.bench import Candidate, check_candidates
 from retune.evaluation.judge import answers, form, key
@@ -36,6 +37,7 @@ def prepare(
     new_tokens: int = 512,
     batch_size: int = 8,
     report: answers.Report = lambda event: None,
+    prompts: answers.Prompts | None = None,
 ) -> Prepared:
     """Generate both models' answers and write ``generated.json``, ``key.json`` and ``form.html`` below `out_uri`.
 
@@ -46,7 +48,7 @@ def prepare(
         model: the base; where its name is empty, the one that the adapters name.
         a, b: the two models. count: questions drawn from the file by `seed`.
         new_tokens: the most tokens of an answer.
-        report: see `answers.generate`.
+        report: see `answers.generate`. prompts: how each of the two is asked; by default by Alpaca's template.
 
     Raises:
         InputError: with every problem of questions and models, before the base is loaded.
@@ -67,11 +69,12 @@ def prepare(
             f"--a and --b are two different models, but {a.name} and {b.name} have the same weights"
         )
     drawn = questionnaire.draw(asked, count, seed)
-    fresh = answers.blank(model, {"a": first, "b": second}, drawn, seed, new_tokens, batch_size)
+    prompts = prompts or {"a": Prompt(), "b": Prompt()}
+    fresh = answers.blank(model, {"a": first, "b": second}, drawn, seed, new_tokens, batch_size, prompts)
     generated_uri = store.join(out_uri, GENERATED)
     record = answers.carried_on(fresh, generated_uri)
     record.batch_size = batch_size
-    record = answers.generate(model, record, generated_uri, report)
+    record = answers.generate(model, record, generated_uri, report, prompts)
     if all(question.answers["a"] == question.answers["b"] for question in record.questions):
         raise RetuneError(
             f"{a.name} and {b.name} answer all {count} questions alike: there is nothing to judge"

@@ -1,0 +1,85 @@
+"""The two models that people compare: whom a person names, and how each is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from retune import store
+from retune.data.encode import resolve
+from retune.data.prompts import Prompt
+from retune.errors import InputError
+from retune.evaluation.bench import Candidate
+from retune.evaluation.judge.answers import Prompts
+from retune.steps import tuned
+
+UNTUNED = "base"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One of the two. `prompt` is None for the untuned base, and where nothing tells how an adapter was tuned."""
+
+    candidate: Candidate
+    prompt: Prompt | None = None
+
+
+def find(text: str, tracking: str = "sqlite:///mlflow.db") -> Contestant:
+    """Return the model that is meant: `base`, an adapter's folder, a study's, or a registered `model@alias`.
+
+    Args:
+        text: ``[NAME=]WHAT``; without a name it has the last part of what it names that says anything.
+        tracking: MLflow's URI.
+
+    Raises:
+        InputError: if a study or a registered version is named that is not there.
+    """
+    if text == UNTUNED:
+        return Contestant(Candidate(UNTUNED))
+    name, equals, what = text.partition("=")
+    if not equals or "/" in name:
+        name, what = "", text
+    if what == UNTUNED:
+        return Contestant(Candidate(name or UNTUNED))
+    if tuned.is_registered(what):
+        found = tuned.find(what, tracking=tracking)
+        return Contestant(Candidate(name or what, str(found.adapter)), found.prompt)
+    parts = [part for part in what.rstrip("/").split("/") if part not in ("", "adapter", ".", "..")]
+    name = name or (parts[-1] if parts else "adapter")
+    if _is_study(what):
+        found = tuned.from_run(what)
+        return Contestant(Candidate(name, str(found.adapter)), found.prompt)
+    return Contestant(Candidate(name, what), tuned.prompt_of(what))
+
+
+def prompts(a: Contestant, b: Contestant, told: str | None = None) -> tuple[Prompts, str]:
+    """Return how each of the two is asked, and a sentence if that had to be guessed.
+
+    Args:
+        a, b: the two. told: what a person says: ``chat``, ``alpaca``, ``none`` or a file with a template.
+
+    Raises:
+        InputError: if it is none of these.
+    """
+    if told is not None:
+        if told == "auto":
+            raise InputError(
+                "a prompt is chat, alpaca, none or a file with a template, but got 'auto'", "--prompt"
+            )
+        how = resolve(told, False)
+        return {"a": how, "b": how}, ""
+    unknown = [c.candidate.name for c in (a, b) if c.candidate.adapter_uri and c.prompt is None]
+    known = [c.prompt for c in (a, b) if c.prompt is not None]
+    other = known[0] if known and not unknown else Prompt()
+    note = ""
+    if unknown:
+        note = (
+            f"nothing tells how {' and '.join(unknown)} was tuned to be asked, so Alpaca's prompt is taken; "
+            "say it by --prompt"
+        )
+    return {"a": a.prompt or other, "b": b.prompt or other}, note
+
+
+def _is_study(what: str) -> bool:
+    if store.exists(store.join(what, "adapter_config.json")):
+        return False
+    return any(f"/{name}".endswith("/study.json") and name.count("/") <= 1 for name in store.listing(what))

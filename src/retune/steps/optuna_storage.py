@@ -1,0 +1,174 @@
+"""A study as one of Optuna, in a storage of its own, for optuna-dashboard and Optuna's analyses and plots."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from retune.errors import InputError, RetuneError
+from retune.records import BenchRecord, TrialRecord
+from retune.report.folder import newest_search, study_in
+from retune.selection.ranking import measured
+from retune.space import Parameter, Space, Value
+from retune.study import Constraint, Study
+from retune.workspace.search_folder import SEARCH, SearchFolder
+
+SEARCH_ATTR = "retune.search"
+
+
+def export(folder: str, storage: str) -> tuple[str, int, int]:
+    """Write the finished trials of a study into an Optuna storage; those that are there stay as they are.
+
+    The default setting and the search's are trials of Optuna: their states, values, constraints, distributions, times and
+    validation curves. The untuned base has no setting, and a repeat is the same setting again, so both are
+    attributes of the study, where they do not mislead `best_trial` and importances.
+
+    Args:
+        folder: of a study or one of its searches. storage: SQLAlchemy's URL of a database, or the path of an SQLite file.
+
+    Returns:
+        the study's name there, how many trials were added, and how many it has now.
+
+    Raises:
+        InputError: if Optuna is not installed, or the storage has a study of that name from another search.
+        RetuneError: if the storage cannot be opened.
+    """
+    if importlib.util.find_spec("optuna") is None:
+        raise InputError("--optuna needs the package optuna: pip install optuna")
+    import optuna
+
+    search = SearchFolder(newest_search(folder))
+    study = study_in(search.uri)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    url = storage if "://" in storage else f"sqlite:///{storage}"
+    try:
+        kept = optuna.create_study(
+            study_name=study.name,
+            storage=url,
+            directions=[objective.goal for objective in study.search.objectives],
+            load_if_exists=True,
+        )
+    except Exception as error:  # whatever the database's driver raises
+        why = error.__cause__ or error
+        raise RetuneError(f"the storage {storage} cannot be opened: {str(why).splitlines()[0]}") from error
+    owner = kept.user_attrs.get(SEARCH_ATTR)
+    if owner not in (None, search.name) or (owner is None and kept.trials):
+        raise InputError(
+            f"{storage} has a study {study.name!r} already, of {owner or 'another program'}, but this is {search.name}: name "
+            "another storage, or delete it by `optuna delete-study`"
+        )
+    kept.set_user_attr(SEARCH_ATTR, search.name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # names are experimental there
+        kept.set_metric_names([objective.metric for objective in study.search.objectives])
+    records = sorted(search.trials.values(), key=lambda record: (record.number, record.trial))
+    _describe(kept, study, search.uri, records)
+    benches = search.benches(study) if search.has(SEARCH) else []
+    there = {trial.user_attrs.get("trial") for trial in kept.trials}
+    new = [r for r in records if r.role in ("default", "search") and r.trial not in there]
+    for record in new:
+        kept.add_trial(_trial(record, study, [b for b in benches if b.model == record.trial]))
+    return study.name, len(new), len(there) + len(new)
+
+
+def distribution(parameter: Parameter) -> Any:
+    """Return a parameter's range in Optuna's terms; ordered lists are categories, since their gaps differ."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if parameter.values is not None:
+        return CategoricalDistribution(parameter.values)
+    low, high, log = parameter.low, parameter.high, parameter.scale == "log"
+    assert low is not None
+    assert high is not None
+    if parameter.kind == "real":  # no step: a default may lie between two levels
+        return FloatDistribution(low, high, log=log)
+    step = int(parameter.step) if parameter.step and not log else 1
+    default = parameter.default if isinstance(parameter.default, int | float) else low
+    on_grid = (high - low) % step == 0 and (default - low) % step == 0
+    return IntDistribution(int(low), int(high), log=log, step=step if on_grid else 1)
+
+
+def _describe(kept: Any, study: Study, uri: str, records: Sequence[TrialRecord]) -> None:
+    metric = study.search.objective.metric
+    repeats: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        value = record.objective(metric)
+        if value is not None and record.role == "repeat":
+            repeats[record.trial.rpartition("-seed-")[0]].append(value)
+        elif value is not None and record.role == "base":
+            kept.set_user_attr("untuned_base", value)
+    facts: dict[str, Any] = {
+        "folder": uri,
+        "base": study.model.base,
+        "algorithm": study.search.algorithm,
+        "repeats": dict(repeats),
+    }
+    for name, fact in facts.items():
+        kept.set_user_attr(name, fact)
+
+
+def _trial(record: TrialRecord, study: Study, benches: Sequence[BenchRecord]) -> Any:
+    import optuna
+    from optuna.trial import TrialState
+
+    objectives = study.search.objectives
+    values = [record.objective(objective.metric) for objective in objectives]
+    whole = all(value is not None for value in values)
+    state = TrialState.COMPLETE if whole else TrialState.FAIL
+    curve = {point.step: point.value for point in record.curves.get(objectives[0].metric, [])}
+    if record.status == "early_stopped" and len(objectives) == 1:
+        state = TrialState.PRUNED
+    params, distributions = _params(record.assignment, study.search.space)
+    facts = {
+        "trial": record.trial, "role": record.role, "seed": record.seed, "seconds": record.seconds, "tokens": record.tokens,
+        "reason": record.reason, "failure": record.failure, "adapter": record.adapter_uri, **record.values,
+        **{f"bench.{bench.task}": bench.score for bench in benches},
+    }  # fmt: skip
+    limits = [_violation(record, constraint) for constraint in study.search.constraints]
+    made = optuna.trial.create_trial(
+        state=state,
+        values=values if whole else None,
+        params=params,
+        distributions=distributions,
+        user_attrs={name: value for name, value in facts.items() if value is not None},
+        system_attrs={"constraints": limits} if limits else {},  # the form that Optuna 4 and 5 both read
+        intermediate_values=curve if len(objectives) == 1 else None,
+    )
+    begun, ended = _time(record.started), _time(record.finished)
+    made.datetime_start = begun or made.datetime_start
+    made.datetime_complete = ended or made.datetime_complete
+    return made
+
+
+def _params(assignment: dict[str, Value], space: Space) -> tuple[dict[str, Any], dict[str, Any]]:
+    params: dict[str, Any] = {}
+    distributions: dict[str, Any] = {}
+    for parameter in space.parameters:
+        value = assignment.get(parameter.name)
+        if value is None or not parameter.contains(value):
+            continue
+        if parameter.values is not None:
+            value = next(known for known in parameter.values if known == value or str(known) == str(value))
+        params[parameter.name] = int(value) if parameter.kind == "integer" else value
+        distributions[parameter.name] = distribution(parameter)
+    return params, distributions
+
+
+def _violation(record: TrialRecord, constraint: Constraint) -> float:
+    """Return by how much a trial breaks a constraint, in units of its metric; 0 and less is kept, 1 if it was not measured."""
+    value = measured(record, constraint.metric)
+    if value is None:
+        return 1.0
+    return value - constraint.max if constraint.max is not None else (constraint.min or 0.0) - value
+
+
+def _time(rfc3339: str) -> datetime | None:
+    """Return a record's time as Optuna keeps times: local, without a zone."""
+    try:
+        return datetime.fromisoformat(rfc3339).astimezone().replace(tzinfo=None)
+    except ValueError:
+        return None
