@@ -70,10 +70,8 @@ class Asker:
             ids, counted = self._chat.encode([("user", "a"), ("assistant", "b")])
         except TurnsNotFound:  # a template that wants other turns; the end of text is left
             return frozenset()
-        last = next((token for token, said in zip(ids[::-1], counted[::-1], strict=True) if said), None)
-        return (
-            frozenset() if last not in self.tokenizer.all_special_ids + self._added() else frozenset([last])
-        )
+        said = [token for token, is_said in zip(ids, counted, strict=True) if is_said][-1:]
+        return frozenset(said) & {*self.tokenizer.all_special_ids, *self._added()}
 
     def _added(self) -> list[int]:
         return [number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special]
