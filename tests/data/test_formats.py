@@ -306,9 +306,10 @@ def test_conversations_ask_for_the_chat_template_and_other_prompts_for_themselve
         )
     )
     with pytest.raises(InputError, match="no chat template"):
-        mixed(tmp_path, train="all", validation=0.1)
-    record, _, _ = mixed(tmp_path, train="all", validation=0.1, prompt="alpaca")
-    assert record.prompt.kind == "alpaca"
+        mixed(tmp_path, train="all", validation=0.1, prompt="chat")
+    for prompt in ("auto", "alpaca"):  # what was never tuned on conversations has no template to begin with
+        record, _, _ = mixed(tmp_path, train="all", validation=0.1, prompt=prompt)
+        assert record.prompt.kind == "alpaca"
     (tmp_path / "p.jinja").write_text("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}")
     record, first, _ = mixed(tmp_path, train="all", validation=0.1, prompt=str(tmp_path / "p.jinja"))
     assert record.prompt.text.startswith("{% for")

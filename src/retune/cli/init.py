@@ -24,7 +24,7 @@ data:
   validation: 0.1       # held out; or a number, or a file of its own
   max_length: 512
   loss_on: completion   # or all
-  prompt: auto          # the base's chat template for conversations, else Alpaca's; or chat, alpaca, none, a file
+  prompt: auto          # conversations by the base's chat template if it has one, else Alpaca's; or chat, alpaca, none, a file
 training:
   epochs: 2
   batch_size: 4

@@ -19,18 +19,19 @@ _BATCH = 1000  # records tokenised at once
 _TOLD = 3  # records named in one error
 
 
-def resolve(prompt: str, conversations: bool) -> Prompt:
+def resolve(prompt: str, conversations: bool = False, has_template: bool = True) -> Prompt:
     """Return the prompt that a study's `data.prompt` means.
 
     Args:
         prompt: a word or the path of a template.
         conversations: whether there are any among the records.
+        has_template: whether the base has a chat template; many bases that were never tuned have none.
 
     Raises:
         InputError: if there is no such file, or it holds no template.
     """
     if prompt == "auto":
-        return Prompt(kind="chat" if conversations else "alpaca")
+        return Prompt(kind="chat" if conversations and has_template else "alpaca")
     if prompt in PROMPTS:
         return Prompt.model_validate({"kind": prompt})
     try:

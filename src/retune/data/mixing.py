@@ -180,13 +180,14 @@ def _drawn(
     """Read, sift and draw; return the prompt and the records of both splits."""
     everything = [*stocks, held_out] if held_out else stocks
     sift.parse(everything)
-    prompt = resolve(data.prompt, any(text.example.messages for stock in everything for text in stock.texts))
+    if isinstance(tokenizer, str | Path):
+        tokenizer = models.load_tokenizer(Model(base=str(tokenizer)))
+    conversations = any(text.example.messages for stock in everything for text in stock.texts)
+    prompt = resolve(data.prompt, conversations, tokenizer is None or bool(tokenizer.chat_template))
     sift.drop_duplicates(stocks)
     if held_out:
         sift.drop_duplicates([held_out])
         sift.drop_held_out(stocks, held_out)
-    if isinstance(tokenizer, str | Path):
-        tokenizer = models.load_tokenizer(Model(base=str(tokenizer)))
     encoder = None if tokenizer is None else Encoder(tokenizer, prompt)
     if encoder is not None:
         sift.drop_too_long(everything, encoder, data.max_length)
@@ -236,7 +237,7 @@ def _recipe(data: Data, seed: int, tokenizer: Any, stocks: Sequence[Stock], held
         asked |= {"tokenizer": named, "max_length": data.max_length}
     plain = {"alpaca", "dolly", "jsonl"}
     if data.prompt != "auto" or not {s.source.format for s in stocks} <= plain or held_out:
-        asked["prompt"] = data.prompt if data.prompt in PROMPTS else resolve(data.prompt, False).text
+        asked["prompt"] = data.prompt if data.prompt in PROMPTS else resolve(data.prompt).text
         if named is not None:
             asked["chat_template"] = _chat_template(tokenizer)
     return digest({"rules": RULES, "seed": seed, **asked})

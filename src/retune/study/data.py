@@ -123,7 +123,7 @@ class Data(Section):
         "auto",
         description=(
             "`chat`: the base's own chat template; `alpaca`; `none`: the texts as they are; or a file with a template. "
-            "auto: chat for conversations, else alpaca"
+            "auto: chat for conversations if the base has a chat template, else alpaca"
         ),
     )
 
