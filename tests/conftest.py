@@ -19,6 +19,7 @@ DEMO = ROOT / "examples/01-first-study/study.yaml"
 SMALL = [
     "data.train=40", "data.validation=20", "training.epochs=1", "search.trials=4", "search.parallel=2", "search.repeats=0",
     "search.algorithm=random", "benchmark.tasks=[]", "benchmark.data={}", "select.weights={}", "engine.threads=1",
+    "report.answers=0",
 ]  # fmt: skip
 
 

@@ -7,11 +7,23 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from retune.errors import InputError
 
 _LISTED = re.compile(r"^(?P<indent>\s*).*\(UUID: (?P<uuid>(?:GPU|MIG)-[^)]+)\)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Use:
+    """How busy a GPU is: `busy` in percent of the time, memory in MiB; None where the driver does not tell."""
+
+    index: str
+    name: str
+    busy: float | None
+    memory_used: float | None
+    memory_total: float | None
 
 
 def visible() -> list[str]:
@@ -51,6 +63,33 @@ def listed_by_nvml(text: str) -> list[str]:
             found.pop()
         found.append(uuid)
     return found
+
+
+def in_use() -> list[Use]:
+    """Return how busy each GPU of this machine is at this moment, by ``nvidia-smi``; empty where there is none.
+
+    Raises:
+        subprocess.TimeoutExpired: if the driver does not answer within some seconds.
+    """
+    if not shutil.which("nvidia-smi"):
+        return []
+    asked = "index,name,utilization.gpu,memory.used,memory.total"
+    command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
+    return [
+        Use(row[0], row[1], _number(row[2]), _number(row[3]), _number(row[4]))
+        for row in rows
+        if done.returncode == 0 and len(row) == 5
+    ]
+
+
+def _number(text: str) -> float | None:
+    """Return a number of nvidia-smi's; None for ``[N/A]``, as a GPU that is split up has."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _counted_by_torch() -> list[str]:

@@ -259,6 +259,41 @@ class BenchRecord(Record):
     finished: str = ""
 
 
+class Answered(BaseModel):
+    """A held-out record, and what each model answers to it.
+
+    Attributes:
+        question: what was asked last. earlier: the turns before it, as role and text. reference: the record's own answer.
+        source, row: where it comes from. answers: by the name of the trial; ``trial-000`` is the untuned base.
+    """
+
+    question: str
+    earlier: list[tuple[str, str]] = Field(default_factory=list)
+    reference: str
+    source: str = ""
+    row: int = 0
+    answers: dict[str, str] = Field(default_factory=dict)
+
+
+class AnswersRecord(Record):
+    """What base, default and winner answer to a few held-out prompts (`answers.json`), for a person to read.
+
+    Attributes:
+        trials: who answered, the untuned base first. chosen: the winner, one of them.
+        prompt: kind of prompt they were asked by. new_tokens: the most tokens of an answer; decoding is greedy.
+    """
+
+    trials: list[str]
+    chosen: str | None = None
+    prompt: str = ""
+    new_tokens: int = 0
+    data_digest: str = ""
+    questions: list[Answered] = Field(default_factory=list)
+    seconds: float = 0.0
+    versions: dict[str, str] = Field(default_factory=dict)
+    finished: str = ""
+
+
 class GateRecord(Record):
     """Why a challenger was or was not promoted.
 

@@ -1,20 +1,21 @@
 """The live page: what it is sent, and how a browser shows it, on a desk and on a phone."""
 
 import json
+import os
 import re
-import shutil
-import subprocess
 import threading
 import urllib.request
-from html import unescape
+from pathlib import Path
 
 import pytest
 
 from retune import store
+from retune.records import seal
 from retune.report import watch
+from tests.conftest import wait_for
+from tests.evaluation.judge.webdriver import CHROMEDRIVER, CHROMIUM, Browser
 from tests.report.synthetic import study, trials
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 RUNNING = {
     "step": "search", "done": 4, "total": 12, "settings": 8, "settings_done": 3, "failed": 0, "best": 1.9, "base": 2.9, "left": 30.0,
     "running": {"trial-090": 0.5}, "epochs": {"trial-090": 1.0}, "losses": {"trial-090": 2.5},
@@ -54,50 +55,131 @@ def test_a_change_is_sent_at_once_and_nothing_twice(folder, server):
 
 
 def test_a_study_that_has_not_begun_is_no_error(tmp_path):
-    assert watch.Watched(str(tmp_path / "soon")).state() == {"study": "soon", "progress": {}, "trials": []}
+    nothing = {"study": "soon", "progress": {}, "trials": [], "curves": {}, "gpus": []}
+    assert watch.Watched(str(tmp_path / "soon")).state() == nothing
+
+
+def test_the_queue_the_importances_and_the_running_curves_are_in_the_state(folder, monkeypatch):
+    state = watch.Watched(str(folder)).state()
+    assert set(state["importance"]) == {"rank", "dropout", "alpha", "learning_rate"}
+    assert sum(state["importance"].values()) == pytest.approx(1)
+    assert (state["queue"], state["gpus"]) == ({"trials": [], "to_come": 0}, [])
+    for number in (90, 91):
+        setting = {"rank": 64, "alpha": 25, "dropout": 0.01, "learning_rate": 0.000407}
+        name = f"trial-{number:03d}"
+        task = {
+            "trial": name,
+            "number": number,
+            "role": "search",
+            "assignment": setting,
+            "seed": 0,
+            "folder": "x",
+        }
+        store.write(
+            folder / "search-0123456789abcdef/trials" / name / "assignment.json",
+            json.dumps(seal(task)).encode(),
+        )
+    watched = watch.Watched(str(folder))
+    watched.state()
+    later = RUNNING | {"total": 60, "epochs": {"trial-090": 1.5}, "losses": {"trial-090": 2.0}}
+    (folder / "progress.json").write_text(json.dumps(later))
+    state = watched.state()
+    assert state["curves"] == {"trial-090": [(1.0, 2.5), (1.5, 2.0)]}
+    assert [(one["trial"], one["running"]) for one in state["queue"]["trials"]] == [
+        ("trial-090", True),
+        ("trial-091", False),
+    ]
+    assert state["queue"]["to_come"] == 60 - len(trials()) - 2
+    few = watch.Watched(str(folder))
+    monkeypatch.setattr(watch, "importances", lambda *_: None)
+    assert (few.state()["importance"], few.state()["few"]) == (None, 10)
+
+
+def test_gpus_are_asked_for_by_nvidia_smi(folder, tmp_path, monkeypatch):
+    program = tmp_path / "bin/nvidia-smi"
+    program.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    program.write_text(f"#!/bin/sh\necho '{GPU}'\necho '1, NVIDIA A30, [N/A], 10, 24576'\n")
+    program.chmod(0o755)
+    (first, second) = watch.Watched(str(folder)).state()["gpus"]
+    assert first == {
+        "index": "0",
+        "name": "NVIDIA H100 80GB HBM3",
+        "busy": 87,
+        "memory_used": 41234,
+        "memory_total": 81559,
+    }
+    assert second["busy"] is None
+    program.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed, no driver, a, b, c'\nexit 9\n")
+    assert watch.Watched(str(folder)).state()["gpus"] == []
+
+
+GPU = "0, NVIDIA H100 80GB HBM3, 87, 41234, 81559"
+LOOK = """
+const page = document.documentElement, outside = [...document.querySelectorAll("body *")].filter(e =>
+  !e.closest("svg *") && !e.parentElement.closest(".scroll") && e.getBoundingClientRect().right > page.clientWidth + 0.5);
+const shown = id => !document.getElementById(id).hidden && document.getElementById(id).getBoundingClientRect().height > 0;
+return {scroll: page.scrollWidth, width: page.clientWidth, outside: outside.map(e => e.outerHTML.slice(0, 80)),
+  where: at("where").textContent, rows: at("rows").children.length, text: document.body.innerText,
+  count: Object.fromEntries(["#history circle", "#losses polyline", "#curves polyline", "#settings polyline",
+    "#importance .track", "#gpus .track", ".run", ".tag"].map(q => [q, document.querySelectorAll(q).length])),
+  shown: ["machine", "queue", "history", "losses", "curves", "settings", "importance"].filter(shown),
+  back: getComputedStyle(document.body).backgroundColor, ink: getComputedStyle(document.body).color,
+  small: Math.min(...[...document.querySelectorAll("svg text")].map(e => parseFloat(getComputedStyle(e).fontSize) * e.getScreenCTM().a)),
+};"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    found = Browser(tmp_path_factory.mktemp("browser"))
+    yield found
+    found.close()
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
-@pytest.mark.parametrize("width", [390, 1280])
-def test_a_browser_shows_it(folder, server, tmp_path, width):
-    page = urllib.request.urlopen(server, timeout=20).read().decode()
-    state = urllib.request.urlopen(f"{server}/state", timeout=20).read().decode()
-    # A stream that never ends would hold the headless browser up: it is shown the state once.
-    script = (
-        f"show({state}); show({state}); document.title = JSON.stringify({{scroll: document.documentElement.scrollWidth, "
-        "width: document.documentElement.clientWidth, where: at('where').textContent, rows: at('rows').children.length, "
-        "dots: document.querySelectorAll('#history circle').length, runs: document.querySelectorAll('.run').length, "
-        "lines: document.querySelectorAll('#settings polyline').length}); //"
+@pytest.mark.skipif(CHROMIUM is None or CHROMEDRIVER is None, reason="needs chromium and chromium-driver")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1400])
+def test_a_browser_shows_and_follows_it(folder, server, browser, tmp_path, monkeypatch, width, scheme):
+    program = tmp_path / "bin/nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho '{GPU}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    for number in (90, 91):
+        task = {
+            "trial": f"trial-0{number}",
+            "role": "search",
+            "assignment": {"rank": 64, "learning_rate": 0.000407},
+        }
+        place = folder / "search-0123456789abcdef/trials" / task["trial"] / "assignment.json"
+        store.write(place, json.dumps(seal(task)).encode())
+    browser.resize(width, 900, width < 500)
+    browser.devtools(
+        "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}]
     )
-    page = page.replace('const source = new EventSource("/events");', script, 1)
-    page = page.replace("source.onmessage", "//").replace("source.onerror", "//")
-    (tmp_path / "page.html").write_text(page)
-    frame = f'<!doctype html><iframe src="page.html" width="{width}" height="900" style="border: 0"></iframe><script>onload = () => {{ document.body.textContent = document.querySelector("iframe").contentWindow.document.title; }};</script>'
-    (tmp_path / "frame.html").write_text(frame)
-    done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--virtual-time-budget=4000",
-         f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{tmp_path}/frame.html"],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    found = re.search(r"<body>(\{.*\})</body>", done.stdout, flags=re.S)
-    assert found, done.stdout[-600:] + done.stderr[-600:]
-    seen = json.loads(unescape(found.group(1)))
-    assert seen["scroll"] <= seen["width"]
-    assert "3 of 8 settings (4 of 12 trials)" in seen["where"]
-    assert seen["rows"] == len(trials())
-    assert (seen["dots"] > 10, seen["lines"] > 10, seen["runs"]) == (True, True, 1)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
-def test_a_browser_follows_the_stream(server, tmp_path, monkeypatch):
-    every = watch.events
-    monkeypatch.setattr(watch, "events", lambda watched, seconds: iter([next(every(watched, seconds))]))
-    done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000",
-         f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"{server}/"],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert '<h1 id="study">alpaca-dolly</h1>' in done.stdout
-    assert "trial-090 · 50 % · epoch 1 · loss 2.5" in done.stdout
+    browser.open(f"{server}/")
+    wait_for(lambda: browser.run('return at("rows").children.length') == len(trials()), 60)
+    later = RUNNING | {"total": 60, "epochs": {"trial-090": 1.5}, "losses": {"trial-090": 2.25}}
+    (folder / "progress.json").write_text(json.dumps(later))
+    wait_for(lambda: "loss 2.25" in browser.run("return document.body.innerText"), 60)
+    seen = browser.run(LOOK)
+    if kept := os.environ.get("RETUNE_SCREENSHOTS"):  # to look at them
+        browser.resize(
+            width, min(6000, browser.run("return document.documentElement.scrollHeight")), width < 500
+        )
+        browser.screenshot(Path(kept) / f"watch-{width}-{scheme}.png")
+    assert seen["scroll"] <= seen["width"] <= width
+    assert seen["outside"] == []
+    assert "3 of 8 settings (4 of 60 trials)" in seen["where"]
+    assert "trial-090 · 50 % · epoch 1.5 · loss 2.25" in seen["text"]
+    assert "1 running · 1 waiting with a setting" in seen["text"]
+    assert ("87 %" in seen["text"], "40.3 of 80 GiB" in seen["text"]) == (True, True)
+    count = seen["count"]
+    assert (count["#losses polyline"], count["#importance .track"], count["#gpus .track"]) == (1, 4, 2)
+    assert (count[".run"], count[".tag"]) == (1, 1)
+    assert min(count["#history circle"], count["#curves polyline"], count["#settings polyline"]) > 10
+    assert len(seen["shown"]) == 7
+    assert (max(map(int, re.findall(r"\d+", seen["back"])[:3])) < 60) == (scheme == "dark")
+    assert seen["small"] >= 9  # pixels
+    assert browser.complaints() == []

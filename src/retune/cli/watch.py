@@ -15,7 +15,7 @@ import click
 )
 @click.option("--port", default=8008, show_default=True, help="Port to listen on; 0 selects a free port.")
 def command(folder: str, host: str, port: int) -> None:
-    """Serve a live page of a running study: running trials, losses, history, settings.
+    """Serve a live page of a running study: running trials, queue, losses, history, settings, importances, GPUs.
 
     STUDY_FOLDER is the study's output folder, on disk or in a bucket. For a bucket, running trials are visible
     only on the machine that runs them. Ends on Ctrl-C.

@@ -7,7 +7,7 @@ from typing import Any
 
 from retune import store, study
 from retune.errors import InputError
-from retune.records import BenchRecord, GateRecord, TrialRecord, by_number
+from retune.records import AnswersRecord, BenchRecord, GateRecord, TrialRecord, by_number
 from retune.report.page import write_report
 from retune.selection.choice import Selection
 
@@ -33,13 +33,14 @@ def rewrite(folder: str, out: str | None = None) -> str:
     benches = _all(BenchRecord, store.join(search, "bench"), ".json", problems)
     selection = _maybe(Selection, store.join(search, "selection.json"), problems)
     gate = _maybe(GateRecord, store.join(search, "gate.json"), problems)
+    answers = _maybe(AnswersRecord, store.join(search, "answers.json"), problems)
     digests = {trial.data_digest for trial in trials}
     mix = _mix(search.rstrip("/").rpartition("/")[0], digests, problems)
     if problems:
         raise InputError(problems, search)
     page = out or store.join(search, PAGE)
     trials.sort(key=lambda trial: (trial.number, trial.trial))
-    write_report(asked, mix, trials, benches, selection, gate, page)
+    write_report(asked, mix, trials, benches, selection, gate, page, answers)
     return page
 
 

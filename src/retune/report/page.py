@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from retune import store
-from retune.records import BenchRecord, GateRecord, Record, TrialRecord
+from retune.records import AnswersRecord, BenchRecord, GateRecord, Record, TrialRecord
 from retune.report.data_tables import (
     brief,
     comparison_notes,
@@ -54,6 +54,7 @@ def write_report(
     selection: Selection | None,
     gate: GateRecord | None,
     out: Path | str,
+    answers: AnswersRecord | None = None,
 ) -> None:
     """Write the page to `out`.
 
@@ -65,9 +66,10 @@ def write_report(
         selection: which trial was chosen; None while a study is not at its end: then as if it were.
         gate: None if nothing was registered.
         out: path or URI of the HTML file; written atomically.
+        answers: of base, default and winner to held-out prompts; None where they were not recorded.
 
     """
-    store.write(str(out), render(study, mix, trials, benches, selection, gate).encode())
+    store.write(str(out), render(study, mix, trials, benches, selection, gate, answers).encode())
 
 
 def render(
@@ -77,6 +79,7 @@ def render(
     benches: Sequence[BenchRecord],
     selection: Selection | None,
     gate: GateRecord | None,
+    answers: AnswersRecord | None = None,
 ) -> str:
     """Return the page as HTML; see `write_report`. Every text is escaped."""
     from jinja2 import Environment, StrictUndefined
@@ -116,6 +119,8 @@ def render(
         comparisons=comparison_rows(selection),
         comparison_notes=comparison_notes(selection),
         correlations=correlation_words(selection),
+        answers=answers,
+        speakers=_speakers(answers, selection) if answers else {},
         failed=[t for t in trials if t.objective(selection.metric) is None],
         mix_facts=mix_facts,
         mix_tables=mix_tables,
@@ -125,6 +130,14 @@ def render(
             study.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True
         ),
     )
+
+
+def _speakers(answers: AnswersRecord, selection: Selection) -> dict[str, str]:
+    """Return what to call each model that answered, by its trial."""
+    roles = {selection.base: "untuned base", selection.default: "default setting", selection.chosen: "chosen"}
+    if selection.chosen == selection.default:
+        roles[selection.chosen] = "default setting, chosen"
+    return {trial: f"{roles[trial]}, {trial}" if trial in roles else trial for trial in answers.trials}
 
 
 def _signed(value: float) -> str:

@@ -6,35 +6,60 @@ Everything is read from the study's folder; the process that runs the study know
 from __future__ import annotations
 
 import json
+import math
+import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from retune import store
+from retune import gpus, store
 from retune.errors import InputError, RetuneError
-from retune.records import TrialRecord
+from retune.records import TrialRecord, by_number, loads
 from retune.report.folder import newest_search, study_in
+from retune.report.importance import MIN_TRIALS, importances
+from retune.study import Study
 
 EVERY_SECONDS = 1.0
+_GPU_SECONDS = 2.0
+_MOST_POINTS = 500  # of one curve; beyond, every other point is left out
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
 
 class Watched:
-    """The state of a study's folder. Records of finished trials are read once."""
+    """The state of a study's folder, shared by all who watch. Records of finished trials are read once."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder.rstrip("/")
-        self._records: dict[str, dict[str, Any]] = {}
+        self._lock = threading.Lock()
+        self._records: dict[str, TrialRecord] = {}
+        self._issued: dict[str, dict[str, Any]] = {}
+        self._curves: dict[str, list[tuple[float, float]]] = {}
+        self._importance: tuple[int, dict[str, float] | None] = (-1, None)
+        self._gpus: list[dict[str, Any]] = []
+        self._next_look = 0.0
 
     def state(self) -> dict[str, Any]:
-        """Return what the page shows: `study`, `metric`, `goal`, `progress` and `trials`; as far as there is any yet."""
+        """Return what the page shows, as far as there is any yet.
+
+        Keys: `study`, `metric`, `goal`, `progress`, `trials`, `curves` (of running trials: epoch and loss), `importance`
+        (share by hyper-parameter, None below `few` settings), `queue` and `gpus` (of the machine that serves the page).
+        """
+        with self._lock:
+            return self._state()
+
+    def _state(self) -> dict[str, Any]:
+        progress = self._progress()
         found: dict[str, Any] = {
             "study": self.folder.rpartition("/")[2],
-            "progress": self._progress(),
+            "progress": progress,
             "trials": [],
+            "curves": self._running_curves(progress),
+            "gpus": self._gpus_now(),
         }
         try:
             search = newest_search(self.folder)
@@ -42,17 +67,70 @@ class Watched:
         except (InputError, RetuneError, FileNotFoundError):
             return found  # the search has not begun
         objective = study.search.objective
-        found |= {"study": study.name, "metric": objective.metric, "goal": objective.goal}
-        for name in store.listing(store.join(search, "trials")):
+        trials = store.join(search, "trials")
+        names = store.listing(trials)
+        for name in names:
             if name.endswith("/trial.json") and name not in self._records:
-                record = TrialRecord.model_validate_json(store.read(store.join(search, "trials", name)))
-                self._records[name] = {
-                    "trial": record.trial, "number": record.number, "role": record.role, "status": record.status,
-                    "reason": record.reason, "value": record.objective(objective.metric), "assignment": record.assignment,
-                    "seconds": record.seconds, "curve": [m.value for m in record.curves.get("train_loss", [])],
-                }  # fmt: skip
-        found["trials"] = sorted(self._records.values(), key=lambda trial: trial["number"])
-        return found
+                self._records[name] = TrialRecord.model_validate_json(store.read(store.join(trials, name)))
+        records = sorted(self._records.values(), key=lambda record: (record.number, record.trial))
+        found["trials"] = [_row(record, objective.metric) for record in records]
+        return found | {
+            "study": study.name,
+            "metric": objective.metric,
+            "goal": objective.goal,
+            "importance": self._shares(records, study),
+            "few": MIN_TRIALS,
+            "queue": self._queue(trials, names, progress),
+        }
+
+    def _queue(self, trials: str, names: list[str], progress: dict[str, Any]) -> dict[str, Any]:
+        """Return the trials that have a setting and no result, which of them run, and how many have no setting yet."""
+        done = {name.rpartition("/")[0] for name in names if name.endswith("/trial.json")}
+        for name in names:
+            trial, _, file = name.rpartition("/")
+            if file == "assignment.json" and trial not in self._issued:
+                self._issued[trial] = loads(store.read(store.join(trials, name)), name)
+        running = progress.get("running") or {}
+        waiting = [
+            {**{key: task.get(key) for key in ("trial", "role", "assignment")}, "running": name in running}
+            for name, task in sorted(self._issued.items(), key=lambda entry: by_number(entry[0]))
+            if name not in done
+        ]
+        known = len(done) + len(waiting)
+        told = progress.get("step") == "search"
+        return {"trials": waiting, "to_come": max(0, (progress.get("total") or 0) - known) if told else None}
+
+    def _shares(self, records: list[TrialRecord], study: Study) -> dict[str, float] | None:
+        """Return the importances, computed again whenever a trial is done."""
+        if self._importance[0] != len(records):
+            self._importance = (
+                len(records),
+                importances(records, study.search.space, study.search.objective),
+            )
+        return self._importance[1]
+
+    def _running_curves(self, progress: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
+        """Return the losses of the running trials as far as they were seen: a page that is loaded later shows them too."""
+        running, epochs = progress.get("running") or {}, progress.get("epochs") or {}
+        for name in [name for name in self._curves if name not in running]:
+            del self._curves[name]
+        for name, loss in (progress.get("losses") or {}).items():
+            curve = self._curves.setdefault(name, [])
+            point = (epochs.get(name) or 0.0, loss)
+            if not curve or curve[-1] != point:
+                curve.append(point)
+            if len(curve) > _MOST_POINTS:
+                del curve[1::2]
+        return self._curves
+
+    def _gpus_now(self) -> list[dict[str, Any]]:
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + _GPU_SECONDS
+            try:
+                self._gpus = [asdict(use) for use in gpus.in_use()]
+            except (OSError, subprocess.SubprocessError):
+                self._gpus, self._next_look = [], math.inf  # a driver that hangs is not asked again
+        return self._gpus
 
     def _progress(self) -> dict[str, Any]:
         if "://" in self.folder:
@@ -62,6 +140,14 @@ class Watched:
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
+
+
+def _row(record: TrialRecord, metric: str) -> dict[str, Any]:
+    return {
+        "trial": record.trial, "number": record.number, "role": record.role, "status": record.status, "reason": record.reason,
+        "value": record.objective(metric), "assignment": record.assignment, "seconds": record.seconds,
+        "curve": [(point.epoch, point.value) for point in record.curves.get(metric, [])],
+    }  # fmt: skip
 
 
 def events(watched: Watched, every: float = EVERY_SECONDS) -> Iterator[bytes]:
@@ -82,6 +168,7 @@ def events(watched: Watched, every: float = EVERY_SECONDS) -> Iterator[bytes]:
 def serve(folder: str, host: str, port: int, every: float = EVERY_SECONDS) -> ThreadingHTTPServer:
     """Return a server of the page, not yet running; port 0 takes a free one."""
     page = resources.files("retune.report").joinpath("watch.html").read_bytes()
+    watched = Watched(folder)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -103,9 +190,9 @@ def serve(folder: str, host: str, port: int, every: float = EVERY_SECONDS) -> Th
                 if path == "/":
                     self.wfile.write(page)
                 elif path == "/state":
-                    self.wfile.write(json.dumps(Watched(folder).state()).encode())
+                    self.wfile.write(json.dumps(watched.state()).encode())
                 else:
-                    for event in events(Watched(folder), every):
+                    for event in events(watched, every):
                         self.wfile.write(event)
                         self.wfile.flush()
             except (BrokenPipeError, ConnectionResetError):

@@ -1,4 +1,4 @@
-"""Step `benchmark`: score the best trials beside the untuned base and the default setting."""
+"""Step `benchmark`: score the best trials beside the untuned base and the default setting, and let the winner speak."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from retune import gpus
 from retune.evaluation import bench
 from retune.events import Event
 from retune.records import BenchRecord, digest
+from retune.steps import answers
 from retune.steps.search import open_tracker
 from retune.study import Study
+from retune.tracking import open_boards
 from retune.workspace import folders, progress
 from retune.workspace.search_folder import SearchFolder
 
@@ -24,7 +26,13 @@ def inputs(study: Study, folder: SearchFolder) -> dict[str, Any]:
 
 
 def benchmark(study: Study, folder: SearchFolder) -> list[BenchRecord]:
-    """Score the candidates of a finished search on every task of the study."""
+    """Score the candidates of a finished search on every task of the study, and write down a few answers."""
+    records = _scores(study, folder)
+    answers.answers(study, folder)
+    return records
+
+
+def _scores(study: Study, folder: SearchFolder) -> list[BenchRecord]:
     ask = inputs(study, folder)
     if folder.stamps.outputs("benchmark", ask) is not None:
         return folder.benches(study)
@@ -56,7 +64,8 @@ def benchmark(study: Study, folder: SearchFolder) -> list[BenchRecord]:
 
 
 def _track(study: Study, folder: SearchFolder, records: list[BenchRecord]) -> None:
-    tracker = open_tracker(study, folder)
-    for record in records:
-        tracker.benchmark(record)
-    tracker.close()
+    work = folders.work_folder(study)
+    for told in (open_tracker(study, folder), open_boards(study.tracking, study.name, folder.name, work)):
+        for record in records:
+            told.benchmark(record)
+        told.close()

@@ -12,7 +12,7 @@ from retune.errors import InputError, RetuneError
 from retune.evaluation import bench
 from retune.steps import benchmark, look, reach
 from retune.study import TASKS, File, Study
-from retune.tracking import server
+from retune.tracking import boards, server
 from retune.tracking.runs import tracking_uri
 from retune.training.run_trial import METRICS
 from retune.training.targets import ALL_LINEAR, named
@@ -69,6 +69,7 @@ def _problems(study: Study, network: bool, tracking: bool, notes: list[str]) -> 
             yield from _of(lambda: _candidates(study))
     if study.artifacts.uri not in far:
         yield from reach.artifacts(study)
+    yield from boards.problems(study.tracking)
     if study.tracking.uri not in far:
         yield from _old_server(study)
     if tracking and study.tracking.uri not in far:

@@ -14,14 +14,16 @@ from retune.selection.choice import Selection
 from retune.steps.search import open_tracker
 from retune.study import Study
 from retune.workspace import folders
-from retune.workspace.search_folder import GATE, PAGE, SEARCH, SELECTION, SearchFolder
+from retune.workspace.search_folder import ANSWERS, GATE, PAGE, SEARCH, SELECTION, SearchFolder
 
 FLUSH_SECONDS = 30.0
 
 
 def inputs(study: Study, folder: SearchFolder) -> dict[str, Any]:
     """Return what decides the outcome of this step."""
-    return {name: digest(folder.read(name)) for name in (SEARCH, SELECTION, GATE) if folder.has(name)}
+    return {
+        name: digest(folder.read(name)) for name in (SEARCH, SELECTION, GATE, ANSWERS) if folder.has(name)
+    }
 
 
 def report(study: Study) -> str | None:
@@ -37,7 +39,7 @@ def report(study: Study) -> str | None:
     selection = folder.selection if SELECTION in ask else None
     gate = folder.gate if GATE in ask else None
     mix = mixing.read_mix_record(folders.data_folder(study))
-    page.write_report(study, mix, trials, benches, selection, gate, out)
+    page.write_report(study, mix, trials, benches, selection, gate, out, folder.answers)
     _track(study, folder, mix.digest, trials, selection, out)
     if gate is not None:  # an unfinished study is reported anew each time
         with folder.stamps.step("report", ask):

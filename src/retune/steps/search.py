@@ -14,7 +14,7 @@ from retune.engines import SearchJob
 from retune.events import Event
 from retune.records import digest, now, versions
 from retune.study import Study
-from retune.tracking import Tracker
+from retune.tracking import Boards, Tracker, open_boards
 from retune.workspace import folders, locks, progress
 from retune.workspace.ledger import Ledger
 from retune.workspace.search_folder import SEARCH, SearchFolder, SearchRecord
@@ -86,16 +86,19 @@ def _run(
         study.search.trials,
     )
     tracker = open_tracker(study, folder, data_digest)
+    boards = open_boards(study.tracking, study.name, folder.name, work)
     tracker.start_study(params=_params(study))
     for record in done:  # a killed run may have died between a record and its tracking
-        tracker.start_trial(record.trial, record.number, record.role, record.assignment, record.seed)
-        tracker.finish_trial(record)
+        for told in (tracker, boards):
+            told.start_trial(record.trial, record.number, record.role, record.assignment, record.seed)
+            told.finish_trial(record)
 
     def observe(event: Event) -> None:
         shown(event)
         if event.kind == "finished":
             spent.write_text(f"{shown.seconds:.1f}\n")
         track(tracker, event)
+        track(boards, event)
 
     def stop() -> bool:
         return should_stop() or (work / STOP_FILE).exists()
@@ -106,6 +109,7 @@ def _run(
         spent.write_text(f"{shown.seconds:.1f}\n")
     finally:
         tracker.close()
+        boards.close()
     return _record(study, folder.ledger, outcome.stopped_by, data_digest, shown.seconds / 3600)
 
 
@@ -132,8 +136,8 @@ def _record(study: Study, ledger: Ledger, stopped_by: str, data_digest: str, hou
     )
 
 
-def track(tracker: Tracker, event: Event) -> None:
-    """Pass an engine's event on to MLflow."""
+def track(tracker: Tracker | Boards, event: Event) -> None:
+    """Pass an engine's event on to MLflow, or to another board."""
     if event.kind == "issued":
         tracker.start_trial(event.trial, event.number, event.role, event.assignment, event.seed)
     elif event.kind == "metric":

@@ -32,19 +32,23 @@ def select(study: Study, folder: SearchFolder) -> Selection:
     if folder.stamps.outputs("select", ask) is not None:
         return folder.selection
     with folder.stamps.step("select", ask) as outputs:
-        trials = list(folder.trials.values())
-        search = study.search
-        selection = choose(
-            trials,
-            folder.benches(study),
-            search.objective,
-            study.select,
-            study.benchmark.tasks,
-            search.constraints,
-            search.further_objectives,
-            search.space,
-        )
+        selection = choice(study, folder)
         folder.write(SELECTION, selection)
         outputs["digest"] = digest(selection.to_json())
         outputs["chosen"] = selection.chosen
     return selection
+
+
+def choice(study: Study, folder: SearchFolder) -> Selection:
+    """Return what the rule chooses from the trials and scores that are there; nothing is written."""
+    search = study.search
+    return choose(
+        list(folder.trials.values()),
+        folder.benches(study),
+        search.objective,
+        study.select,
+        study.benchmark.tasks,
+        search.constraints,
+        search.further_objectives,
+        search.space,
+    )

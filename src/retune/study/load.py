@@ -238,6 +238,7 @@ def _resolve(content: dict[str, Any], inputs: Path, outputs: Path) -> None:
         uri = tracking.setdefault("uri", "sqlite:///mlflow.db")
         if isinstance(uri, str) and uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
             tracking["uri"] = f"sqlite:///{outputs / uri.removeprefix('sqlite:///')}"
+        _absolute(tracking, "tensorboard", outputs)
 
 
 def _get(content: Any, *keys: str) -> Any:

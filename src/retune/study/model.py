@@ -249,6 +249,18 @@ class Benchmark(Section):
         return self._checked(problems)
 
 
+class Report(Section):
+    """What the report shows besides numbers."""
+
+    answers: int = Field(
+        10,
+        ge=0,
+        le=100,
+        description="held-out prompts that base, default and winner answer for people to read; 0 for none",
+    )
+    new_tokens: int = Field(128, gt=0, description="the longest answer, in tokens")
+
+
 class Select(Section):
     """How one of the Pareto-optimal candidates is chosen; never silently by the loss.
 
@@ -294,6 +306,23 @@ class Tracking(Section):
     """The MLflow tracking server or database. A password in its address stays out of all that is written."""
 
     uri: str = "sqlite:///mlflow.db"
+    tensorboard: str | None = Field(
+        None,
+        min_length=1,
+        description="folder for TensorBoard's files of all trials, by the package tensorboard",
+    )
+    wandb: str | None = Field(
+        None,
+        pattern=r"^([\w.-]+/)?[\w.-]+$",
+        description="project, or entity/project, of Weights & Biases that shows the trials too, by the package wandb",
+    )
+
+    @field_validator("tensorboard")
+    @classmethod
+    def _is_a_folder(cls, folder: str | None) -> str | None:
+        if folder and "://" in folder:
+            raise ValueError(f"must be a local folder, but got {folder!r}")
+        return folder
 
     @field_validator("uri")
     @classmethod
@@ -345,6 +374,7 @@ class Study(Section):
     benchmark: Benchmark = Field(default_factory=Benchmark)
     select: Select = Field(default_factory=Select)
     promote: Promote
+    report: Report = Field(default_factory=Report)
     engine: Engine = Field(default_factory=Engine)
     cluster: Cluster = Field(default_factory=Cluster)
     tracking: Tracking = Field(default_factory=Tracking)

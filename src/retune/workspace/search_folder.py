@@ -3,7 +3,7 @@
 ::
 
     search-<digest>/
-        study.json  search.json  selection.json  gate.json  report.html
+        study.json  search.json  answers.json  selection.json  gate.json  report.html
         trials/  the ledger          bench/<trial>/<task>.json          steps/  the stamps
 """
 
@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from retune import store
 from retune.data.mix_record import MixRecord
-from retune.records import BenchRecord, GateRecord, Record, TrialRecord, parse
+from retune.records import AnswersRecord, BenchRecord, GateRecord, Record, TrialRecord, parse
 from retune.selection.choice import Selection
 from retune.study import Study
 from retune.workspace import folders
@@ -23,6 +23,7 @@ from retune.workspace.ledger import BASE, DEFAULT, Ledger
 from retune.workspace.stamps import Stamps
 
 SEARCH, SELECTION, GATE, PAGE = "search.json", "selection.json", "gate.json", "report.html"
+ANSWERS = "answers.json"
 R = TypeVar("R", bound=Record)
 
 
@@ -152,17 +153,28 @@ class SearchFolder:
         """The gate's decision."""
         return self._read(GateRecord, GATE)
 
-    def mix(self, data_digest: str) -> MixRecord | None:
-        """Return the record of the mixed data with that digest, beside this search; None if it is not there."""
+    @property
+    def answers(self) -> AnswersRecord | None:
+        """The answers of base, default and winner to held-out prompts, if they were made."""
+        return self._read(AnswersRecord, ANSWERS) if self.has(ANSWERS) else None
+
+    def data(self, data_digest: str) -> tuple[str, MixRecord] | None:
+        """Return folder and record of the mixed data with that digest, beside this search; None if it is not there."""
         from retune.data import mixing
 
         root = self.uri.rstrip("/").rpartition("/")[0]
         for name in store.listing(root):
             if name.count("/") == 1 and name.startswith("data-") and name.endswith("/mix.json"):
-                found = mixing.read_mix_record(store.join(root, name.partition("/")[0]))
+                uri = store.join(root, name.partition("/")[0])
+                found = mixing.read_mix_record(uri)
                 if found.digest == data_digest:
-                    return found
+                    return uri, found
         return None
+
+    def mix(self, data_digest: str) -> MixRecord | None:
+        """Return the record of the mixed data with that digest; None if it is not there."""
+        found = self.data(data_digest)
+        return found[1] if found else None
 
     def candidates(self, study: Study) -> list[TrialRecord]:
         """Return the trials to benchmark: base, default, the best, and the worst if the study asks for them."""

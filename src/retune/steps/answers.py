@@ -1,0 +1,133 @@
+"""Answers of the untuned base, the default setting and the winner to a few held-out prompts, written down once.
+
+They belong to the step `benchmark`, the one that has the models in memory: the winner is what the study's rule chooses
+from the scores so far. A report only reads them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from retune import models, store
+from retune.data import mixing
+from retune.data.example import Example
+from retune.data.prompts import Prompt
+from retune.errors import RetuneError
+from retune.evaluation.asking import Asker
+from retune.evaluation.decoding import adapters
+from retune.evaluation.decoding.self_check import decoding
+from retune.records import Answered, AnswersRecord, TrialRecord, now, versions
+from retune.steps import select
+from retune.study import Study
+from retune.workspace import folders, progress
+from retune.workspace.ledger import BASE, DEFAULT
+from retune.workspace.search_folder import ANSWERS, SearchFolder
+
+_LOG = logging.getLogger("retune.answers")
+_BATCH = 4
+
+
+def answers(study: Study, folder: SearchFolder) -> AnswersRecord | None:
+    """Let base, default and winner answer the first held-out prompts; None if the study asks for none, or has none.
+
+    What was made from the same trials and prompts is kept. A study does not fail for want of answers: the reason is logged.
+    """
+    if not study.report.answers:
+        return None
+    try:
+        trials = _who(folder, select.choice(study, folder).chosen)
+        ask = [
+            folder.search.data_digest,
+            study.report.model_dump(mode="json"),
+            [[trial.trial, trial.adapter_digest] for trial in trials],
+        ]
+        if folder.stamps.outputs("answers", ask) is not None:
+            return folder.answers
+        with folder.stamps.step("answers", ask) as outputs:
+            record = _ask(study, folder, trials)
+            if record is not None:
+                folder.write(ANSWERS, record)
+            outputs["questions"] = len(record.questions) if record else 0
+    except RetuneError as error:
+        _LOG.warning("the report will have no answers of the models: %s", error)
+        return None
+    return record
+
+
+def _who(folder: SearchFolder, chosen: str | None) -> list[TrialRecord]:
+    """Return the trials that answer: the base, and of default and winner those whose adapters are there, winner last."""
+    names = dict.fromkeys(name for name in (BASE, DEFAULT, chosen) if name in folder.trials)
+    return [folder.trials[n] for n in names if n == BASE or folder.trials[n].adapter_uri]
+
+
+def _ask(study: Study, folder: SearchFolder, trials: list[TrialRecord]) -> AnswersRecord | None:
+    found = folder.data(folder.search.data_digest)
+    if found is None:
+        return None
+    uri, mix = found
+    examples = [e for e in mixing.load_split(uri, "validation") if not e.is_text][: study.report.answers]
+    if not examples or len(trials) < 2:
+        return None
+    begin = time.monotonic()
+    record = AnswersRecord(
+        trials=[trial.trial for trial in trials],
+        chosen=trials[-1].trial,
+        prompt=mix.prompt.kind,
+        new_tokens=study.report.new_tokens,
+        data_digest=mix.digest,
+        questions=[_blank(example) for example in examples],
+    )
+    base = models.load_base(study.model)
+    for trial, texts in _generated(study, base, trials, examples, mix.prompt):
+        for question, text in zip(record.questions, texts, strict=True):
+            if text is not None:
+                question.answers[trial] = text
+    record.seconds = round(time.monotonic() - begin, 3)
+    record.versions = versions("torch", "transformers", "peft", "tokenizers")
+    record.finished = now()
+    return record
+
+
+def _blank(example: Example) -> Answered:
+    *earlier, (_, asked) = example.turns[:-1]
+    return Answered(
+        question=asked,
+        earlier=earlier,
+        reference=example.turns[-1][1],
+        source=example.source,
+        row=example.row,
+    )
+
+
+def _generated(
+    study: Study,
+    base: models.LoadedBase,
+    trials: list[TrialRecord],
+    examples: list[Example],
+    prompt: Prompt,
+) -> Iterator[tuple[str, list[str | None]]]:
+    """Yield each trial's answers; None where a prompt leaves no room for one."""
+    asker = Asker(base.tokenizer, prompt)
+    context = models.context(base.model.config) or models.USUAL_CONTEXT
+    ids = [asker.ids(asker.of(example)) for example in examples]
+    short = [place for place, tokens in enumerate(ids) if len(tokens) < context]
+    path = folders.work_folder(study) / "progress.json"
+    for number, trial in enumerate(trials):
+        progress.write(path, _shown(trial.trial, number, len(trials)))
+        folder = store.download(trial.adapter_uri) if trial.adapter_uri else None
+        with ExitStack() as stack:
+            tuned: Any = stack.enter_context(adapters.attached(base.model, folder))
+            decoder, _ = stack.enter_context(decoding(tuned, base.tokenizer, base.device, context, _BATCH))
+            decoder = replace(decoder, ends=asker.ends)
+            made = decoder.complete([ids[k] for k in short], study.report.new_tokens, asker.stop)
+        texts = dict(zip(short, map(asker.tidy, made), strict=True))
+        yield trial.trial, [texts.get(place) for place in range(len(ids))]
+
+
+def _shown(trial: str, number: int, count: int) -> progress.Progress:
+    return progress.Progress(step="benchmark", running={f"answers of {trial}": number / count})
