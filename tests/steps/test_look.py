@@ -1,12 +1,14 @@
 """What is known of a base by its files alone is what one knows who builds it."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
+from retune.data import plain_tokenizer
 from retune.models import load_tokenizer
 from retune.steps import look
 from retune.study import Model
@@ -67,10 +69,56 @@ def test_the_tokenizer_is_the_one_that_transformers_takes(tmp_path, made):
     assert ours.get_vocab() == theirs.get_vocab()
 
 
+def plain(folder, **settings):
+    """Return a copy of the demo's base with more in its tokenizer's settings."""
+    shutil.copytree(TINY, folder, dirs_exist_ok=True)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return folder
+
+
+@pytest.mark.parametrize("settings", [{}, {"pad_token": "</s>", "unk_token": "<s>"}, {"eos_token": None}])
+def test_without_transformers_a_plain_tokenizer_gives_the_same(tmp_path, settings):
+    base = plain(tmp_path / "base", **settings)
+    ours, theirs = plain_tokenizer.of(base), load_tokenizer(Model(base=str(base)))
+    assert ours is not None
+    texts = ["a  line\nand <s> more</s>", "", "Ünïcode 12345 <pad><unk>", " Write a poem."]
+    for special in (True, False):
+        assert (
+            ours(texts, add_special_tokens=special)["input_ids"]
+            == theirs(texts, add_special_tokens=special)["input_ids"]
+        )
+    assert ours.eos_token_id == theirs.eos_token_id
+    assert ours.get_vocab() == theirs.get_vocab()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"eos_token": "<end>"}, {"tokenizer_class": "LlamaTokenizer"}, {"add_bos_token": True}, {"chat_template": "{{ messages }}"},
+     {"added_tokens_decoder": {}}, {"eos_token": {"content": "</s>"}}, {"extra_special_tokens": ["<new>"]}],
+)  # fmt: skip
+def test_a_tokenizer_that_transformers_may_change_is_left_to_it(tmp_path, settings):
+    assert plain_tokenizer.of(plain(tmp_path / "base", **settings)) is None
+
+
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "added_tokens.json", "chat_template.jinja"])
+def test_so_is_one_with_further_files(tmp_path, name):
+    base = plain(tmp_path / "base")
+    (base / name).write_text("{}")
+    assert plain_tokenizer.of(base) is None
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"added_tokens": []}'])
+def test_and_a_damaged_one(tmp_path, content):
+    base = plain(tmp_path / "base", bos_token=None, eos_token=None, pad_token=None)
+    (base / "tokenizer.json").write_text(content)
+    assert plain_tokenizer.of(base) is None
+
+
 def test_validating_the_demo_imports_no_torch():
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "retune", "validate", str(DEMO)], capture_output=True, text=True, check=True
     )  # fmt: skip
     names = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "tokenizers" in names
-    assert not {"torch", "mlflow", "kfp", "scipy.linalg"} & names
+    assert not {"torch", "transformers", "mlflow", "kfp", "scipy.linalg"} & names

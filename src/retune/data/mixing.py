@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retune import models, store
-from retune.data import sift, sources
+from retune.data import plain_tokenizer, sift, sources
 from retune.data.amounts import drawn
 from retune.data.encode import Encoder, resolve
 from retune.data.example import Example
@@ -180,10 +180,13 @@ def _drawn(
     """Read, sift and draw; return the prompt and the records of both splits."""
     everything = [*stocks, held_out] if held_out else stocks
     sift.parse(everything)
-    if isinstance(tokenizer, str | Path):
-        tokenizer = models.load_tokenizer(Model(base=str(tokenizer)))
     conversations = any(text.example.messages for stock in everything for text in stock.texts)
+    folder = tokenizer if isinstance(tokenizer, str | Path) else None
+    if folder is not None:
+        tokenizer = plain_tokenizer.of(Path(folder)) or models.load_tokenizer(Model(base=str(folder)))
     prompt = resolve(data.prompt, conversations, tokenizer is None or bool(tokenizer.chat_template))
+    if folder is not None and prompt.kind == "chat":
+        tokenizer = models.load_tokenizer(Model(base=str(folder)))
     sift.drop_duplicates(stocks)
     if held_out:
         sift.drop_duplicates([held_out])

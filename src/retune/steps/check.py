@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Callable, Iterator
 
 from retune import models, search, store
-from retune.data import mixing
+from retune.data import mixing, plain_tokenizer
 from retune.errors import InputError, RetuneError
 from retune.evaluation import bench
 from retune.steps import benchmark, look, reach
@@ -150,7 +150,7 @@ def _base(study: Study) -> None:
             f"`data.max_length <= {known.context}` must hold, the context of the base, but got {study.data.max_length}"
         )
     try:
-        tokenizer = models.load_tokenizer(study.model)
+        tokenizer = plain_tokenizer.of(base) or models.load_tokenizer(study.model)
     except InputError as error:
         problems += [f"{error.subject}: {told}" for told in error.problems]
     else:

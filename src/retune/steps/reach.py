@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +57,9 @@ def tracking(study: Study) -> Iterator[str]:
         yield from _writable(Path(uri.removeprefix("sqlite:///").partition("?")[0]).parent, "tracking.uri")
     if not uri.startswith(("http://", "https://")):
         return
+    import urllib.error  # with TLS, which most checks need not load
+    import urllib.request
+
     try:
         request = urllib.request.Request(f"{address(uri).rstrip('/')}/health")
         with urllib.request.urlopen(request, timeout=SECONDS):
