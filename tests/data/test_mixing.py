@@ -244,7 +244,9 @@ def test_rules_hold_for_any_records(tmp_path_factory, data):
         assert source.empty == sum(not i.strip() or not o.strip() for i, _, o in given_records)
     train, validation, _ = mixing.read_mix(out)
     assert (len(train), len(validation)) == (wanted.train, wanted.validation)
-    assert [s.splits["train"].records for s in record.sources] == counts(wanted.train, [0.7, 0.3])
+    # Which source has the record that a tie leaves over is decided by their files.
+    exact = counts(wanted.train, [0.7, 0.3]), counts(wanted.train, [0.3, 0.7])[::-1]
+    assert [s.splits["train"].records for s in record.sources] in exact
 
     def seen(text):
         return " ".join(text.split())

@@ -87,4 +87,4 @@ def test_pack_keeps_every_record_that_has_something_to_learn(flags):
     assert found.lengths.tolist() == [len(f) for f in kept]
     assert found.counts.tolist() == [sum(f[1:]) for f in kept]
     assert found.dropped == len(flags) - len(kept)
-    assert torch.equal(found.ids, torch.cat([torch.arange(len(f)) for f in kept]))
+    assert torch.equal(found.ids.long(), torch.cat([torch.arange(len(f)) for f in kept]))

@@ -54,7 +54,7 @@ def flatten(tokens: Tokens, records: Sequence[int]) -> Batch:
     starts = tokens.offsets[list(records)].tolist()
     ends = tokens.offsets[[record + 1 for record in records]].tolist()
     lengths = [end - start for start, end in zip(starts, ends, strict=True)]
-    ids = torch.cat([tokens.ids[start:end] for start, end in zip(starts, ends, strict=True)])
+    ids = torch.cat([tokens.ids[start:end] for start, end in zip(starts, ends, strict=True)]).long()
     flags = [tokens.counted[start:end] for start, end in zip(starts, ends, strict=True)]
     tails = [length - int(flag.int().argmax()) + 1 for length, flag in zip(lengths, flags, strict=True)]
     positions = torch.cat([torch.arange(length) for length in lengths])

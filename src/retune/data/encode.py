@@ -114,10 +114,4 @@ def tokenize_examples(
     """
     if not examples:
         raise InputError("a split needs at least one record, but got none", "data")
-    records = []
-    cut = 0
-    for ids, counted in Encoder(tokenizer, how).encode(examples):
-        cut += len(ids) > max_length
-        flags = [True] * len(ids) if loss_on == "all" else counted
-        records.append((ids[:max_length], flags[:max_length]))
-    return pack(records, cut)
+    return pack(Encoder(tokenizer, how).encode(examples), max_length, loss_on)

@@ -26,26 +26,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retune import models, store
-from retune.data import plain_tokenizer, sift, sources
+from retune.data import plain_tokenizer, sift, sources, stored_tokens
 from retune.data.amounts import drawn
-from retune.data.encode import Encoder, resolve
+from retune.data.encode import Encoder, resolve, tokenize_examples
 from retune.data.example import Example
 from retune.data.mix_record import MixRecord, SourceRecord, SplitRecord
 from retune.data.prompts import Prompt
 from retune.data.sift import Stock, Text
-from retune.errors import InputError
+from retune.data.tokenizer_digest import chat_template_digest, tokenizer_digest
+from retune.data.tokens import LossOn, Tokens, flat
+from retune.errors import InputError, RetuneError
 from retune.records import canonical, digest, unseal, versions
 from retune.study import PROMPTS, Data, File, Model
 
-__all__ = ["MixRecord", "load_split", "mix", "read_mix", "read_mix_record", "recipe_digest"]
+__all__ = ["MixRecord", "load_split", "load_tokens", "mix", "read_mix", "read_mix_record", "recipe_digest"]
 
 Split = Literal["train", "validation"]
 RULES = 1  # raised when the rules above change: then the same recipe gives other data
 MARKER = "mix.json"
-_TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
-)  # fmt: skip
 
 
 def recipe_digest(data: Data, seed: int, tokenizer: Any = None) -> str:
@@ -87,8 +85,11 @@ def mix(
     tell("reading")
     stocks, held_out = _stocks(data)
     recipe = _recipe(data, seed, tokenizer, stocks, held_out)
-    named = _tokenizer_digest(tokenizer)
+    named = tokenizer_digest(tokenizer)
     if kept := _kept(out_uri, recipe):
+        if tokenizer is not None:
+            tell("storing tokens")
+            _store_again(data, tokenizer, out_uri, kept)
         return kept
     prompt, splits = _drawn(data, seed, tokenizer, stocks, held_out, tell)
     tell("writing")
@@ -99,6 +100,12 @@ def mix(
     store.remove(store.join(out_uri, MARKER))  # while the files change, the folder must not look complete
     for split, content in files.items():
         store.write(store.join(out_uri, f"{split}.jsonl"), content)
+    if tokenizer is not None:
+        place = stored_tokens.place(out_uri, record.digest, prompt, tokenizer, data.max_length, data.loss_on)
+        encoded = {split: [text.encoded for _, text in part] for split, part in splits.items()}
+        stored_tokens.save(
+            place, {split: flat(part, data.max_length, data.loss_on) for split, part in encoded.items()}
+        )
     store.write(store.join(out_uri, MARKER), record.to_json())
     return record
 
@@ -135,11 +142,11 @@ def read_mix_record(uri: str) -> MixRecord:
         raise InputError(f"{MARKER} cannot be read; run `retune mix` again ({error})", uri) from error
 
 
-def load_split(uri: str, split: Split) -> list[Example]:
-    """Return the records of a split of mixed data, in the order of the draw.
+def _whole(uri: str, split: Split) -> tuple[MixRecord, Path]:
+    """Return the record of mixed data and the file of a split, which is what was mixed.
 
     Raises:
-        InputError: if there is none, or it is not what was mixed.
+        InputError: if it is not.
     """
     record = read_mix_record(uri)
     if record.digest != _digest(record.recipe, record.splits):
@@ -150,13 +157,46 @@ def load_split(uri: str, split: Split) -> list[Example]:
     asked = record.splits[split].sha256
     file = store.join(uri, f"{split}.jsonl")
     try:
-        content = store.download(file).read_bytes()
+        path = store.download(file)
+        with path.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
     except FileNotFoundError as error:
         raise InputError("the file is missing; run `retune mix` again", file) from error
-    found = hashlib.sha256(content).hexdigest()
     if found != asked:
         raise InputError(f"{MARKER} says SHA-256 {asked}, but it is {found}; run `retune mix` again", file)
-    return [Example.from_dict(json.loads(line)) for line in content.decode().split("\n")[:-1]]
+    return record, path
+
+
+def load_split(uri: str, split: Split) -> list[Example]:
+    """Return the records of a split of mixed data, in the order of the draw.
+
+    Raises:
+        InputError: if there is none, or it is not what was mixed.
+    """
+    _, path = _whole(uri, split)
+    return [Example.from_dict(json.loads(line)) for line in path.read_text("utf-8").split("\n")[:-1]]
+
+
+def load_tokens(
+    uri: str, split: Split, tokenizer: Callable[[], Any], folder: Path, max_length: int, loss_on: LossOn
+) -> Tokens:
+    """Return the tokens of a split of mixed data: those that `mix` stored, else made here.
+
+    Args:
+        uri: the folder of the data. split: which of the two.
+        tokenizer: gives the transformers tokenizer of the base; asked only if the tokens have to be made.
+        folder: of that tokenizer.
+        max_length, loss_on: see `retune.data.tokens.flat`.
+
+    Raises:
+        InputError: if there is no such data, or it is not what was mixed.
+    """
+    record, _ = _whole(uri, split)
+    place = stored_tokens.place(uri, record.digest, record.prompt, folder, max_length, loss_on)
+    stored = stored_tokens.load(place, split)
+    if stored is not None:
+        return stored.tokens()
+    return tokenize_examples(load_split(uri, split), tokenizer(), record.prompt, max_length, loss_on)
 
 
 def read_mix(uri: str) -> tuple[list[Example], list[Example], MixRecord]:
@@ -181,17 +221,13 @@ def _drawn(
     everything = [*stocks, held_out] if held_out else stocks
     sift.parse(everything)
     conversations = any(text.example.messages for stock in everything for text in stock.texts)
-    folder = tokenizer if isinstance(tokenizer, str | Path) else None
-    if folder is not None:
-        tokenizer = plain_tokenizer.of(Path(folder)) or models.load_tokenizer(Model(base=str(folder)))
-    prompt = resolve(data.prompt, conversations, tokenizer is None or bool(tokenizer.chat_template))
-    if folder is not None and prompt.kind == "chat":
-        tokenizer = models.load_tokenizer(Model(base=str(folder)))
+    counting = _read(tokenizer)
+    prompt = resolve(data.prompt, conversations, counting is None or bool(counting.chat_template))
     sift.drop_duplicates(stocks)
     if held_out:
         sift.drop_duplicates([held_out])
         sift.drop_held_out(stocks, held_out)
-    encoder = None if tokenizer is None else Encoder(tokenizer, prompt)
+    encoder = None if tokenizer is None else _encoder(counting, prompt, tokenizer)
     if encoder is not None:
         sift.drop_too_long(everything, encoder, data.max_length)
     tell("drawing")
@@ -208,6 +244,39 @@ def _drawn(
         tell("counting tokens")
         sift.count_tokens([text for part in splits.values() for _, text in part], encoder)
     return prompt, splits
+
+
+def _read(tokenizer: Any) -> Any:
+    """Return a tokenizer, of a folder the one in it: by the package tokenizers alone where that is sure to be the same."""
+    if not isinstance(tokenizer, str | Path):
+        return tokenizer
+    return plain_tokenizer.of(Path(tokenizer)) or models.load_tokenizer(Model(base=str(tokenizer)))
+
+
+def _encoder(read: Any, prompt: Prompt, tokenizer: Any) -> Encoder:
+    """Return the encoder for a tokenizer, which was `read`; chat templates are transformers' work."""
+    if prompt.kind == "chat" and isinstance(read, plain_tokenizer.PlainTokenizer):
+        read = models.load_tokenizer(Model(base=str(tokenizer)))
+    return Encoder(read, prompt)
+
+
+def _store_again(data: Data, tokenizer: Any, uri: str, record: MixRecord) -> None:
+    """Store the tokens of data that was mixed before, unless they are there: by an older release, or for another loss."""
+    place = stored_tokens.place(uri, record.digest, record.prompt, tokenizer, data.max_length, data.loss_on)
+    try:
+        if all(stored_tokens.load(place, split) for split in ("train", "validation")):
+            return
+    except RetuneError:
+        pass  # damaged: they are made again
+    encoder = _encoder(_read(tokenizer), record.prompt, tokenizer)
+    splits: tuple[Split, Split] = ("train", "validation")
+    stored_tokens.save(
+        place,
+        {
+            split: flat(encoder.encode(load_split(uri, split)), data.max_length, data.loss_on)
+            for split in splits
+        },
+    )
 
 
 def _stocks(data: Data) -> tuple[list[Stock], Stock | None]:
@@ -230,7 +299,7 @@ def _stocks(data: Data) -> tuple[list[Stock], Stock | None]:
 
 def _recipe(data: Data, seed: int, tokenizer: Any, stocks: Sequence[Stock], held_out: Stock | None) -> str:
     """Return the digest of a recipe. What a study need not say is in it only where it says it."""
-    named = _tokenizer_digest(tokenizer)
+    named = tokenizer_digest(tokenizer)
     asked: dict[str, Any] = {
         "train": data.train,
         "validation": _file(held_out) if held_out else data.validation,
@@ -242,7 +311,7 @@ def _recipe(data: Data, seed: int, tokenizer: Any, stocks: Sequence[Stock], held
     if data.prompt != "auto" or not {s.source.format for s in stocks} <= plain or held_out:
         asked["prompt"] = data.prompt if data.prompt in PROMPTS else resolve(data.prompt).text
         if named is not None:
-            asked["chat_template"] = _chat_template(tokenizer)
+            asked["chat_template"] = chat_template_digest(tokenizer)
     return digest({"rules": RULES, "seed": seed, **asked})
 
 
@@ -250,38 +319,6 @@ def _file(stock: Stock) -> list[Any]:
     source = stock.source
     more = {"columns": source.columns, "split": source.split} if source.columns or source.split else None
     return [stock.sha256, source.format, stock.share, sources.name(source), *([more] if more else [])]
-
-
-def _chat_template(tokenizer: Any) -> str | None:
-    """Return the digest of a chat template that lies in a file of its own; others are in `tokenizer_config.json`."""
-    if not isinstance(tokenizer, str | Path):
-        return digest(tokenizer.chat_template) if tokenizer.chat_template else None
-    files = [
-        Path(tokenizer) / "chat_template.jinja",
-        *sorted(Path(tokenizer).glob("additional_chat_templates/*")),
-    ]
-    return digest([file.read_text() for file in files if file.is_file()]) if files[0].is_file() else None
-
-
-def _tokenizer_digest(tokenizer: Any) -> str | None:
-    """Return the digest of a tokenizer's files; of one made in memory, that of its own JSON."""
-    if tokenizer is None:
-        return None
-    folder = tokenizer if isinstance(tokenizer, str | Path) else tokenizer.name_or_path
-    files = {name: Path(folder) / name for name in _TOKENIZER_FILES} if folder else {}
-    found = {
-        name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()
-    }
-    if found:
-        return digest(found)
-    if isinstance(tokenizer, str | Path):
-        raise InputError(
-            f"the folder must hold a tokenizer, but {tokenizer} has none of its files", "model.base"
-        )
-    made = json.loads(tokenizer.backend_tokenizer.to_str())
-    return digest(
-        {key: part for key, part in made.items() if key not in ("truncation", "padding")}
-    )  # set by use
 
 
 def _kept(uri: str, recipe: str) -> MixRecord | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,12 +28,14 @@ class Text:
         keys: hashes of the normalised prompt, and of the normalised prompt and completion together.
         prompt_tokens: tokens before the first that is learned, with the tokenizer's opening tokens.
         completion_tokens: tokens from there on, with the end-of-text token.
+        encoded: all of them, and which of them are learned; kept of those that were drawn.
     """
 
     example: Example
     keys: tuple[bytes, bytes]
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    encoded: tuple[Sequence[int], Sequence[bool] | bytes] = ((), ())
 
 
 @dataclass
@@ -146,8 +149,8 @@ def drop_too_long(given: Sequence[Stock], encoder: Encoder, max_length: int) -> 
 
 
 def count_tokens(texts: Sequence[Text], encoder: Encoder) -> None:
-    """Count the tokens of every prompt and completion."""
-    _count([text for text in texts if not text.completion_tokens], encoder)
+    """Count the tokens of every prompt and completion, and keep them."""
+    _count(texts, encoder, keep=True)
 
 
 def _may_be_longer(example: Example, encoder: Encoder, max_length: int) -> bool:
@@ -157,11 +160,13 @@ def _may_be_longer(example: Example, encoder: Encoder, max_length: int) -> bool:
     return len(asked) + _SPECIAL >= max_length or not asked.isascii()
 
 
-def _count(texts: Sequence[Text], encoder: Encoder) -> None:
+def _count(texts: Sequence[Text], encoder: Encoder, keep: bool = False) -> None:
     """Count as a trial does."""
     for text, (ids, counted) in zip(texts, encoder.encode([text.example for text in texts]), strict=True):
         text.prompt_tokens = counted.index(True) if True in counted else len(ids)
         text.completion_tokens = len(ids) - text.prompt_tokens
+        if keep:
+            text.encoded = array("i", ids), bytes(counted)  # 5 bytes a token: lists would be 16
 
 
 def _keys(example: Example) -> tuple[bytes, bytes]:

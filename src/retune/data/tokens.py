@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from retune.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 LossOn = Literal["completion", "all"]
@@ -19,7 +21,7 @@ class Tokens:
     """A tokenised split, all records one behind the other.
 
     Attributes:
-        ids: token ids, int64, shape ``(tokens,)``.
+        ids: token ids, int32, shape ``(tokens,)``.
         counted: whether the loss counts the prediction *of* this token, bool, shape ``(tokens,)``. Never true for the
             first token of a record: nothing predicts it.
         offsets: where each record starts, and the end; int64, shape ``(records + 1,)``.
@@ -44,31 +46,80 @@ class Tokens:
     @property
     def counts(self) -> Tensor:
         """Counted tokens per record, shape ``(records,)``."""
+        import numpy as np
         import torch
 
-        total = torch.zeros(len(self.ids) + 1, dtype=torch.int64)
-        torch.cumsum(self.counted, 0, out=total[1:])
-        return total[self.offsets].diff()
+        # Not by a running sum over all tokens, which would be 8 bytes for each of them; no record is empty.
+        starts = self.offsets[:-1].numpy()
+        return torch.from_numpy(np.add.reduceat(self.counted.numpy(), starts, dtype=np.int64))
 
 
-def pack(records: Sequence[tuple[Sequence[int], Sequence[bool]]], cut: int = 0) -> Tokens:
-    """Put records of ``(ids, counted)`` into one `Tokens`; records without a counted token are left out.
+class Flat(NamedTuple):
+    """The same as `Tokens` in numpy's arrays, for those who do without torch: int32, bool and int64."""
+
+    ids: np.ndarray[Any, Any]
+    counted: np.ndarray[Any, Any]
+    offsets: np.ndarray[Any, Any]
+    cut: int
+    dropped: int
+
+    def tokens(self) -> Tokens:
+        """Return them as tensors, which share the arrays' memory."""
+        import torch
+
+        ids, counted, offsets = (torch.from_numpy(each) for each in (self.ids, self.counted, self.offsets))
+        return Tokens(ids, counted, offsets, self.cut, self.dropped)
+
+
+def flat(
+    records: Iterable[tuple[Sequence[int], Sequence[bool] | bytes]],
+    max_length: int | None = None,
+    loss_on: LossOn = "completion",
+) -> Flat:
+    """Put records of ``(ids, counted)`` one behind the other; those without a counted token after the cut are left out.
+
+    Args:
+        records: ids and counted tokens, whole.
+        max_length: tokens per record at most; the rest is cut off at the end.
+        loss_on: count what the records say, or all.
 
     Raises:
         InputError: if no record is left.
     """
-    import torch
+    import numpy as np
 
-    kept = [(ids, counted) for ids, counted in records if any(counted[1:])]
-    if not kept:
+    ids, counted, lengths = array("i"), bytearray(), [0]
+    cut = dropped = 0
+    for tokens, flags in records:
+        cut += max_length is not None and len(tokens) > max_length
+        kept = [True] * len(tokens) if loss_on == "all" else flags
+        tokens, kept = tokens[:max_length], kept[:max_length]
+        if not any(kept[1:]):
+            dropped += 1
+            continue
+        ids.extend(tokens)
+        counted += bytes([False, *kept[1:]])
+        lengths.append(len(tokens))
+    if len(lengths) == 1:
         raise InputError(
             "at least one record must have a token to learn from after the cut, but none has", "data"
         )
-    offsets = torch.tensor([0, *(len(ids) for ids, _ in kept)]).cumsum(0)
-    ids = torch.tensor([token for ids, _ in kept for token in ids])
-    counted = torch.tensor([flag for _, flags in kept for flag in flags])
-    counted[offsets[:-1]] = False
-    return Tokens(ids, counted, offsets, cut, len(records) - len(kept))
+    return Flat(
+        np.frombuffer(ids, dtype=np.int32),
+        np.frombuffer(counted, dtype=np.bool_),
+        np.cumsum(lengths, dtype=np.int64),
+        cut,
+        dropped,
+    )
+
+
+def pack(
+    records: Iterable[tuple[Sequence[int], Sequence[bool] | bytes]],
+    max_length: int | None = None,
+    loss_on: LossOn = "completion",
+) -> Tokens:
+    """Return the same as `flat`, as tensors."""
+    return flat(records, max_length, loss_on).tokens()
 
 
 def tokenize(
@@ -91,13 +142,7 @@ def tokenize(
     """
     if not pairs:
         raise InputError("a split needs at least one record, but got none", "data")
-    records = []
-    cut = 0
-    for ids, counted in join([[pair] for pair in pairs], tokenizer):
-        cut += len(ids) > max_length
-        flags = [True] * len(ids) if loss_on == "all" else counted
-        records.append((ids[:max_length], flags[:max_length]))
-    return pack(records, cut)
+    return pack(join([[pair] for pair in pairs], tokenizer), max_length, loss_on)
 
 
 def join(

@@ -11,10 +11,9 @@ import torch
 
 from retune import store
 from retune.data import mixing
-from retune.data.encode import tokenize_examples
 from retune.data.tokens import Tokens
 from retune.errors import InputError
-from retune.models import LoadedBase, load_base, tokenizer_problems
+from retune.models import LoadedBase, load_base, locate, tokenizer_problems
 from retune.study import Data, Model, Study
 from retune.training import lora, lora_linear, self_check
 from retune.training.base_state import reload_if_changed
@@ -75,7 +74,7 @@ class ResidentBase:
         return self._base
 
     def tokens(self, data_uri: str, split: Literal["train", "validation"], data: Data) -> Tokens:
-        """Return a tokenised split of mixed data; tokenised once as long as the data stays the same.
+        """Return a tokenised split of mixed data, as `mix` stored it; else tokenised once as long as the data stays the same.
 
         Raises:
             InputError: if there is no mixed data at `data_uri`, it is damaged, or the tokenizer does not fit the base.
@@ -86,9 +85,8 @@ class ResidentBase:
             rows = base.model.get_input_embeddings().weight.shape[0]
             if problems := tokenizer_problems(base.tokenizer, rows):
                 raise InputError(problems, "model.base")
-            examples, how = mixing.load_split(data_uri, split), mixing.read_mix_record(data_uri).prompt
-            self._splits[key] = tokenize_examples(
-                examples, base.tokenizer, how, data.max_length, data.loss_on
+            self._splits[key] = mixing.load_tokens(
+                data_uri, split, lambda: base.tokenizer, locate(self.model), data.max_length, data.loss_on
             )
         return self._splits[key]
 

@@ -55,7 +55,7 @@ def validation_loss(
                 loss_sum(model, flatten(tokens, [0]).to(devices.device))
     finally:
         model.train(training)
-    return float(devices.sum(total)) / int(tokens.counted.sum())
+    return float(devices.sum(total)) / int(tokens.counts.sum())
 
 
 def _sum(model: Any, tokens: Tokens, records: list[int], devices: Devices) -> torch.Tensor:
