@@ -207,14 +207,14 @@ def _ours(options: argparse.Namespace, base: LoadedBase, tokens: Tokens) -> Run:
         return False
 
     _reset(base)
-    training = Training(epochs=1, batch_size=options.batch_size, target_modules=TARGETS)
+    training = _chosen().model_copy(update={"epochs": 1, "batch_size": options.batch_size})
     place = {record: k for k, record in enumerate(epoch_order(len(tokens), SEED, 0))}
     shuffled = _pick(tokens, [place[record] for record in range(len(tokens))])
     validation = _pick(tokens, [0])
-    with by_segments(base.model), lora.adapted(base.model, _chosen(), TARGETS, "base", SEED) as model:
+    with by_segments(base.model), lora.adapted(base.model, _chosen(), "base", SEED) as model:
         lora_linear.install(model)
         folder = os.path.join(tempfile.gettempdir(), "no-checkpoint-here")
-        loop = Loop(model, shuffled, validation, training, _chosen(), SEED, Devices(), folder, "bench",
+        loop = Loop(model, shuffled, validation, training, SEED, Devices(), folder, "bench",
                     lambda event: None, stamp)  # fmt: skip
         losses = loop.run().losses
     # asked before each step, then inside the validation
@@ -242,7 +242,7 @@ def _trainer(options: argparse.Namespace, base: LoadedBase, tokens: Tokens) -> R
     chosen = _chosen()
     with (
         tempfile.TemporaryDirectory() as folder,
-        lora.adapted(base.model, chosen, TARGETS, "base", SEED) as model,
+        lora.adapted(base.model, chosen, "base", SEED) as model,
     ):
         arguments = TrainingArguments(
             folder, per_device_train_batch_size=options.batch_size, num_train_epochs=1, seed=SEED,
@@ -272,8 +272,8 @@ def _run(stamps: list[tuple[float, float]], steps: int, losses: list[float], bas
     return Run(wall, cpu, losses, _peak(base))
 
 
-def _chosen() -> lora.Setting:
-    return lora.Setting(rank=8, alpha=32, dropout=0.0, learning_rate=1e-4, weight_decay=0.0)
+def _chosen() -> Training:
+    return Training(rank=8, alpha=32, dropout=0.0, learning_rate=1e-4, target_modules=TARGETS)
 
 
 def _tokenizer(options: argparse.Namespace) -> Any:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from retune import models
 from retune.errors import InputError
-from retune.study import Model
+from retune.study import Model, Training
 from tests.conftest import ROOT
 
 
@@ -130,8 +130,10 @@ def test_four_bits_are_qlora_as_peft_does_it(tmp_path):
     assert (layer.weight.quant_type, layer.weight.quant_state.nested) == ("nf4", True)
     assert model.lm_head.weight.dtype == torch.float32
     ids = torch.arange(20, device=model.device)[None]
-    setting = lora.Setting(4, 8, 0.0, 1e-3, 0.0)
-    with lora.adapted(model, setting, ["q_proj", "v_proj"], "x", 0) as adapted:
+    setting = Training(rank=4, alpha=8, dropout=0.0, learning_rate=1e-3)
+    with lora.adapted(
+        model, setting.model_copy(update={"target_modules": ["q_proj", "v_proj"]}), "x", 0
+    ) as adapted:
         assert (
             type(adapted.base_model.model.model.layers[0].self_attn.q_proj).__module__
             == "peft.tuners.lora.bnb"

@@ -112,7 +112,7 @@ WRONG = [
     ("training.epochs", 2.5, "training.epochs: a whole number is asked for, but got 2.5"),
     ("training.learning_rate", float("inf"), "training.learning_rate: must be a finite number, but got inf"),
     ("training.learning_rate", float("nan"), "training.learning_rate: must be a finite number, but got nan"),
-    ("training.target_modules", "q_(proj", "`target_modules` is a list of names, `all-linear` or a regular expression, but 'q_(proj' is none"),
+    ("training.target_modules", "q_(proj", "`target_modules` is a list of names, one of ['all-linear', 'attention', 'mlp'] or a regular expression, but 'q_(proj' is none"),
     ("training.target_modules", " ", "`target_modules` must name layers"),
     ("training.dropout", 1.0, "training.dropout: must be below 1, but got 1.0"),
     ("name", "Not A Name", "`name` must be lower-case letters, digits and inner dashes, at most 40 of them, but got 'Not A Name'"),
@@ -132,6 +132,51 @@ WRONG = [
     ("select.weights", {"mmul": 1}, "select.weights.mmul: unknown name 'mmul'; did you mean 'mmlu'?"),
     ("promote.model", "a model", "promote.model: must hold only letters, digits, dots, dashes and underscores"),
 ]  # fmt: skip
+
+
+def parameter(name, **fields):
+    return {"name": name, **fields}
+
+
+UNTRAINABLE = [
+    ([parameter("variant", kind="categorical", values=["lora", "dor"], default="lora")], "did you mean 'dora'?"),
+    ([parameter("batch_size", kind="real", low=1, high=8, default=4)], "batch_size: a whole number is asked for"),
+    ([parameter("epochs", kind="integer", low=0, high=8, default=4)], "epochs: must be above 0, but got 0"),
+    (
+        [
+            parameter("variant", kind="categorical", values=["lora", "dora"], default="lora"),
+            parameter("init", kind="categorical", values=["default", "olora"], default="default"),
+        ],
+        "leaves the base's weights alone, but got 'olora' (at variant dora, init olora): leave a value out",
+    ),
+    (
+        [
+            parameter("init", kind="categorical", values=["default", "orthogonal"], default="default"),
+            parameter("rank", kind="integer", low=2, high=64, default=8),
+        ],
+        "needs an even `rank`",
+    ),
+    (
+        [
+            parameter("first_layer", kind="integer", low=0, high=20, default=0),
+            parameter("last_layer", kind="integer", low=10, high=31, default=31),
+        ],
+        "`first_layer <= last_layer` must hold, but got",
+    ),
+    (
+        [
+            parameter("alpha", kind="integer", low=1, high=64, default=8),
+            parameter("alpha_ratio", kind="real", low=1, high=4, default=2),
+        ],
+        "`alpha_ratio` is tuned in place of `alpha`",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("parameters", "words"), UNTRAINABLE)
+def test_a_setting_that_cannot_be_trained_is_told_before_the_search(parameters, words):
+    found = problems(("search.parameters", parameters))
+    assert any(words in problem for problem in found), found
 
 
 @pytest.mark.parametrize(("key", "value", "words"), WRONG)

@@ -6,8 +6,9 @@
 Trials are retune's own, one after the other on a base that stays loaded. The plan is fixed beforehand: the default
 setting, 230 points of a scrambled Sobol sequence over the whole space, 100 of another over the two decades of the
 learning rate where an earlier study (docs/results/tribes2024-small.md) had its best trials, and 15 points with 5 more
-seeds each, so that the noise is known. Each trial appends a line to `--lines`; run again to carry on. `--out` is
-written from what is measured so far, also when the program is interrupted.
+seeds each, so that the noise is known. `--size small` is for more surfaces at less cost: 90, 40 and 6 points with 4 more
+seeds, shorter records, ranks up to 64; its options say what sets a surface apart. Each trial appends a line to `--lines`;
+run again to carry on. `--out` is written from what is measured so far, also when the program is interrupted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from scipy.stats import qmc
@@ -34,32 +35,49 @@ from retune.study import Study
 from retune.training.resident import ResidentBase
 from retune.training.run_trial import TrialTask, run_trial
 
-WHOLE, BAND, REPEATED, SEEDS = 230, 100, 15, 5
 BAND_LOW, BAND_HIGH = 1e-3, 1e-1
-TRAIN, VALIDATION, MAX_LENGTH, EPOCHS, BATCH = 100, 50, 256, 1, 4
+BATCH = 4
 
 
-def space() -> Space:
+class Size(NamedTuple):
+    """How much is measured: points over the whole space and in the band, points with further seeds, and their records."""
+
+    whole: int
+    band: int
+    repeated: int
+    seeds: int
+    train: int
+    validation: int
+    max_length: int
+    highest_rank: int
+
+
+SIZES = {"full": Size(230, 100, 15, 5, 100, 50, 256, 512), "small": Size(90, 40, 6, 4, 40, 24, 96, 64)}
+
+
+def space(highest_rank: int) -> Space:
     """The space of Tribes et al. 2024 with more learning rates, and the weight decays of Davouse 2024."""
     rate = Parameter(name="learning_rate", kind="real", low=1e-6, high=1e-1, scale="log", default=1e-5)
     decay = Parameter(name="weight_decay", kind="real", low=1e-5, high=1e-1, scale="log", default=1e-2)
-    kept = tuple(p for p in tribes2024().parameters if p.name != "learning_rate")
-    return Space(parameters=(*kept, rate, decay))
+    ranks = tuple(rank for rank in (4, 8, 16, 32, 64, 128, 256, 512) if rank <= highest_rank)
+    rank = Parameter(name="rank", kind="discrete", values=ranks, default=8)
+    kept = tuple(p for p in tribes2024().parameters if p.name not in ("rank", "learning_rate"))
+    return Space(parameters=(rank, *kept, rate, decay))
 
 
-def plan() -> list[tuple[dict[str, Any], int]]:
+def plan(size: Size) -> list[tuple[dict[str, Any], int]]:
     """Return all trials as (assignment, seed), the kinds mixed, so that any beginning of it is a fair sample."""
-    found = space()
-    whole = _sobol(found, WHOLE, 1)
+    found = space(size.highest_rank)
+    whole = _sobol(found, size.whole, 1)
     rate = found["learning_rate"]
     low, high = rate.unit(rate.level(BAND_LOW)), rate.unit(rate.level(BAND_HIGH))
     place = found.names.index("learning_rate")
     band = [
         found.decode(found.from_unit([*row[:place], low + row[place] * (high - low), *row[place + 1 :]]))
-        for row in _rows(len(found.names), BAND, 2)
+        for row in _rows(len(found.names), size.band, 2)
     ]
-    repeated = (whole + band)[:: (WHOLE + BAND) // REPEATED][:REPEATED]
-    again = [(point, seed) for seed in range(1, SEEDS + 1) for point in repeated]
+    repeated = (whole + band)[:: (size.whole + size.band) // size.repeated][: size.repeated]
+    again = [(point, seed) for seed in range(1, size.seeds + 1) for point in repeated]
     groups = [[(point, 0) for point in whole], [(point, 0) for point in band], again]
     placed = [(k / len(group), g, trial) for g, group in enumerate(groups) for k, trial in enumerate(group)]
     default = found.default()
@@ -87,11 +105,15 @@ def main() -> None:
     parser.add_argument("--lines", type=Path, required=True, help="one line a trial; kept between runs")
     parser.add_argument("--out", type=Path, help="the surface; default: not written")
     parser.add_argument("--limit", type=int, help="stop after so many trials of this run")
+    parser.add_argument("--size", choices=SIZES, default="full")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--schedule", default="linear")
+    parser.add_argument("--targets", default="q_proj,v_proj", help="names of layers, or all-linear")
     given = parser.parse_args()
     quiet()
-    study = _study(given.model, given.source)
+    study, size = _study(given), SIZES[given.size]
     known = _known(given.lines)
-    todo = [trial for trial in plan() if _key(*trial) not in known][: given.limit]
+    todo = [trial for trial in plan(size) if _key(*trial) not in known][: given.limit]
     with tempfile.TemporaryDirectory() as folder:
         mixing.mix(study.data, study.seed, None, f"{folder}/data")
         identity = mixing.read_mix_record(f"{folder}/data").digest
@@ -103,22 +125,25 @@ def main() -> None:
                 _write(given.out, study, identity, base, given.lines)
 
 
-def _study(model: str, sources: list[str]) -> Study:
-    parts = [source.split(":") for source in sources]
+def _study(given: argparse.Namespace) -> Study:
+    parts, size = [source.split(":") for source in given.source], SIZES[given.size]
+    targets = given.targets if given.targets == "all-linear" else given.targets.split(",")
     return Study.model_validate(
         {
             "name": "surface",
-            "model": {"base": model, "dtype": "float32"},
+            "model": {"base": given.model, "dtype": "float32"},
             "data": {
                 "sources": [
                     {"format": p[0], "uri": str(Path(":".join(p[1:-1])).resolve()), "share": p[-1]} for p in parts
                 ],
-                "train": TRAIN,
-                "validation": VALIDATION,
-                "max_length": MAX_LENGTH,
+                "train": size.train,
+                "validation": size.validation,
+                "max_length": size.max_length,
             },
-            "training": {"epochs": EPOCHS, "batch_size": BATCH},
-            "search": {"parameters": [p.model_dump() for p in space().parameters]},
+            "training": {
+                "epochs": given.epochs, "batch_size": BATCH, "schedule": given.schedule, "target_modules": targets,
+            },
+            "search": {"parameters": [p.model_dump() for p in space(size.highest_rank).parameters]},
             "promote": {"model": "surface"},
         }
     )  # fmt: skip
@@ -169,18 +194,19 @@ def _write(out: Path, study: Study, identity: str, base: ResidentBase, lines: Pa
         untuned = base.evaluate(None, folder, study)
     content = {
         "measured": now(),
-        "what": f"{TRAIN} + {VALIDATION} records, {EPOCHS} epoch, batch {BATCH}, at most {MAX_LENGTH} tokens",
+        "what": f"{study.data.train} + {study.data.validation} records, {study.training.epochs} epochs, batch {BATCH}, "
+        f"at most {study.data.max_length} tokens, {study.training.schedule} schedule, on {study.training.target_modules}",
         "base": Path(study.model.base).name,
         "base_digest": base.load().digest,
         "data_digest": identity,
         "sources": [[s.format, Path(s.uri).name, s.share] for s in study.data.sources],
         "machine": f"{platform.machine()}, cpu, {torch.get_num_threads()} thread of {os.cpu_count()} cores",
         "versions": versions("torch", "transformers", "peft", "accelerate"),
-        "space": space().model_dump(mode="json", exclude_none=True),
+        "space": study.search.space.model_dump(mode="json", exclude_none=True),
         "untuned": untuned,
     }
     rows = list(_rows_of(lines))
-    names = space().names
+    names = study.search.space.names
     trials = [
         [
             *(row["assignment"][name] for name in names),

@@ -13,11 +13,12 @@ Default grids of `real` parameters, unless `step` says otherwise:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Value = float | int | str
 Assignment = dict[str, Value]
@@ -43,7 +44,8 @@ class Parameter(BaseModel):
     levels are ``low + k * step`` (linear) or ``low * 10 ** (k * step)`` (log, step in log10).
     ``discrete`` has ordered numbers, ``categorical`` unordered names, both in ``values``.
     ``default`` is the setting that the study compares itself with; it must lie in the range. An algorithm sees it at
-    its nearest level.
+    its nearest level. ``when`` makes the parameter conditional: it varies only while each of the named parameters, which
+    come before it, has one of the listed values, and stays at its default otherwise.
 
     Raises:
         pydantic.ValidationError: naming the rule and the value, all problems at once.
@@ -58,8 +60,32 @@ class Parameter(BaseModel):
     high: float | None = None
     scale: Scale = "linear"
     step: float | None = None
-    values: tuple[Value, ...] | None = None
+    values: tuple[Value, ...] | None = Field(
+        None, description="a list among them is one value, its items joined by commas: names of layers"
+    )
     default: Value | None = None
+    when: dict[str, tuple[Value, ...]] | None = Field(
+        None, description="varies only while the parameters named here have one of these values"
+    )
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _joined_items(cls, given: Any) -> Any:
+        return [_joined(item) for item in given] if isinstance(given, list | tuple) else given
+
+    @field_validator("default", mode="before")
+    @classmethod
+    def _joined_default(cls, given: Any) -> Any:
+        return _joined(given)
+
+    @field_validator("when", mode="before")
+    @classmethod
+    def _one_value(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {
+            name: values if isinstance(values, list | tuple) else [values] for name, values in given.items()
+        }
 
     @model_validator(mode="after")
     def _check(self) -> Parameter:
@@ -69,6 +95,20 @@ class Parameter(BaseModel):
         return self
 
     def _problems(self) -> list[str]:
+        found = self._kind_problems()
+        if self.when is not None and not found:
+            if not self.when or not all(self.when.values()):
+                found.append(
+                    f"`when` names parameters and their values, but got {self.when} for {self.name!r}"
+                )
+            if self.default is None or self.value(self.level(self.default)) != self.default:
+                found.append(
+                    f"a parameter with `when` needs a `default` on its grid, which it keeps otherwise, but got "
+                    f"{self.default} for {self.name!r}"
+                )
+        return found
+
+    def _kind_problems(self) -> list[str]:
         if self.kind in ("discrete", "categorical"):
             return self._list_problems()
         return self._range_problems()
@@ -279,6 +319,13 @@ class Parameter(BaseModel):
         return self._span / LINEAR_LEVELS
 
 
+def _joined(value: Any) -> Any:
+    """Return a list of names as one text: a category has no parts."""
+    if isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value):
+        return ",".join(value)
+    return value
+
+
 class Space(BaseModel):
     """The parameters of a study, in a fixed order.
 
@@ -299,7 +346,57 @@ class Space(BaseModel):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"parameter names must differ, but duplicates are {twice}")
+        if problems := [
+            text for place, p in enumerate(self.parameters) for text in self._condition_problems(place, p)
+        ]:
+            raise ValueError("; ".join(problems))
         return self
+
+    def _condition_problems(self, place: int, parameter: Parameter) -> list[str]:
+        found = []
+        before = {p.name: p for p in self.parameters[:place]}
+        for name, values in (parameter.when or {}).items():
+            parent = before.get(name)
+            if parent is None or parent.values is None:
+                lists = [p.name for p in before.values() if p.values is not None]
+                found.append(
+                    f"`when` of {parameter.name!r} names discrete or categorical parameters before it, {lists}, but got {name!r}"
+                )
+            elif wrong := [value for value in values if not parent.contains(value)]:
+                found.append(
+                    f"`when` of {parameter.name!r}: {name!r} has {list(parent.values)}, but not {wrong}"
+                )
+        return found
+
+    @property
+    def conditional(self) -> bool:
+        """Whether a parameter depends on others."""
+        return any(parameter.when for parameter in self.parameters)
+
+    def active(self, levels: Sequence[int]) -> list[bool]:
+        """Return of each parameter whether it varies at a point: one whose parent does not keeps its default, too."""
+        settled = self.settle(levels)
+        found: dict[str, bool] = {}
+        for parameter in self.parameters:
+            found[parameter.name] = self._holds(parameter, settled)
+        return list(found.values())
+
+    def settle(self, levels: Sequence[int]) -> tuple[int, ...]:
+        """Return the levels with every parameter whose condition does not hold at its default."""
+        found = list(levels)
+        for place, parameter in enumerate(self.parameters):
+            if parameter.when and not self._holds(parameter, found):
+                assert parameter.default is not None
+                found[place] = parameter.level(parameter.default)
+        return tuple(found)
+
+    def _holds(self, parameter: Parameter, levels: Sequence[int]) -> bool:
+        for name, values in (parameter.when or {}).items():
+            parent = self[name]
+            level = levels[self.names.index(name)]
+            if level not in {parent.level(value) for value in values}:
+                return False
+        return True
 
     @property
     def names(self) -> list[str]:
@@ -309,7 +406,19 @@ class Space(BaseModel):
     @property
     def size(self) -> int:
         """How many different points the space holds."""
-        return math.prod(parameter.levels for parameter in self.parameters)
+        if not self.conditional:
+            return math.prod(parameter.levels for parameter in self.parameters)
+        parents = {name for parameter in self.parameters for name in parameter.when or ()}
+        ladders = [range(p.levels) if p.name in parents else (0,) for p in self.parameters]
+        kinds = {self.settle(levels) for levels in itertools.product(*ladders)}
+        return sum(
+            math.prod(
+                p.levels
+                for p, on in zip(self.parameters, self.active(levels), strict=True)
+                if on and p.name not in parents
+            )
+            for levels in kinds
+        )
 
     def __getitem__(self, name: str) -> Parameter:
         return next(parameter for parameter in self.parameters if parameter.name == name)
@@ -334,11 +443,12 @@ class Space(BaseModel):
         missing = [name for name in self.names if name not in assignment]
         if missing:
             raise KeyError(f"the assignment lacks {missing}")
-        return tuple(parameter.level(assignment[parameter.name]) for parameter in self.parameters)
+        return self.settle([parameter.level(assignment[parameter.name]) for parameter in self.parameters])
 
     def decode(self, levels: Sequence[int]) -> Assignment:
         """Return the assignment at `levels`; the inverse of `encode`."""
-        return {p.name: p.value(level) for p, level in zip(self.parameters, levels, strict=True)}
+        settled = self.settle(levels)
+        return {p.name: p.value(level) for p, level in zip(self.parameters, settled, strict=True)}
 
     def snap(self, assignment: Mapping[str, Value]) -> Assignment:
         """Return the nearest assignment on the grid."""
@@ -354,7 +464,7 @@ class Space(BaseModel):
 
     def from_unit(self, places: Sequence[float]) -> tuple[int, ...]:
         """Return the levels for a point of the unit cube."""
-        return tuple(p.from_unit(place) for p, place in zip(self.parameters, places, strict=True))
+        return self.settle([p.from_unit(place) for p, place in zip(self.parameters, places, strict=True)])
 
 
 def tribes2024() -> Space:

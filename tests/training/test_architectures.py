@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from retune.data.batches import flatten
 from retune.errors import InputError
 from retune.evaluation.decoding import self_check as answers
+from retune.study import Training
 from retune.training import lora, lora_linear, one_by_one, self_check
 from retune.training.attention import attending
 from retune.training.loss import loss_sum
@@ -22,7 +23,7 @@ from . import zoo
 from .test_loss import random_tokens
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-SETTING = lora.Setting(4, 8, 0.0, 1e-3, 0.0)
+SETTING = Training(rank=4, alpha=8, dropout=0.0, learning_rate=1e-3)
 NAMES = zoo.names()
 ROWS: dict[str, str | None] = {}
 REFUSED = {"prophetnet", "xlm", "xlnet"}  # they see later tokens
@@ -71,7 +72,9 @@ def plain_answer(core, prompt, eager):
 
 def tuning(model):
     """Check that the way taken gives the plain losses and gradients of an adapter, and return it."""
-    with lora.adapted(model, SETTING, zoo.targets(model), "x", 0) as tuned:
+    with lora.adapted(
+        model, SETTING.model_copy(update={"target_modules": zoo.targets(model)}), "x", 0
+    ) as tuned:
         lora.disturb(tuned)
         found = self_check.check(tuned, None, 64, train=True)
         tuned.eval()

@@ -11,8 +11,7 @@ from retune.training import lora
 from retune.training.targets import target_names
 from tests.training.test_loss import padded_loss, random_tokens
 
-CHOSEN = lora.Setting(4, 8, 0.1, 1e-3, 0.0)
-TARGETS = ["q_proj", "v_proj"]
+CHOSEN = Training(rank=4, alpha=8, dropout=0.1, learning_rate=1e-3, target_modules=["q_proj", "v_proj"])
 
 
 def snapshot(model):
@@ -37,7 +36,7 @@ def assert_same(model, before):
 
 def test_setting_takes_the_studys_values_where_the_assignment_is_silent():
     chosen = lora.setting(Training(), {"rank": 16, "learning_rate": 2e-4})
-    assert chosen == lora.Setting(16, 32.0, 0.1, 2e-4, 0.0)
+    assert chosen == Training(rank=16, learning_rate=2e-4)
     assert lora.setting(Training(), {"rank": "16"}).rank == 16  # Katib passes text
 
 
@@ -56,10 +55,10 @@ def test_setting_names_every_problem_at_once():
     assert len(caught.value.problems) == 6
     for part in (
         "'gamma'",
-        "`rank` must be a whole number above 0, but got 2.5",
-        "`alpha` must be above 0, but got 0",
-        "`dropout` must be at least 0 and below 1, but got 1",
-        "`learning_rate` must be finite",
+        "rank: a whole number is asked for, but got 2.5",
+        "alpha: must be above 0, but got 0",
+        "dropout: must be below 1, but got 1",
+        "learning_rate: must be a finite number",
         "'much'",
     ):
         assert part in text
@@ -67,7 +66,7 @@ def test_setting_names_every_problem_at_once():
 
 def test_unknown_target_is_refused_with_the_names_there_are(base):
     with pytest.raises(InputError, match=r"\['down_proj', .*'v_proj'\], but got \['query'\]"):
-        target_names(base.load().model, ["q_proj", "query"])
+        target_names(base.load().model, Training(target_modules=["q_proj", "query"]))
 
 
 @pytest.mark.parametrize(
@@ -86,13 +85,13 @@ def test_targets_are_those_that_peft_chooses(base, targets):
     from peft import LoraConfig, get_peft_model
 
     model = base.load().model
-    ours = target_names(model, targets)
+    ours = target_names(model, Training(target_modules=targets))
     theirs = get_peft_model(
         copy.deepcopy(model), LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM")
     )
     names = {n.partition("base_model.model.")[2] for n, m in theirs.named_modules() if hasattr(m, "lora_A")}
     assert set(ours) == names
-    with lora.adapted(model, CHOSEN, targets, "x", 0) as adapted:
+    with lora.adapted(model, CHOSEN.model_copy(update={"target_modules": targets}), "x", 0) as adapted:
         files = lora.files(adapted)
     assert json.loads(files["adapter_config.json"])["target_modules"]
 
@@ -106,7 +105,7 @@ def test_an_expression_that_matches_nothing_is_refused(base):
         (["q_porj"], "did you mean 'q_proj' for 'q_porj'"),
     ]:
         with pytest.raises(InputError, match=words):
-            target_names(model, wrong)
+            target_names(model, Training(target_modules=wrong))
 
 
 def test_the_base_is_untouched_afterwards(base):
@@ -115,7 +114,7 @@ def test_the_base_is_untouched_afterwards(base):
     tokens = random_tokens([20, 30])
     with torch.no_grad():
         output = padded_loss(model, tokens, [0, 1])
-    with lora.adapted(model, CHOSEN, TARGETS, "x", 0) as adapted:
+    with lora.adapted(model, CHOSEN, "x", 0) as adapted:
         adapted.train()
         padded_loss(adapted, tokens, [0, 1]).backward()
         torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=1.0).step()
@@ -129,7 +128,7 @@ def test_the_base_is_untouched_after_an_error_inside_and_while_putting_the_adapt
 
     model = base.load().model
     before = snapshot(model)
-    with pytest.raises(ZeroDivisionError), lora.adapted(model, CHOSEN, TARGETS, "x", 0):
+    with pytest.raises(ZeroDivisionError), lora.adapted(model, CHOSEN, "x", 0):
         1 / 0
     assert_same(model, before)
 
@@ -143,14 +142,14 @@ def test_the_base_is_untouched_after_an_error_inside_and_while_putting_the_adapt
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(peft.tuners.lora.layer.LoraLayer, "update_layer", breaks_in_the_third_layer)
-    with pytest.raises(MemoryError), lora.adapted(model, CHOSEN, TARGETS, "x", 0):
+    with pytest.raises(MemoryError), lora.adapted(model, CHOSEN, "x", 0):
         pass
     assert len(calls) == 3
     assert_same(model, before)
 
 
 def test_the_adapters_memory_is_free_afterwards(base):
-    with lora.adapted(base.load().model, CHOSEN, TARGETS, "x", 0) as adapted:
+    with lora.adapted(base.load().model, CHOSEN, "x", 0) as adapted:
         held = [weakref.ref(p) for p in adapted.parameters() if p.requires_grad]
     del adapted  # and no collector is needed: a trial leaves no cycles
     assert len(held) == 8
@@ -160,7 +159,7 @@ def test_the_adapters_memory_is_free_afterwards(base):
 def test_same_seed_same_start_and_other_seed_another(base):
     starts = []
     for seed in (0, 0, 1):
-        with lora.adapted(base.load().model, CHOSEN, TARGETS, "x", seed) as adapted:
+        with lora.adapted(base.load().model, CHOSEN, "x", seed) as adapted:
             starts.append(lora.weights(adapted))
     name = next(n for n in starts[0] if "lora_A" in n)
     assert torch.equal(starts[0][name], starts[1][name])
@@ -170,7 +169,7 @@ def test_same_seed_same_start_and_other_seed_another(base):
 def test_files_are_pefts_own_and_the_same_every_time(base, tmp_path):
     model = base.load().model
     tokens = random_tokens([20, 30])
-    with lora.adapted(model, CHOSEN, TARGETS, "some/base", 0) as adapted, torch.no_grad():
+    with lora.adapted(model, CHOSEN, "some/base", 0) as adapted, torch.no_grad():
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.1)
@@ -199,7 +198,7 @@ def test_a_folder_without_adapter_or_with_a_foreign_one_is_refused(base, tmp_pat
     before = snapshot(model)
     with pytest.raises(InputError, match="adapter folder holds"), lora.loaded(model, tmp_path):
         pass
-    with lora.adapted(model, CHOSEN, TARGETS, "x", 0) as adapted:
+    with lora.adapted(model, CHOSEN, "x", 0) as adapted:
         files = lora.files(adapted)
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from retune.study import Training
 from retune.training import lora, lora_linear
 from retune.training.lora_linear import LoraLinear, Weights
 
@@ -27,7 +28,12 @@ def test_gradients_are_the_derivatives(dropout, bias):
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_equals_pefts_own_layer_drawn_from_the_same_seed(base, dropout):
     found = {}
-    with lora.adapted(base.load().model, lora.Setting(4, 8, dropout, 1e-3, 0.0), ["q_proj"], "x", 0) as model:
+    with lora.adapted(
+        base.load().model,
+        Training(rank=4, alpha=8, dropout=dropout, learning_rate=1e-3, target_modules=["q_proj"]),
+        "x",
+        0,
+    ) as model:
         model.train()
         layer = model.base_model.model.model.layers[0].self_attn.q_proj
         torch.nn.init.normal_(layer.lora_B["default"].weight)

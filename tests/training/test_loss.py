@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from retune.data.batches import flatten
 from retune.data.tokens import pack
+from retune.study import Training
 from retune.training import blocked_attention, llama_layer, lora, lora_linear
 from retune.training.attention import attend, by_segments, segments
 from retune.training.loss import loss_sum
@@ -89,7 +90,9 @@ def random_tokens(lengths, vocabulary=258):
 def test_loss_and_gradients_equal_padded_batches(base, targets):
     tokens = random_tokens([5, 60, 17, 2, 33])
     model = base.load().model
-    with lora.adapted(model, lora.Setting(4, 8, 0.0, 1e-3, 0.0), targets, "x", 0) as adapted:
+    with lora.adapted(
+        model, Training(rank=4, alpha=8, dropout=0.0, learning_rate=1e-3, target_modules=targets), "x", 0
+    ) as adapted:
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.1)
@@ -149,7 +152,9 @@ def test_the_written_out_layer_is_used_and_equals_transformers_own(base, monkeyp
         staticmethod(lambda ctx, g: (used.append(ctx.rows is None), real(ctx, g))[1]),
     )
     found = []
-    with lora.adapted(model, lora.Setting(4, 8, 0.0, 1e-3, 0.0), ALL_LINEAR, "x", 0) as adapted:
+    with lora.adapted(
+        model, Training(rank=4, alpha=8, dropout=0.0, learning_rate=1e-3, target_modules=ALL_LINEAR), "x", 0
+    ) as adapted:
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.1)
@@ -174,7 +179,9 @@ def test_dropout_reaches_every_adapter_of_the_written_out_layer(base):
     """With a dropout near 1 next to nothing is left of the adapters, and evaluation has none."""
     tokens = random_tokens([40])
     model = base.load().model
-    with lora.adapted(model, lora.Setting(4, 64, 0.97, 1e-3, 0.0), ALL_LINEAR, "x", 0) as adapted:
+    with lora.adapted(
+        model, Training(rank=4, alpha=64, dropout=0.97, learning_rate=1e-3, target_modules=ALL_LINEAR), "x", 0
+    ) as adapted:
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.1)

@@ -10,7 +10,7 @@ import torch
 
 from retune import models
 from retune.data.tokens import pack
-from retune.study import Model
+from retune.study import Model, Training
 from retune.training import attention, lora, lora_linear, memory
 from retune.training.attention import by_segments, segments
 from retune.training.devices import Devices
@@ -106,7 +106,14 @@ def test_batches_of_32_train_at_7b(seven, records, allowed, capsys):
     try:
         with (
             by_segments(seven),
-            lora.adapted(seven, lora.Setting(8, 32, 0.1, 1e-4, 0.0), ["q_proj", "v_proj"], "x", 0) as adapted,
+            lora.adapted(
+                seven,
+                Training(
+                    rank=8, alpha=32, dropout=0.1, learning_rate=1e-4, target_modules=["q_proj", "v_proj"]
+                ),
+                "x",
+                0,
+            ) as adapted,
         ):
             lora_linear.install(adapted)
             adapted.train()

@@ -220,7 +220,7 @@ def test_any_other_error_is_recorded_with_type_and_message(study, data, base, ta
 
 
 def test_bad_input_is_refused_and_nothing_is_written(study, data, base, task, tmp_path):
-    with pytest.raises(InputError, match="`rank` must be"):
+    with pytest.raises(InputError, match="rank: must be above 0"):
         run_trial(study, data, task.model_copy(update={"assignment": {"rank": -1}}), base)
     with pytest.raises(InputError, match="retune mix"):
         run_trial(study, str(tmp_path / "nowhere"), task, base)

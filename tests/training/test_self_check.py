@@ -7,7 +7,7 @@ from transformers.models.llama import modeling_llama
 
 from retune.data.batches import flatten
 from retune.errors import InputError
-from retune.study import Model
+from retune.study import Model, Training
 from retune.training import attention, blocked_attention, llama_layer, lora, lora_linear, self_check
 from retune.training.loss import loss_sum
 from retune.training.resident import ResidentBase
@@ -17,14 +17,14 @@ from . import zoo
 from .conftest import make_study
 from .test_loss import padded_loss, random_tokens
 
-SETTING = lora.Setting(4, 8, 0.0, 1e-3, 0.0)
+SETTING = Training(rank=4, alpha=8, dropout=0.0, learning_rate=1e-3)
 
 
 ROUNDING = 1e-4 if torch.cuda.is_available() else 1e-6  # between a GPU and the CPU, or on one CPU
 
 
 def check(model, targets=("q_proj", "v_proj", "down_proj"), longest=64):
-    with lora.adapted(model, SETTING, list(targets), "x", 0) as tuned:
+    with lora.adapted(model, SETTING.model_copy(update={"target_modules": list(targets)}), "x", 0) as tuned:
         lora.disturb(tuned)
         return self_check.check(tuned, None, longest, train=True)
 
@@ -167,7 +167,7 @@ def test_the_model_and_the_dice_are_as_before():
     model = zoo.build("mistral")
     state = torch.get_rng_state()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with lora.adapted(model, SETTING, ["q_proj"], "x", 0) as tuned:
+    with lora.adapted(model, SETTING.model_copy(update={"target_modules": ["q_proj"]}), "x", 0) as tuned:
         tuned.train()
         state = torch.get_rng_state()
         self_check.check(tuned, None, 64, train=True)

@@ -13,7 +13,8 @@ import click
 from retune.errors import EXIT_FAILED, InputError
 from retune.processes import stop_signals
 from retune.records import Role, TrialRecord, now
-from retune.study import Study, load, parse
+from retune.study import TUNABLE, Study, load, parse
+from retune.study.training import WORDS
 
 if TYPE_CHECKING:
     from retune.events import Event
@@ -33,11 +34,15 @@ class _Number(click.ParamType):  # type: ignore[type-arg]
                 self.fail(f"must be a number, but got {value!r}", param, ctx)
 
 
-def _hyper_parameter(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    flag = "--" + name.replace("_", "-")
-    return click.option(
-        flag, name, type=_Number(), envvar=f"RETUNE_HP_{name.upper()}", help=f"env RETUNE_HP_{name.upper()}"
-    )
+def _hyper_parameters(function: Callable[..., None]) -> Callable[..., None]:
+    """Add an option for each key that a search can tune."""
+    for name in reversed(TUNABLE):
+        variable = f"RETUNE_HP_{name.upper()}"
+        kind = click.STRING if name in WORDS else _Number()
+        function = click.option(
+            "--" + name.replace("_", "-"), name, type=kind, envvar=variable, help=f"env {variable}"
+        )(function)
+    return function
 
 
 @click.command()
@@ -55,14 +60,10 @@ def _hyper_parameter(name: str) -> Callable[[Callable[..., None]], Callable[...,
     "--role", type=click.Choice(get_args(Role)), default="search", show_default=True, help="base: no adapter."
 )
 @click.option("--seed", type=click.IntRange(min=0), help="[default: the study's]")
-@_hyper_parameter("rank")
-@_hyper_parameter("alpha")
-@_hyper_parameter("dropout")
-@_hyper_parameter("learning_rate")
-@_hyper_parameter("weight_decay")
+@_hyper_parameters
 def command(
     study: str, overrides: tuple[str, ...], data: str, out: str, name: str | None, number: int, role: Role,
-    seed: int | None, **setting: float | None,
+    seed: int | None, **setting: float | str | None,
 ) -> None:  # fmt: skip
     """Train and validate one setting of STUDY (YAML; or resolved JSON: a .json path or URI, or - for stdin).
 

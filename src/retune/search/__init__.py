@@ -63,13 +63,15 @@ class Algorithm:
     """One algorithm: its settings, and the function that proposes points.
 
     `propose` may return fewer points than asked, or seen ones; what lacks is filled with random unseen
-    points. `several`: whether it can improve two or three objectives at once.
+    points. `several`: whether it can improve two or three objectives at once. `conditions`: whether it can search a space
+    with conditional parameters.
     """
 
     settings: type[Settings]
     propose: Callable[[Problem, int], list[Candidate]]
     summary: str
     several: bool = False
+    conditions: bool = True
 
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -81,8 +83,10 @@ ALGORITHMS: dict[str, Algorithm] = {
     ),
     "gp": Algorithm(gp.GpSettings, gp.propose, "Bayesian optimisation with a Gaussian process"),
     "lhs": Algorithm(lhs.LhsSettings, lhs.propose, "Latin-hypercube sampling", several=True),
-    "soo": Algorithm(soo.SooSettings, soo.propose, "simultaneous optimistic optimisation"),
-    "bamsoo": Algorithm(bamsoo.BamsooSettings, bamsoo.propose, "SOO that a Gaussian process saves trials"),
+    "soo": Algorithm(soo.SooSettings, soo.propose, "simultaneous optimistic optimisation", conditions=False),
+    "bamsoo": Algorithm(
+        bamsoo.BamsooSettings, bamsoo.propose, "SOO that a Gaussian process saves trials", conditions=False
+    ),
     "tpe": Algorithm(tpe.TpeSettings, tpe.propose, "tree-structured Parzen estimator by Optuna"),
     "random": Algorithm(random.RandomSettings, random.propose, "uniform random points", several=True),
 }
@@ -149,6 +153,12 @@ def validate(
     if len(goals) > 1 and not chosen.several:
         able = [name for name in algorithm_names() if find(name).several]
         found.append(f"several objectives need one of the algorithms {able}, but got {algorithm!r}")
+    depending = [p.name for p in space.parameters if p.when]
+    if depending and not chosen.conditions:
+        found.append(
+            f"`{algorithm}` cuts the space along every parameter and takes none with `when`, but got {depending}: drop `when`, "
+            f"or use one of {[name for name in algorithm_names() if find(name).conditions]}"
+        )
     if len(goals) > MOST_OBJECTIVES or len(set(goals)) < len(goals):
         found.append(f"at most {MOST_OBJECTIVES} different metrics can be objectives, but got {goals}")
     return found

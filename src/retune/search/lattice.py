@@ -32,9 +32,22 @@ class Lattice:
             group = groups[-1] + 1 if groups else 0
             groups += [group] * (1 if parameter.ordered else parameter.levels)
         self.groups: Ints = np.array(groups, dtype=np.int64)
+        self._conditions = [_condition(space, p) for p in space.parameters]
 
     def _varying(self) -> list[Parameter]:
         return [p for p in self._parameters if p.levels > 1]
+
+    def settled(self, levels: Ints) -> Ints:
+        """Return levels, shape (m, d), with each parameter whose condition does not hold at its default (`Space.settle`)."""
+        if not any(self._conditions):
+            return levels
+        found = levels.copy()
+        for axis, condition in enumerate(self._conditions):
+            if condition is not None:
+                default, parents = condition
+                holds = np.all([np.isin(found[:, parent], allowed) for parent, allowed in parents], axis=0)
+                found[~holds, axis] = default
+        return found
 
     def levels(self, places: Floats) -> Ints:
         """Return the levels, shape (m, d), at places of the unit cube, shape (m, d)."""
@@ -59,7 +72,7 @@ class Lattice:
 
     def features(self, levels: Any) -> Floats:
         """Return model inputs, shape (m, columns): ordered parameters on [0, 1], others as one column a category."""
-        array = np.asarray(levels, dtype=np.int64).reshape(-1, len(self.tops))
+        array = self.settled(np.asarray(levels, dtype=np.int64).reshape(-1, len(self.tops)))
         units, columns = self.places(array), []
         for axis, parameter in enumerate(self._parameters):
             if parameter.levels == 1:
@@ -69,6 +82,18 @@ class Lattice:
             else:  # two different categories are as far apart as half the range
                 columns.append(np.eye(parameter.levels)[array[:, axis]] * np.sqrt(0.125))
         return np.hstack(columns) if columns else np.zeros((len(array), 0))
+
+
+def _condition(space: Space, parameter: Parameter) -> tuple[int, list[tuple[int, list[int]]]] | None:
+    """Return the level of a conditional parameter's default, and the axis and the levels that each parent must have."""
+    if not parameter.when:
+        return None
+    assert parameter.default is not None
+    parents = [
+        (space.names.index(name), [space[name].level(value) for value in values])
+        for name, values in parameter.when.items()
+    ]
+    return parameter.level(parameter.default), parents
 
 
 def _by_value(parameter: Parameter) -> bool:

@@ -66,9 +66,11 @@ def _poll(problem: Problem, settings: MadsGlobalSettings, free: set[Levels]) -> 
             levels = (*center[:axis], level, *center[axis + 1 :])
             if levels not in problem.seen:
                 yield Candidate(levels, "poll of categories")
+    active = problem.space.active(center)
+    reaches = tuple(reach if on else 0 for reach, on in zip(ranges, active, strict=True))
     for basis in range(_BASES):
         rng = np.random.default_rng(hashed(problem.seed, center, frame.sizes, frame.restarts, basis))
-        around = [problem.snap(levels) for levels in _directions(frame, ranges, center, rng)]
+        around = [problem.snap(levels) for levels in _directions(frame, reaches, center, rng)]
         found = [levels for levels in dict.fromkeys(around) if levels not in problem.seen]
         yield from (Candidate(levels, _origin(frame)) for levels in found)
         if found:

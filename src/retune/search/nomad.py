@@ -269,7 +269,8 @@ def _ask_nomad(
     problem: Problem, frame: Frame, steps: Steps, center: Levels, shown: Sequence[Point], count: int
 ) -> nomad_process.Answer:
     """Ask NOMAD about the ordered parameters around `center`; its points as whole points of the space."""
-    axes = [i for i, p in enumerate(problem.space.parameters) if p.ordered and p.levels > 1]
+    active = problem.space.active(center)
+    axes = [i for i, p in enumerate(problem.space.parameters) if p.ordered and p.levels > 1 and active[i]]
     if not axes:
         return nomad_process.Answer()
     fixed = [i for i in range(len(center)) if i not in axes]

@@ -6,16 +6,20 @@ import contextlib
 import difflib
 from collections.abc import Callable, Iterator
 
+from pydantic import ValidationError
+
 from retune import models, search, store
 from retune.data import mixing, plain_tokenizer
 from retune.errors import InputError, RetuneError
 from retune.evaluation import bench
+from retune.space import Assignment
 from retune.steps import benchmark, look, reach
-from retune.study import TASKS, File, Study
+from retune.study import TASKS, File, Study, trainable
+from retune.study.training import EDITING
 from retune.tracking import boards, server
 from retune.tracking.runs import tracking_uri
 from retune.training.run_trial import METRICS
-from retune.training.targets import ALL_LINEAR, named
+from retune.training.targets import in_range, named
 from retune.workspace.search_folder import SEARCH, SearchFolder
 
 
@@ -128,6 +132,13 @@ def _quantization(study: Study) -> list[str]:
     """Return why the base cannot be loaded in 4 bits where the trials run: in Katib's pods, or on this machine."""
     if study.model.quantization is None:
         return []
+    inits = {study.training.init} | {
+        str(value) for p in study.search.space.parameters if p.name == "init" for value in p.values or ()
+    }
+    if editing := sorted(inits & set(EDITING)):
+        return [
+            f"`init: {editing[0]}` edits the base's weights, which `model.quantization` keeps in 4 bits: drop one of the two"
+        ]
     if study.engine.kind == "katib":
         lacks = f"`model.quantization: {study.model.quantization}` needs `cluster.gpus` above 0, but got 0"
         return [] if study.cluster.gpus else [lacks]
@@ -143,8 +154,10 @@ def _base(study: Study) -> None:
     except (InputError, FileNotFoundError):
         return  # told above
     known = look.look(base)
-    targets = study.training.target_modules
-    problems = [] if targets == ALL_LINEAR else _of(lambda: named(known.layers, targets))
+    problems = []
+    for assignment in trainable.settings(study.search.space, ("target_modules", "first_layer", "last_layer")):
+        problems += _of(lambda given=assignment: _targets(study, known.layers, given))  # type: ignore[misc]
+    problems = list(dict.fromkeys(problems))
     if known.context and study.data.max_length > known.context:
         problems.append(
             f"`data.max_length <= {known.context}` must hold, the context of the base, but got {study.data.max_length}"
@@ -157,6 +170,16 @@ def _base(study: Study) -> None:
         problems += [f"model.base: {told}" for told in models.tokenizer_problems(tokenizer, known.rows)]
     if problems:
         raise InputError(problems)
+
+
+def _targets(study: Study, layers: list[str], assignment: Assignment) -> None:
+    """Refuse target modules or a range of blocks that the base has not, in one of the settings that can be tried."""
+    try:
+        chosen = study.training.tuned(assignment)
+    except ValidationError:
+        return  # told by the study itself
+    found = named(layers, chosen.target_modules)
+    in_range(found, layers, chosen.first_layer, chosen.last_layer)
 
 
 def _candidates(study: Study) -> None:

@@ -93,7 +93,7 @@ def from_run(folder: str, trial: str | None = None) -> Tuned:
         "Study": f"{study.name}, {record.trial} of {search.name}",
         "Base": _base(study.model),
         "Setting": ", ".join(setting),
-        "Target modules": str(study.training.target_modules),
+        "Target modules": str(record.assignment.get("target_modules", study.training.target_modules)),
         "Data": _data(mix, record),
     }
     for name, value in record.values.items():

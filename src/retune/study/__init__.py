@@ -11,7 +11,6 @@ from retune.study.data import PROMPTS, Data, File, Source
 from retune.study.engine import Engine
 from retune.study.load import json_schema, load, parse
 from retune.study.model import (
-    TUNABLE,
     Artifacts,
     Benchmark,
     Constraint,
@@ -25,10 +24,10 @@ from retune.study.model import (
     Select,
     Study,
     Tracking,
-    Training,
 )
 from retune.study.names import ALGORITHMS, TASKS, AlgorithmName, TaskName
 from retune.study.placement import Toleration
+from retune.study.training import TUNABLE, Training
 
 __all__ = [
     "ALGORITHMS",

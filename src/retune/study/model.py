@@ -11,14 +11,14 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 from retune import uris
 from retune.records import digest
 from retune.space import PRESETS, Parameter, Space
-from retune.study import words
+from retune.study import trainable, words
 from retune.study.cluster import Cluster
 from retune.study.data import Data
 from retune.study.engine import Engine
 from retune.study.names import ALGORITHMS, KATIB_ONLY, AlgorithmName, ScoreName, TaskName
 from retune.study.section import Section
+from retune.study.training import TUNABLE, Training
 
-TUNABLE = ("rank", "alpha", "dropout", "learning_rate", "weight_decay")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
 
 
@@ -49,44 +49,6 @@ class Model(Section):
         return self._checked(problems)
 
 
-class Training(Section):
-    """How one trial trains; the defaults are those of Tribes et al. 2024 and of the transformers Trainer they used."""
-
-    epochs: int = Field(2, gt=0)
-    batch_size: int = Field(4, gt=0, description="records per optimiser step, over all devices")
-    target_modules: Annotated[list[str], Field(min_length=1)] | str = Field(
-        default_factory=lambda: ["q_proj", "v_proj"],
-        description="names of layers, or `all-linear`, or a regular expression for whole names, as PEFT has them",
-    )
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_share: float = Field(
-        0.0, ge=0, lt=1, description="share of all steps in which the learning rate rises from 0"
-    )
-    max_grad_norm: float = Field(1.0, gt=0)
-    rank: int = Field(8, gt=0, description="used when the search does not tune it; so are the next four")
-    alpha: float = Field(32, gt=0)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    learning_rate: float = Field(1e-5, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    checkpoint_minutes: float = Field(10.0, gt=0, description="how much work a killed trial may lose at most")
-
-    @model_validator(mode="after")
-    def _targets_are_names(self) -> Self:
-        given = self.target_modules
-        if not isinstance(given, str):
-            empty = [name for name in given if not name.strip()]
-            return self._checked(
-                ["`target_modules` holds names of layers, but one is empty"] if empty else []
-            )
-        try:
-            re.compile(given)
-        except re.error as error:
-            raise ValueError(
-                f"`target_modules` is a list of names, `all-linear` or a regular expression, but {given!r} is none: {error}"
-            ) from error
-        return self._checked([] if given.strip() else ["`target_modules` must name layers, but is empty"])
-
-
 class Preset(Section):
     """A space from a paper, by name; single parameters of it may be replaced."""
 
@@ -114,6 +76,11 @@ class Constraint(Section):
             return self
         got = "neither" if self.max is None else f"max={self.max:g} and min={self.min:g}"
         return self._checked([f"a constraint has either `max` or `min`, but got {got}"])
+
+
+def _used(parameter: Parameter) -> dict[str, Any]:
+    """Return a parameter for a digest: `when` only where it is used, so that the folders of older studies keep their names."""
+    return parameter.model_dump(mode="json", exclude=None if parameter.when else {"when"})
 
 
 def _or_several(schema: dict[str, Any]) -> None:
@@ -195,6 +162,8 @@ class Search(Section):
             meant = [words.OTHER_NAMES[name] for name in unknown if words.OTHER_NAMES.get(name) in TUNABLE]
             hint = f"; did you mean {meant}?" if meant else ""
             problems.append(f"a trial can tune {list(TUNABLE)}, but the search names {unknown}{hint}")
+        if {"alpha", "alpha_ratio"} <= set(self.space.names):
+            problems.append("`alpha_ratio` is tuned in place of `alpha`, but the search names both")
         lacking = [p.name for p in self.space.parameters if p.default is None]
         if lacking:
             problems.append(
@@ -406,6 +375,7 @@ class Study(Section):
                 "`search.algorithm: language-bo` needs torch, which the suggestion image has not: use `engine.kind: local`, "
                 "or `mads-global`"
             )
+        problems += trainable.problems(self.training, self.search.space)
         outside = [t for t in self.select.weights if t not in self.benchmark.tasks]
         outside += [t for t in self.select.order if t != "objective" and t not in self.benchmark.tasks]
         if outside:
@@ -431,8 +401,7 @@ class Study(Section):
 
     def settings_digest(self, data_digest: str, base_digest: str) -> str:
         """Return the digest of all that decides the result of a setting: data, base, training, seed, code."""
-        training = self.training.model_dump(mode="json", exclude={"checkpoint_minutes"})
-        used = {"data": data_digest, "base": base_digest, "dtype": self.model.dtype, "training": training,
+        used = {"data": data_digest, "base": base_digest, "dtype": self.model.dtype, "training": self.training.decides(),
                 "max_length": self.data.max_length, "loss_on": self.data.loss_on, "seed": self.seed}  # fmt: skip
         if self.model.quantization is not None:
             used["quantization"] = self.model.quantization
@@ -450,7 +419,7 @@ class Study(Section):
         decides = {
             "settings": self.settings_digest(data_digest, base_digest),
             "search": search,
-            "space": self.search.space.model_dump(mode="json"),
+            "space": {"parameters": [_used(p) for p in self.search.space.parameters]},
         }
         if (
             self.engine.kind != "local"

@@ -1,8 +1,9 @@
 """Converts between Katib's Experiment and our search.
 
-What Katib's message has no field for travels as algorithm settings: ``seed``; ``default.<parameter>`` (the
-start); ``constraints`` (``"peak_gpu_gib <= 80, accuracy >= 0.5"``); ``further_objectives`` (``"minimize
-adapter_mib, maximize accuracy"``, besides the Experiment's own); ``log_step.<parameter>`` (a step in log10).
+What Katib's message has no field for travels as algorithm settings: ``seed``; ``default.<parameter>`` (the start);
+``when.<parameter>`` (``{"variant": ["dora"]}``, as JSON); ``constraints`` (``"peak_gpu_gib <= 80, accuracy >= 0.5"``);
+``further_objectives`` (``"minimize adapter_mib, maximize accuracy"``, besides the Experiment's own);
+``log_step.<parameter>`` (a step in log10).
 
 Meaning of Katib's fields here: ``min`` and ``max`` are inclusive; values are ``min + k * step``; without a
 step the grid is the default one of `retune.space`. The log distributions use a log scale; with a ``step`` its
@@ -100,6 +101,8 @@ def experiment_of(
             own[f"default.{parameter.name}"] = parameter.default
         if parameter.scale == "log" and parameter.step is not None:
             own[f"log_step.{parameter.name}"] = parameter.step
+        if parameter.when:
+            own[f"when.{parameter.name}"] = json.dumps(parameter.when)
     if objective.constraints:
         own["constraints"] = ", ".join(
             f"{c.metric} <= {c.max!r}" if c.max is not None else f"{c.metric} >= {c.min!r}"
@@ -149,9 +152,11 @@ def search_of(experiment: Any) -> Search:
     issued, earlier = settings.pop(ISSUED, ""), settings.pop(WARM, "")
     parameters, texts = [], {}
     for entry in spec.parameter_specs.parameters:
-        own = {key: settings.pop(f"{key}.{entry.name}", None) for key in ("default", "log_step")}
+        own = {key: settings.pop(f"{key}.{entry.name}", None) for key in ("default", "log_step", "when")}
         try:
             parameter, words = _parameter(entry, own["default"], own["log_step"])
+            if own["when"] is not None:
+                parameter = _conditional(entry, parameter, own["when"])
         except InputError as error:
             problems += error.problems
             continue
@@ -161,7 +166,7 @@ def search_of(experiment: Any) -> Search:
     objective = _objective(
         spec.objective, settings.pop("constraints", ""), settings.pop("further_objectives", ""), problems
     )
-    for key in [k for k in settings if k.startswith(("default.", "log_step."))]:
+    for key in [k for k in settings if k.startswith(("default.", "log_step.", "when."))]:
         del settings[key]
         problems.append(f"setting {key!r} names no parameter; there are {[p.name for p in parameters]}")
     if spec.HasField("nas_config"):
@@ -317,6 +322,17 @@ def _stepped_log(spec: Any, parameter: Parameter, step: float) -> tuple[Paramete
         wanted = float(default)
         default = min(values, key=lambda value: abs(float(value) - wanted))
     return _build(spec, kind="discrete", values=values, default=default), tuple(map(repr, values))
+
+
+def _conditional(spec: Any, parameter: Parameter, text: str) -> Parameter:
+    """Return the parameter with its condition."""
+    try:
+        when = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"setting 'when.{spec.name}' must be JSON, but got {text!r}: {error}") from error
+    fields = parameter.model_dump() | {"when": when}
+    del fields["name"]
+    return _build(spec, **fields)
 
 
 def _build(spec: Any, **fields: Any) -> Parameter:

@@ -1,7 +1,8 @@
 """The training of one adapter, from the first step or from a checkpoint, to the last validation.
 
-A step takes `batch_size` records, over all processes, as one sequence without padding; its loss is the mean over the
-counted tokens of the step, so neither the number of processes nor the split into passes changes what is learnt.
+A step takes `batch_size` times `gradient_accumulation_steps` records, over all processes, as one sequence without padding;
+its loss is the mean over the counted tokens of the step, so neither the number of processes nor the split into passes
+changes what is learnt.
 Order of things as in transformers' Trainer: backward, clip, AdamW, schedule; validation after each epoch.
 """
 
@@ -22,7 +23,7 @@ from retune.data.tokens import Tokens
 from retune.errors import Interrupted, RetuneError, TrialFailed
 from retune.events import Event, Measured, Note, Progress
 from retune.study import Training
-from retune.training import checkpoint, lora, schedule
+from retune.training import checkpoint, schedule
 from retune.training.attention import flattens
 from retune.training.devices import Devices
 from retune.training.loss import loss_sum
@@ -52,6 +53,7 @@ class Loop:
     """One training. `model` is the base with its new adapter, inside `by_segments`.
 
     Attributes:
+        training: the study's with the trial's own values (`lora.setting`).
         folder: URI where the checkpoint is kept. identity: who may resume from it.
     """
 
@@ -59,7 +61,6 @@ class Loop:
     train: Tokens
     validation: Tokens
     training: Training
-    chosen: lora.Setting
     seed: int
     devices: Devices
     folder: str
@@ -69,14 +70,15 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.state = State()
-        self.per_epoch = math.ceil(len(self.train) / self.training.batch_size)
+        self.per_epoch = math.ceil(len(self.train) / self.training.step_records)
         self.steps = self.per_epoch * self.training.epochs
         self.warmup = schedule.warmup_steps(self.steps, self.training.warmup_share)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.devices.same(self.parameters)
         self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=self.chosen.learning_rate, weight_decay=self.chosen.weight_decay, fused=True
-        )
+            self._groups(), lr=self.training.learning_rate, weight_decay=self.training.weight_decay,
+            betas=(self.training.beta1, self.training.beta2), fused=True,
+        )  # fmt: skip
         # float16 ends at 6e-8 below: gradients are scaled up, and a step whose gradients then reach infinity is left out.
         half = any(parameter.dtype == torch.float16 for parameter in self.model.parameters())
         self._scaler = torch.amp.GradScaler(self.devices.device.type, init_scale=2.0**12, enabled=half)
@@ -89,6 +91,16 @@ class Loop:
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._batches: tuple[int, list[list[int]]] = (-1, [])
         self._reported = -math.inf
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Return the parameters with the ratio of their learning rate to the setting's: B has LoRA+'s (Hayou et al. 2024)."""
+        ratio = self.training.lora_plus_ratio
+        if ratio == 1:
+            return [{"params": self.parameters, "ratio": 1.0}]
+        trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        of_b = [p for name, p in trained if "lora_B" in name or "lora_embedding_B" in name]
+        others = [p for name, p in trained if not ("lora_B" in name or "lora_embedding_B" in name)]
+        return [{"params": others, "ratio": 1.0}, {"params": of_b, "ratio": ratio}]
 
     def run(self) -> State:
         """Train to the end and return the final state.
@@ -117,7 +129,7 @@ class Loop:
         if self._batches[0] != epoch:
             self._batches = (
                 epoch,
-                epoch_batches(len(self.train), self.training.batch_size, self.seed, epoch),
+                epoch_batches(len(self.train), self.training.step_records, self.seed, epoch),
             )
         return self._batches[1][place]
 
@@ -131,7 +143,7 @@ class Loop:
         norm = clip_grad_norm_(self.parameters, self.training.max_grad_norm)
         factor = schedule.factor(self.training.schedule, self.state.step, self.steps, self.warmup)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.chosen.learning_rate * factor
+            group["lr"] = self.training.learning_rate * group["ratio"] * factor
         self._scaler.step(self.optimiser)
         self._scaler.update()
         self.optimiser.zero_grad()
@@ -168,7 +180,8 @@ class Loop:
         if not math.isfinite(value):
             reason = (
                 f"the {what} must be finite, but it is {value} in step {step} of {self.steps} "
-                f"(learning rate {self.chosen.learning_rate:g}, rank {self.chosen.rank}, alpha {self.chosen.alpha:g})"
+                f"(learning rate {self.training.learning_rate:g}, rank {self.training.rank}, "
+                f"alpha {self.training.scaled_alpha:g})"
             )
             raise TrialFailed(reason, "nan")
 

@@ -7,15 +7,14 @@ puts the very modules back that were there before, so the next trial starts from
 from __future__ import annotations
 
 import json
-import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from retune import models
@@ -23,25 +22,18 @@ from retune.adapter import CONFIG, WEIGHTS
 from retune.errors import InputError
 from retune.space import Value
 from retune.study import TUNABLE, Training
+from retune.study.problems import sentences
+from retune.study.training import EDITING, FROM_DATA
+from retune.training import inits
 from retune.training.base_state import preserved
-from retune.training.targets import target_names
+from retune.training.inits import Records
+from retune.training.targets import peft_targets, target_names
 
 models.quiet()  # importing PEFT imports bitsandbytes where it is installed, which gives advice
 
 
-@dataclass(frozen=True)
-class Setting:
-    """The hyper-parameters of one trial."""
-
-    rank: int
-    alpha: float
-    dropout: float
-    learning_rate: float
-    weight_decay: float
-
-
-def setting(training: Training, assignment: Mapping[str, Value]) -> Setting:
-    """Return the assignment's values, and the study's own for what it leaves out.
+def setting(training: Training, assignment: Mapping[str, Value]) -> Training:
+    """Return what a trial trains with: the assignment's values, and the study's own for what it leaves out.
 
     Raises:
         InputError: naming every value that cannot be trained with.
@@ -49,60 +41,61 @@ def setting(training: Training, assignment: Mapping[str, Value]) -> Setting:
     problems = [
         f"a trial can tune {list(TUNABLE)}, but got {name!r}" for name in assignment if name not in TUNABLE
     ]
-    values: dict[str, float] = {}
-    for name in TUNABLE:
-        given = assignment.get(name, getattr(training, name))
-        try:
-            values[name] = float(given)
-        except ValueError:
-            problems.append(f"`{name}` must be a number, but got {given!r}")
-            continue
-        if not math.isfinite(values[name]):
-            problems.append(f"`{name}` must be finite, but got {given!r}")
-    rules: dict[str, tuple[str, Callable[[float], bool]]] = {
-        "rank": ("a whole number above 0", lambda v: v == int(v) and v > 0),
-        "alpha": ("above 0", lambda v: v > 0),
-        "dropout": ("at least 0 and below 1", lambda v: 0 <= v < 1),
-        "learning_rate": ("above 0", lambda v: v > 0),
-        "weight_decay": ("at least 0", lambda v: v >= 0),
-    }
-    for name, (rule, holds) in rules.items():
-        if name in values and math.isfinite(values[name]) and not holds(values[name]):
-            problems.append(f"`{name}` must be {rule}, but got {values[name]:g}")
+    known = {name: value for name, value in assignment.items() if name in TUNABLE}
+    try:
+        chosen = training.tuned(known)
+    except ValidationError as error:
+        problems += sentences(error, Training)
     if problems:
         raise InputError(problems, "assignment")
-    return Setting(int(values.pop("rank")), **values)
+    return chosen
 
 
 @contextmanager
 def adapted(
     base: nn.Module,
-    chosen: Setting,
-    target_modules: Sequence[str] | str,
+    chosen: Training,
     base_name: str,
     seed: int,
     revision: str | None = None,
+    records: Records | None = None,
 ) -> Iterator[Any]:
-    """Yield the base with a new LoRA adapter (A random by `seed`, B zero, float32), trainable; takes it out at the end.
+    """Yield the base with a new LoRA adapter, float32 and trainable; takes it out at the end.
 
-    Its settings name the base as `base_name`, at `revision`.
+    Its settings name the base as `base_name`, at `revision`. The base must be in its own way of reading
+    (`retune.training.self_check.reading` comes after): an initialisation may read `records` with it.
+
+    Args:
+        base: the loaded base. chosen: rank, targets, variant and initialisation. seed: draws A.
+        records: what the initialisations `eva` and `lora-ga` read.
 
     Raises:
-        InputError: if `target_modules` does not fit the model.
+        InputError: if the target modules do not fit the model, or the initialisation cannot be had.
     """
     from peft import LoraConfig, get_peft_model
 
-    target_names(base, target_modules)
+    sharded = any(hasattr(parameter, "to_local") for parameter in base.parameters())
+    if sharded and chosen.init in (*EDITING, *FROM_DATA):
+        raise InputError(
+            f"`init: {chosen.init}` needs the whole base in each process, but this one is sharded (FSDP)",
+            "training",
+        )
     config = LoraConfig(
         r=chosen.rank,
-        lora_alpha=chosen.alpha,
+        lora_alpha=chosen.scaled_alpha,
         lora_dropout=chosen.dropout,
-        target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
+        target_modules=peft_targets(base, chosen),
+        use_rslora=chosen.variant == "rslora",
+        use_dora=chosen.variant == "dora",
         task_type="CAUSAL_LM",
+        **inits.settings(chosen.init),
     )
-    with preserved(base):
+    edited = set(target_names(base, chosen)) if chosen.init in EDITING else set()
+    with preserved(base, lambda name: name.removesuffix(".weight") in edited):
         torch.manual_seed(seed)
+        inits.prepare(base, config, chosen.init, records)
         model = get_peft_model(base, config, autocast_adapter_dtype=True)
+        inits.finish(model, chosen.init, records)
         config.base_model_name_or_path = base_name  # PEFT put the local folder there
         config.revision = revision
         yield model
@@ -220,7 +213,10 @@ def weights(model: Any) -> dict[str, Tensor]:
 
 
 def files(model: Any) -> dict[str, bytes]:
-    """Return the two files of the adapter; the same weights and setting give the same bytes."""
+    """Return the two files of the adapter; the same weights and setting give the same bytes.
+
+    An adapter that began by editing the base is written as one for the base as it was (`inits.plain`).
+    """
     from safetensors.torch import save
 
     config = model.peft_config["default"]
@@ -231,5 +227,6 @@ def files(model: Any) -> dict[str, bytes]:
     config.inference_mode = before
     if not isinstance(content["target_modules"], str):  # PEFT keeps a set: its order differs by process
         content["target_modules"] = sorted(content["target_modules"])
+    tensors, content = inits.plain(model, weights(model), content)
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    return {WEIGHTS: save(weights(model), metadata={"format": "pt"}), CONFIG: text.encode()}
+    return {WEIGHTS: save(tensors, metadata={"format": "pt"}), CONFIG: text.encode()}

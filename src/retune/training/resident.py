@@ -14,16 +14,22 @@ from retune.data import mixing
 from retune.data.tokens import Tokens
 from retune.errors import InputError
 from retune.models import LoadedBase, load_base, locate, tokenizer_problems
-from retune.study import Data, Model, Study
-from retune.training import lora, lora_linear, self_check
+from retune.study import Data, Model, Study, Training
+from retune.study.training import EDITING
+from retune.training import inits, lora, lora_linear, self_check
 from retune.training.base_state import reload_if_changed
 from retune.training.devices import Devices
+from retune.training.inits import Records
 from retune.training.self_check import Checked, reading
 from retune.training.validate import validation_loss
 
-_TRIED = lora.Setting(
-    rank=4, alpha=8.0, dropout=0.0, learning_rate=1.0, weight_decay=0.0
-)  # the check's adapter
+_TRIED = {
+    "rank": 4,
+    "alpha": 8.0,
+    "alpha_ratio": None,
+    "dropout": 0.0,
+    "init": "default",
+}  # the check's adapter
 
 
 def data_digest(data_uri: str) -> str:
@@ -47,7 +53,7 @@ class ResidentBase:
         self._base: LoadedBase | None = None
         self._devices: Devices | None = None
         self._splits: dict[tuple[Any, ...], Tokens] = {}
-        self._checked: dict[tuple[str, int], Checked] = {}
+        self._checked: dict[tuple[Any, ...], Checked] = {}
 
     @property
     def devices(self) -> Devices:
@@ -90,22 +96,25 @@ class ResidentBase:
             )
         return self._splits[key]
 
-    def checked(self, study: Study) -> Checked:
+    def checked(self, training: Training, longest: int) -> Checked:
         """Return in which way losses are computed on this base, found by a check on made-up records when first asked.
+
+        Args:
+            training: whose target modules and variant the check's adapter has. longest: tokens of the longest record.
 
         Raises:
             InputError: if the base gives no losses that one can train or judge by.
         """
-        targets = study.training.target_modules
-        key = (str(targets), study.data.max_length)
+        tried = training.model_copy(update=_TRIED)
+        key = (str(tried.target_modules), tried.first_layer, tried.last_layer, tried.variant, longest)
         if key not in self._checked:
             base = self.load()
             with (
                 reload_if_changed(self._forget),
-                lora.adapted(base.model, _TRIED, targets, self.model.base, 0) as model,
+                lora.adapted(base.model, tried, self.model.base, 0) as model,
             ):
                 lora.disturb(model)
-                found = self_check.check(model, base.tokenizer, study.data.max_length, train=True)
+                found = self_check.check(model, base.tokenizer, longest, train=True)
             self._checked[key] = self._agreed(found)
         return self._checked[key]
 
@@ -115,16 +124,25 @@ class ResidentBase:
         return max(all_found, key=lambda each: (each.way != "flattened", each.way))
 
     @contextmanager
-    def adapter(self, study: Study, chosen: lora.Setting, seed: int) -> Iterator[Any]:
-        """Yield the base with a new adapter, ready for `loss_sum`; afterwards the base is untouched again."""
-        checked = self.checked(study)
+    def adapter(
+        self, chosen: Training, longest: int, seed: int, train: Tokens | None = None
+    ) -> Iterator[Any]:
+        """Yield the base with a new adapter, ready for `loss_sum`; afterwards the base is untouched again.
+
+        Args:
+            chosen: the trial's setting. longest: tokens of the longest record. seed: draws A.
+            train: the training data, whose first records some initialisations read.
+        """
+        checked = self.checked(chosen, longest)
         base = self.load().model
-        targets = study.training.target_modules
+        records = None if train is None else Records(train, chosen.step_records, seed)
         with (
             reload_if_changed(self._forget),
-            reading(base, checked),
-            lora.adapted(base, chosen, targets, self.model.base, seed, self.model.revision) as model,
+            lora.adapted(base, chosen, self.model.base, seed, self.model.revision, records) as model,
+            reading(model, checked),
         ):
+            if chosen.init in EDITING:
+                self.devices.same(inits.edited(model))
             if checked.way == "flattened":
                 lora_linear.install(model)
             yield model
@@ -137,7 +155,7 @@ class ResidentBase:
         """
         tokens = self.tokens(data_uri, "validation", study.data)
         if adapter_uri is None:
-            checked = self.checked(study)
+            checked = self.checked(study.training, study.data.max_length)
             base = self.load().model
             with reading(base, checked):
                 return validation_loss(base, tokens, self.devices)

@@ -118,9 +118,10 @@ def finished(task: TrialTask, settings_digest: str) -> TrialRecord | None:
 
 
 def _begin(study: Study, data_uri: str, task: TrialTask, base: ResidentBase, digest: str) -> TrialRecord:
-    from retune.training import memory, resident
+    from retune.training import lora, memory, resident
 
     loaded = base.load()
+    chosen = lora.setting(study.training, task.assignment)
     memory.reset_peak(loaded.device)
     return TrialRecord(
         trial=task.trial,
@@ -136,7 +137,7 @@ def _begin(study: Study, data_uri: str, task: TrialTask, base: ResidentBase, dig
         device=_device_name(loaded.device),
         dtype=" ".join([str(loaded.dtype).removeprefix("torch."), study.model.quantization or ""]).strip(),
         versions=_versions(),
-        self_check=base.checked(study).record(),
+        self_check=base.checked(chosen, study.data.max_length).record(),
         started=records.now(),
     )
 
@@ -185,9 +186,9 @@ def _train(
     identity = checkpoint.identity(
         assignment=task.assignment, seed=task.seed, settings=record.settings_digest, world=world
     )
-    with base.adapter(study, chosen, task.seed) as model:
+    with base.adapter(chosen, study.data.max_length, task.seed, train) as model:
         loop = Loop(
-            model, train, validation, study.training, chosen, task.seed, base.devices, task.folder, identity,
+            model, train, validation, chosen, task.seed, base.devices, task.folder, identity,
             report, should_stop,
         )  # fmt: skip
         state = loop.run()
@@ -197,7 +198,7 @@ def _train(
     record.adapter_digest, record.adapter_files = adapter.digest(files), adapter.sums(files)
     record.adapter_uri = store.join(task.folder, "adapter")
     for name in ("adapter_mib", "tokens_per_second"):
-        report(Measured(name, record.values[name], state.step, study.training.epochs))
+        report(Measured(name, record.values[name], state.step, chosen.epochs))
     if base.devices.first:
         for name, content in files.items():
             store.write(store.join(record.adapter_uri, name), content)

@@ -8,23 +8,75 @@ from collections.abc import Sequence
 from typing import Any
 
 from retune.errors import InputError
+from retune.study import Training
+from retune.study.training import GROUPS
 
 ALL_LINEAR = "all-linear"
 
 
-def target_names(base: Any, target_modules: Sequence[str] | str) -> list[str]:
-    """Return the full names of the modules that get an adapter.
+def target_names(base: Any, training: Training) -> list[str]:
+    """Return the full names of the modules that get an adapter: `target_modules` of the blocks in the layer range.
 
     Args:
         base: a causal language model.
-        target_modules: last parts of names; or `all-linear`, every linear layer but the output layer; or a regular
-            expression that must match a whole name.
+        training: whose `target_modules` are last parts of names; or a group of `retune.study.training.GROUPS`; or a
+            regular expression that must match a whole name.
 
     Raises:
-        InputError: if a name, or the expression, matches no layer that can have an adapter, with the names there are.
+        InputError: if a name, or the expression, matches no layer that can have an adapter, with the names there are;
+            or if no block is in the range.
     """
-    if target_modules != ALL_LINEAR:
-        return named(layer_names(base), target_modules)
+    targets = training.target_modules
+    found = named(_linear(base) if targets in GROUPS else layer_names(base), targets)
+    return in_range(found, layer_names(base), training.first_layer, training.last_layer)
+
+
+def peft_targets(base: Any, training: Training) -> list[str] | str:
+    """Return the target modules as PEFT takes them: as they were given where PEFT knows them, else full names."""
+    names, targets = target_names(base, training), training.target_modules
+    if (training.first_layer, training.last_layer) != (0, -1) or targets in GROUPS[1:]:
+        return names
+    return targets if isinstance(targets, str) else list(targets)
+
+
+def in_range(names: Sequence[str], layers: Sequence[str], first: int, last: int) -> list[str]:
+    """Return those of `names` in the blocks `first` to `last`, counted from 0, or from the end where below 0.
+
+    Args:
+        names: full names of layers. layers: those of all layers of the model.
+
+    Raises:
+        InputError: if the range is not one of the model's blocks, or none of `names` is in it.
+    """
+    if (first, last) == (0, -1):
+        return list(names)
+    count = blocks(layers)
+    low, high = (place + count if place < 0 else place for place in (first, last))
+    if not 0 <= low <= high < count:
+        raise InputError(
+            f"`first_layer` and `last_layer` must be a range of the model's {count} blocks, but got {first} and {last}",
+            "training",
+        )
+    found = [name for name in names if (block := _block(name)) is not None and low <= block <= high]
+    if not found:
+        raise InputError(
+            f"no target module is in the blocks {low} to {high}: {list(names)[:3]} …", "training"
+        )
+    return found
+
+
+def blocks(layers: Sequence[str]) -> int:
+    """Return how many numbered blocks the layers' names show."""
+    return max((block for name in layers if (block := _block(name)) is not None), default=-1) + 1
+
+
+def _block(name: str) -> int | None:
+    """Return the number of the block that a layer lies in, None outside of all."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def _linear(base: Any) -> list[str]:
+    """Return the names of all linear layers but the output layer."""
     from torch import nn
 
     output = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
@@ -46,19 +98,29 @@ def _layers(base: Any) -> dict[str, Any]:
 
 
 def named(layers: Sequence[str], target_modules: Sequence[str] | str) -> list[str]:
-    """Return those of the layers' full names that `target_modules`, other than `all-linear`, names.
+    """Return those of the layers' full names that `target_modules` names; for a group, of those of linear layers.
 
     Raises:
         InputError: as `target_names`.
     """
+    if target_modules == ALL_LINEAR:
+        return list(layers)
+    if target_modules in GROUPS:
+        found = [name for name in layers if _block(name) is not None]
+        found = [name for name in found if _of_attention(name) == (target_modules == "attention")]
+        if not found:
+            raise InputError(
+                f"`target_modules: {target_modules}` finds no layer in {list(layers)[:3]} …", "training"
+            )
+        return found
     if isinstance(target_modules, str):
         found = [name for name in layers if re.fullmatch(target_modules, name)]
         if not found:
             raise InputError(_no_match(target_modules, layers), "training")
         return found
-    if ALL_LINEAR in target_modules:
+    if groups := [name for name in GROUPS if name in target_modules]:
         raise InputError(
-            f"`{ALL_LINEAR}` stands alone, not in a list: `target_modules: {ALL_LINEAR}`", "training"
+            f"`{groups[0]}` stands alone, not in a list: `target_modules: {groups[0]}`", "training"
         )
     found = [name for name in layers if any(name == t or name.endswith(f".{t}") for t in target_modules)]
     lacking = [t for t in target_modules if not any(name == t or name.endswith(f".{t}") for name in found)]
@@ -73,15 +135,20 @@ def named(layers: Sequence[str], target_modules: Sequence[str] | str) -> list[st
     return found
 
 
+def _of_attention(name: str) -> bool:
+    """Return whether a layer belongs to the attention of its block, by the names of the modules it lies in."""
+    return any("attn" in part or "attention" in part for part in name.lower().split(".")[:-1])
+
+
 def _known(layers: Sequence[str]) -> list[str]:
     return sorted({name.rpartition(".")[2] for name in layers})
 
 
 def _no_match(expression: str, layers: Sequence[str]) -> str:
     known = _known(layers)
-    near = difflib.get_close_matches(expression, [ALL_LINEAR, *known], n=1)
-    hint = f"; did you mean {near[0] if near[0] == ALL_LINEAR else near}?" if near else ""
+    near = difflib.get_close_matches(expression, [*GROUPS, *known], n=1)
+    hint = f"; did you mean {near[0] if near[0] in GROUPS else near}?" if near else ""
     return (
-        f"`target_modules` as text is `{ALL_LINEAR}` or a regular expression for whole names, as {layers[:1]}, but "
+        f"`target_modules` as text is one of {list(GROUPS)} or a regular expression for whole names, as {layers[:1]}, but "
         f"{expression!r} matches none of the layers {known}{hint}"
     )

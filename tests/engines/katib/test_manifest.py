@@ -175,3 +175,30 @@ def test_words_that_a_shell_would_split_are_refused():
 def test_katibs_own_need_katib():
     with pytest.raises(InputError, match="cmaes` is Katib's own"):
         study("engine.kind=local", "search.algorithm=cmaes")
+
+
+CONDITIONAL = [
+    {"name": "variant", "kind": "categorical", "values": ["lora", "dora"], "default": "lora"},
+    {"name": "init", "kind": "categorical", "values": ["default", "pissa"], "default": "default", "when": {"variant": "lora"}},
+    {"name": "target_modules", "kind": "categorical", "values": ["attention", ["q_proj", "v_proj"]], "default": "attention"},
+    {"name": "batch_size", "kind": "discrete", "values": [4, 8, 16], "default": 4},
+    {"name": "learning_rate", "kind": "real", "low": 1e-6, "high": 1e-3, "scale": "log", "default": 1e-5},
+    {"name": "beta2", "kind": "real", "low": 0.9, "high": 0.999, "default": 0.999},
+]  # fmt: skip
+
+
+def test_every_kind_of_parameter_reaches_the_pod_and_our_service():
+    searched = study(f"search.parameters={yaml.safe_dump(CONDITIONAL, default_flow_style=True).strip()}")
+    spec = manifest.experiment(searched, PLACE, 10)["spec"]
+    [targets] = [p for p in spec["parameters"] if p["name"] == "target_modules"]
+    assert targets["feasibleSpace"]["list"] == ["attention", "q_proj,v_proj"]
+    settings = {entry["name"]: entry["value"] for entry in spec["algorithm"]["algorithmSettings"]}
+    assert settings["when.init"] == '{"variant": ["lora"]}'
+    [container] = spec["trialTemplate"]["trialSpec"]["spec"]["template"]["spec"]["containers"]
+    env = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert env["RETUNE_HP_TARGET_MODULES"] == "${trialParameters.target_modules}"
+    assert env["RETUNE_HP_BETA2"] == "${trialParameters.beta2}"
+    found = algorithms.problems(study("search.algorithm=multivariate-tpe", *[
+        f"search.parameters={yaml.safe_dump(CONDITIONAL, default_flow_style=True).strip()}", "search.settings={}",
+    ]))  # fmt: skip
+    assert any("knows no conditional parameters, but got `when` of ['init']" in problem for problem in found)

@@ -86,6 +86,11 @@ def problems(study: Study) -> list[str]:
             f"Katib's `{name}` improves one metric, but got {[o.metric for o in wanted.objectives]}; "
             f"use one of {list(OURS)}"
         )
+    if depending := [p.name for p in wanted.space.parameters if p.when]:
+        found.append(
+            f"Katib's `{name}` knows no conditional parameters, but got `when` of {depending}: drop it, "
+            f"or use one of {list(OURS)}"
+        )
     numbers = [p.name for p in wanted.space.parameters if p.kind in ("real", "integer") and p.step is None]
     if name == "cmaes" and len(numbers) < 2:
         found.append(
