@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from retune.events import Event
 
 
+_SHOWN = ("rank", "alpha", "dropout", "learning_rate", "weight_decay")
+
+
 class _Number(click.ParamType):  # type: ignore[type-arg]
     name = "number"
 
@@ -35,12 +38,18 @@ class _Number(click.ParamType):  # type: ignore[type-arg]
 
 
 def _hyper_parameters(function: Callable[..., None]) -> Callable[..., None]:
-    """Add an option for each key that a search can tune."""
+    """Add an option for each key that a search can tune; the help shows the usual ones, to fit a screen."""
     for name in reversed(TUNABLE):
         variable = f"RETUNE_HP_{name.upper()}"
         kind = click.STRING if name in WORDS else _Number()
+        hidden = name not in _SHOWN
         function = click.option(
-            "--" + name.replace("_", "-"), name, type=kind, envvar=variable, help=f"env {variable}"
+            "--" + name.replace("_", "-"),
+            name,
+            type=kind,
+            envvar=variable,
+            help=f"env {variable}",
+            hidden=hidden,
         )(function)
     return function
 
@@ -73,7 +82,7 @@ def command(
       RETUNE_HP_RANK=16 retune trial s3://b/study.json --data s3://b/data --out s3://b/t1
       torchrun --nproc-per-node 8 -m retune trial study.yaml --data … --out …
 
-    Missing values come from the study's section `training`. One line per measurement goes to stdout:
+    Every other tunable key of `training` has its flag and variable too (docs/trial.md); missing values come from there. One line per measurement goes to stdout:
     `<time> validation_loss=<value>`. SIGTERM saves a checkpoint; run again to resume.
 
     \b
