@@ -82,8 +82,8 @@ def command(
       RETUNE_HP_RANK=16 retune trial s3://b/study.json --data s3://b/data --out s3://b/t1
       torchrun --nproc-per-node 8 -m retune trial study.yaml --data … --out …
 
-    Every other tunable key of `training` has its flag and variable too (docs/trial.md); missing values come from there. One line per measurement goes to stdout:
-    `<time> validation_loss=<value>`. SIGTERM saves a checkpoint; run again to resume.
+    Every other tunable key of `training` has its flag and variable too (docs/trial.md); missing values come from there. One line
+    per measurement goes to stdout: `<time> validation_loss=<value>`. SIGTERM saves a checkpoint; run again to resume.
 
     \b
     Exit codes: 0 done; 1 failed (why: trial.json); 2 bad input; 75 interrupted, run again
