@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -423,6 +424,58 @@ def test_unchanged_folder_comes_over_once_and_resumes(proxy, s3):
     assert proxy.asked == ["HEAD", "GET"]  # is it an object? then the listing
     store.write(f"{s3}/folder/b/c.txt", b"new")
     assert (store.download(f"{s3}/folder") / "b" / "c.txt").read_bytes() == b"new"
+
+
+def json_of(name):
+    return name.endswith(".json")
+
+
+def test_gathered_records_come_in_two_requests_and_what_changed_by_itself(proxy, s3, monkeypatch, tmp_path):
+    written = {f"trials/{k:03}/trial.json": f'{{"n": {k}, "é": "ü"}}'.encode() for k in range(30)}
+    for name, content in written.items():
+        store.write(f"{s3}/x/{name}", content)
+    store.write(f"{s3}/x/report.html", b"page")
+    store.gather(f"{s3}/x", json_of)
+    monkeypatch.setenv("RETUNE_CACHE", str(tmp_path / "another machine"))
+    proxy.asked.clear()
+    assert store.contents(f"{s3}/x", json_of) == written
+    assert proxy.asked == ["GET", "GET"]
+
+    written["trials/007/trial.json"] = b"{}"
+    store.write(f"{s3}/x/trials/007/trial.json", b"{}")
+    del written["trials/008/trial.json"]
+    store.remove(f"{s3}/x/trials/008/trial.json")
+    monkeypatch.setenv("RETUNE_CACHE", str(tmp_path / "a third"))
+    proxy.asked.clear()
+    assert store.contents(f"{s3}/x", json_of) == written
+    assert len(proxy.asked) <= 4
+
+    assert store.listing(f"{s3}/x") == sorted([*written, "report.html"])
+    assert {path.name for path in store.download(f"{s3}/x").rglob("*") if path.is_file()} == {
+        "trial.json",
+        "report.html",
+    }
+    store.remove(f"{s3}/x")
+    assert client().list_objects_v2(Bucket=s3.removeprefix("s3://"))["KeyCount"] == 0
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x1f\x8b cut", gzip.compress(b"[1]"), gzip.compress(b'{"a.json": 1}')]
+)
+def test_what_was_gathered_may_be_damaged(s3, content):
+    for name in ("a.json", "b.json"):
+        store.write(f"{s3}/x/{name}", name.encode())
+    store.write(f"{s3}/x/.gathered.json.gz", content)
+    assert store.contents(f"{s3}/x", json_of) == {"a.json": b"a.json", "b.json": b"b.json"}
+
+
+def test_gathering_takes_bytes_that_are_no_text_too(place):
+    written = {"a.json": b"\xff\xfe", "b.json": b"{}", "c.json": b""}
+    for name, content in written.items():
+        store.write(f"{place}/{name}", content)
+    store.gather(place, json_of)
+    assert store.contents(place, json_of) == written
+    assert store.listing(place) == sorted(written)
 
 
 def test_truncated_cache_is_fetched_again(s3):

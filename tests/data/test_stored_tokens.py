@@ -172,19 +172,17 @@ def test_the_files_are_mapped_not_read(tmp_path):
     )
     stored_tokens.save(place, {"train": flat, "validation": flat})
     code = (
-        "import sys, time, numpy, torch, retune.data.batches\n"
+        "import sys, torch\n"
         "from retune.data import stored_tokens\n"
         "def rss(): return int(open('/proc/self/statm').read().split()[1]) * 4096 / 1e6\n"
         "from retune.data.batches import flatten\n"
-        "before, cpu = rss(), time.process_time()\n"
+        "before = rss()\n"
         "tokens = stored_tokens.load(sys.argv[1], 'train').tokens()\n"
         "assert int(tokens.counts.sum()) == 50_000 * 89 and len(tokens) == 50_000\n"
         "flatten(tokens, [7, 49_999])\n"
-        "print(time.process_time() - cpu, rss() - before)"
+        "print(rss() - before)"
     )
     told = subprocess.run(
         [sys.executable, "-c", code, place], capture_output=True, text=True, check=True
     ).stdout
-    seconds, megabytes = map(float, told.split())
-    assert seconds < 1
-    assert megabytes < 100
+    assert float(told) < 100

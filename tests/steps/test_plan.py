@@ -75,6 +75,28 @@ def test_a_run_with_nothing_to_do_asks_a_bucket_few_things(done, monkeypatch, tm
     assert len(sent) < 20, sent
 
 
+def test_another_machine_asks_few_things_too_once_the_records_are_gathered(done, monkeypatch, tmp_path):
+    from retune.store.s3 import _client
+
+    study, folder = done
+    folder.gather()
+    monkeypatch.setenv("RETUNE_CACHE", str(tmp_path / "another"))
+    sent = []
+
+    def count(request, **_):
+        sent.append(request.method)
+
+    _client().meta.events.register("before-send.s3.*", count)
+    assert list(checked(study).values()) == [True] * 7
+    records = outcome.read(study).records()
+    _client().meta.events.unregister("before-send.s3.*", count)
+    assert [record.number for record in records] == list(range(TRIALS + 1))
+    assert len(sent) < 20, sent
+    changed = folder.trials["trial-007"].model_copy(update={"values": {"validation_loss": 0.5}})
+    folder.ledger.finish(changed, write=True)
+    assert Ledger(folder.uri).records["trial-007"].values == {"validation_loss": 0.5}
+
+
 def test_what_changes_in_a_bucket_is_seen(done):
     study, folder = done
     assert all(plan(study).values())

@@ -41,9 +41,8 @@ class Outcome(BaseModel):
 
     def records(self) -> list[TrialRecord]:
         """Return the records of all trials, base, default and repeats among them, in the order of their numbers."""
-        return sorted(
-            SearchFolder(self.folder).trials.values(), key=lambda record: (record.number, record.trial)
-        )
+        trials = SearchFolder(self.folder).trials.values()
+        return sorted(trials, key=lambda record: (record.number, record.trial))
 
 
 def read(study: Study) -> Outcome:

@@ -44,6 +44,7 @@ def report(study: Study) -> str | None:
     if gate is not None:  # an unfinished study is reported anew each time
         with folder.stamps.step("report", ask):
             pass
+    folder.gather()
     return out
 
 

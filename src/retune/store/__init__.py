@@ -28,7 +28,19 @@ from retune.errors import InputError
 from retune.store import names
 from retune.store.local import LocalPlace
 
-__all__ = ["contents", "create", "download", "exists", "join", "listing", "read", "remove", "upload", "write"]
+__all__ = [
+    "contents",
+    "create",
+    "download",
+    "exists",
+    "gather",
+    "join",
+    "listing",
+    "read",
+    "remove",
+    "upload",
+    "write",
+]
 
 
 class _Place(Protocol):
@@ -41,6 +53,7 @@ class _Place(Protocol):
     def exists(self) -> bool: ...
     def listing(self) -> list[str]: ...
     def contents(self, wanted: Callable[[str], bool]) -> dict[str, bytes]: ...
+    def gather(self, wanted: Callable[[str], bool]) -> None: ...
     def download(self) -> Path: ...
     def remove(self) -> None: ...
 
@@ -95,6 +108,18 @@ def contents(uri: str | Path, wanted: Callable[[str], bool]) -> dict[str, bytes]
     On S3 that is one listing, and only what is new or has changed since it was last read here comes over the network.
     """
     return _place(uri).contents(wanted)
+
+
+def gather(uri: str | Path, wanted: Callable[[str], bool]) -> None:
+    """Let the next reader have the `contents` of a folder at once: on S3 by a listing and one more object.
+
+    That object is no file of the folder for all other functions, but `remove` takes it too. It may be old: `contents` takes
+    from it only what has not changed since. Elsewhere this does nothing.
+
+    Raises:
+        RetuneError: if it cannot be written.
+    """
+    _place(uri).gather(wanted)
 
 
 def download(uri: str | Path) -> Path:

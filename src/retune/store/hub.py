@@ -100,6 +100,10 @@ class HubPlace:
         """Refuse."""
         raise self._read_only()
 
+    def gather(self, wanted: Callable[[str], bool]) -> None:
+        """Refuse: the hub is read only."""
+        raise self._read_only()
+
     def remove(self) -> None:
         """Refuse."""
         raise self._read_only()

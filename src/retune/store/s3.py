@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from uuid import uuid4
 
 from retune.errors import FULL, DiskFull, RetuneError
-from retune.store import names
+from retune.store import gathered, names
 from retune.store.local import LocalPlace
 
 log = logging.getLogger("retune.store")
@@ -117,16 +117,46 @@ class S3Place:
 
     def contents(self, wanted: Callable[[str], bool]) -> dict[str, bytes]:
         """Return the contents of the wanted objects below: from the cache where the listing's ETag is known there."""
-        found = {}
+        return {name: content for name, (_, content) in self._contents(wanted).items()}
+
+    def gather(self, wanted: Callable[[str], bool]) -> None:
+        """Write the wanted objects below into one more, which the next reader takes them from."""
+        found = {name: each for name, each in self._contents(wanted).items() if each[0]}
+        S3Place(self.bucket, f"{self._prefix}{gathered.NAME}").write(gathered.pack(found))
+
+    def _contents(self, wanted: Callable[[str], bool]) -> dict[str, gathered.Content]:
+        """Return ETag and content of the wanted objects below; the ETag is empty where another version came meanwhile."""
+        found: dict[str, gathered.Content] = {}
         with _translated_errors(self.uri):
-            objects = [each for each in self._objects() if wanted(each[0])]
+            listed = list(self._objects(hidden=True))
+            objects = [each for each in listed if each[0] != gathered.NAME and wanted(each[0])]
             names.check((name for name, _, _ in objects), self.uri)
+            together = self._gathered(listed) if sum(not self._cached(each) for each in objects) > 1 else {}
             for name, etag, size in objects:
+                if name in together and together[name][0] == etag:
+                    found[name] = together[name]
+                    continue
+                place = S3Place(self.bucket, f"{self._prefix}{name}")
                 with contextlib.suppress(FileNotFoundError):  # gone since
-                    found[name] = (
-                        S3Place(self.bucket, f"{self._prefix}{name}")._small(etag, size).read_bytes()
-                    )
+                    path = place._small(etag, size)
+                    same = path.parent == _cache(self.bucket, place.key, etag)
+                    found[name] = (etag if same else "", path.read_bytes())
         return found
+
+    def _gathered(self, listed: list[tuple[str, str, int]]) -> dict[str, gathered.Content]:
+        """Return what was gathered of this folder, of whatever age."""
+        for name, etag, size in listed:
+            if name == gathered.NAME:
+                with contextlib.suppress(FileNotFoundError):
+                    path = S3Place(self.bucket, f"{self._prefix}{name}")._small(etag, size)
+                    return gathered.unpack(path.read_bytes())
+        return {}
+
+    def _cached(self, listed: tuple[str, str, int]) -> bool:
+        """Return whether an object below is in the cache."""
+        name, etag, size = listed
+        path = _cache(self.bucket, f"{self._prefix}{name}", etag) / name.rpartition("/")[2]
+        return path.is_file() and path.stat().st_size == size
 
     def download(self) -> Path:
         """Return the path of the object, or of a folder with all objects below, in the cache."""
@@ -148,7 +178,7 @@ class S3Place:
     def remove(self) -> None:
         """Delete the object and all below it."""
         with _translated_errors(self.uri):
-            keys = [f"{self._prefix}{name}" for name in self.listing()]
+            keys = [f"{self._prefix}{name}" for name, _, _ in self._objects(hidden=True)]
             if self.key:
                 _client().delete_object(Bucket=self.bucket, Key=self.key)
             for start in range(0, len(keys), 1000):  # S3's limit for one request
@@ -165,12 +195,18 @@ class S3Place:
     def _prefix(self) -> str:
         return f"{self.key}/" if self.key else ""
 
-    def _objects(self) -> Iterator[tuple[str, str, int]]:
-        """Yield the name relative to this folder, ETag and size in bytes of each object below."""
+    def _objects(self, hidden: bool = False) -> Iterator[tuple[str, str, int]]:
+        """Yield the name relative to this folder, ETag and size in bytes of each object below.
+
+        Args:
+            hidden: whether with what was gathered of other objects.
+        """
         pages = _client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._prefix)
         for page in pages:
             for item in page.get("Contents", ()):
                 name = item["Key"].removeprefix(self._prefix)
+                if not hidden and name.rpartition("/")[2] == gathered.NAME:
+                    continue
                 if name and not name.endswith("/"):  # consoles make empty objects to stand for folders
                     yield name, item["ETag"], item["Size"]
 

@@ -44,6 +44,7 @@ def trial_name(number: int, repeat: int = 0) -> str:
 
 
 def _is_ours(name: str) -> bool:
+    """Return whether a name below `trials/` is that of a task or record."""
     return name.count("/") == 1 and name.endswith((ISSUED, DONE))
 
 
@@ -61,8 +62,11 @@ class Ledger:
         self.tasks: dict[str, TrialTask] = {}
         self.records: dict[str, TrialRecord] = {}
         self._unpruned: dict[str, TrialRecord] = {}
-        if files is None:
-            files = store.contents(store.join(folder, "trials"), _is_ours)
+        if files is None:  # of the folder above: what was gathered of a bucket lies there
+            below = store.contents(
+                folder, lambda name: name.startswith("trials/") and _is_ours(name.removeprefix("trials/"))
+            )
+            files = {name.removeprefix("trials/"): content for name, content in below.items()}
         issued = [name for name in files if _is_ours(name) and name.endswith(ISSUED)]
         for name in sorted((each.removesuffix(ISSUED) for each in issued), key=by_number):
             self.tasks[name] = parse(TrialTask, files[name + ISSUED], self._issued(name))

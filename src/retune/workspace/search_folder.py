@@ -123,6 +123,10 @@ class SearchFolder:
         start = f"{folder}/"
         return {n.removeprefix(start): content for n, content in self._files.items() if n.startswith(start)}
 
+    def gather(self) -> None:
+        """Let the next reader have all JSON in a bucket's folder by two requests, not one for every record."""
+        store.gather(self.uri, _is_record)
+
     def write(self, name: str, record: Record) -> None:
         """Keep a record under a file's name."""
         content = record.to_json()
