@@ -8,7 +8,16 @@ from transformers.models.llama import modeling_llama
 from retune.data.batches import flatten
 from retune.errors import InputError
 from retune.study import Model, Training
-from retune.training import attention, blocked_attention, llama_layer, lora, lora_linear, self_check
+from retune.training import (
+    attention,
+    blocked_attention,
+    head,
+    llama_layer,
+    lora,
+    lora_linear,
+    one_by_one,
+    self_check,
+)
 from retune.training.loss import loss_sum
 from retune.training.resident import ResidentBase
 from retune.training.run_trial import run_trial
@@ -84,12 +93,39 @@ def test_a_broken_fast_path_is_left_with_one_line_in_the_log(what, monkeypatch, 
     owner, name, breaks, said, kind = BROKEN[what]
     monkeypatch.setattr(owner, name, breaks(getattr(owner, name)))
     found = check(zoo.build(kind))
-    assert found.way == "one by one"
+    assert found.way == "padded"
     assert said in found.reason
     [line] = said_in(caplog)
     assert line == found.note
+    assert "padded by transformers' own forward, which computes what is padded too" in line
+
+
+@pytest.mark.parametrize("what", ["rows", "a leak", "an exception"])
+def test_a_broken_padded_batch_is_left_too(what, monkeypatch, caplog):
+    real = one_by_one.pad
+
+    def broken(batch):
+        ids, rows = real(batch)
+        if what == "an exception":
+            raise ValueError(what)
+        if what == "rows":
+            return ids, rows - (rows == rows[-1]).long()
+        ids[-1, 0] = (ids[0].sum() + 5) % 90 + 4  # far from rounding
+        return ids, rows
+
+    monkeypatch.setattr(one_by_one, "pad", broken)
+    found = check(zoo.build("lfm2"), ["q_proj", "w1"])
+    assert (found.way, found.in_parts) == ("one by one", True)
+    [line] = said_in(caplog)
     assert "one by one by transformers' own forward" in line
     assert "times as long" in line or "slower" in line
+
+
+def test_a_head_that_cannot_be_called_alone_makes_all_logits_at_once(monkeypatch, caplog):
+    monkeypatch.setattr(head, "decoder", lambda core: core.model.layers[0])
+    found = check(zoo.build("lfm2"), ["q_proj", "w1"])
+    assert (found.way, found.in_parts) == ("padded", False)
+    assert "with all logits of a pass in memory" in said_in(caplog)[0]
 
 
 def test_neighbours_that_are_seen_a_little_are_noticed(monkeypatch):
@@ -203,7 +239,7 @@ def test_trials_on_a_window_and_on_a_hybrid_are_right_and_record_how(
         tuned = run_trial(
             study, data, task.model_copy(update={"folder": str(tmp_path / f"t{number}")}), resident
         )
-        way = {"mistral": "flattened", "lfm2": "one by one"}[name]
+        way = {"mistral": "flattened", "lfm2": "padded"}[name]
         assert (bare.self_check["way"], tuned.self_check["way"]) == (way, way)
         assert tuned.self_check["difference"] <= tuned.self_check["allowed"]
         assert len(loads) == 1  # once a base, not once a trial

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from retune.data.tokens import Tokens
 
 
+PADDING = 0.2
+"""The share of a padded run that may be padding."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Some records in one sequence.
@@ -82,19 +86,27 @@ def share(records: Sequence[int], rank: int, world: int) -> list[int]:
     return list(records[rank::world])
 
 
-def passes(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+def passes(lengths: Sequence[int], max_tokens: int, padded: bool = False) -> Iterator[list[int]]:
     """Split records into runs of at most `max_tokens` tokens, so that one pass fits into memory; at least one record each.
+
+    Args:
+        lengths: tokens of each record.
+        max_tokens: of a run, with its padding.
+        padded: whether a run's records are padded to its longest. Padding is computed like any other token, so a run ends
+            where more than a fifth of it would be padding; records sorted by length make the longest runs.
 
     Yields:
         places in `lengths`, in order.
     """
     run: list[int] = []
-    size = 0
+    tokens = longest = 0
     for place, length in enumerate(lengths):
-        if run and size + length > max_tokens:
+        size, longest = tokens + length, max(longest, length)
+        whole = longest * (len(run) + 1) if padded else size
+        if run and (whole > max_tokens or size < whole * (1 - PADDING)):
             yield run
-            run, size = [], 0
+            run, size, longest = [], length, length
         run.append(place)
-        size += length
+        tokens = size
     if run:
         yield run

@@ -8,6 +8,7 @@ them.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,22 +29,26 @@ def decoder(core: Any) -> nn.Module | None:
     body = getattr(core, "base_model", None)
     if not isinstance(body, nn.Module) or body is core or hasattr(core, "unshard"):
         return None
-    return body
+    inner = getattr(body, "decoder", None)  # OPT and Bart call it themselves
+    return inner if isinstance(inner, nn.Module) and inner is core.get_decoder() else body
 
 
 def loss_sum(core: Any, body: nn.Module, output: Any, rows: Tensor, targets: Tensor) -> Tensor:
     """Return the sum of -log p of `targets`, a float32 scalar with gradient.
 
     Args:
-        core: the transformers model. body: its `decoder`. output: what that gave for one sequence.
-        rows: the places in the sequence whose prediction is counted, shape ``(counted,)``.
+        core: the transformers model. body: its `decoder`. output: what that gave for ``(records, tokens)``.
+        rows: the places in those, flat, whose prediction is counted, shape ``(counted,)``.
         targets: the token that each should predict, shape ``(counted,)``.
     """
-    hidden = output.last_hidden_state[0][rows]
+    hidden = output.last_hidden_state.flatten(0, 1)[rows]
+
+    takes_cache = "use_cache" in inspect.signature(core.forward).parameters
+    options: dict[str, Any] = {"use_cache": False} if takes_cache else {}
 
     def logits_of(part: Tensor) -> Tensor:
         with _giving(body, type(output)(**{**output, "last_hidden_state": part.unsqueeze(0)})):
-            made: Tensor = core(input_ids=targets[: len(part)].unsqueeze(0), use_cache=False).logits
+            made: Tensor = core(input_ids=targets[: len(part)].unsqueeze(0), **options).logits
         return made[0]
 
     size = max(1, LOGITS // _vocabulary(core))

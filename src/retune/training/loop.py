@@ -24,9 +24,8 @@ from retune.errors import Interrupted, RetuneError, TrialFailed
 from retune.events import Event, Measured, Note, Progress
 from retune.study import Training
 from retune.training import checkpoint, schedule
-from retune.training.attention import flattens
 from retune.training.devices import Devices
-from retune.training.loss import loss_sum
+from retune.training.loss import layout, loss_sum
 from retune.training.one_by_one import transformers_model
 from retune.training.passes import Passes
 from retune.training.validate import validation_loss
@@ -84,7 +83,7 @@ class Loop:
         self._scaler = torch.amp.GradScaler(self.devices.device.type, init_scale=2.0**12, enabled=half)
         self._passes = Passes(
             self.model, transformers_model(self.model), self.train, self.parameters, self.devices,
-            lambda model, batch: loss_sum(model, batch), self._scaler.scale, self.report, not flattens(self.model),
+            lambda model, batch: loss_sum(model, batch), self._scaler.scale, self.report, layout(self.model),
         )  # fmt: skip
         self._lengths = self.train.lengths.tolist()
         self._counts = self.train.counts.tolist()

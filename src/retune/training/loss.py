@@ -11,6 +11,14 @@ from retune.data.batches import Batch
 from retune.training import head, one_by_one
 from retune.training.attention import flattens, segments
 from retune.training.one_by_one import transformers_model
+from retune.training.passes import Layout
+
+
+def layout(model: Any) -> Layout:
+    """Return how `loss_sum` reads the records of a batch: one behind the other, padded, or each by itself."""
+    if flattens(model):
+        return "flattened"
+    return "padded" if one_by_one.reading_of(model).padded else "alone"
 
 
 def loss_sum(model: Any, batch: Batch) -> Tensor:
@@ -22,7 +30,8 @@ def loss_sum(model: Any, batch: Batch) -> Tensor:
 
     Args:
         model: a causal language model, bare or wrapped for adapters or several devices. Inside
-            `retune.training.attention.by_segments` the batch is one sequence; else each record is read by itself.
+            `retune.training.attention.by_segments` the batch is one sequence; else its records are read by transformers' own
+            forward, see `retune.training.one_by_one`.
         batch: on the model's device.
     """
     if not flattens(model):

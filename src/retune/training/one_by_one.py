@@ -1,14 +1,17 @@
-"""The plain way to a loss: each record by itself, through transformers' own forward and PEFT's own layers.
+"""Losses through transformers' own forward and PEFT's own layers, for bases that cannot read flattened batches.
 
-Nothing is shared between records, so whatever a base does inside (recurrent states, convolutions, position tables, rotary
-frequencies that depend on the length) it does as it was made to. It costs speed: small records do not fill a GPU.
+One record at a time nothing is shared between records, so whatever a base does inside (recurrent states, convolutions,
+position tables, rotary frequencies that depend on the length) it does as it was made to. It costs speed: small records do
+not fill a GPU. Where `retune.training.self_check` finds that it changes nothing, the records of a pass are read together,
+padded on the right: a causal model's earlier tokens know nothing of what follows them, padding included.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,46 +19,116 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from retune.data.batches import Batch
+from retune.training import head
 from retune.training.attention import attending
+
+_READING = "_retune_reading"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the plain forward is asked for losses.
+
+    Attributes:
+        padded: the records of a pass together; else each by itself.
+        in_parts: logits for some tokens at a time (`retune.training.head`); else all that a pass counts at once.
+    """
+
+    padded: bool = False
+    in_parts: bool = False
 
 
 @contextmanager
-def by_record(model: Any, eager: bool = False) -> Iterator[None]:
-    """Let `loss_sum` be what counts inside the block, with the attention that the base was loaded with, or eager."""
-    if not eager:
-        yield
-        return
-    with attending(model, "eager"):
-        yield
+def by_record(model: Any, eager: bool = False, reading: Reading | None = None) -> Iterator[None]:
+    """Let `loss_sum` compute so inside the block, with the attention that the base was loaded with, or eager.
+
+    Args:
+        model: the transformers model.
+    """
+    before = vars(model).get(_READING)
+    vars(model)[_READING] = reading or Reading()
+    try:
+        with attending(model, "eager") if eager else nullcontext():
+            yield
+    finally:
+        if before is None:
+            del vars(model)[_READING]
+        else:
+            vars(model)[_READING] = before
+
+
+def reading_of(model: Any) -> Reading:
+    """Return how a model is read inside `by_record`; outside of it, one record at a time."""
+    found: Reading = vars(transformers_model(model)).get(_READING) or Reading()
+    return found
 
 
 def loss_sum(model: Any, batch: Batch) -> Tensor:
     """Return the sum of -log p over the counted tokens of `batch`, as `retune.training.loss.loss_sum` does."""
+    reading = reading_of(model)
     if len(batch.lengths) == 1:
-        return cross_entropy(logits(model, batch.ids, batch.rows), batch.targets, reduction="sum")
+        return _loss_sum(model, batch.ids, batch.rows, batch.targets, reading)
+    if reading.padded:
+        return _loss_sum(model, *pad(batch), batch.targets, reading)
     parts = []
     start = 0
     for length in batch.lengths:
         mine = (batch.rows >= start) & (batch.rows < start + length)
-        made = logits(model, batch.ids[:, start : start + length], batch.rows[mine] - start)
-        parts.append(cross_entropy(made, batch.targets[mine], reduction="sum"))
+        ids, rows = batch.ids[:, start : start + length], batch.rows[mine] - start
+        parts.append(_loss_sum(model, ids, rows, batch.targets[mine], reading))
         start += length
     return torch.stack(parts).sum()
 
 
+def pad(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return a batch's records padded on the right, shape ``(records, longest)``, and its `rows` in that, flat.
+
+    Each is filled with its own last token: an ordinary one, since some models give tokens named `pad` a place of their own.
+    """
+    longest = max(batch.lengths)
+    records = torch.split(batch.ids[0], batch.lengths)
+    ids = torch.stack([torch.cat([ids, ids[-1:].expand(longest - len(ids))]) for ids in records])
+    ends = torch.tensor(batch.lengths, device=ids.device).cumsum(0)
+    record = torch.bucketize(batch.rows, ends, right=True)
+    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+    return ids, batch.rows - starts[record] + record * longest
+
+
+def _loss_sum(model: Any, ids: Tensor, rows: Tensor, targets: Tensor, reading: Reading) -> Tensor:
+    core = transformers_model(model)
+    body = head.decoder(core) if reading.in_parts else None
+    if body is None:
+        return cross_entropy(logits(model, ids, rows), targets, reduction="sum")
+    reset_rotary(core)
+    return head.loss_sum(
+        core, body, body(input_ids=ids, **_options(body, ids, model.training)), rows, targets
+    )
+
+
 def logits(model: Any, ids: Tensor, rows: Tensor) -> Tensor:
-    """Return the float32 logits of one record at `rows`, shape ``(rows, vocabulary)``; `ids` has shape ``(1, tokens)``."""
+    """Return the float32 logits at `rows`, shape ``(rows, vocabulary)``.
+
+    Args:
+        ids: shape ``(records, tokens)``. rows: places in it, flat.
+    """
     core = transformers_model(model)
     reset_rotary(core)
-    takes = inspect.signature(core.forward).parameters
-    options: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
-    if "logits_to_keep" in takes:
+    options = _options(core, ids, model.training)
+    kept = len(ids) == 1 and "logits_to_keep" in inspect.signature(core.forward).parameters
+    if kept:
         options["logits_to_keep"] = rows
+    out: Tensor = model(input_ids=ids, **options).logits.flatten(0, 1)
+    return (out if kept else out[rows]).float()
+
+
+def _options(module: nn.Module, ids: Tensor, training: bool) -> dict[str, Any]:
+    """Return the arguments that a model's forward wants besides the tokens."""
+    takes = inspect.signature(module.forward).parameters
+    options: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
     for name in ("token_type_ids", "mm_token_type_ids"):
-        if name in takes and model.training:  # models for images too ask for them in training: 0 is text
+        if name in takes and training:  # models for images too ask for them in training: 0 is text
             options[name] = torch.zeros_like(ids)
-    out: Tensor = model(input_ids=ids, **options).logits[0]
-    return (out if "logits_to_keep" in takes else out[rows]).float()
+    return options
 
 
 def transformers_model(model: Any) -> Any:

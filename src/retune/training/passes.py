@@ -2,7 +2,7 @@
 
 The records of a step are taken in units; a unit is one pass if it fits. A pass that runs out of memory is repeated in halves:
 its gradients are added only when it is done, and dropout is drawn by unit (`retune.training.dropout`), so that losses and
-gradients are the same but for the rounding of sums.
+gradients are the same but for the rounding of sums. Where records are not flattened, transformers' own dropout draws by pass.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from retune.training.recompute import generators, set_generators
 from retune.training.room import Room
 
 UNIT_TOKENS = 16384
+Layout = Literal["flattened", "padded", "alone"]
 
 
 @dataclass
@@ -33,6 +34,7 @@ class _Unit:
 
     records: list[int]
     lengths: list[int]
+    padded: bool = False
     tails: list[int] = field(default_factory=list)
     before: list[Tensor] | None = None
 
@@ -51,15 +53,27 @@ class _Pass:
 
     @property
     def tokens(self) -> int:
-        return sum(self.unit.lengths[self.start : self.stop])
+        """Tokens that are computed, with what is padded."""
+        lengths = self.unit.lengths[self.start : self.stop]
+        return max(lengths, default=0) * len(lengths) if self.unit.padded else sum(lengths)
 
     def halves(self) -> list[_Pass]:
         """Return the same in two, of about as many tokens."""
-        middle, tokens = self.start + 1, self.unit.lengths[self.start]
-        while middle < self.stop - 1 and tokens + self.unit.lengths[middle] <= self.tokens / 2:
-            tokens += self.unit.lengths[middle]
+        lengths = self.unit.lengths
+        middle, tokens = self.start + 1, lengths[self.start]
+        while middle < self.stop - 1 and tokens + lengths[middle] <= sum(lengths[self.start : self.stop]) / 2:
+            tokens += lengths[middle]
             middle += 1
+        if self.unit.padded:
+            return [_whole(self.unit.records[part], lengths[part], True) for part in (
+                slice(self.start, middle), slice(middle, self.stop)
+            )]  # fmt: skip
         return [_Pass(self.unit, self.start, middle), _Pass(self.unit, middle, self.stop)]
+
+
+def _whole(records: list[int], lengths: list[int], padded: bool = False) -> _Pass:
+    """Return a pass that is a unit of its own."""
+    return _Pass(_Unit(records, lengths, padded), 0, len(records))
 
 
 class Passes:
@@ -72,7 +86,7 @@ class Passes:
         loss: returns the sum of -log p over the counted tokens of a batch.
         scale: multiplied into every gradient, as float16 needs it.
         report: told when a pass ran out of memory.
-        alone: whether each record is a pass of its own.
+        layout: how the records of a pass lie: one behind the other, padded, or each in a pass of its own.
 
     Attributes:
         room: how large a pass may be.
@@ -88,10 +102,10 @@ class Passes:
         loss: Callable[[Any, Batch], Tensor],
         scale: Callable[[Tensor], Tensor],
         report: Callable[[Note], None],
-        alone: bool = False,
+        layout: Layout = "flattened",
     ) -> None:
         self.model, self.core, self.tokens, self.parameters = model, core, tokens, parameters
-        self.devices, self.loss, self.scale, self.report, self.alone = devices, loss, scale, report, alone
+        self.devices, self.loss, self.scale, self.report, self.layout = devices, loss, scale, report, layout
         self._lengths = tokens.lengths.tolist()
         self.room = Room(core, devices.device, max(self._lengths))
 
@@ -120,14 +134,24 @@ class Passes:
 
     def _plan(self, records: Sequence[int]) -> list[_Pass]:
         limit = self.devices.least(self.room.tokens())
-        if self.alone:
+        if self.layout == "alone":
             limit = 1
+        limit = UNIT_TOKENS if limit is None else limit
+        padded = self.layout == "padded"
+        if padded:
+            records = sorted(records, key=lambda record: self._lengths[record])
+        lengths = [self._lengths[record] for record in records]
+        if self.layout != "flattened":  # transformers' own dropout draws for a pass, not for a unit
+            return [
+                _whole([records[place] for place in part], [lengths[place] for place in part], padded)
+                for part in passes(lengths, min(limit, UNIT_TOKENS), padded)
+            ]
         found = []
-        for places in passes([self._lengths[record] for record in records], UNIT_TOKENS):
+        for places in passes(lengths, UNIT_TOKENS):
             mine = [records[place] for place in places]
-            unit = _Unit(mine, [self._lengths[record] for record in mine])
+            unit = _Unit(mine, [lengths[place] for place in places])
             start = 0
-            for part in passes(unit.lengths, UNIT_TOKENS if limit is None else limit):
+            for part in passes(unit.lengths, limit):
                 found.append(_Pass(unit, start, start + len(part)))
                 start += len(part)
         return found

@@ -119,9 +119,9 @@ class ResidentBase:
         return self._checked[key]
 
     def _agreed(self, found: Checked) -> Checked:
-        """Return the check of the process that found most against flattened batches: all must take the same way."""
+        """Return the check of the process that found the slowest way: all must take the same."""
         all_found: list[Checked] = self.devices.gather_object(found)
-        return max(all_found, key=lambda each: (each.way != "flattened", each.way))
+        return max(all_found, key=lambda each: self_check.WAYS.index(each.way))
 
     @contextmanager
     def adapter(

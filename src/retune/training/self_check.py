@@ -2,8 +2,9 @@
 
 Our way reads a batch as one flattened sequence, with attention and layers of our own. What transformers' plain forward
 gives for each record alone, with eager attention, is right by definition. Both are asked for the losses of some made-up
-records and for the gradients of an adapter; where they differ beyond rounding, the plain way is taken, and where that
-is no fixed number either, the base is refused. What a few short records cannot show (a window longer than they are,
+records and for the gradients of an adapter; where they differ beyond rounding, transformers' own forward is taken, over
+padded batches if that gives the same, else one record at a time, and where that is no fixed number either, the base is
+refused. What a few short records cannot show (a window longer than they are,
 rotary frequencies that change with the length) is read from the base's config.
 """
 
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +28,11 @@ from retune.errors import InputError
 from retune.training import lora_linear, one_by_one
 from retune.training.attention import by_segments, segments
 from retune.training.loss import loss_sum
-from retune.training.one_by_one import by_record, transformers_model
+from retune.training.one_by_one import Reading, by_record, transformers_model
 
-Way = Literal["flattened", "one by one", "one by one, eager"]
+Way = Literal["flattened", "padded", "padded, eager", "one by one", "one by one, eager"]
+WAYS: tuple[Way, ...] = get_args(Way)
+"""From fast to slow."""
 LENGTHS = (11, 34, 3, 22)
 # What a token's loss may differ by at least, in nats, and by how much a record's may change with its neighbours.
 _LEAST: dict[torch.dtype | None, tuple[float, float]] = {
@@ -55,8 +58,9 @@ class Checked:
         reason: why not by flattened batches; empty if they are used.
         difference: of the largest token's loss between that way and the plain one, in nats. allowed: what is rounding.
         gradients: norm of the difference of an adapter's gradients over their norm; None where none were asked for.
-        slower: how many times longer the made-up records took this way than flattened; None if it was not measured.
+        slower: how many times longer the made-up records took one by one than flattened; None if it was not measured.
         seconds: what the check took.
+        in_parts: whether logits are made for some tokens at a time (`retune.training.head`).
     """
 
     way: Way
@@ -66,6 +70,7 @@ class Checked:
     gradients: float | None = None
     slower: float | None = None
     seconds: float = 0.0
+    in_parts: bool = True
 
     def record(self) -> dict[str, Any]:
         """Return it as it is written into a trial's record."""
@@ -76,15 +81,22 @@ class Checked:
         """One line for the log: what is done instead and what it costs; empty where nothing is lost."""
         if self.way == "flattened":
             return ""
-        cost = f", which took {self.slower:.1f} times as long on them" if self.slower else ", which is slower"
-        return f"batches are computed {self.way} by transformers' own forward{cost}: {self.reason}"
+        if self.way.startswith("padded"):
+            cost = ", which computes what is padded too"
+        elif self.slower:
+            cost = f", which took {self.slower:.1f} times as long on generated records"
+        else:
+            cost = ", which is slower"
+        whole = "" if self.in_parts else ", with all logits of a pass in memory"
+        return f"batches are computed {self.way} by transformers' own forward{cost}{whole}: {self.reason}"
 
 
 def reading(model: Any, checked: Checked) -> AbstractContextManager[None]:
     """Return the context in which `retune.training.loss.loss_sum` computes as the check decided."""
     if checked.way == "flattened":
         return by_segments(transformers_model(model))
-    return by_record(transformers_model(model), eager=checked.way == "one by one, eager")
+    reading = Reading(checked.way.startswith("padded"), checked.in_parts)
+    return by_record(transformers_model(model), checked.way.endswith("eager"), reading)
 
 
 def check(model: Any, tokenizer: Any, longest: int, train: bool) -> Checked:
@@ -159,6 +171,7 @@ class _Check:
         self.singles = [flatten(tokens, [record]).to(device) for record in range(len(LENGTHS))]
         self.dtype = next(core.parameters()).dtype
         self.allowed, self.beside = least(core)
+        self.gradients = _GRADIENTS.get(self.dtype, _GRADIENTS[torch.bfloat16])
         self.adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.kind = core.config.model_type
 
@@ -183,8 +196,52 @@ class _Check:
                     lambda: one_by_one.logits(self.model, self.singles[0].ids, self.singles[0].rows),
                     "training",
                 )
-        way: Way = "one by one, eager" if eager else "one by one"
-        return Checked(way, reason, 0.0 if eager else plain, self.allowed, None, slower)
+        ways: list[Way] = ["padded, eager", "one by one, eager"] if eager else ["padded", "one by one"]
+        limit = fixed_rotary(text_config(self.core))
+        if self.longest > limit:
+            ways = ways[1:]  # padding would change the length
+        for way in ways:
+            for in_parts in (True, False):
+                found = Checked(
+                    way, reason, 0.0 if eager else plain, self.allowed, None, slower, in_parts=in_parts
+                )
+                if way == ways[-1] and not in_parts:
+                    return found  # which is what was compared with the plain forward above
+                difference, gradients = self._plain_sums(found, right, of_right)
+                close = gradients is None or gradients <= self.gradients
+                if difference <= self.allowed and close:
+                    return replace(found, difference=max(found.difference, difference), gradients=gradients)
+        raise AssertionError("the last way is always taken")
+
+    def _plain_sums(
+        self, tried: Checked, right: Tensor, of_right: Tensor | None
+    ) -> tuple[float, float | None]:
+        """Return how far a way through transformers' own forward is from the right losses, and its gradients."""
+        gradients = None
+        try:
+            with reading(self.model, tried):
+                with torch.no_grad():
+                    difference = abs(float(loss_sum(self.model, self.batch)) - float(right.double().sum()))
+                    difference /= len(right)
+                    if tried.way.startswith("padded"):
+                        difference = max(difference, apart(right, self._padded(self.batch.ids)))
+                        if self._beside(self._padded) > self.beside:
+                            return math.inf, None
+                if of_right is not None:
+                    made = self._gradients(lambda: loss_sum(self.model, self.batch) / len(right))
+                    gradients = float((made - of_right).norm() / of_right.norm())
+                    with torch.no_grad(), self._training():
+                        loss_sum(self.model, self.batch)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            return math.inf, None
+        return difference, gradients
+
+    def _padded(self, ids: Tensor) -> Tensor:
+        """Return the loss of each counted token of the padded batch with other tokens in it."""
+        batch = replace(self.batch, ids=ids)
+        return _losses(one_by_one.logits(self.model, *one_by_one.pad(batch)), batch.targets)
 
     def _right(self) -> Tensor:
         """Return the losses that are right by definition, after looking whether they are losses at all."""
@@ -255,7 +312,7 @@ class _Check:
             with by_segments(self.core), lora_linear.installed(self.model) if self.train else nullcontext():
                 with torch.no_grad():
                     difference = apart(right, self._flat(self.batch.ids))
-                    beside = self._beside()
+                    beside = self._beside(self._flat)
                     whole = float(loss_sum(self.model, self.batch))
                 if of_right is not None:
                     made = self._gradients(lambda: loss_sum(self.model, self.batch) / len(right))
@@ -278,7 +335,7 @@ class _Check:
                 f"in a flattened batch a record's losses change by {beside:.2g} with those before it",
             ),
             (
-                gradients is None or gradients <= _GRADIENTS.get(self.dtype, _GRADIENTS[torch.bfloat16]),
+                gradients is None or gradients <= self.gradients,
                 f"in a flattened batch the adapter's gradients differ by {gradients or 0.0:.2g} of their size",
             ),
         ]
@@ -296,13 +353,13 @@ class _Check:
         ).logits[0]
         return _losses(out, batch.targets)
 
-    def _beside(self) -> float:
+    def _beside(self, losses: Callable[[Tensor], Tensor]) -> float:
         """Return how much the last record's losses change with the tokens of the others: 0 is right."""
         other, before = self.batch.ids.clone(), self.batch.ids.shape[1] - self.batch.lengths[-1]
         own = other[0, before:]
         other[0, :before] = own.repeat(-(-before // len(own)))[:before]
         mine = -len(self.singles[-1].rows)
-        return apart(self._flat(self.batch.ids)[mine:], self._flat(other)[mine:])
+        return apart(losses(self.batch.ids)[mine:], losses(other)[mine:])
 
     def _gradients(self, loss: Callable[[], Tensor]) -> Tensor:
         """Return the gradients of the adapter's weights for the mean loss, one behind the other, in float32."""

@@ -14,9 +14,8 @@ import torch
 from retune.data.batches import flatten, passes, share
 from retune.data.tokens import Tokens
 from retune.training import memory
-from retune.training.attention import flattens
 from retune.training.devices import Devices
-from retune.training.loss import loss_sum
+from retune.training.loss import layout, loss_sum
 
 PASS_TOKENS = 4096
 
@@ -45,7 +44,8 @@ def validation_loss(
     model.eval()
     try:
         with torch.no_grad():
-            runs = list(passes(lengths, pass_tokens if flattens(model) else 1))  # 1: each record by itself
+            how = layout(model)
+            runs = list(passes(lengths, 1 if how == "alone" else pass_tokens, how == "padded"))
             rounds = devices.most(len(runs))
             for places in runs:
                 if poll is not None:
