@@ -177,3 +177,32 @@ def test_code_of_a_base_is_never_run_nor_asked_about(tmp_path, monkeypatch):
         with pytest.raises(InputError):
             ask()
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("t5", "but t5 is an encoder-decoder$"),
+        (
+            "llava",
+            r"but llava is more than a language model; save the language model in it \(llama\) by itself",
+        ),
+        ("qwen2_vl", r"more than a language model; save the language model in it \(qwen2_vl_text\)"),
+        ("clip", "but clip is "),
+        ("vit", "but vit is none"),
+    ],
+)
+def test_what_is_no_causal_language_model_is_refused_by_name_wherever_it_is_read(kind, said, tmp_path):
+    from transformers import CONFIG_MAPPING
+
+    from retune.evaluation.bench import Candidate, check_candidates
+    from retune.steps.look import look
+
+    CONFIG_MAPPING[kind]().save_pretrained(tmp_path)
+    base = Model(base=str(tmp_path))
+    for read in (lambda: models.load_base(base), lambda: look(tmp_path)):
+        with pytest.raises(InputError, match=said) as caught:
+            read()
+        assert len(str(caught.value)) < 300
+    [problem] = check_candidates(base, [Candidate("base")])
+    assert "must be a causal language model" in problem

@@ -286,6 +286,7 @@ def load_base(
     dtype = pick_dtype(model, device)
     if problems := quantization_problems(model, device.type == "cuda"):
         raise InputError(problems, "model")
+    config_of(folder)
     try:
         if load is not None:
             loaded = load(folder, dtype, attention)
@@ -310,6 +311,41 @@ def read_model(folder: Path, dtype: torch.dtype, attention: str | None, **option
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation=attention, trust_remote_code=False, **options
     )
+
+
+def config_of(folder: Path) -> Any:
+    """Return transformers' config of a model folder, of a kind that is a causal language model.
+
+    Raises:
+        InputError: if there is none, or of another kind.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"transformers cannot read {folder / 'config.json'}: {reason}", "model.base"
+        ) from error
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        try:
+            text = config.get_text_config(decoder=True)
+        except ValueError:  # it holds several
+            text = config
+        if config.is_encoder_decoder:
+            what, hint = "an encoder-decoder", ""
+        elif text is not config:
+            what = "more than a language model"
+            hint = f"; save the language model in it ({text.model_type}) by itself, with its tokenizer"
+        else:
+            what, hint = "none", ""
+        raise InputError(
+            f"a base must be a causal language model (of transformers' AutoModelForCausalLM), but {config.model_type} is "
+            f"{what}{hint}",
+            "model.base",
+        )
+    return config
 
 
 def _in_four_bits(folder: Path, dtype: torch.dtype, attention: str | None, device: torch.device) -> Any:

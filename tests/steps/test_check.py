@@ -32,7 +32,7 @@ def test_a_base_that_is_none_is_told_once(small, tmp_path):
     told = problems(small(f"model.base={tmp_path}"))
     assert told.count("config.json") == 1
     (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
-    assert "cannot be built from its config.json" in problems(small(f"model.base={tmp_path}"))
+    assert "transformers cannot read" in problems(small(f"model.base={tmp_path}"))
 
 
 def test_adapters_of_a_finished_search_are_checked_before_they_are_scored(searched):

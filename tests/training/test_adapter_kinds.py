@@ -126,6 +126,16 @@ def test_scored_as_peft_does_and_the_base_is_bit_for_bit_the_same_afterwards(kin
         ({"peft_type": "LOHA"}, "peft_type 'LORA'"),
         ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
         ({"init_lora_weights": "pissa_niter_4"}, "edited at random"),
+        (
+            {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}},
+            r"edited .* \(LoftQ\).* save that base",
+        ),
+        ({"init_lora_weights": "corda"}, "CorDA"),
+        ({"init_lora_weights": "lora_ga"}, "LoRA-GA"),
+        *(
+            ({"peft_type": kind}, f"it has {kind!r}")
+            for kind in ("VERA", "IA3", "OFT", "BOFT", "PROMPT_TUNING", None)
+        ),
         ({"r": 8}, "does not fit the base model"),
         ({"target_modules": ["k_proj"]}, "does not fit the base model"),
     ],

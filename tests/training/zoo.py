@@ -10,6 +10,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
+from retune.training.targets import layer_names
+
 VOCABULARY = 96
 # Every name under which some config keeps a size; each config takes those that it knows.
 _SIZES: dict[str, Any] = {
@@ -27,6 +29,14 @@ _SIZES: dict[str, Any] = {
     "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
     "decoder_ffn_dim": 48, "encoder_ffn_dim": 48, "is_decoder": True, "sliding_window": 16,
 }  # fmt: skip
+_TEXT = {name: _SIZES[name] for name in (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id",
+)}  # fmt: skip
+_IMAGES = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 28,
+    "patch_size": 14,
+}  # fmt: skip
 _MIXED = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
 _HEADS = {"head_dim": None, "num_key_value_heads": 4}
 # What some architectures need besides, or forms of one that are worth a line of their own.
@@ -37,6 +47,10 @@ FORMS: dict[str, dict[str, Any]] = {
     "deepseek_v3": _HEADS,
     "falcon (alibi)": {"alibi": True},
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16},
+    "gemma3 (for images too)": {
+        "text_config": {**_TEXT, "sliding_window": 16}, "vision_config": _IMAGES, "mm_tokens_per_image": 4,
+        "boi_token_index": 3, "eoi_token_index": 4, "image_token_index": 5,
+    },
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "gptj": {"rotary_dim": 8},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
@@ -49,6 +63,10 @@ FORMS: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
     },
     "llama4_text (chunks)": {"attention_chunk_size": 8},
+    "llama4 (for images too)": {
+        "text_config": {**_TEXT, "intermediate_size_mlp": 48, "num_local_experts": 2},
+        "vision_config": {**_IMAGES, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32},
+    },
     "mamba2": {"num_heads": 4, "head_dim": 16, "n_groups": 1},
     "mistral (no window)": {"sliding_window": None},
     "phi3 (longrope)": {
@@ -81,7 +99,12 @@ def build(name: str) -> Any:
     kind = CONFIG_MAPPING[name.partition(" (")[0]]
     takes = set(inspect.signature(kind.__init__).parameters) | set(kind.attribute_map)
     takes |= set(getattr(kind, "__dataclass_fields__", {}))
-    settings = {**{key: value for key, value in _SIZES.items() if key in takes}, **FORMS.get(name, {})}
+    own = FORMS.get(name, {})
+    settings = (
+        own
+        if "text_config" in own
+        else {**{key: value for key, value in _SIZES.items() if key in takes}, **own}
+    )
     try:
         config = kind(**settings)
         with torch.device("meta"):
@@ -111,10 +134,10 @@ def louder(model: nn.Module) -> None:
 def targets(model: nn.Module) -> list[str]:
     """Return the names of some linear layers to adapt, without the head."""
     head = model.get_output_embeddings()
-    kinds = (nn.Linear, Conv1D)
+    kinds, known = (nn.Linear, Conv1D), set(layer_names(model))
     found = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
-        if isinstance(module, kinds) and module is not head
+        if name in known and isinstance(module, kinds) and module is not head
     }
     return sorted(found - {"out_proj", "gate", "router", "lm_head"}) or sorted(found)

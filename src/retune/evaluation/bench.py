@@ -98,6 +98,7 @@ def check_candidates(model: Model, candidates: Sequence[Candidate]) -> list[str]
     ]
     try:
         base = models.locate(model)
+        models.config_of(base)
     except InputError as error:
         return problems + error.problems
     for candidate in candidates:

@@ -104,15 +104,14 @@ def _fits(name: str, shape: list[int], config: dict[str, Any]) -> bool:
 
 def _built(base: Path) -> Look:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from retune.training.targets import layer_names
 
+    config = models.config_of(base)
     try:
         with torch.device("meta"):  # shapes and names alone
-            model = AutoModelForCausalLM.from_config(
-                AutoConfig.from_pretrained(base, trust_remote_code=False), trust_remote_code=False
-            )
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"the base cannot be built from its config.json: {error}", "model.base") from error
     return Look(

@@ -27,7 +27,7 @@ from retune.study.training import EDITING, FROM_DATA
 from retune.training import inits
 from retune.training.base_state import preserved
 from retune.training.inits import Records
-from retune.training.targets import peft_targets, target_names
+from retune.training.targets import excluded_modules, peft_targets, target_names
 
 models.quiet()  # importing PEFT imports bitsandbytes where it is installed, which gives advice
 
@@ -87,6 +87,7 @@ def adapted(
         target_modules=peft_targets(base, chosen),
         use_rslora=chosen.variant == "rslora",
         use_dora=chosen.variant == "dora",
+        exclude_modules=excluded_modules(base),
         task_type="CAUSAL_LM",
         **inits.settings(chosen.init),
     )
@@ -108,14 +109,22 @@ def refused(settings: Mapping[str, Any]) -> list[str]:
         return [f"an adapter must have peft_type 'LORA', but it has {kind!r}"]
     found = [rule for name, rule in _REFUSED.items() if settings.get(name)]
     start = settings.get("init_lora_weights")
-    if isinstance(start, str) and start.startswith("pissa_niter"):
+    if isinstance(start, str) and (edit := next((e for e in _EDITS if start.startswith(e)), None)):
         found.append(
-            f"an adapter with init_lora_weights {start!r} stands on a base edited at random, which cannot be made again: "
-            "save it with PEFT's `path_initial_model_for_weight_conversion`"
+            f"an adapter with init_lora_weights {start!r} stands on a base that was edited {_EDITS[edit]}, which cannot be done "
+            "again here: save it with PEFT's `path_initial_model_for_weight_conversion`, or save that base, name it as the "
+            "base and set init_lora_weights to true"
         )
     return found
 
 
+# Initialisations that edit the base by something that the adapter's files do not hold.
+_EDITS = {
+    "pissa_niter": "at random",
+    "corda": "by activations on the data of its training (CorDA)",
+    "lora_ga": "by gradients on the data of its training (LoRA-GA)",
+    "loftq": "by a quantisation on its GPU (LoftQ)",
+}
 _REFUSED = {
     "alora_invocation_tokens": "an activated LoRA (`alora_invocation_tokens`) works only behind its invocation tokens, "
     "which no record or question here holds",
@@ -143,6 +152,8 @@ def loaded(base: nn.Module, folder: Path) -> Iterator[Any]:
 
     try:
         content = json.loads((folder / CONFIG).read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"{CONFIG} holds no settings by name")
         held = load_file(folder / WEIGHTS)
     except Exception as error:  # safetensors has errors of its own for a file that is cut off
         raise InputError(

@@ -20,7 +20,7 @@ def target_names(base: Any, training: Training) -> list[str]:
     Args:
         base: a causal language model.
         training: whose `target_modules` are last parts of names; or a group of `retune.study.training.GROUPS`; or a
-            regular expression that must match a whole name.
+            regular expression that must match a whole name. Of `excluded_modules` none is taken.
 
     Raises:
         InputError: if a name, or the expression, matches no layer that can have an adapter, with the names there are;
@@ -94,7 +94,59 @@ def _layers(base: Any) -> dict[str, Any]:
     from transformers.pytorch_utils import Conv1D
 
     kinds = (nn.Linear, Conv1D, nn.Embedding)  # what PEFT has a LoRA for, of what language models are made of
-    return {name: module for name, module in base.named_modules() if isinstance(module, kinds)}
+    excluded = excluded_modules(base)
+    return {
+        name: module
+        for name, module in base.named_modules()
+        if isinstance(module, kinds) and not (excluded and re.fullmatch(excluded, name))
+    }
+
+
+def excluded_modules(base: Any) -> str | None:
+    """Return a regular expression for the names of modules that never get an adapter, None if there are none.
+
+    These are the parts of a multimodal model beside its language model, which no text record reaches, and linear layers with a
+    forward of their own, as Llama 4's routers, which give more than PEFT's layer around them can pass on.
+    """
+    from torch import nn
+
+    found = [re.escape(name) + r"(\..*)?" for name in _other_parts(base)]
+    own = {
+        name.rpartition(".")[2]
+        for name, module in base.named_modules()
+        if isinstance(module, nn.Linear) and _has_own_forward(module)
+    }
+    found += [rf"(.*\.)?{re.escape(name)}" for name in sorted(own)]
+    return "|".join(found) or None
+
+
+def _has_own_forward(module: Any) -> bool:
+    """Return whether a linear layer is one of an architecture's own kind; those of quantisation have a forward too."""
+    return type(module).__module__.startswith("transformers.models.") and "forward" in vars(type(module))
+
+
+def _other_parts(base: Any) -> list[str]:
+    """Return the names of the largest parts of a multimodal model that hold neither its language model nor its head."""
+    text = base.config.get_text_config() if hasattr(base, "config") else None
+    if text is None or text is base.config:
+        return []
+    kept = {id(m) for m in base.modules() if getattr(m, "config", None) is text}
+    if not kept:
+        return []
+    head = base.get_output_embeddings()
+    found: list[str] = []
+
+    def walk(module: Any, prefix: str) -> None:
+        for name, child in module.named_children():
+            if id(child) in kept or child is head:
+                continue
+            if any(id(part) in kept or part is head for part in child.modules()):
+                walk(child, f"{prefix}{name}.")
+            else:
+                found.append(prefix + name)
+
+    walk(base, "")
+    return found
 
 
 def named(layers: Sequence[str], target_modules: Sequence[str] | str) -> list[str]:

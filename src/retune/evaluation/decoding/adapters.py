@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from retune import models
 from retune.adapter import WEIGHTS
 
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])(\.default)?\.weight")
@@ -105,13 +106,12 @@ def attached(model: Any, folder: Path | None) -> Iterator[Any]:
 def _shapes(base: Path) -> dict[str, tuple[int, ...]]:
     """Return (outputs, inputs) of every linear module of the base, () of all others, built without memory for weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
+    config = models.config_of(base)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(base, trust_remote_code=False), trust_remote_code=False
-        )
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     found: dict[str, tuple[int, ...]] = {}
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
