@@ -6,6 +6,7 @@ import torch
 from retune.data.batches import flatten, passes
 from retune.events import Note
 from retune.models import pick_device
+from retune.study import Training
 from retune.training import head, lora, self_check
 from retune.training.devices import Devices
 from retune.training.loss import layout, loss_sum
@@ -73,8 +74,8 @@ def test_the_sums_are_those_of_single_records(model, reading, monkeypatch):
 
 def gradients_of(model, dropout=0.0, fails_above=None, records=tuple(range(len(LENGTHS))), tokens=TOKENS):
     """Return losses by pass, the gradients of a step and what was reported, of an adapter on `model`."""
-    setting = lora.Setting(4, 8, dropout, 1e-3, 0.0)
-    with lora.adapted(model, setting, zoo.targets(model), "x", 0) as tuned:
+    chosen = Training(rank=4, alpha=8, dropout=dropout, target_modules=zoo.targets(model))
+    with lora.adapted(model, chosen, "x", 0) as tuned:
         lora.disturb(tuned)
         found = self_check.check(tuned, None, 64, train=True)
         assert found.way == "padded"
