@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick test-gpu test-lowest lint docs bench pipelines hashes images cluster-test clean
+.PHONY: help demo test quick test-gpu test-lowest lint docs pictures bench pipelines hashes images cluster-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -61,6 +61,16 @@ lint: $(VENV)/.dev ## ruff, types, layers
 docs: $(VENV)/.dev ## write the generated pages anew: docs/cli.md, examples/study.schema.json, the table of charts/retune/README.md
 	$(BIN)/python docs/generate.py
 	$(BIN)/python charts/readme.py
+
+# The report's pictures are taken by a browser whose setting is the page's own: light, then dark.
+PICTURES := build/pictures
+pictures: $(VENV)/.dev ## make the README's pictures anew: docs/pictures/run.svg and report-*.png (needs chromium)
+	rm -rf $(PICTURES) && mkdir -p $(PICTURES) && ln -s $(CURDIR)/examples $(PICTURES)/examples
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python docs/record.py docs/pictures/run.svg --folder $(PICTURES) -- \
+	  retune run examples/01-first-study/study.yaml
+	for scheme in light dark; do chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,1150 \
+	  $$(test $$scheme = light || echo --blink-settings=preferredColorScheme=0) --screenshot=docs/pictures/report-$$scheme.png \
+	  file://$$(ls -d $(CURDIR)/$(PICTURES)/artifacts/first-study/search-*)/report.html; done
 
 pipelines: $(VENV)/.dev ## compile the KFP components and pipelines anew
 	$(BIN)/python -m pipelines

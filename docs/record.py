@@ -2,10 +2,7 @@
 
 The command runs for real in a pseudo terminal, pyte keeps its screen, and the screens become a film strip that CSS moves
 past a window: it plays wherever an SVG is shown as a picture. The time of the recording is played faster where it is
-longer than `--seconds`; the title says both. The README's picture was made by
-
-    python docs/record.py docs/pictures/run.svg --folder <an empty folder with a link to examples> -- \\
-        retune run examples/01-first-study/study.yaml
+longer than `--seconds`; the title says so. `make pictures` makes the README's.
 """
 
 from __future__ import annotations
@@ -102,12 +99,15 @@ def _runs(screen: pyte.Screen, number: int) -> Iterable[Run]:
         cell = line[column]
         this = (cell.fg, cell.bold)
         if this != look:
-            if text.strip():
-                yield start, text.rstrip(), *look
+            yield from _run(start, text, look)
             start, text, look = column, "", this
         text += cell.data
+    yield from _run(start, text, look)
+
+
+def _run(start: int, text: str, look: tuple[str, bool]) -> Iterable[Run]:
     if text.strip():
-        yield start, text.rstrip(), *look
+        yield start + len(text) - len(text.lstrip()), text.strip(), *look
 
 
 def thinned(found: list[Frame], most: int) -> list[Frame]:
@@ -152,7 +152,7 @@ def svg(found: list[Frame], title: str, seconds: float, hold: float = 6.0) -> st
     )
     dots = "".join(f'<circle cx="{EDGE + 6 + 18 * k}" cy="16" r="5.5" fill="#484f58"/>' for k in range(3))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" xml:space="preserve" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}">'
         f"<title>{escape(title)}</title><style>{style}</style>"
         f'<rect width="{width:g}" height="{height:g}" rx="8" fill="#0d1117"/>{dots}'
         f'<text x="{width / 2:g}" y="20" text-anchor="middle" fill="#8b949e">{escape(title)}</text>'
@@ -180,10 +180,10 @@ def main() -> None:
     asked = parser.parse_args()
     found, took = record(asked.command, asked.folder)
     seconds = min(asked.seconds, took)
-    title = f"{shlex.join(asked.command)}: {took:.0f} s, played in {seconds:.0f} s"
+    title = shlex.join(asked.command) + (" (time lapse)" if seconds < took else "")
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(svg(thinned(found, asked.frames), title, seconds), encoding="utf-8")
-    print(f"{asked.out}: {len(found)} screens, {asked.out.stat().st_size:,} bytes")
+    print(f"{asked.out}: {took:.0f} s, {len(found)} screens, {asked.out.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from retune.records import Answered, AnswersRecord
 from retune.report.page import render
 from tests.report.synthetic import mix, outcome, study, trial
 
@@ -85,12 +86,23 @@ def look(tmp_path):
     server.shutdown()
 
 
-@pytest.mark.parametrize("width", [375, 1280, 1400])
+def said(chosen: str) -> AnswersRecord:
+    """Answers with long lines, long words and none."""
+    texts = {"trial-000": "x" * 900, "trial-001": "", chosen: "one\ntwo " * 40}
+    asked = Answered(
+        question="why " * 80, earlier=[("system", "y" * 300)], reference="because", answers=texts
+    )
+    return AnswersRecord(
+        trials=list(texts), chosen=chosen, prompt="chat", new_tokens=128, questions=[asked] * 10
+    )
+
+
+@pytest.mark.parametrize("width", [375, 390, 1280, 1400])
 def test_nothing_sticks_out_and_nothing_is_fetched(look, width):
     asked, records, scores, selection, gate = outcome()
     selection.findings.append("a finding with/a/very/long/path" * 8)
     records.append(trial(99, "search", {"rank": 8}, None).model_copy(update={"reason": "x" * 400}))
-    seen = look(render(asked, mix(), records, scores, selection, gate), width)
+    seen = look(render(asked, mix(), records, scores, selection, gate, said(selection.chosen)), width)
     assert seen["scroll"] <= seen["width"] <= width
     assert seen["outside"] == []
     assert seen["fetched"] == []
