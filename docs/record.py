@@ -152,7 +152,8 @@ def svg(found: list[Frame], title: str, seconds: float, hold: float = 6.0) -> st
     )
     dots = "".join(f'<circle cx="{EDGE + 6 + 18 * k}" cy="16" r="5.5" fill="#484f58"/>' for k in range(3))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xml:space="preserve" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" xml:space="preserve" viewBox="0 0 {width:g} {height:g}" '
+        f'role="img" aria-label="{escape(title)}">'
         f"<title>{escape(title)}</title><style>{style}</style>"
         f'<rect width="{width:g}" height="{height:g}" rx="8" fill="#0d1117"/>{dots}'
         f'<text x="{width / 2:g}" y="20" text-anchor="middle" fill="#8b949e">{escape(title)}</text>'

@@ -55,3 +55,8 @@ def test_printed_commands_can_be_pasted(capsys):
     ]
     (look,) = (line.removeprefix("look").strip() for line in lines if line.startswith("look"))
     assert shlex.split(look)[-1] == "sqlite:////tmp/a b/mlflow.db"
+
+
+def test_the_command_for_more_replaces_the_number_of_trials(capsys):
+    _show.show_outcome(outcome("none"), "study.yaml", ("search.trials=1", "seed=3"))
+    assert "more   retune run study.yaml seed=3 search.trials=2\n" in capsys.readouterr().out

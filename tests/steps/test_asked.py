@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from retune import models, store
 from retune.cli import cli
 from retune.data.prompts import Prompt
+from retune.errors import InputError
 from retune.evaluation.asking import Asker
 from retune.registry import promotion
 from retune.steps import contestants, export, tuned
@@ -98,7 +99,13 @@ def test_a_registered_version_keeps_its_prompt_and_is_exported_by_alias_and_numb
     for name in ("champion", version):
         found = tuned.find(f"bot@{name}", tracking=uri)
         assert (found.prompt, found.model.base) == (own, study.model.base)
-    run("export", "bot@champion", "--tracking", uri, "--out", str(tmp_path / "out"))
+    (tmp_path / "base").rename(tmp_path / "elsewhere")  # as on another machine
+    with pytest.raises(InputError, match=r"config\.json"):
+        run("export", "bot@champion", "--tracking", uri, "--out", str(tmp_path / "out"))
+    here = ("--tracking", uri, "--base", str(tmp_path / "elsewhere"))
+    run("export", "bot@champion", *here, "--out", str(tmp_path / "out"))
+    assert f"| Base | {study.model.base} |" in (tmp_path / "out" / "README.md").read_text()
+    assert "base\n" in run("chat", "bot@champion", *here, "--ask", "hi", "--new-tokens", "2")
     assert tuned.prompt_of(str(tmp_path / "out")) == own
     from transformers import AutoTokenizer
 

@@ -7,6 +7,7 @@ import click
 
 @click.command("chat")
 @click.argument("what", metavar="STUDY_FOLDER|MODEL@ALIAS")
+@click.option("--base", metavar="BASE", help="Where the base is, if not where the study had it.")
 @click.option("--trial", metavar="NAME", help="Another trial than the chosen one.")
 @click.option(
     "--ask", "questions", multiple=True, metavar="TEXT", help="Ask this and end; may be given several times."
@@ -25,7 +26,9 @@ import click
     show_default=True,
     help="MLflow tracking URI, for MODEL@ALIAS.",
 )
-def command(what: str, trial: str | None, questions: tuple[str, ...], new_tokens: int, uri: str) -> None:
+def command(
+    what: str, base: str | None, trial: str | None, questions: tuple[str, ...], new_tokens: int, uri: str
+) -> None:
     """Ask the untuned base and a tuned model the same questions, and see both answers.
 
     Questions are typed line by line; an empty line ends. Each one stands for itself, is asked by the prompt that
@@ -41,7 +44,7 @@ def command(what: str, trial: str | None, questions: tuple[str, ...], new_tokens
 
     from retune.steps import chat, tuned
 
-    pair = chat.open_pair(tuned.find(what, trial, uri))
+    pair = chat.open_pair(tuned.find(what, trial, uri, base))
     console = Console(highlight=False)
 
     def answer(question: str) -> None:

@@ -10,6 +10,7 @@ import click
 @click.command("export")
 @click.argument("what", metavar="STUDY_FOLDER|MODEL@ALIAS")
 @click.option("--out", type=click.Path(path_type=Path), help="The folder to write.  [default: ./<name>]")
+@click.option("--base", metavar="BASE", help="Where the base is, if not where the study had it.")
 @click.option("--trial", metavar="NAME", help="Another trial of the study than the chosen one.")
 @click.option(
     "--merge", is_flag=True, help="Merge the adapter into its base: safetensors, tokenizer, chat template."
@@ -39,6 +40,7 @@ import click
 def command(
     what: str,
     out: Path | None,
+    base: str | None,
     trial: str | None,
     merge: bool,
     gguf: str | None,
@@ -81,7 +83,7 @@ def command(
     where = push.target(repo, public) if repo else None
     if where and not dry_run:
         push.check(where)
-    found = tuned.find(what, trial, uri)
+    found = tuned.find(what, trial, uri, base)
     target = export.write(found, out or Path(found.name), licence, merge or gguf is not None)
     click.echo(f"{'model' if merge or gguf else 'adapter'} {target}")
     if gguf:

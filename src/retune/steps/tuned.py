@@ -48,7 +48,9 @@ class Tuned:
         return self.prompt or Prompt()
 
 
-def find(what: str, trial: str | None = None, tracking: str = "sqlite:///mlflow.db") -> Tuned:
+def find(
+    what: str, trial: str | None = None, tracking: str = "sqlite:///mlflow.db", base: str | None = None
+) -> Tuned:
     """Return what a person names: the folder of a study, or `model@alias` of the registry.
 
     Args:
