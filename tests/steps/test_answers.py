@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from retune import models
 from retune.data import mixing
+from retune.errors import DiskFull
 from retune.report import folder as reports
 from retune.steps import answers
 from retune.steps import report as step
@@ -64,12 +66,17 @@ def test_the_report_shows_them_and_is_written_without_them(searched):
 
 def test_a_study_does_not_fail_for_want_of_answers(searched, monkeypatch, caplog):
     study, folder, _ = searched
-    from retune.errors import RetuneError
 
-    def broken(*_):
-        raise RetuneError("no memory")
+    def failing(error):
+        def broken(*_):
+            raise error
 
-    monkeypatch.setattr(models, "load_base", broken)
+        monkeypatch.setattr(models, "load_base", broken)
+
+    failing(DiskFull("the disk is full"))
+    with pytest.raises(DiskFull):
+        answers.answers(asking(study), folder)
+    failing(torch.OutOfMemoryError("no memory"))
     assert answers.answers(asking(study), folder) is None
     assert "no answers of the models: no memory" in caplog.text
     assert not SearchFolder(folder.uri).has("answers.json")

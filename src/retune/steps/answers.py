@@ -17,7 +17,7 @@ from retune import models, store
 from retune.data import mixing
 from retune.data.example import Example
 from retune.data.prompts import Prompt
-from retune.errors import RetuneError
+from retune.errors import Interrupted, RetuneError
 from retune.evaluation.asking import Asker
 from retune.evaluation.decoding import adapters
 from retune.evaluation.decoding.self_check import decoding
@@ -53,7 +53,9 @@ def answers(study: Study, folder: SearchFolder) -> AnswersRecord | None:
             if record is not None:
                 folder.write(ANSWERS, record)
             outputs["questions"] = len(record.questions) if record else 0
-    except RetuneError as error:
+    except Interrupted:
+        raise
+    except (RetuneError, RuntimeError) as error:  # torch's own is a RuntimeError, as when memory is short
         _LOG.warning("the report will have no answers of the models: %s", error)
         return None
     return record
