@@ -71,20 +71,28 @@ def record(command: list[str], folder: Path) -> tuple[list[Frame], float]:
     _, status = os.waitpid(child, 0)
     if os.waitstatus_to_exitcode(status):
         sys.exit(f"{shlex.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
-    return frames(output, f"$ {shlex.join(command)}"), took
+    return frames(output, f"$ {shlex.join(command)}", every=took / 1000), took
 
 
-def frames(output: Iterable[tuple[float, bytes]], prompt: str) -> list[Frame]:
-    """Return the screens that a terminal shows below a prompt when it gets this output; equal ones in a row are one."""
+def frames(output: Iterable[tuple[float, bytes]], prompt: str, every: float = 0.0) -> list[Frame]:
+    """Return the screens that a terminal shows below a prompt when it gets this output.
+
+    Equal ones in a row are one. Between two there are at least `every` seconds, but the last one is always there.
+    """
     screen = pyte.Screen(COLUMNS, ROWS)
     stream = pyte.ByteStream(screen)
     stream.feed(f"\x1b[1m{prompt}\x1b[0m\r\n".encode())
     found = [Frame(0.0, _rows(screen))]
+    looked = at = 0.0
     for at, data in output:
         stream.feed(data)
-        rows = _rows(screen)
+        if at < looked + every:
+            continue
+        looked, rows = at, _rows(screen)
         if rows != found[-1].rows:
             found.append(Frame(at, rows))
+    if (rows := _rows(screen)) != found[-1].rows:
+        found.append(Frame(at, rows))
     return found
 
 

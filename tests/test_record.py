@@ -31,6 +31,8 @@ def test_a_command_is_recorded_as_its_terminal_shows_it(tmp_path):
 
 def test_the_film_is_an_svg_that_ends_on_the_last_frame():
     output = [(k / 10, f"line {k} <&>\r\n".encode()) for k in range(60)]
+    assert len(record.frames(output, "$ x")) == 61
+    assert [frame.start for frame in record.frames(output, "$ x", every=2.5)] == [0.0, 2.5, 5.0, 5.9]
     found = record.thinned(record.frames(output, "$ x"), 20)
     assert len(found) <= 20
     assert found[-1].start == 5.9

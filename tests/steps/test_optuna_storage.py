@@ -119,3 +119,23 @@ def test_several_objectives_and_early_stops(folder, tmp_path):
 )
 def test_every_kind_of_parameter_has_its_distribution(given, expected):
     assert distribution(Parameter(name="x", **given)) == expected
+
+
+def test_a_parameter_whose_condition_does_not_hold_is_none_of_the_trial(folder, tmp_path):
+    parameters = [
+        {"name": "schedule", "kind": "categorical", "values": ["linear", "constant"], "default": "linear"},
+        {
+            "name": "rank",
+            "kind": "discrete",
+            "values": [4, 8],
+            "default": 8,
+            "when": {"schedule": ["linear"]},
+        },
+    ]
+    two = [
+        trial(2, "search", {"schedule": "linear", "rank": 4}, 2.0),
+        trial(3, "search", {"schedule": "constant", "rank": 8}, 2.1),
+    ]
+    export(folder(two, search={"parameters": parameters}), f"sqlite:///{tmp_path}/x.db")
+    found = optuna.load_study(study_name="alpaca-dolly", storage=f"sqlite:///{tmp_path}/x.db")
+    assert [t.params for t in found.trials] == [{"schedule": "linear", "rank": 4}, {"schedule": "constant"}]

@@ -147,9 +147,11 @@ def _trial(record: TrialRecord, study: Study, benches: Sequence[BenchRecord]) ->
 def _params(assignment: dict[str, Value], space: Space) -> tuple[dict[str, Any], dict[str, Any]]:
     params: dict[str, Any] = {}
     distributions: dict[str, Any] = {}
-    for parameter in space.parameters:
+    known = {name: value for name, value in assignment.items() if name in space.names}
+    varied = space.active(space.encode(known)) if space.contains(known) else [True] * len(space.names)
+    for parameter, on in zip(space.parameters, varied, strict=True):
         value = assignment.get(parameter.name)
-        if value is None or not parameter.contains(value):
+        if value is None or not on or not parameter.contains(value):
             continue
         if parameter.values is not None:
             value = next(known for known in parameter.values if known == value or str(known) == str(value))
