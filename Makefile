@@ -68,7 +68,7 @@ pictures: $(VENV)/.dev ## make the README's pictures anew: docs/pictures/run.svg
 	rm -rf $(PICTURES) && mkdir -p $(PICTURES) && ln -s $(CURDIR)/examples $(PICTURES)/examples
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python docs/record.py docs/pictures/run.svg --folder $(PICTURES) -- \
 	  retune run examples/01-first-study/study.yaml
-	for scheme in light dark; do chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,1150 \
+	for scheme in light dark; do chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,1400 \
 	  $$(test $$scheme = light || echo --blink-settings=preferredColorScheme=0) --screenshot=docs/pictures/report-$$scheme.png \
 	  file://$$(ls -d $(CURDIR)/$(PICTURES)/artifacts/first-study/search-*)/report.html; done
 

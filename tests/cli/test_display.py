@@ -40,6 +40,7 @@ def test_a_terminal_shows_each_trial_at_work_and_takes_it_away_when_it_is_done()
     assert "1 of 3 settings" in text
     assert "trial-002" in text
     assert "epoch 0.5, loss 2.3456" in text
+    assert ("2/8" in text, "25 %" in text) == (True, True)
     later = WORKING.model_copy(update={"running": {"trial-003": 0.6}, "done": 3})
     last = shown(True, WORKING, later).rpartition("trial-003")[0].rpartition("search:")[2]
     assert "trial-002" not in last

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ class Display:
         self._states = states
         self._console = Console(quiet=quiet, stderr=True, highlight=False)
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[best]}"),
+            TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[count]}", justify="right"),
+            TextColumn("{task.fields[best]}"),
             TextColumn("{task.fields[left]}"), console=self._console, transient=True, disable=not self._console.is_terminal,
         )  # fmt: skip
         self._task: TaskID | None = None
@@ -74,7 +75,9 @@ class Display:
         if progress.step != self._step:
             self._finish_step()
             self._step = progress.step
-            self._task = self._bar.add_task(LABELS.get(self._step, self._step), total=None, best="", left="")
+            self._task = self._bar.add_task(
+                LABELS.get(self._step, self._step), total=None, count="", best="", left=""
+            )
         share = progress.done + sum(progress.running.values())
         total = progress.total or max(1, len(progress.running))
         best = "" if progress.best is None else f"best {progress.best:.4f}"
@@ -88,7 +91,13 @@ class Display:
         if progress.settings:
             name = f"{name}: {progress.settings_done} of {progress.settings} settings; with base and repeats"
         self._bar.update(
-            self._task, description=name, completed=round(share, 2), total=total, best=best, left=left
+            self._task,
+            description=name,
+            completed=round(share, 2),
+            total=total,
+            count=f"{int(share)}/{total}" if progress.total else f"{100 * share / total:.0f} %",
+            best=best,
+            left=left,
         )
         self._show_trials(progress)
         if (
@@ -105,10 +114,12 @@ class Display:
             self._bar.remove_task(self._trials.pop(name))
         for name, share in progress.running.items() if progress.settings else ():
             if name not in self._trials:
-                self._trials[name] = self._bar.add_task(f"  {name}", total=1, best="", left="")
+                self._trials[name] = self._bar.add_task(f"  {name}", total=1, count="", best="", left="")
             facts = [f"epoch {progress.epochs[name]:.1f}"] if name in progress.epochs else []
             facts += [f"loss {progress.losses[name]:.4f}"] if name in progress.losses else []
-            self._bar.update(self._trials[name], completed=round(share, 2), best=", ".join(facts))
+            self._bar.update(
+                self._trials[name], completed=share, count=f"{100 * share:.0f} %", best=", ".join(facts)
+            )
 
     def _finish_step(self, ok: bool = True) -> None:
         if self._task is not None:
