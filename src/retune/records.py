@@ -23,7 +23,7 @@ from retune.space import Assignment
 Status = Literal["completed", "failed", "interrupted", "early_stopped"]
 CHECKSUM = "checksum"
 M = TypeVar("M", bound=BaseModel)
-Role = Literal["base", "default", "search", "repeat"]
+Role = Literal["base", "default", "search", "repeat", "proxy"]
 
 
 def now() -> str:
@@ -159,15 +159,25 @@ class Metric(BaseModel):
     time: str = ""
 
 
+class Rung(BaseModel):
+    """The validation loss, in nats per counted token, after a share of a trial's whole training (`search.stopping`)."""
+
+    share: float
+    step: int
+    loss: float
+
+
 class TrialRecord(Record):
     """What one trial was, did and gave (`trial.json`).
 
     Attributes:
         trial: name, unique in the study, e.g. ``trial-007``.
         number: its place in the study; 0 is the untuned base, 1 the default setting.
-        role: why it was run. ``repeat`` trials train a setting again with another seed, to show the spread.
+        role: why it was run. ``repeat`` trials train a setting again with another seed, to show the spread; ``proxy``
+            trials train on a part of the data, keep no adapter and are never chosen.
         assignment: hyper-parameters by name; empty for the untuned base.
-        status: ``completed`` alone has an objective value.
+        status: ``completed`` alone has an objective value. ``early_stopped`` trials may go on: their record is then written
+            again.
         reason: one line on why it did not complete.
         failure: a stable word for programs: ``nan``, ``out_of_memory``, ``killed``, ``error``.
         values: the final number of each metric, e.g. ``validation_loss`` in nats per counted token.
@@ -180,6 +190,8 @@ class TrialRecord(Record):
         adapter_files: SHA-256 of each of its files.
         self_check: in which way losses were computed and how far it is from transformers' plain forward; see
             `retune.training.self_check.Checked`.
+        rungs: validation losses where the search compared trials, of one that was stopped or failed later too.
+        proxy: the part of the data that a ``proxy`` trial was trained on; see `retune.data.subset.Subset`.
 
     """
 
@@ -209,8 +221,15 @@ class TrialRecord(Record):
     dtype: str = ""
     versions: dict[str, str] = Field(default_factory=dict)
     self_check: dict[str, Any] = Field(default_factory=dict)
+    rungs: list[Rung] = Field(default_factory=list, exclude_if=lambda rungs: not rungs)
+    proxy: dict[str, Any] = Field(default_factory=dict, exclude_if=lambda proxy: not proxy)
     started: str = ""
     finished: str = ""
+
+    @property
+    def share(self) -> float:
+        """The share of its whole training after which a trial that was stopped early stands; 1 for all others."""
+        return self.rungs[-1].share if self.status == "early_stopped" and self.rungs else 1.0
 
     def objective(self, metric: str) -> float | None:
         """Return the final value of `metric`, or None if the trial did not complete with a finite one."""

@@ -9,6 +9,7 @@ the same in every process.
 from retune.study.cluster import Cluster, Katib, Volume
 from retune.study.data import PROMPTS, Data, File, Source
 from retune.study.engine import Engine
+from retune.study.fidelity import Proxy, Stopping
 from retune.study.load import json_schema, load, parse
 from retune.study.model import (
     Artifacts,
@@ -48,10 +49,12 @@ __all__ = [
     "Objective",
     "Preset",
     "Promote",
+    "Proxy",
     "Report",
     "Search",
     "Select",
     "Source",
+    "Stopping",
     "Study",
     "TaskName",
     "Toleration",

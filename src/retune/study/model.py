@@ -15,6 +15,7 @@ from retune.study import trainable, words
 from retune.study.cluster import Cluster
 from retune.study.data import Data
 from retune.study.engine import Engine
+from retune.study.fidelity import Proxy, Stopping, named
 from retune.study.names import ALGORITHMS, KATIB_ONLY, AlgorithmName, ScoreName, TaskName
 from retune.study.section import Section
 from retune.study.training import TUNABLE, Training
@@ -89,6 +90,11 @@ def _or_several(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [one, {"type": "array", "items": one, "minItems": 1, "maxItems": 3}]
 
 
+def _or_its_kind(schema: dict[str, Any]) -> None:
+    """Say in the JSON schema that the kind alone is taken too."""
+    schema["anyOf"] = [{"type": "string", "enum": ["asha", "hyperband", "median"]}, *schema["anyOf"]]
+
+
 class Search(Section):
     """How the next settings are found and when to stop."""
 
@@ -122,6 +128,14 @@ class Search(Section):
         3, ge=1, description="best settings that are repeated: the one that is best with its repeats wins"
     )
     warm_start: list[str] = Field(default_factory=list)
+    stopping: Annotated[Stopping | None, BeforeValidator(named)] = Field(
+        None,
+        description="`asha`, `hyperband` or `median`, alone or as `kind` with options: stop poor trials before their end",
+        json_schema_extra=_or_its_kind,
+    )
+    proxy: Proxy | None = Field(
+        None, description="train the search's trials on a share of the data, and the best settings on all of it"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -168,6 +182,12 @@ class Search(Section):
         if lacking:
             problems.append(
                 f"every parameter needs a `default`, the setting to compare with, but these have none: {lacking}"
+            )
+        judged = [(o.metric, o.goal) for o in self.objectives]
+        if self.stopping is not None and judged != [("validation_loss", "minimize")]:
+            problems.append(
+                "`stopping` compares validation losses, so the objective must be `validation_loss` alone, minimized, "
+                f"but got {[f'{goal} {metric}' for metric, goal in judged]}"
             )
         return self._checked(problems)
 
@@ -376,6 +396,7 @@ class Study(Section):
                 "or `mads-global`"
             )
         problems += trainable.problems(self.training, self.search.space)
+        problems += self._engine_can_stop()
         outside = [t for t in self.select.weights if t not in self.benchmark.tasks]
         outside += [t for t in self.select.order if t != "objective" and t not in self.benchmark.tasks]
         if outside:
@@ -383,6 +404,26 @@ class Study(Section):
                 f"`select` may name only tasks of `benchmark.tasks` {self.benchmark.tasks}, but names {outside}"
             )
         return self._checked(problems)
+
+    def _engine_can_stop(self) -> list[str]:
+        """Return what of `search.stopping` and `search.proxy` the engine cannot do."""
+        kind, stopping, problems = self.engine.kind, self.search.stopping, []
+        if self.search.proxy is not None and kind != "local":
+            problems.append(f"`search.proxy` needs `engine.kind: local`, but got {kind!r}")
+        if stopping is None or kind == "local":
+            return problems
+        if kind != "katib":
+            problems.append(f"`search.stopping` needs the engine `local` or `katib`, but got {kind!r}")
+        elif stopping.kind != "median":
+            problems.append(
+                f"`search.stopping: {stopping.kind}` lets stopped trials go on, which Katib cannot: under `engine.kind: katib` "
+                "use `median`, its own early stopping"
+            )
+        elif self.cluster.katib.early_stopping is not None:
+            problems.append(
+                "`search.stopping: median` and `cluster.katib.early_stopping` are one thing: give one of them"
+            )
+        return problems
 
     @property
     def search_settings(self) -> dict[str, str | int | float | bool]:
@@ -416,6 +457,10 @@ class Study(Section):
         )
         if self.search.further_objectives:  # only then, so that the folders of other studies keep their names
             search["further_objectives"] = [o.model_dump(mode="json") for o in self.search.further_objectives]
+        if self.search.stopping is not None:
+            search["stopping"] = self.search.stopping.model_dump(mode="json", exclude_none=True)
+        if self.search.proxy is not None:
+            search["proxy"] = self.search.proxy.share
         decides = {
             "settings": self.settings_digest(data_digest, base_digest),
             "search": search,

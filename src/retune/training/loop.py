@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -45,6 +45,7 @@ class State:
     losses: list[float] = field(default_factory=list)
     counted: list[int] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
+    rungs: list[tuple[float, int, float]] = field(default_factory=list)
 
 
 @dataclass
@@ -54,6 +55,8 @@ class Loop:
     Attributes:
         training: the study's with the trial's own values (`lora.setting`).
         folder: URI where the checkpoint is kept. identity: who may resume from it.
+        rungs: shares of all steps after which the validation loss is measured, besides the ends of epochs.
+        until: the share of all steps after which to stop, with a checkpoint.
     """
 
     model: Any
@@ -66,11 +69,14 @@ class Loop:
     identity: str
     report: Callable[[Event], None]
     should_stop: Callable[[], bool]
+    rungs: Sequence[float] = ()
+    until: float = 1.0
 
     def __post_init__(self) -> None:
         self.state = State()
         self.per_epoch = math.ceil(len(self.train) / self.training.step_records)
         self.steps = self.per_epoch * self.training.epochs
+        self.end = self._step_of(self.until)
         self.warmup = schedule.warmup_steps(self.steps, self.training.warmup_share)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.devices.same(self.parameters)
@@ -118,10 +124,32 @@ class Loop:
             done, rest = divmod(self.state.step, self.per_epoch)
             if rest == 0 and len(self.state.validation) < done:
                 self._validate()
-            if self.state.step == self.steps:
+            self._measure_rungs(at_epoch=rest == 0)
+            if self.state.step >= self.end:
                 self._clock()
+                if self.end < self.steps:
+                    self._save()
                 return self.state
             self._step()
+
+    def _step_of(self, share: float) -> int:
+        return min(self.steps, max(1, math.ceil(share * self.steps - 1e-9)))
+
+    def _measure_rungs(self, at_epoch: bool) -> None:
+        """Note the validation loss for the rungs that have been reached and not been measured."""
+        done = {share for share, *_ in self.state.rungs}
+        due = [rung for rung in self.rungs if rung not in done and self._step_of(rung) == self.state.step]
+        if not due:
+            return
+        if not at_epoch:
+            self._drain()
+            loss = validation_loss(self.model, self.validation, self.devices, poll=self._poll)
+            self._clock()
+            self._watch("validation loss", loss, self.state.step)
+            self.report(Measured("validation_loss", loss, self.state.step, self._epoch))
+        else:
+            loss = self.state.validation[-1]
+        self.state.rungs += [(rung, self.state.step, loss) for rung in due]
 
     def _records(self) -> list[int]:
         epoch, place = divmod(self.state.step, self.per_epoch)

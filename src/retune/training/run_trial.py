@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from retune import adapter, gpus, records, store
 from retune.errors import RetuneError, TrialFailed
 from retune.events import Event, Measured
-from retune.records import Metric, TrialRecord
+from retune.records import Metric, Rung, TrialRecord
 from retune.space import Assignment
 from retune.study import Study
 
@@ -41,6 +41,10 @@ class TrialTask(BaseModel):
     assignment: Assignment = Field(default_factory=dict)
     seed: int = 0
     folder: str
+    rungs: tuple[float, ...] = ()
+    """Shares of the whole training after which the validation loss is measured for the search."""
+    until: float = 1.0
+    """The share to train to; the trial stops there, keeps its checkpoint and may be told to go on."""
 
 
 def run_trial(
@@ -53,7 +57,8 @@ def run_trial(
 ) -> TrialRecord:
     """Run a trial to its record, carry it on from its checkpoint, or return the record that is already there.
 
-    Role ``base`` validates the base without an adapter. A trial that fails gets a record too, with status ``failed``.
+    Role ``base`` validates the base without an adapter. A trial that fails gets a record too, with status ``failed``; one
+    that stands at the task's `until` has ``early_stopped`` and its checkpoint.
 
     Args:
         study: the whole study.
@@ -91,7 +96,7 @@ def run_trial(
         store.remove(store.join(task.folder, "adapter"))
         record.seconds = round(time.monotonic() - start, 3)
     finally:
-        base.release(failed=record.status != "completed")
+        base.release(failed=record.status == "failed")
     return _write(record, task, base)
 
 
@@ -114,7 +119,9 @@ def finished(task: TrialTask, settings_digest: str) -> TrialRecord | None:
     same = (record.assignment, record.seed, record.settings_digest, record.role == "base") == (
         task.assignment, task.seed, settings_digest, task.role == "base"
     )  # fmt: skip
-    return record if same and record.status in ("completed", "failed") else None
+    if record.status == "early_stopped":
+        same = same and record.share >= task.until
+    return record if same and record.status in ("completed", "failed", "early_stopped") else None
 
 
 def _begin(study: Study, data_uri: str, task: TrialTask, base: ResidentBase, digest: str) -> TrialRecord:
@@ -189,12 +196,20 @@ def _train(
     with base.adapter(chosen, study.data.max_length, task.seed, train) as model:
         loop = Loop(
             model, train, validation, chosen, task.seed, base.devices, task.folder, identity,
-            report, should_stop,
+            report, should_stop, task.rungs, task.until,
         )  # fmt: skip
-        state = loop.run()
+        try:
+            state = loop.run()
+        finally:
+            record.rungs = [Rung(share=rung, step=step, loss=loss) for rung, step, loss in loop.state.rungs]
         files = lora.files(model)
         record.trainable_parameters = sum(p.numel() for p in loop.parameters)
-        _completed(record, loop, state, len(files[adapter.WEIGHTS]))
+        _measured(record, loop, state, len(files[adapter.WEIGHTS]))
+    if loop.end < loop.steps:
+        record.status = "early_stopped"
+        record.reason = f"stopped after step {loop.end} of {loop.steps} by `search.stopping`; it may go on"
+        return
+    record.status = "completed"
     record.adapter_digest, record.adapter_files = adapter.digest(files), adapter.sums(files)
     record.adapter_uri = store.join(task.folder, "adapter")
     for name in ("adapter_mib", "tokens_per_second"):
@@ -204,25 +219,26 @@ def _train(
             store.write(store.join(record.adapter_uri, name), content)
 
 
-def _completed(record: TrialRecord, loop: Loop, state: State, adapter_bytes: int) -> None:
+def _measured(record: TrialRecord, loop: Loop, state: State, adapter_bytes: int) -> None:
     now = records.now()
-    record.status = "completed"
     record.steps = state.step
     record.tokens = state.tokens
     record.seconds = round(state.seconds, 3)
+    per_epoch = loop.per_epoch
+    losses = {epoch * per_epoch: loss for epoch, loss in enumerate(state.validation, 1)}
+    losses |= {step: loss for _, step, loss in state.rungs}
     record.values = {
-        "validation_loss": state.validation[-1],
-        "best_validation_loss": min(state.validation),
+        "validation_loss": losses[max(losses)],
+        "best_validation_loss": min(losses.values()),
         "train_loss": loop.train_loss(),
         "adapter_mib": adapter_bytes / 2**20,
         "tokens_per_second": state.tokens / max(state.train_seconds, 1e-9),
         "seconds": record.seconds,
     }
-    per_epoch = loop.per_epoch
     record.curves = {
         "validation_loss": [
-            Metric(step=epoch * per_epoch, value=loss, epoch=epoch, time=now)
-            for epoch, loss in enumerate(state.validation, 1)
+            Metric(step=step, value=loss, epoch=step / per_epoch, time=now)
+            for step, loss in sorted(losses.items())
         ],
         "train_loss": thin(state.losses, per_epoch),
     }
@@ -274,11 +290,12 @@ def _write(record: TrialRecord, task: TrialTask, base: ResidentBase) -> TrialRec
 
     peaks = memory.peak(base.load().device)
     record.peak_memory_gib = round(peaks["peak_memory_gib"], 4)
-    if record.status == "completed":
+    if record.status != "failed":
         record.values |= {name: round(value, 4) for name, value in peaks.items()}
     record.finished = records.now()
     if base.devices.first:
         store.write(store.join(task.folder, RECORD), record.to_json())
-        checkpoint.remove(task.folder)
+        if record.status != "early_stopped":
+            checkpoint.remove(task.folder)
     base.devices.barrier()
     return record
