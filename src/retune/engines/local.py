@@ -3,7 +3,8 @@
 Which setting trial i gets depends on i alone. It is asked for once trials 1 .. i - parallel are finished; the service
 is shown exactly those as finished and the ones between as running, even if some of them happen to be done. So a
 run that was killed and started again, or whose trials finished in another order, tries the same settings as an
-undisturbed one. The price is that a worker may wait for a slow trial `parallel` places before.
+undisturbed one. The price is that a worker may wait for a slow trial `parallel` places before. Where trials are stopped and go
+on (`search.stopping`), the same holds for the jobs that they are trained in (`retune.engines.jobs`).
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ import queue
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
+from retune.engines.jobs import Jobs
 from retune.engines.service import SuggestionProcess
 from retune.engines.workers import Message, Worker
 from retune.errors import DiskFull, InputError, Interrupted, RetuneError
 from retune.events import Event, Finished, Issued, Looked, Measured, Progress
 from retune.records import TrialRecord, by_number, now, versions
-from retune.search import Observation
+from retune.search.stopping import DEFAULT, Job
 from retune.space import Assignment
 from retune.study import Study
 from retune.suggestion.client import SuggestionClient
 from retune.training.run_trial import TrialTask
-from retune.workspace.ledger import Ledger, Outcome, trial_name, warm_start
+from retune.workspace.ledger import Ledger, Outcome, warm_start
 
 ATTEMPTS = 2
 """How often a trial is started whose worker process dies under it (out of memory killer, segmentation fault)."""
@@ -86,26 +87,30 @@ class LocalEngine:
 
     def _search(self) -> str:
         """Run the base, the default and the search trials."""
-        search = self.study.search
-        default = search.space.default()
-        assert default is not None  # the study model demands a default of every parameter
-        waiting = [
-            self.ledger.issue(0, "base", {}, self.study.seed),
-            self.ledger.issue(1, "default", default, self.study.seed),
-        ]
-        issued = 1
+        jobs = Jobs(self.study.search, self.ledger)
+        first = jobs.next()
+        assert first is not None  # that of the default setting
+        waiting = [self.ledger.issue(0, "base", {}, self.study.seed), self._task(jobs, first)]
         while True:
-            reason = self._stop_reason(issued)
-            while reason is None and issued < search.trials and self._may_issue(issued + 1):
-                if len([t for t in waiting if not self._done(t)]) >= search.parallel:
-                    break
-                issued += 1
-                waiting.append(self.ledger.issue(issued, "search", self._suggest(issued), self.study.seed))
-                reason = self._stop_reason(issued)
             waiting = [task for task in waiting if not self._done(task)]
-            if not waiting and (reason or issued >= search.trials):
+            reason = self._stop_reason(jobs)
+            while reason is None and len(waiting) < self.study.search.parallel:
+                job = jobs.next()
+                if job is None:
+                    break
+                waiting.append(self._task(jobs, job))
+                waiting = [task for task in waiting if not self._done(task)]
+                reason = self._stop_reason(jobs)
+            if not waiting:
                 return reason or "trials"
             self._dispatch(waiting)
+
+    def _task(self, jobs: Jobs, job: Job) -> TrialTask:
+        """Return the task of a job; that of a trial which is new has its setting written down now."""
+        issued = self.ledger.tasks.get(jobs.name(job.trial))
+        assignment = issued.assignment if issued else self._setting(jobs, job)
+        task = self.ledger.issue(job.trial, jobs.role(job.trial), assignment, self.study.seed)
+        return task.model_copy(update={"until": job.share, "rungs": jobs.rungs(job)})
 
     def _repeat(self) -> None:
         """Train the best and the default setting again with other seeds, to show the spread."""
@@ -114,31 +119,24 @@ class LocalEngine:
             self._dispatch(waiting)
 
     def _done(self, task: TrialTask) -> bool:
-        return task.trial in self.ledger.records
+        return self.ledger.done(task)
 
-    def _may_issue(self, number: int) -> bool:
-        """Return whether all trials are finished whose result the setting of trial `number` depends on."""
-        return all(self.ledger.search_record(k) for k in range(1, number - self.study.search.parallel + 1))
-
-    def _stop_reason(self, issued: int) -> str | None:
-        """Return why no further trial is issued, if so. Failures count in trial order, so that every run stops alike."""
+    def _stop_reason(self, jobs: Jobs) -> str | None:
+        """Return why no further job is begun, if so."""
         if self._deadline is not None and time.monotonic() > self._deadline:
             return "hours"
         limit = self.study.search.max_failed
-        if limit is not None:
-            settled = max(0, issued + 1 - self.study.search.parallel)
-            records = [self.ledger.search_record(k) for k in range(1, settled + 1)]
-            if sum(record is not None and record.status == "failed" for record in records) > limit:
-                return "failures"
+        if limit is not None and jobs.failures() > limit:
+            return "failures"
         return None
 
-    def _suggest(self, number: int) -> Assignment:
-        """Return the setting for trial `number`: as it was issued before, else from the service."""
-        issued = self.ledger.tasks.get(trial_name(number))
-        if issued:
-            return issued.assignment
-        settled = number - self.study.search.parallel
-        history = self._warm + [self._observation(k, finished=k <= settled) for k in range(1, number)]
+    def _setting(self, jobs: Jobs, job: Job) -> Assignment:
+        """Return the setting of a new trial: the default one, then what the service suggests."""
+        if job.trial == DEFAULT:
+            default = self.study.search.space.default()
+            assert default is not None  # the study model demands a default of every parameter
+            return default
+        history = [*self._warm, *jobs.history(job)]
         for attempt in range(3):
             try:
                 with SuggestionClient(self._service.address()) as client:
@@ -150,15 +148,6 @@ class LocalEngine:
                     ) from error
                 self._service.close()
         raise AssertionError("unreachable")
-
-    def _observation(self, number: int, finished: bool) -> Observation:
-        name = trial_name(number)
-        assignment = self.ledger.tasks[name].assignment
-        record = self.ledger.records.get(name) if finished else None
-        if record is None:
-            return Observation(assignment, "running", {}, name, number)
-        status: Literal["completed", "failed"] = "completed" if record.status == "completed" else "failed"
-        return Observation(assignment, status, dict(record.values), name, number)
 
     def _dispatch(self, waiting: Sequence[TrialTask]) -> None:
         """Give free workers the waiting tasks and take in one event."""
@@ -229,6 +218,8 @@ class LocalEngine:
             status="failed", failure="killed", base=self.study.model.base, versions=versions("torch", "peft"), finished=now(),
             reason=f"its worker process ended with {how} in {ATTEMPTS} attempts; see {self.work}/worker-{worker.number}.log",
         )  # fmt: skip
+        if task.trial in self.ledger.records:  # where it was stopped before, other trials were compared with it
+            record.rungs = self.ledger.records[task.trial].rungs
         self._finish(record, write=True)
 
     def _interrupt(self) -> None:

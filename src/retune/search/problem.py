@@ -47,6 +47,8 @@ class Observation:
         name: the trial's name; orders trials without `number`, digits by their value.
         number: the trial's place in the study; gives the order in which results are read.
         warm: from an earlier study: known to the algorithm, but not one of this study's trials.
+        rungs: shares of its whole training, below 1, and the value of the objective there, for searches that stop trials
+            (`search.stopping`).
         source: which earlier study a warm trial is from; its values are compared with that study's alone. `SAME` for an
             earlier part of this search, whose values count as they are.
     """
@@ -58,6 +60,7 @@ class Observation:
     number: int | None = None
     warm: bool = False
     source: str = ""
+    rungs: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)

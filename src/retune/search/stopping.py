@@ -60,7 +60,7 @@ def next_job(
     """
     if stopping is not None and (job := _goes_on(stopping, results, under_way)):
         return job
-    begun = {entry.trial for entry in (*results, *under_way)}
+    begun = {result.trial for result in results} | {job.trial for job in under_way}
     if len(begun) < trials:
         new = max(begun, default=0) + 1
         return Job(new, WHOLE if stopping is None or new == DEFAULT else _first(stopping, new))
@@ -105,7 +105,8 @@ def _first(stopping: Stopping, trial: int) -> float:
 def _goes_on(stopping: Stopping, results: Sequence[Result], under_way: Sequence[Job]) -> Job | None:
     """Return the job of a stopped trial that the rule lets go on, those at higher rungs first."""
     furthest: dict[int, float] = {}
-    for entry in (*results, *under_way):
+    entries: list[Result | Job] = [*results, *under_way]
+    for entry in entries:
         furthest[entry.trial] = max(furthest.get(entry.trial, 0.0), entry.share)
     for place, share in reversed(list(enumerate(stopping.rungs))):
         here = [result for result in results if result.share == share]

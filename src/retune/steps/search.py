@@ -90,7 +90,8 @@ def _run(
     tracker.start_study(params=_params(study))
     for record in done:  # a killed run may have died between a record and its tracking
         for told in (tracker, boards):
-            told.start_trial(record.trial, record.number, record.role, record.assignment, record.seed)
+            if record.status != "early_stopped":  # it may go on: they are told of it when it does
+                told.start_trial(record.trial, record.number, record.role, record.assignment, record.seed)
             told.finish_trial(record)
 
     def observe(event: Event) -> None:

@@ -103,8 +103,8 @@ class Tracker:
 
     @_harmless
     def start_trial(self, trial: str, number: int, role: str, assignment: Assignment, seed: int) -> None:
-        """Begin a trial, or carry on with one that was interrupted; one that has ended is left alone."""
-        if self._state.get(trial, "interrupted") != "interrupted":
+        """Begin a trial, or carry on with one that was interrupted or stopped early; one that has ended is left alone."""
+        if self._state.get(trial, "interrupted") not in ("interrupted", "early_stopped"):
             return
         start = {"trial": trial, "number": number, "role": role, "assignment": assignment, "seed": seed}
         self._add({"op": "start", **start})

@@ -193,10 +193,11 @@ def _train(
     identity = checkpoint.identity(
         assignment=task.assignment, seed=task.seed, settings=record.settings_digest, world=world
     )
+    rungs = sorted({*task.rungs, *([task.until] if task.until < 1 else [])})
     with base.adapter(chosen, study.data.max_length, task.seed, train) as model:
         loop = Loop(
             model, train, validation, chosen, task.seed, base.devices, task.folder, identity,
-            report, should_stop, task.rungs, task.until,
+            report, should_stop, rungs, task.until,
         )  # fmt: skip
         try:
             state = loop.run()

@@ -38,9 +38,9 @@ class Outcome:
     stopped_by: str
 
 
-def trial_name(number: int, repeat: int = 0) -> str:
-    """Return the name of a trial; `repeat` counts the further seeds of one setting from 1."""
-    return f"trial-{number:03d}" + (f"-seed-{repeat}" if repeat else "")
+def trial_name(number: int, repeat: int = 0, proxy: bool = False) -> str:
+    """Return the name of a trial; `repeat` counts the further seeds of one setting from 1; `proxy`: on a part of the data."""
+    return f"trial-{number:03d}" + (f"-seed-{repeat}" if repeat else "") + ("-proxy" if proxy else "")
 
 
 def _is_ours(name: str) -> bool:
@@ -91,7 +91,7 @@ class Ledger:
         repeat: int = 0,
     ) -> TrialTask:
         """Write down that this trial is to run, and return its task; an issued trial stays as it was."""
-        name = trial_name(number, repeat)
+        name = trial_name(number, repeat, role == "proxy")
         if name not in self.tasks:
             task = TrialTask(
                 trial=name,
@@ -125,6 +125,11 @@ class Ledger:
                 return self.tasks[name]
         raise AssertionError("the numbers never end")
 
+    def done(self, task: TrialTask) -> bool:
+        """Return whether a trial has come as far as its task says, or will not come further."""
+        record = self.records.get(task.trial)
+        return record is not None and record.share >= task.until
+
     def finish(self, record: TrialRecord, write: bool = False) -> None:
         """Take a finished trial in; `write` if the trial could not write its record itself (its process died)."""
         if write:
@@ -148,7 +153,14 @@ class Ledger:
                 found.append(Observation(task.assignment, "running", {}, task.trial, task.number))
             elif record.status in ("completed", "early_stopped"):
                 found.append(
-                    Observation(task.assignment, record.status, record.values, task.trial, task.number)
+                    Observation(
+                        task.assignment,
+                        record.status,
+                        record.values,
+                        task.trial,
+                        task.number,
+                        rungs=tuple((rung.share, rung.loss) for rung in record.rungs),
+                    )
                 )
             elif record.status == "failed":
                 found.append(Observation(task.assignment, "failed", {}, task.trial, task.number))
@@ -217,7 +229,8 @@ class Ledger:
 
 
 def _content(task: TrialTask) -> bytes:
-    return (json.dumps(seal(task.model_dump(mode="json")), indent=2) + "\n").encode()
+    kept = task.model_dump(mode="json", exclude={"rungs", "until"})  # how far it is to train changes
+    return (json.dumps(seal(kept), indent=2) + "\n").encode()
 
 
 def warm_start(study: Study) -> list[Observation]:

@@ -1,0 +1,119 @@
+"""The jobs of a search in the order in which they are decided, and what was known at each decision.
+
+Without `search.stopping` job i is trial i, trained to its end. Job i is decided when jobs 1 .. i - parallel are done, and by
+their results alone, whatever else is known: so a search that is killed and started again decides the same, and finds in the
+ledger what it has done. Where no job can be decided so, all are waited for, and what follows is decided by all.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from retune.records import Role, TrialRecord
+from retune.search import Observation
+from retune.search.stopping import DEFAULT, WHOLE, Job, Result, next_job, rungs_of
+from retune.study import Search
+from retune.workspace.ledger import Ledger, trial_name
+
+
+class Jobs:
+    """The jobs of one search.
+
+    Args:
+        search: its rules. ledger: its trials.
+
+    """
+
+    def __init__(self, search: Search, ledger: Ledger) -> None:
+        self._search, self._ledger = search, ledger
+        self._made: list[Job] = []
+        self._settled = 0
+
+    def next(self) -> Job | None:
+        """Decide the next job; None if it depends on one that is not done, or if there is none."""
+        known = self._known()
+        if not all(self._done(job) for job in self._made[:known]):
+            return None
+        search = self._search
+        made = self._made
+        job = next_job(
+            search.stopping, self.results(made[:known]), made[known:], search.trials, search.finalists
+        )
+        if job is None and known < len(made) and all(self._done(other) for other in made):
+            self._settled = len(made)
+            return self.next()
+        if job is not None:
+            made.append(job)
+        return job
+
+    def _known(self) -> int:
+        """Return how many jobs the next one is decided by."""
+        return max(self._settled, len(self._made) + 1 - self._search.parallel)
+
+    def _record(self, trial: int) -> TrialRecord | None:
+        return self._ledger.records.get(self.name(trial))
+
+    def name(self, trial: int) -> str:
+        """Return the name of search trial number `trial`."""
+        return trial_name(trial, proxy=self._search.proxy is not None)
+
+    def role(self, trial: int) -> Role:
+        """Return the role of search trial number `trial`."""
+        if self._search.proxy is not None:
+            return "proxy"
+        return "default" if trial == DEFAULT else "search"
+
+    def _done(self, job: Job) -> bool:
+        record = self._record(job.trial)
+        return record is not None and record.share >= job.share
+
+    def results(self, jobs: list[Job]) -> list[Result]:
+        """Return what done jobs gave, in their order, whatever else is known of their trials."""
+        found: list[Result] = []
+        reached: dict[int, float] = {}
+        for job in jobs:
+            record, before = self._record(job.trial), reached.get(job.trial, 0.0)
+            assert record is not None  # only done jobs come here
+            reached[job.trial] = job.share
+            rungs = [rung for rung in record.rungs if before < rung.share <= job.share]
+            found += [Result(job.trial, rung.share, rung.loss) for rung in rungs]
+            if job.share == WHOLE or job.share not in [rung.share for rung in rungs]:
+                loss = record.objective(self._search.objective.metric)
+                found.append(Result(job.trial, job.share, loss))
+        return found
+
+    def failures(self) -> int:
+        """Return how many trials have failed, of those that the next job is decided by: so every run stops alike."""
+        known = self.results(self._made[: self._known()]) if self._is_settled() else []
+        return len({result.trial for result in known if result.loss is None})
+
+    def _is_settled(self) -> bool:
+        return all(self._done(job) for job in self._made[: self._known()])
+
+    def history(self, job: Job) -> list[Observation]:
+        """Return what the setting of the new trial of `job`, the last one that was made, is found from."""
+        known = max(self._settled, len(self._made) - self._search.parallel)
+        of_trial: dict[int, list[Result]] = {}
+        for result in self.results(self._made[:known]):
+            of_trial.setdefault(result.trial, []).append(result)
+        return [self._observation(trial, of_trial.get(trial, [])) for trial in range(1, job.trial)]
+
+    def _observation(self, trial: int, results: list[Result]) -> Observation:
+        name = self.name(trial)
+        assignment = self._ledger.tasks[name].assignment
+        record = self._record(trial)
+        if not results or record is None:
+            return Observation(assignment, "running", {}, name, trial)
+        rungs = tuple((r.share, r.loss) for r in results if r.share < WHOLE and r.loss is not None)
+        last = results[-1]
+        if last.loss is None or last.share == WHOLE:
+            status: Literal["completed", "failed"] = (
+                "completed" if record.status == "completed" else "failed"
+            )
+            return Observation(assignment, status, dict(record.values), name, trial, rungs=rungs)
+        values = dict(record.values) | {"validation_loss": last.loss}
+        return Observation(assignment, "early_stopped", values, name, trial, rungs=rungs)
+
+    def rungs(self, job: Job) -> tuple[float, ...]:
+        """Return the rungs at which the trial of a job is measured."""
+        return rungs_of(self._search.stopping, job.trial)
