@@ -113,6 +113,8 @@ class Point(NamedTuple):
         excesses: one number a constraint, relative to its limit; satisfied if not positive.
         further: the values of the further objectives, to be minimised too.
         source: the earlier study that it is from; None for this search's own.
+        rungs: shares of a whole training, below 1, and the values there. whole: whether `value` is that of a whole training;
+            else it is the last one, or the median of the whole ones if that is worse.
     """
 
     levels: Levels
@@ -121,6 +123,8 @@ class Point(NamedTuple):
     excesses: tuple[float, ...] = ()
     further: tuple[float, ...] = ()
     source: str | None = None
+    rungs: tuple[tuple[float, float], ...] = ()
+    whole: bool = True
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -286,7 +290,15 @@ def _merge(objective: Objective, entries: Sequence[tuple[Levels, Observation]]) 
         ]
         if rows:
             means = tuple(fmean(column) for column in zip(*rows, strict=True))
-            points.append(Point(levels, "ok", means[0], means[objectives:], means[1:objectives]))
+            sign = -1.0 if objective.goal == "maximize" else 1.0
+            rungs = tuple((s, _bounded(sign * v)) for e, _, _ in found for s, v in e.rungs if math.isfinite(v))
+            whole = any(e.status == "completed" and o == "ok" for e, o, _ in found)
+            points.append(
+                Point(
+                    levels, "ok", means[0], means[objectives:], means[1:objectives], rungs=rungs,
+                    whole=whole or not rungs,
+                )
+            )  # fmt: skip
         else:
             running = any(outcome == "running" for _, outcome, _ in found)
             points.append(Point(levels, "running" if running else "failed"))

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from retune.search.fidelity import WholeTraining
 from retune.search.gaussian import Gaussian, fit
 from retune.search.lattice import Floats, Ints, Lattice
 from retune.search.problem import Levels, Point, Problem
@@ -111,13 +112,15 @@ def spread_of(values: Floats) -> float:
     return float(np.median(values) - values.min() or np.ptp(values) or 1.0)
 
 
-def objective_model(problem: Problem, lattice: Lattice) -> Gaussian | Expectation:
+def objective_model(problem: Problem, lattice: Lattice) -> Gaussian | Expectation | WholeTraining:
     """Return the model of the objective, in squashed units, from the best points of this study and of earlier ones."""
     earlier = _by_source(problem.earlier)
     own = [point for point in problem.ok if point.source is None]
     kept = sorted(own, key=lambda point: point.merit)[:_MODELLED]
     values = np.array([point.value for point in kept])
     if not earlier:
+        if any(not point.whole for point in kept):
+            return WholeTraining.of(lattice, kept)
         return fit(lattice.features([p.levels for p in kept]), squashed(values), lattice.groups)
     sources = [(_levels(lattice, ps), squashed(np.array([p.value for p in ps]))) for ps in earlier.values()]
     unit = _unit(values, list(earlier.values()))
@@ -131,7 +134,7 @@ def objective_model(problem: Problem, lattice: Lattice) -> Gaussian | Expectatio
     return fit(inputs, squashed(values), lattice.groups)
 
 
-def foretold(problem: Problem, model: Gaussian | Expectation) -> bool | None:
+def foretold(problem: Problem, model: Gaussian | Expectation | WholeTraining) -> bool | None:
     """Return whether the chosen `model` uses earlier studies; None while there are too few results to choose."""
     own = sum(point.source is None for point in problem.ok)
     return isinstance(model, Expectation) if own >= _JUDGED else None

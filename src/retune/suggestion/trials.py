@@ -20,6 +20,7 @@ from retune.suggestion import messages as katib
 from retune.suggestion.experiment import Search, strings
 
 _NUMBER, _WARM, _SOURCE = "retune.number", "retune.warm-start", "retune.source"
+_RUNGS = "retune.rungs"
 _STATUS: dict[int, Literal["completed", "failed", "running", "early_stopped"]] = {
     katib.CREATED: "running",
     katib.RUNNING: "running",
@@ -44,6 +45,9 @@ def trial_of(found: Search, entry: Observation) -> Any:
     if entry.warm:
         trial.spec.labels.add(key=_WARM, value="true")
         trial.spec.labels.add(key=_SOURCE, value=entry.source)
+    if entry.rungs:
+        rungs = ";".join(f"{share!r}={value!r}" for share, value in entry.rungs)
+        trial.spec.labels.add(key=_RUNGS, value=rungs)
     trial.status.condition = _CONDITION[entry.status]
     for metric, value in entry.values.items():
         trial.status.observation.metrics.add(name=metric, value=repr(float(value)))
@@ -126,7 +130,14 @@ def _observation(found: Search, trial: Any) -> Observation | None:
     number = int(labels[_NUMBER]) if labels.get(_NUMBER, "").isdigit() else None
     status = _STATUS.get(trial.status.condition, "failed")
     warm, source = labels.get(_WARM) == "true", labels.get(_SOURCE, "")
-    return Observation(assignment, status, values, trial.name, number, warm, source)
+    rungs = _rungs(labels.get(_RUNGS, ""))
+    return Observation(assignment, status, values, trial.name, number, warm, source, rungs)
+
+
+def _rungs(text: str) -> tuple[tuple[float, float], ...]:
+    """Return the shares and values in a label; what cannot be read is left out."""
+    pairs = [(_float(share), _float(value)) for share, _, value in (p.partition("=") for p in text.split(";"))]
+    return tuple((share, value) for share, value in pairs if 0 < share < 1 and math.isfinite(value))
 
 
 def _float(text: str) -> float:
