@@ -42,7 +42,9 @@ def history(stopped, whole, seed=0):
         else:
             status, value = "early_stopped", rungs[-1][1]
         found.append(
-            Observation({"a": a, "b": b}, status, {"validation_loss": value}, f"t{number}", number, rungs=rungs)
+            Observation(
+                {"a": a, "b": b}, status, {"validation_loss": value}, f"t{number}", number, rungs=rungs
+            )
         )
     return found
 
@@ -61,7 +63,9 @@ def test_stopped_trials_make_the_model_of_whole_trainings_better():
         assert isinstance(model, WholeTraining)
         whole = [point for point in posed.ok if point.whole]
         alone = fit(
-            lattice.features([p.levels for p in whole]), squashed(np.array([p.value for p in whole])), lattice.groups
+            lattice.features([p.levels for p in whole]),
+            squashed(np.array([p.value for p in whole])),
+            lattice.groups,
         )
         grid = [(i, j) for i in range(0, 101, 10) for j in range(0, 101, 10)]
         truth = np.array([final(i / 100, j / 100) for i, j in grid])
@@ -79,10 +83,13 @@ def _spearman(first, second):
 def test_a_stopped_trial_is_no_winner_for_the_algorithms_without_such_a_model():
     """Its value is no better than the median of the whole ones, though a rung's loss may be lower by chance."""
     entries = [
-        Observation({"a": 0.1 * k, "b": 0.5}, "completed", {"validation_loss": float(k)}, number=k) for k in range(1, 6)
+        Observation({"a": 0.1 * k, "b": 0.5}, "completed", {"validation_loss": float(k)}, number=k)
+        for k in range(1, 6)
     ]
     entries.append(
-        Observation({"a": 0.9, "b": 0.9}, "early_stopped", {"validation_loss": 0.5}, number=6, rungs=((0.3, 0.5),))
+        Observation(
+            {"a": 0.9, "b": 0.9}, "early_stopped", {"validation_loss": 0.5}, number=6, rungs=((0.3, 0.5),)
+        )
     )
     posed = problem(entries)
     assert posed.points[-1].value == 3.0
@@ -101,7 +108,7 @@ def test_every_algorithm_goes_on_from_a_history_with_stopped_trials(algorithm):
 
 
 def test_without_rungs_nothing_is_modelled_otherwise():
-    whole = [entry for entry in history(stopped=0, whole=8)]
+    whole = history(stopped=0, whole=8)
     bare = [Observation(e.assignment, e.status, e.values, e.name, e.number) for e in whole]
     points = [explain("gp", SPACE, Objective(), {"LH_SEARCH": 2}, h, 3, 0) for h in (whole, bare)]
     assert points[0] == points[1]

@@ -62,7 +62,10 @@ def search(rule, seed_losses, trials, parallel=1):
     """Losses fall with the share, cross each other, and one in nine trials fails."""
 
     def curves(trial, share):
-        first, last = seed_losses[(2 * trial) % len(seed_losses)], seed_losses[(2 * trial + 1) % len(seed_losses)]
+        first, last = (
+            seed_losses[(2 * trial) % len(seed_losses)],
+            seed_losses[(2 * trial + 1) % len(seed_losses)],
+        )
         if trial > 1 and trial % 9 == 0 and share > 0.2:
             return None
         return first + (last - first) * share
@@ -99,7 +102,10 @@ def test_the_jobs_of_any_search_are_in_order(rule, losses, trials, parallel):
 def test_a_larger_budget_begins_with_the_same_jobs_until_the_smaller_one_had_no_new_trial(
     rule, losses, short, more, parallel
 ):
-    first, longer = search(rule, losses, short, parallel).jobs, search(rule, losses, short + more, parallel).jobs
+    first, longer = (
+        search(rule, losses, short, parallel).jobs,
+        search(rule, losses, short + more, parallel).jobs,
+    )
     last = max(place for place, job in enumerate(first) if job.trial == short and job not in first[:place])
     opened = next(place for place, job in enumerate(first) if job.trial == short)
     assert longer[: opened + 1] == first[: opened + 1]

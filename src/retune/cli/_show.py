@@ -83,6 +83,8 @@ class Display:
         best = "" if progress.best is None else f"best {progress.best:.4f}"
         if progress.base is not None and best:
             best += f" (base {progress.base:.4f})"
+        if progress.stopped:
+            best += f", {progress.stopped} stopped early"
         if progress.failed:
             best += f", {progress.failed} failed"
         left = "" if progress.left is None else f"{duration(progress.left)} left"

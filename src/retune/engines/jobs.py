@@ -26,6 +26,7 @@ class Jobs:
 
     def __init__(self, search: Search, ledger: Ledger) -> None:
         self._search, self._ledger = search, ledger
+        self._wanted = search.finalists if search.proxy is None else 1 + search.proxy.full
         self._made: list[Job] = []
         self._settled = 0
 
@@ -36,9 +37,7 @@ class Jobs:
             return None
         search = self._search
         made = self._made
-        job = next_job(
-            search.stopping, self.results(made[:known]), made[known:], search.trials, search.finalists
-        )
+        job = next_job(search.stopping, self.results(made[:known]), made[known:], search.trials, self._wanted)
         if job is None and known < len(made) and all(self._done(other) for other in made):
             self._settled = len(made)
             return self.next()
@@ -107,9 +106,7 @@ class Jobs:
         rungs = tuple((r.share, r.loss) for r in results if r.share < WHOLE and r.loss is not None)
         last = results[-1]
         if last.loss is None or last.share == WHOLE:
-            status: Literal["completed", "failed"] = (
-                "completed" if record.status == "completed" else "failed"
-            )
+            status: Literal["completed", "failed"] = "completed" if record.status == "completed" else "failed"
             return Observation(assignment, status, dict(record.values), name, trial, rungs=rungs)
         values = dict(record.values) | {"validation_loss": last.loss}
         return Observation(assignment, "early_stopped", values, name, trial, rungs=rungs)

@@ -79,8 +79,12 @@ class LocalEngine:
         """
         try:
             stopped_by = self._search()
+            if (
+                self.study.search.proxy is not None
+            ):  # after `max_hours` too: without them nothing can be chosen
+                self._run_all(self.ledger.issue_whole(self.study))
             if stopped_by != "hours":
-                self._repeat()
+                self._run_all(self.ledger.issue_repeats(self.study))
         finally:
             self._close()
         return self.ledger.outcome(self.study, stopped_by)
@@ -112,9 +116,8 @@ class LocalEngine:
         task = self.ledger.issue(job.trial, jobs.role(job.trial), assignment, self.study.seed)
         return task.model_copy(update={"until": job.share, "rungs": jobs.rungs(job)})
 
-    def _repeat(self) -> None:
-        """Train the best and the default setting again with other seeds, to show the spread."""
-        waiting = self.ledger.issue_repeats(self.study)
+    def _run_all(self, waiting: list[TrialTask]) -> None:
+        """Run what is missing of `waiting`, `search.parallel` at a time."""
         while waiting := [task for task in waiting if not self._done(task)]:
             self._dispatch(waiting)
 
@@ -218,7 +221,9 @@ class LocalEngine:
             status="failed", failure="killed", base=self.study.model.base, versions=versions("torch", "peft"), finished=now(),
             reason=f"its worker process ended with {how} in {ATTEMPTS} attempts; see {self.work}/worker-{worker.number}.log",
         )  # fmt: skip
-        if task.trial in self.ledger.records:  # where it was stopped before, other trials were compared with it
+        if (
+            task.trial in self.ledger.records
+        ):  # where it was stopped before, other trials were compared with it
             record.rungs = self.ledger.records[task.trial].rungs
         self._finish(record, write=True)
 

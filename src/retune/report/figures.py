@@ -70,6 +70,7 @@ def history(trials: Sequence[TrialRecord], objective: Objective) -> Figure:
     figure, axes = new_figure()
     metric = objective.metric
     searched = sorted((t for t in trials if t.role in ("default", "search")), key=lambda t: t.number)
+    on_part = [t for t in trials if t.role == "proxy"]
     points = [(t.number, value) for t in searched if (value := t.objective(metric)) is not None]
     base = [v for t in trials if t.role == "base" and (v := t.objective(metric)) is not None]
     default = [v for t in searched if t.role == "default" and (v := t.objective(metric)) is not None]
@@ -85,7 +86,21 @@ def history(trials: Sequence[TrialRecord], objective: Objective) -> Figure:
         axes.plot(numbers, shown, "o", color=BLUE, markersize=4.5, alpha=0.75, label="trial")
         axes.step(numbers, best, where="post", color=GREEN, linewidth=2, label="best so far")
         _focus(axes, shown, base + default)
-    failed = [t.number for t in searched if t.status == "failed"]
+    parts = [(t.number, v) for t in on_part if (v := t.objective(metric)) is not None]
+    if parts:
+        axes.plot(
+            *zip(*parts, strict=True),
+            "o",
+            color=PURPLE,
+            markersize=3.5,
+            alpha=0.6,
+            label="on a part of the data",
+        )
+    partial = [t for t in [*searched, *on_part] if t.status == "early_stopped" and metric in t.values]
+    if partial:
+        places = [(t.number, t.values[metric]) for t in partial]
+        axes.plot(*zip(*places, strict=True), "|", color=INK, markersize=7, label="where it was stopped")
+    failed = [t.number for t in [*searched, *on_part] if t.status == "failed"]
     if failed:
         at = axes.get_xaxis_transform()  # the lower edge, whatever the values
         axes.plot(

@@ -121,7 +121,7 @@ def render(
         correlations=correlation_words(selection),
         answers=answers,
         speakers=_speakers(answers, selection) if answers else {},
-        failed=[t for t in trials if t.objective(selection.metric) is None],
+        failed=[t for t in trials if t.objective(selection.metric) is None and t.status != "early_stopped"],
         mix_facts=mix_facts,
         mix_tables=mix_tables,
         facts=_facts(study, trials),
@@ -154,13 +154,18 @@ def _setting(assignment: dict[str, Any]) -> str:
 
 def _headline(study: Study, trials: Sequence[TrialRecord], selection: Selection) -> str:
     row = selection.row(selection.chosen)
-    searched = sum(t.role in ("default", "search") for t in trials)
+    searched = _settings_tried(trials)
     if row is None:
         return f"No adapter was chosen from {searched} settings."
     return (
         f"{row.trial} was chosen from {searched} settings that {study.search.algorithm} tried: "
         f"{_setting(row.assignment)}."
     )
+
+
+def _settings_tried(trials: Sequence[TrialRecord]) -> int:
+    on_part = sum(trial.role == "proxy" for trial in trials)
+    return on_part or sum(trial.role in ("default", "search") for trial in trials)
 
 
 def _cards(trials: Sequence[TrialRecord], selection: Selection) -> list[dict[str, str]]:
@@ -190,14 +195,18 @@ def _cards(trials: Sequence[TrialRecord], selection: Selection) -> list[dict[str
     hours = sum(t.seconds for t in trials) / 3600
     failed = sum(t.status == "failed" for t in trials)
     time = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
-    searched = sum(t.role in ("default", "search") for t in trials)
+    searched = _settings_tried(trials)
     again = sum(t.role == "repeat" for t in trials)
+    whole = sum(t.role in ("default", "search") for t in trials) if selection.proxy_pairs else 0
+    stopped = sum(t.status == "early_stopped" for t in trials)
     what = [
         f"{searched} settings",
+        *([f"{whole} of them on all data"] if whole else []),
         *([f"{again} repeats"] if again else []),
-        *(["the base"] if len(trials) > searched + again else []),
+        *(["the base"] if len(trials) > searched + whole + again else []),
     ]
-    note = f"in all: {', '.join(what)}; {failed} failed"
+    ended = [f"{failed} failed", *([f"{stopped} stopped early"] if stopped else [])]
+    note = f"in all: {', '.join(what)}; {', '.join(ended)}"
     cards.append({"label": f"{len(trials)} trials", "value": time, "look": "", "note": note})
     return cards
 

@@ -70,7 +70,7 @@ class Watched:
         trials = store.join(search, "trials")
         names = store.listing(trials)
         for name in names:
-            if name.endswith("/trial.json") and name not in self._records:
+            if name.endswith("/trial.json") and self._may_change(name):
                 self._records[name] = TrialRecord.model_validate_json(store.read(store.join(trials, name)))
         records = sorted(self._records.values(), key=lambda record: (record.number, record.trial))
         found["trials"] = [_row(record, objective.metric) for record in records]
@@ -82,6 +82,11 @@ class Watched:
             "few": MIN_TRIALS,
             "queue": self._queue(trials, names, progress),
         }
+
+    def _may_change(self, name: str) -> bool:
+        """Return whether a record was not read yet, or is of a trial that was stopped early, which may go on."""
+        record = self._records.get(name)
+        return record is None or record.status == "early_stopped"
 
     def _queue(self, trials: str, names: list[str], progress: dict[str, Any]) -> dict[str, Any]:
         """Return the trials that have a setting and no result, which of them run, and how many have no setting yet."""

@@ -83,6 +83,9 @@ class Selection(Record):
         associations: the same with Kendall's, intervals and p-values.
         comparisons: the chosen trial against base, default, runner-up and the one with the best objective, by task.
         findings: what a person must know before believing the result.
+        proxy: rank correlation of the objective after training on a part of the data (`search.proxy`) and on all of it, over
+            the settings that were trained on both; None below three.
+        proxy_pairs: the two values, by the trial on all data.
         expected: the expected objective by trial, from all trials; empty where they were ranked by their own value.
 
     """
@@ -106,6 +109,10 @@ class Selection(Record):
     comparisons: list[Comparison] = Field(default_factory=list)
     findings: list[str] = Field(default_factory=list)
     expected: dict[str, float] = Field(default_factory=dict)
+    proxy: Association | None = Field(None, exclude_if=lambda found: found is None)
+    proxy_pairs: dict[str, tuple[float, float]] = Field(
+        default_factory=dict, exclude_if=lambda pairs: not pairs
+    )
 
     def row(self, trial: str | None) -> Row | None:
         """Return the row of a trial, None if it did not complete."""
@@ -143,6 +150,8 @@ def select(
         InputError: if the rule's weights are unusable, or scores of one task were made from different questions.
 
     """
+    everything, on_part = trials, [trial for trial in trials if trial.role == "proxy"]
+    trials = [trial for trial in trials if trial.role != "proxy"]  # those compare with each other alone
     check_same_questions([bench for bench in benches if bench.task in tasks])
     weights = rules.task_weights(rule, tasks)
     scores: dict[str, dict[str, BenchRecord]] = defaultdict(dict)
@@ -180,7 +189,10 @@ def select(
         spread=_spread(trials, objective),
         associations=_associations(ranking, scores, objective, tasks),
         expected=expectations,
+        proxy_pairs=_pairs(on_part, trials, objective),
     )
+    pairs = selection.proxy_pairs.values()
+    selection.proxy = associate([part for part, _ in pairs], [whole for _, whole in pairs])
     selection.correlation = {task: found.spearman for task, found in selection.associations.items()}
     if chosen is not None:
         counts = len(scored), len(front)
@@ -191,8 +203,22 @@ def select(
             chosen.trial, _others(selection, objective), scores, weights, rule.rule == "weighted"
         )
     selection.rows = _rows(selection, trials, scores, objective, weights, constraints)
-    selection.findings = findings(selection, objective, trials, rules.decisive(rule, weights))
+    selection.findings = findings(selection, objective, everything, rules.decisive(rule, weights))
     return selection
+
+
+def _pairs(
+    on_part: Sequence[TrialRecord], trials: Sequence[TrialRecord], objective: Objective
+) -> dict[str, tuple[float, float]]:
+    """Return the objective on a part of the data and on all of it, of the settings that were trained on both."""
+    parts = {
+        trial.number: value for trial in on_part if (value := trial.objective(objective.metric)) is not None
+    }
+    return {
+        trial.trial: (parts[trial.number], _value(trial, objective))
+        for trial in rank(trials, objective)
+        if trial.role in ("default", "search") and trial.number in parts
+    }
 
 
 def _first(trials: Sequence[TrialRecord], role: Role, objective: Objective) -> TrialRecord | None:

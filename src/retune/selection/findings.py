@@ -29,9 +29,41 @@ def findings(
         found.append(f"the chosen {chosen.trial} has no better {metric} than the untuned base")
     if chosen is not None:
         found += _of_scores(selection, chosen, best, decisive)
+    found += _of_part_trainings(selection, trials)
     failed = [t for t in trials if t.status == "failed"]
     if failed and len(failed) * 4 >= len(trials):
         found.append(f"{len(failed)} of {len(trials)} trials failed")
+    return found
+
+
+def _of_part_trainings(selection: Selection, trials: Sequence[TrialRecord]) -> list[str]:
+    """Say which trials were not trained whole, and how far what they gave can be believed."""
+    found = []
+    stopped = sum(t.status == "early_stopped" for t in trials)
+    if stopped:
+        found.append(
+            f"{stopped} of {len(trials)} trials were stopped early; a trial that was is never chosen, whatever its loss was then"
+        )
+    parts = [t.proxy for t in trials if t.proxy]
+    if not parts:
+        return found
+    of = (
+        f"{parts[0]['records']:,} of {parts[0]['of']:,} records"
+        if "records" in parts[0]
+        else "a part of the data"
+    )
+    settings, metric, a = len(selection.proxy_pairs), selection.metric, selection.proxy
+    if a is None:
+        found.append(
+            f"the search trained on {of}; {settings} settings were trained on both them and all data, too few to say how the "
+            f"{metric} on both go together"
+        )
+        return found
+    interval = "" if a.low is None or a.high is None else f", 95 % interval {a.low:.2f} to {a.high:.2f}"
+    found.append(
+        f"the search trained on {of}; over the {a.n} settings that were trained on both them and all data, Spearman's "
+        f"correlation of the {metric} is {a.spearman:.2f}{interval}"
+    )
     return found
 
 

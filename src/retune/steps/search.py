@@ -74,7 +74,10 @@ def _run(
     spent = work / "logs" / f"{folder.name}.seconds"
     spent.parent.mkdir(parents=True, exist_ok=True)
     before = float(spent.read_text()) if spent.exists() else 0.0
-    total = 1 + study.search.trials + (1 + study.search.finalists) * study.search.repeats
+    wanted = study.search
+    total = 1 + wanted.trials + (1 + wanted.finalists) * wanted.repeats
+    if wanted.proxy is not None:
+        total += 1 + min(wanted.proxy.full, wanted.trials - 1)
     done = list(Ledger(folder.uri).records.values())
     shown = progress.SearchProgress(
         work / "progress.json",
@@ -84,6 +87,7 @@ def _run(
         done,
         before,
         study.search.trials,
+        wanted.proxy is not None,
     )
     tracker = open_tracker(study, folder, data_digest)
     boards = open_boards(study.tracking, study.name, folder.name, work)
@@ -117,7 +121,7 @@ def _run(
 def _record(study: Study, ledger: Ledger, stopped_by: str, data_digest: str, hours: float) -> SearchRecord:
     objective = study.search.objective
     ranked = ledger.ranking(study.search)
-    searched = [record for record in ledger.records.values() if record.role in ("default", "search")]
+    searched = ledger.searched(study.search)
     content = [
         (r.trial, r.assignment, r.status, r.objective(objective.metric), r.adapter_digest)
         for _, r in sorted(ledger.records.items())
@@ -129,6 +133,7 @@ def _record(study: Study, ledger: Ledger, stopped_by: str, data_digest: str, hou
         trials=len(searched),
         completed=len(ranked),
         failed=sum(record.status == "failed" for record in searched),
+        stopped=sum(record.status == "early_stopped" for record in searched),
         best=ranked[0].trial if ranked else None,
         digest=digest(content),
         data_digest=data_digest,

@@ -35,7 +35,10 @@ class Stopping(Section):
         None, ge=0.001, lt=1, description="median: from one rung to the next; default: as `min_share`"
     )
     startup_trials: int | None = Field(
-        None, ge=1, le=2**31 - 1, description="median: trials at a rung before any is stopped there; default 5"
+        None,
+        ge=1,
+        le=2**31 - 1,
+        description="median: trials at a rung before any is stopped there; default 5",
     )
 
     @model_validator(mode="after")
@@ -78,9 +81,14 @@ class Stopping(Section):
 class Proxy(Section):
     """The search's trials train on a part of the training data; the best settings then on all of it."""
 
-    share: float = Field(gt=0, lt=1, description="of the training data, of each source alike, drawn by the study's seed")
+    share: float = Field(
+        gt=0, lt=1, description="of the training data, of each source alike, drawn by the study's seed"
+    )
     full: int = Field(
-        5, ge=1, le=2**31 - 1, description="best settings that are trained on all data, besides the default setting"
+        5,
+        ge=1,
+        le=2**31 - 1,
+        description="best settings that are trained on all data, besides the default setting",
     )
 
 

@@ -134,7 +134,8 @@ class Search(Section):
         json_schema_extra=_or_its_kind,
     )
     proxy: Proxy | None = Field(
-        None, description="train the search's trials on a share of the data, and the best settings on all of it"
+        None,
+        description="train the search's trials on a share of the data, and the best settings on all of it",
     )
 
     @model_validator(mode="before")

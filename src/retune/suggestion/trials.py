@@ -136,7 +136,9 @@ def _observation(found: Search, trial: Any) -> Observation | None:
 
 def _rungs(text: str) -> tuple[tuple[float, float], ...]:
     """Return the shares and values in a label; what cannot be read is left out."""
-    pairs = [(_float(share), _float(value)) for share, _, value in (p.partition("=") for p in text.split(";"))]
+    pairs = [
+        (_float(share), _float(value)) for share, _, value in (p.partition("=") for p in text.split(";"))
+    ]
     return tuple((share, value) for share, value in pairs if 0 < share < 1 and math.isfinite(value))
 
 

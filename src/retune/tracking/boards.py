@@ -170,7 +170,8 @@ class Boards:
             self._thread.start()
 
     def start_trial(self, trial: str, number: int, role: str, assignment: Assignment, seed: int) -> None:
-        """Begin a trial, unless it was shown whole."""
+        """Begin a trial, unless it was shown whole; one that goes on after a stop is shown anew."""
+        self._shown = {point for point in self._shown if point[0] != trial}
         self._each(trial, lambda board: board.start(trial, number, role, assignment, seed))
 
     def metric(self, trial: str, name: str, value: float, step: int) -> None:
@@ -185,7 +186,8 @@ class Boards:
             for point in curve:
                 if (record.trial, name, point.step) not in self._shown:
                     self.metric(record.trial, name, point.value, point.step)
-        self._each(record.trial, lambda board: board.finish(record), done=True)
+        whole = record.status != "early_stopped"
+        self._each(record.trial, lambda board: board.finish(record), done=whole)
 
     def benchmark(self, record: BenchRecord) -> None:
         """Show a score on its trial."""

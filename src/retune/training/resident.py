@@ -11,6 +11,8 @@ import torch
 
 from retune import store
 from retune.data import mixing
+from retune.data.encode import tokenize_examples
+from retune.data.subset import Subset, choose
 from retune.data.tokens import Tokens
 from retune.errors import InputError
 from retune.models import LoadedBase, load_base, locate, tokenizer_problems
@@ -53,6 +55,7 @@ class ResidentBase:
         self._base: LoadedBase | None = None
         self._devices: Devices | None = None
         self._splits: dict[tuple[Any, ...], Tokens] = {}
+        self._parts: dict[tuple[Any, ...], tuple[Tokens, Subset]] = {}
         self._checked: dict[tuple[Any, ...], Checked] = {}
 
     @property
@@ -95,6 +98,24 @@ class ResidentBase:
                 data_uri, split, lambda: base.tokenizer, locate(self.model), data.max_length, data.loss_on
             )
         return self._splits[key]
+
+    def part(self, data_uri: str, study: Study) -> tuple[Tokens, Subset]:
+        """Return the part of the training data that trials of `search.proxy` train on, and which part it is.
+
+        Raises:
+            InputError: as `tokens`.
+        """
+        proxy, data = study.search.proxy, study.data
+        assert proxy is not None  # only such trials ask for it
+        key = (data_digest(data_uri), proxy.share, study.seed, data.max_length, data.loss_on)
+        if key not in self._parts:
+            self.tokens(data_uri, "validation", data)  # which looks whether the tokenizer fits
+            chosen, subset = choose(mixing.load_split(data_uri, "train"), proxy.share, study.seed)
+            how = mixing.read_mix_record(data_uri).prompt
+            tokenizer = self.load().tokenizer
+            tokens = tokenize_examples(chosen, tokenizer, how, data.max_length, data.loss_on)
+            self._parts[key] = tokens, subset
+        return self._parts[key]
 
     def checked(self, training: Training, longest: int) -> Checked:
         """Return in which way losses are computed on this base, found by a check on made-up records when first asked.

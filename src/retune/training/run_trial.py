@@ -78,11 +78,16 @@ def run_trial(
 
     if study.engine.kind == "katib" or gpus.in_a_step_of_a_cluster():
         gpus.require(study.cluster.gpus)
-    digest = study.settings_digest(resident.data_digest(data_uri), base.load().digest)
+    data_digest, part = resident.data_digest(data_uri), None
+    if task.role == "proxy":
+        _, part = base.part(data_uri, study)
+        data_digest = f"{data_digest}-{part.digest}"
+    digest = study.settings_digest(data_digest, base.load().digest)
     done = finished(task, digest)
     if done is not None:
         return done
     record = _begin(study, data_uri, task, base, digest)
+    record.proxy = part.model_dump(mode="json") if part else {}
     start = time.monotonic()
     try:
         if task.role == "base":
@@ -187,7 +192,8 @@ def _train(
     from retune.training.loop import Loop
 
     chosen = lora.setting(study.training, task.assignment)
-    train = base.tokens(data_uri, "train", study.data)
+    is_proxy = task.role == "proxy"
+    train = base.part(data_uri, study)[0] if is_proxy else base.tokens(data_uri, "train", study.data)
     validation = base.tokens(data_uri, "validation", study.data)
     world = base.devices.world
     identity = checkpoint.identity(
@@ -211,6 +217,8 @@ def _train(
         record.reason = f"stopped after step {loop.end} of {loop.steps} by `search.stopping`; it may go on"
         return
     record.status = "completed"
+    if is_proxy:  # such an adapter is never used: it is not even kept
+        return
     record.adapter_digest, record.adapter_files = adapter.digest(files), adapter.sums(files)
     record.adapter_uri = store.join(task.folder, "adapter")
     for name in ("adapter_mib", "tokens_per_second"):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -145,9 +145,10 @@ class Ledger:
         A trial that was interrupted tells nothing and may be tried again.
         """
         found = []
+        searched = _searched(self.tasks.values())
         for task in self.tasks.values():
             record = self.records.get(task.trial)
-            if task.role not in ("default", "search"):
+            if task.role not in searched:
                 continue
             if record is None:
                 found.append(Observation(task.assignment, "running", {}, task.trial, task.number))
@@ -170,9 +171,31 @@ class Ledger:
         """Return the finished record of search trial `number`, if it is finished."""
         return self.records.get(trial_name(number))
 
+    def searched(self, search: Search) -> list[TrialRecord]:
+        """Return the finished records of the settings that the search tried, as it saw them: under `search.proxy` on a part."""
+        wanted = ("proxy",) if search.proxy is not None else ("default", "search")
+        return [record for record in self.records.values() if record.role in wanted]
+
+    def issue_whole(self, study: Study) -> list[TrialTask]:
+        """Write down the trials on all data, of the default and the best settings, of a search that trained on a part."""
+        search = study.search
+        assert search.proxy is not None
+        parts = [record.model_copy(update={"role": "search"}) for record in self.searched(search)]
+        ranked = by_expectation(
+            candidates(parts, search.objective, search.constraints),
+            expected(parts, search.objective, search.space),
+            search.objective,
+        )
+        best = [(record.number, record.assignment) for record in ranked if record.number != 1]
+        default = search.space.default() or {}
+        return [
+            self.issue(number, "default" if number == 1 else "search", assignment, study.seed)
+            for number, assignment in [(1, default), *best[: search.proxy.full]]
+        ]
+
     def ranking(self, search: Search) -> list[TrialRecord]:
         """Return the completed default and search trials that keep the constraints, the best expected one first."""
-        trials = list(self.records.values())
+        trials = [record for record in self.records.values() if record.role != "proxy"]
         return by_expectation(
             self._measured(search), expected(trials, search.objective, search.space), search.objective
         )
@@ -187,7 +210,7 @@ class Ledger:
         Who is repeated does not depend on the repeats, so that a run that carries on repeats the same ones.
         """
         search = study.search
-        once = [record for record in self.records.values() if record.role != "repeat"]
+        once = [record for record in self.records.values() if record.role not in ("repeat", "proxy")]
         ranked = by_expectation(
             self._measured(search), expected(once, search.objective, search.space), search.objective
         )
@@ -233,12 +256,21 @@ def _content(task: TrialTask) -> bytes:
     return (json.dumps(seal(kept), indent=2) + "\n").encode()
 
 
+def _searched(trials: Iterable[TrialTask | TrialRecord]) -> tuple[Role, ...]:
+    """Return the roles of the trials that a search went by: those on a part of the data, if it has some."""
+    return ("proxy",) if any(trial.role == "proxy" for trial in trials) else ("default", "search")
+
+
 def warm_start(study: Study) -> list[Observation]:
     """Return the finished search trials of earlier studies, as far as they fit this study's parameters."""
     found: list[Observation] = []
     for uri in study.search.warm_start:
-        for record in Ledger(uri).records.values():
-            if record.role in ("default", "search") and study.search.space.contains(record.assignment):
+        records = Ledger(uri).records.values()
+        searched = _searched(records)
+        for record in records:
+            if record.status == "early_stopped":  # how it would have ended is not known
+                continue
+            if record.role in searched and study.search.space.contains(record.assignment):
                 found.append(observation(record, f"warm-{len(found)}", uri))
     return found
 

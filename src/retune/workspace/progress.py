@@ -23,6 +23,9 @@ class Progress(BaseModel):
     done: int = 0
     total: int = 0
     failed: int = 0
+    stopped: int = Field(
+        0, description="trials that were stopped early; they count as done unless they go on"
+    )
     best: float | None = None
     best_trial: str | None = None
     base: float | None = None
@@ -70,6 +73,7 @@ class SearchProgress:
         done: records finished by earlier runs.
         seconds_before: search seconds spent by earlier runs.
         settings: how many of `total` are settings of the search.
+        proxy: whether these train on a part of the data: the best of them are trained again.
 
     """
 
@@ -82,12 +86,16 @@ class SearchProgress:
         done: list[TrialRecord],
         seconds_before: float,
         settings: int = 0,
+        proxy: bool = False,
     ) -> None:
+        self._settings = ("proxy",) if proxy else ("default", "search")
         self.path, self.objective, self.parallel = path, objective, parallel
         self.progress = Progress(step="search", total=total, settings=settings, search_seconds=seconds_before)
         self._before = seconds_before
         self._started = self._written = time.monotonic()
         self._durations: list[float] = []
+        self._stopped: set[str] = set()
+        self._whole = False
         for record in done:
             self._count(record)
         write(path, self.progress)
@@ -100,6 +108,7 @@ class SearchProgress:
     def __call__(self, event: Event) -> None:
         """Take one event of an engine."""
         if event.kind == "issued":
+            self._goes_on(event.trial, event.role in self._settings)
             self.progress.running[event.trial] = 0.0
         elif event.kind == "progress" and event.steps:
             self.progress.running[event.trial] = event.step / event.steps
@@ -116,17 +125,33 @@ class SearchProgress:
             self.progress.left = self._left()
             write(self.path, self.progress)
 
+    def _goes_on(self, trial: str, is_setting: bool) -> None:
+        """Take back that a stopped trial was done."""
+        if trial in self._stopped:
+            self._stopped.remove(trial)
+            self.progress.done -= 1
+            self.progress.settings_done -= is_setting
+            self.progress.stopped = len(self._stopped)
+
     def _count(self, record: TrialRecord) -> None:
         progress = self.progress
         progress.done += 1
         progress.failed += record.status == "failed"
-        progress.settings_done += record.role in ("default", "search")
+        progress.settings_done += record.role in self._settings
+        if record.status == "early_stopped":
+            self._stopped.add(record.trial)
+            progress.stopped = len(self._stopped)
         value = record.objective(self.objective.metric)
         if value is None:
             return
         if record.role == "base":
             progress.base = value
         elif record.role != "repeat":
+            if record.role != "proxy" and not self._whole:
+                self._whole = True  # values on a part of the data do not compare with those on all of it
+                progress.best = progress.best_trial = None
+            if record.role == "proxy" and self._whole:
+                return
             sign = 1 if self.objective.goal == "minimize" else -1
             if progress.best is None or sign * value < sign * progress.best:
                 progress.best, progress.best_trial = value, record.trial

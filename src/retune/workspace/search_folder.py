@@ -13,6 +13,8 @@ import errno
 from functools import cached_property
 from typing import TypeVar
 
+from pydantic import Field
+
 from retune import store
 from retune.data.mix_record import MixRecord
 from retune.records import AnswersRecord, BenchRecord, GateRecord, Record, TrialRecord, parse
@@ -32,6 +34,7 @@ class SearchRecord(Record):
 
     Attributes:
         stopped_by: ``trials``, ``failures`` or ``hours``.
+        trials: settings tried. completed: trials that can be chosen. stopped: by `search.stopping`, before their end.
         best: name of the best trial, None if no trial completed. digest: over all settings and results.
 
     """
@@ -46,6 +49,7 @@ class SearchRecord(Record):
     digest: str
     data_digest: str
     hours: float
+    stopped: int = Field(0, exclude_if=lambda stopped: not stopped)
     finished: str = ""
 
 
