@@ -105,6 +105,7 @@ def command(
             assignment={} if role == "base" else given,
             seed=chosen.seed if seed is None else seed,
             folder=out,
+            rungs=_rungs(chosen, role),
         )
         printer = _Printer()
         record = run_trial(chosen, data, task, ResidentBase(chosen.model), printer, lambda: signals() > 0)
@@ -112,6 +113,14 @@ def command(
     if record.status != "completed":
         click.secho(f"failed: {record.reason}", fg="red", err=True)
         sys.exit(EXIT_FAILED)
+
+
+def _rungs(study: Study, role: Role) -> tuple[float, ...]:
+    """Return where a search compares the losses of trials: Katib at the first rung alone."""
+    stopping = study.search.stopping
+    if stopping is None or role not in ("default", "search"):
+        return ()
+    return stopping.rungs[:1] if study.engine.kind == "katib" else stopping.rungs
 
 
 def _read(study: str, overrides: tuple[str, ...]) -> Study:

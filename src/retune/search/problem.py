@@ -291,7 +291,9 @@ def _merge(objective: Objective, entries: Sequence[tuple[Levels, Observation]]) 
         if rows:
             means = tuple(fmean(column) for column in zip(*rows, strict=True))
             sign = -1.0 if objective.goal == "maximize" else 1.0
-            rungs = tuple((s, _bounded(sign * v)) for e, _, _ in found for s, v in e.rungs if math.isfinite(v))
+            rungs = tuple(
+                (s, _bounded(sign * v)) for e, _, _ in found for s, v in e.rungs if math.isfinite(v)
+            )
             whole = any(e.status == "completed" and o == "ok" for e, o, _ in found)
             points.append(
                 Point(

@@ -420,6 +420,10 @@ class Study(Section):
                 f"`search.stopping: {stopping.kind}` lets stopped trials go on, which Katib cannot: under `engine.kind: katib` "
                 "use `median`, its own early stopping"
             )
+        elif stopping.interval is not None:
+            problems.append(
+                "`search.stopping.interval` has no meaning under `engine.kind: katib`: Katib's rule has one rung, at `min_share`"
+            )
         elif self.cluster.katib.early_stopping is not None:
             problems.append(
                 "`search.stopping: median` and `cluster.katib.early_stopping` are one thing: give one of them"

@@ -130,17 +130,10 @@ def experiment(
     """
     check(study, place)
     wanted, cluster = study.search, study.cluster
-    settings = cluster.katib.early_stopping_settings
-    stop = cluster.katib.early_stopping and models.V1beta1EarlyStoppingSpec(
-        algorithm_name=cluster.katib.early_stopping,
-        algorithm_settings=[
-            models.V1beta1EarlyStoppingSetting(name=key, value=str(value)) for key, value in settings.items()
-        ],
-    )
     spec = models.V1beta1ExperimentSpec(
         objective=_objective(study),
         algorithm=algorithms.spec(study, warm),
-        early_stopping=stop or None,
+        early_stopping=_stopping(study),
         parallel_trial_count=min(wanted.parallel, trials),
         max_trial_count=trials,
         max_failed_trial_count=None if max_failed is None else min(max_failed, trials),
@@ -164,6 +157,26 @@ def experiment(
         "spec": spec.to_dict(),
     }
     return content
+
+
+def _stopping(study: Study) -> models.V1beta1EarlyStoppingSpec | None:
+    """Return Katib's own rule, as `cluster.katib.early_stopping` names it or for `search.stopping: median`.
+
+    Katib compares a trial's best loss so far, from its report number `start_step` on, with the mean of the finished trials' first
+    `start_step` reports: the first report is at the first rung (`retune trial` measures there).
+    """
+    katib, stopping = study.cluster.katib, study.search.stopping
+    name, settings = katib.early_stopping, katib.early_stopping_settings
+    if stopping is not None:
+        name, settings = "medianstop", {"min_trials_required": stopping.startup, "start_step": 1}
+    if name is None:
+        return None
+    return models.V1beta1EarlyStoppingSpec(
+        algorithm_name=name,
+        algorithm_settings=[
+            models.V1beta1EarlyStoppingSetting(name=key, value=str(value)) for key, value in settings.items()
+        ],
+    )
 
 
 def failures(study: Study) -> int | None:
