@@ -41,8 +41,9 @@ def database(empty_database, tmp_path, monkeypatch) -> str:
 class Server:
     """`mlflow server` on a port of this machine, in a process group of its own."""
 
-    def __init__(self, folder: Path, database: str, artifacts: str) -> None:
+    def __init__(self, folder: Path, database: str, artifacts: str, *options: str, **env: str) -> None:
         self.folder, self.database, self.artifacts = folder, database, artifacts
+        self.options, self.env = options, env
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -54,11 +55,12 @@ class Server:
             return
         command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
         command += ["--backend-store-uri", self.database, "--artifacts-destination", self.artifacts]
-        command += ["--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), *self.options]
         log = (self.folder / "log").open("a")
         self._process = subprocess.Popen(
-            command, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+            command, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            env={**os.environ, **self.env},
+        )  # fmt: skip
         end = time.monotonic() + 240
         while not self._answers():
             assert self._process.poll() is None, (self.folder / "log").read_text()

@@ -196,7 +196,11 @@ def server():
 )  # fmt: skip
 def test_the_tracking_server_is_asked_by_validate_alone(server, status, answer):
     loaded = study.parse(changed("tracking", {"uri": server(status)}))
-    check(loaded)  # a run goes on without it
+    if status == 401:  # it would refuse whatever a run has to say
+        with pytest.raises(InputError, match=answer):
+            check(loaded)
+    else:
+        check(loaded)  # a run goes on without it
     if answer is None:
         check(loaded, tracking=True)
         return

@@ -33,7 +33,7 @@ SETS = {
         "--set", "commonLabels.team=a,mlflow.migrate=false,trainJob.enabled=true,trainJob.gpus=0,trainJob.maxHours=0",
     ],
     "own passwords": [
-        "--set", "postgresql.existingSecret=db,postgresql.key=pw,mlflow.service.port=80,mlflow.migrate=false",
+        "--set", "postgresql.existingSecret=db,postgresql.key=pw,mlflow.service.port=80,mlflow.migrate=false,mlflow.login.existingSecret=account",
         "--set", "katib.namespace=katib,storage.endpoint=http://s3,storage.existingSecret=keys",
         "--set", "postgresql.persistence.storageClass=fast,postgresql.podDisruptionBudget.maxUnavailable=0",
     ],

@@ -29,6 +29,16 @@ def environment(container, documents):
     return env
 
 
+def account(documents):
+    """Return user and password of the chart's MLflow."""
+    (found,) = [
+        d["data"]
+        for d in documents
+        if d["kind"] == "Secret" and d["metadata"]["name"] == "retune-mlflow-login"
+    ]
+    return [base64.b64decode(found[f"MLFLOW_TRACKING_{key}"]).decode() for key in ("USERNAME", "PASSWORD")]
+
+
 def expand(text, env):
     """Replace `$(NAME)`; a name that is not set stays as it is written."""
     return re.sub(r"\$\((\w+)\)", lambda found: env.get(found[1], found[0]), text)
@@ -50,7 +60,7 @@ def start(pod, container, documents, folder, replaced=(), **more):
         _fill(places[mount["mountPath"]], volume, documents)
     below = re.compile(f"(^|=)({'|'.join(map(re.escape, places))})(?=/|$)")
     words = [below.sub(lambda found: f"{found[1]}{places[found[2]]}", word) for word in words]
-    env = {key: str(places.get(value, value)) for key, value in env.items()}
+    env = {key: below.sub(lambda found: f"{found[1]}{places[found[2]]}", value) for key, value in env.items()}
     for old, new in replaced:
         words = [new if word == old else word for word in words]
     assert words[0] in _PROGRAMS, words[0]

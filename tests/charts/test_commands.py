@@ -136,7 +136,7 @@ def test_a_schedule_submits_the_study_with_this_clusters_settings(helm, pipeline
     assert (ran["name"], ran["search"]["trials"], ran["engine"]["kind"]) == ("support-bot", 50, "katib")
     assert ran["artifacts"]["uri"] == "s3://ml-retune/team-a"
     assert ran["tracking"]["uri"] == "http://retune-mlflow.team-a.svc.cluster.local:5000"
-    assert ran["cluster"]["secrets"] == ["retune-storage", "retune-s3"]
+    assert ran["cluster"]["secrets"] == ["retune-storage", "retune-s3", "retune-mlflow-login"]
     assert ran["cluster"]["pull_secrets"] == ["registry"]
     assert ran["cluster"]["images"] == {f: f"registry.example/ml/retune-{f}:0.1.0" for f in ("train", "eval")}
     assert (ran["cluster"]["namespace"], ran["cluster"]["queue"]) == ("team-a", "team-a")
@@ -173,7 +173,7 @@ def test_the_servers_address_of_the_database_in_the_chart(rendered):
 
 @pytest.mark.slow
 def test_mlflow_serves_on_postgresql_and_s3_as_the_chart_starts_it(helm, postgres, s3, run, tmp_path):
-    """Both containers of the Deployment, then the checks of `helm test` as they are."""
+    """All containers of the Deployment, then the checks of `helm test` as they are. Who has no account is not let in."""
     documents = helm.render(
         "--set", f"storage.uri={s3}/team,storage.endpoint={os.environ['AWS_ENDPOINT_URL']}",
         "--set", "storage.accessKeyId=test,storage.secretAccessKey=test,mlflow.database.existingSecret=db,mlflow.workers=1",
@@ -181,9 +181,12 @@ def test_mlflow_serves_on_postgresql_and_s3_as_the_chart_starts_it(helm, postgre
     )  # fmt: skip
     documents.append(secret("db", uri=postgres))
     pod = find(documents, "Deployment", "retune-mlflow")["spec"]["template"]["spec"]
-    (migrate,), (server,) = pod["initContainers"], pod["containers"]
-    code, output = kubelet.run(pod, migrate, documents, tmp_path)
-    assert code == 0, output
+    assert [container["name"] for container in pod["initContainers"]] == ["migrate", "login"]
+    for container in pod["initContainers"]:
+        code, output = kubelet.run(pod, container, documents, tmp_path)
+        assert code == 0, output
+    (server,) = pod["containers"]
+    account = base64.b64encode(":".join(kubelet.account(documents)).encode()).decode()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -202,8 +205,9 @@ def test_mlflow_serves_on_postgresql_and_s3_as_the_chart_starts_it(helm, postgre
             "localhost:5000",
             "mlflow.team-a.example",
         ):
-            assert answers(api, host) == 200, host
-        assert answers(api, "evil.example") == 403
+            assert answers(api, host, Authorization=f"Basic {account}") == 200, host
+            assert answers(api, host) == 401, host
+        assert answers(api, "evil.example", Authorization=f"Basic {account}") == 403
         uri = "http://retune-mlflow.team-a.svc.cluster.local:5000"
         code, output = run(documents, "Pod", "retune-test-mlflow", (uri, address))
         assert (code, "keeps metrics and artifacts" in output) == (0, True), output
@@ -218,11 +222,10 @@ def test_mlflow_serves_on_postgresql_and_s3_as_the_chart_starts_it(helm, postgre
     assert [name.rpartition("/")[2] for name in store.listing(f"{s3}/team")] == ["hello.txt"]
 
 
-def answers(address, host):
+def answers(address, host, **headers):
     try:
-        with urllib.request.urlopen(
-            urllib.request.Request(address, headers={"Host": host}), timeout=5
-        ) as reply:
+        request = urllib.request.Request(address, headers={"Host": host, **headers})
+        with urllib.request.urlopen(request, timeout=20) as reply:
             return reply.status
     except urllib.error.HTTPError as error:
         return error.code

@@ -58,7 +58,7 @@ def test_each_rule_is_looked_at(rendered, where, change, rule):
         spec = copy.deepcopy(
             find(rendered["small"], "Deployment", "retune-mlflow")["spec"]["template"]["spec"]
         )
-        (container,) = spec[place]
+        container = spec[place][0]
         match where:
             case "pod":
                 spec["securityContext"].update(change)

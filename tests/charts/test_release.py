@@ -132,6 +132,7 @@ def test_the_notes_name_a_next_command_that_works(release, name, tmp_path):
     assert spec["deploymentSpec"]["executors"]["exec-mix"]["container"]["image"] == registry
     pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-search"]
     secrets = {"small": ["retune-storage"], "production": ["retune-storage", "retune-s3"]}[name]
+    secrets.append("retune-mlflow-login")
     assert [entry["secretName"] for entry in pod["secretAsEnv"]] == secrets
     assert "kubectl label namespace team-a katib.kubeflow.org/metrics-collector-injection=enabled" in notes
     assert "helm test retune --namespace team-a --logs" in notes

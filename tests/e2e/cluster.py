@@ -1,5 +1,6 @@
 """A namespace of a real cluster through kubectl and Helm, as an administrator uses them."""
 
+import base64
 import json
 import re
 import subprocess
@@ -7,6 +8,7 @@ import time
 from contextlib import contextmanager
 
 import boto3
+import pytest
 
 from tests.conftest import ROOT
 from tests.e2e.objects import INPUTS, KEYS, storage
@@ -105,6 +107,18 @@ class Cluster:
                 "s3", endpoint_url=address, region_name="us-east-1",
                 aws_access_key_id=KEYS["AWS_ACCESS_KEY_ID"], aws_secret_access_key=KEYS["AWS_SECRET_ACCESS_KEY"],
             )  # fmt: skip
+
+    @contextmanager
+    def mlflow(self):
+        """Yield a client of the release's MLflow, logged in as docs/install.md says."""
+        from mlflow import MlflowClient
+
+        data = self.get("secret", "retune-mlflow-login")["data"]
+        account = {name: base64.b64decode(value).decode() for name, value in data.items()}
+        with self.forwarded("retune-mlflow", 5000) as address, pytest.MonkeyPatch.context() as environment:
+            for name, value in account.items():
+                environment.setenv(name, value)
+            yield MlflowClient(address)
 
     def store(self):
         """Start an S3 server with the demo's inputs in its bucket."""

@@ -84,10 +84,26 @@ def last_chart(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def team(namespace, images, last_chart):
-    """A namespace with storage, the demo's inputs in it, and the chart of the last release."""
+def place(namespace):
+    """A namespace with storage, and the demo's inputs in it."""
     made = namespace("a")
     made.store()
-    chart = str(last_chart or ROOT / "charts/retune")
-    made.helm("install", "retune", chart, "--wait", "--timeout", "20m", *values(made.namespace, *images))
     return made
+
+
+@pytest.fixture(scope="session")
+def released(place, images, last_chart):
+    """The namespace, with the chart of the last release."""
+    chart = str(last_chart or ROOT / "charts/retune")
+    place.helm("install", "retune", chart, "--wait", "--timeout", "20m", *values(place.namespace, *images))
+    return place
+
+
+@pytest.fixture(scope="session")
+def team(request, place, images):
+    """The namespace, with this chart: upgraded to where a test of upgrades runs before, else installed."""
+    if any("released" in item.fixturenames for item in request.session.items):
+        request.getfixturevalue("released")
+    words = ["upgrade", "--install", "retune", "charts/retune", "--wait", "--timeout", "20m"]
+    place.helm(*words, *values(place.namespace, *images))
+    return place

@@ -4,6 +4,7 @@ import yaml
 
 from tests.conftest import ROOT
 
+SECRETS = ("retune-storage", "retune-mlflow-login")
 KEYS = {"AWS_ACCESS_KEY_ID": "retune", "AWS_SECRET_ACCESS_KEY": "retune-e2e"}
 IMAGES = ("suggestion", "train", "eval")
 STUDY = ROOT / "k8s/experiments/study-kind.yaml"
@@ -26,13 +27,18 @@ def values(namespace, registry, tag):
     ]
 
 
+def environment():
+    """Return where a pod finds the storage and MLflow's account; a release of before the login has no account."""
+    return [{"secretRef": {"name": name, "optional": name != "retune-storage"}} for name in SECRETS]
+
+
 def overrides(namespace, registry, tag, name, *more):
     """What of the study is this cluster's and this run's: the demo's, made small."""
     images = {image: f"{registry}/retune-{image}:{tag}".lstrip("/") for image in IMAGES}
     return [
         f"name={name}", f"promote.model={name}", "data.train=40", "data.validation=20", "training.epochs=1",
         "search.trials=4", "search.parallel=2", "search.repeats=0", "benchmark.tasks=[]", "select.weights={}",
-        f"cluster.namespace={namespace}", f"cluster.images.train={images['train']}", f"cluster.images.eval={images['eval']}",
+        f"cluster.namespace={namespace}", f"cluster.secrets=[{','.join(SECRETS)}]", f"cluster.images.train={images['train']}", f"cluster.images.eval={images['eval']}",
         "cluster.cpu=100m", f"tracking.uri=http://retune-mlflow.{namespace}.svc.cluster.local:5000", *more,
     ]  # fmt: skip
 
@@ -54,7 +60,7 @@ def run_job(namespace, registry, tag, name, *more, job=None):
         "image": f"{registry}/retune-train:{tag}".lstrip("/"),
         "command": words,
         "env": [{"name": "HOME", "value": "/tmp"}],
-        "envFrom": [{"secretRef": {"name": "retune-storage"}}],
+        "envFrom": environment(),
         "resources": {"requests": {"cpu": "100m", "memory": "1Gi"}, "limits": {"memory": "4Gi"}},
         "securityContext": {
             "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},

@@ -10,7 +10,7 @@ import yaml
 
 from tests.conftest import ROOT
 from tests.e2e.cluster import until
-from tests.e2e.objects import STUDY, overrides, values
+from tests.e2e.objects import STUDY, environment, overrides, values
 
 pytestmark = pytest.mark.cluster
 SERVER = """
@@ -28,7 +28,7 @@ def pipelines(image):
     """The stand-in for Kubeflow Pipelines and its Service."""
     container = {
         "name": "api", "image": image, "command": ["python3", "-c", SERVER], "workingDir": "/tmp",
-        "env": [{"name": "HOME", "value": "/tmp"}], "envFrom": [{"secretRef": {"name": "retune-storage"}}],
+        "env": [{"name": "HOME", "value": "/tmp"}], "envFrom": environment(),
         "readinessProbe": {"httpGet": {"path": "/apis/v2beta1/healthz", "port": 8888}},
         "volumeMounts": [{"name": "code", "mountPath": "/code"}],
     }  # fmt: skip

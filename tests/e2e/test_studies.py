@@ -11,10 +11,8 @@ pytestmark = pytest.mark.cluster
 
 
 def champion(cluster, model):
-    from mlflow import MlflowClient
-
-    with cluster.forwarded("retune-mlflow", 5000) as address:
-        return MlflowClient(address).get_model_version_by_alias(model, "champion")
+    with cluster.mlflow() as client:
+        return client.get_model_version_by_alias(model, "champion")
 
 
 class Thief:

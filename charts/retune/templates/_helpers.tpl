@@ -72,6 +72,27 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- end -}}
 
+{{/* The Secret with the account of this chart's MLflow; empty where it has no login. */}}
+{{- define "retune.loginSecret" -}}
+{{- if and .Values.mlflow.enabled .Values.mlflow.login.enabled -}}
+{{- .Values.mlflow.login.existingSecret | default (printf "%s-mlflow-login" (include "retune.fullname" .)) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* All Secrets of steps and trials: the storage's, and MLflow's account. */}}
+{{- define "retune.studySecrets" -}}
+{{ include "retune.storageSecrets" . }}
+{{- with include "retune.loginSecret" . }}
+- {{ . }}
+{{- end }}
+{{- end -}}
+
+{{- define "retune.studyEnv" -}}
+{{- range include "retune.studySecrets" . | fromYamlArray }}
+- secretRef: {name: {{ . }}}
+{{- end }}
+{{- end -}}
+
 {{- define "retune.mlflowUri" -}}
 {{- if .Values.mlflow.enabled -}}
 http://{{ include "retune.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc.cluster.local:{{ .Values.mlflow.service.port }}
@@ -116,7 +137,7 @@ http://{{ include "retune.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc.clu
 - cluster.service_account={{ .Values.study.serviceAccount.name }}
 - cluster.images.train={{ include "retune.image" (list . "train") }}
 - cluster.images.eval={{ include "retune.image" (list . "eval") }}
-- cluster.secrets=[{{ include "retune.storageSecrets" . | fromYamlArray | join "," }}]
+- cluster.secrets=[{{ include "retune.studySecrets" . | fromYamlArray | join "," }}]
 {{- with .Values.images.pullSecrets }}
 - cluster.pull_secrets=[{{ join "," . }}]
 {{- end }}

@@ -65,16 +65,7 @@ def tracking(study: Study) -> Iterator[str]:
         with urllib.request.urlopen(request, timeout=SECONDS):
             return
     except urllib.error.HTTPError as error:
-        if (
-            error.code in (401, 403)
-            and not os.environ.get("MLFLOW_TRACKING_TOKEN")
-            and not os.environ.get("MLFLOW_TRACKING_USERNAME")
-        ):
-            yield (
-                f"tracking.uri: {uri} wants to know who asks ({error.code}); set MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-            )
-        elif error.code >= 500:
+        if error.code >= 500:
             yield f"tracking.uri: the server {uri} answers with an error of its own ({error.code} {error.reason})"
         elif error.code == 404:
             yield f"tracking.uri: {uri} answers, but it is no MLflow server: it has no /health"

@@ -1,8 +1,9 @@
-"""Checks the MLflow server's version first, because old servers lack calls that the registry needs."""
+"""Checks the MLflow server first: whether it lets us in, and its version, as old servers lack calls that the registry needs."""
 
 from __future__ import annotations
 
 import functools
+import os
 import re
 
 from retune.errors import RetuneError
@@ -27,26 +28,25 @@ def version(uri: str) -> str | None:
     """
     if not is_remote(uri):
         return None
+    status, text = _get(uri, "/version")
+    return text if status == 200 and re.match(r"\d+\.\d+", text) else None
+
+
+def _get(uri: str, path: str) -> tuple[int, str]:
+    """Return status and text of an answer, asked with the credentials of the environment, as MLflow's client does."""
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
+    creds = get_default_host_creds(address(uri))
     try:
-        answer = http_request(
-            get_default_host_creds(address(uri)),
-            "/version",
-            "GET",
-            timeout=_SECONDS,
-            max_retries=1,
-            raise_on_status=False,
-        )
+        answer = http_request(creds, path, "GET", timeout=_SECONDS, max_retries=1, raise_on_status=False)
     except MlflowException as error:
         reason = re.split(r"Failed to establish a new connection: |with exception ", str(error))[-1]
         raise Unreachable(
             f"the MLflow server {uri} does not answer: {reason.rstrip(chr(39) + chr(34) + ')')}"
         ) from error
-    text = answer.text.strip()
-    return text if answer.status_code == 200 and re.match(r"\d+\.\d+", text) else None
+    return answer.status_code, answer.text.strip()
 
 
 @functools.lru_cache(maxsize=8)
@@ -57,6 +57,12 @@ def problem(uri: str) -> str | None:
         Unreachable: if it does not answer.
 
     """
+    if not is_remote(uri):
+        return None
+    # Of one's own runs, since an address that hosted servers do not have may be forbidden to everyone.
+    status, _ = _get(uri, "/api/2.0/mlflow/experiments/search?max_results=1")
+    if status in (401, 403):
+        return _refusal(uri, status)
     found = version(uri)
     if found is None or int(found.split(".")[0]) >= OLDEST:
         return None
@@ -64,3 +70,14 @@ def problem(uri: str) -> str | None:
         f"the MLflow server must be {OLDEST}.0 or newer, but {uri} is {found}: upgrade it "
         "(its database by `mlflow db upgrade`), or name another in `tracking.uri`"
     )
+
+
+def _refusal(uri: str, status: int) -> str:
+    names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+    given = [name for name in names if os.environ.get(name)]
+    if not given:
+        return (
+            f"{uri} wants to know who asks ({status}); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+            "or MLFLOW_TRACKING_TOKEN; on a cluster they come from a Secret of `cluster.secrets`"
+        )
+    return f"{uri} does not let us in with the given {' and '.join(given)} ({status}); check them"

@@ -1,0 +1,103 @@
+"""MLflow with the chart's login: a real server, the account by the chart's own script, and who is let in."""
+
+import os
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import pytest
+
+from retune.errors import InputError, RetuneError
+from retune.registry import promotion
+from retune.steps.check import check
+from retune.tracking import server
+from tests.conftest import ROOT
+from tests.mlflow_server import Server
+
+pytest_plugins = ["tests.mlflow_server"]
+pytestmark = pytest.mark.slow
+PASSWORD = "a-password-with-%-in-it"
+FILES = ROOT / "charts/retune/files"
+
+
+def give_account(guarded, password):
+    """What the chart's init container `login` does."""
+    words = [sys.executable, str(FILES / "mlflow_login.py"), str(guarded.folder / "basic_auth.ini")]
+    account = {"MLFLOW_TRACKING_USERNAME": "retune", "MLFLOW_TRACKING_PASSWORD": password}
+    env = {**os.environ, **account, "MLFLOW_BACKEND_STORE_URI": guarded.database}
+    subprocess.run(words, check=True, env=env, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def guarded(empty_database, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("guarded")
+    shutil.copy(empty_database, folder / "100%.db")  # the file's address is read with interpolation
+    found = Server(
+        folder, f"sqlite:///{folder}/100%.db", str(folder / "artifacts"), "--app-name", "basic-auth",
+        MLFLOW_AUTH_CONFIG_PATH=str(folder / "basic_auth.ini"), MLFLOW_FLASK_SERVER_SECRET_KEY="signs",
+        MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
+    )  # fmt: skip
+    give_account(found, PASSWORD)
+    found.start()
+    yield found
+    found.kill()
+
+
+@pytest.fixture
+def log_in(monkeypatch):
+    """Return a function that gives this process, and those that it starts, a user and a password."""
+
+    def give(user=None, password=None):
+        for name, value in (("MLFLOW_TRACKING_USERNAME", user), ("MLFLOW_TRACKING_PASSWORD", password)):
+            monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+        server.problem.cache_clear()  # asked once in a process otherwise
+
+    yield give
+    server.problem.cache_clear()
+
+
+def status(address):
+    try:
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_nobody_is_let_in_without_an_account_but_the_probes(guarded):
+    assert status(f"{guarded.uri}/health") == 200
+    for path in ("/", "/version", "/api/2.0/mlflow/experiments/search?max_results=1", "/api/2.0/mlflow-artifacts/artifacts"):  # fmt: skip
+        assert status(guarded.uri + path) == 401, path
+
+
+@pytest.mark.parametrize(
+    ("account", "answer"),
+    [((), "wants to know who asks"), (("retune", "wrong-password"), "does not let us in with the given MLFLOW_TRACKING_USERNAME")],
+)  # fmt: skip
+def test_a_study_that_would_be_refused_at_its_end_is_refused_at_once(guarded, log_in, small, account, answer):
+    log_in(*account)
+    with pytest.raises(InputError, match=f"tracking.uri: {guarded.uri} {answer}"):
+        check(small(f"tracking.uri={guarded.uri}"))
+    with pytest.raises(RetuneError, match=answer):
+        promotion.aliases(guarded.uri, "model")
+
+
+def test_helms_test_passes_with_the_account_and_a_changed_password_counts_from_the_next_start(guarded, log_in, small):  # fmt: skip
+    def helms_test():
+        words = [sys.executable, str(FILES / "check_mlflow.py"), guarded.uri]
+        return subprocess.run(words, capture_output=True, text=True, timeout=300)
+
+    log_in("retune", PASSWORD)
+    check(small(f"tracking.uri={guarded.uri}"))
+    done = helms_test()
+    assert done.returncode == 0, done.stderr
+    assert "keeps metrics and artifacts" in done.stdout
+
+    guarded.kill()
+    give_account(guarded, "another-password")
+    guarded.start()
+    assert helms_test().returncode == 1
+    log_in("retune", "another-password")
+    assert helms_test().returncode == 0
