@@ -20,6 +20,7 @@ IMAGES = (
 )
 LAST_RELEASE = "dc50625"  # where there is no tag yet
 ORDER = [
+    "test_install",
     "test_katib",
     "test_upgrade",
     "test_network",
@@ -59,10 +60,11 @@ def namespace(kubectl):  # noqa: F811
     """Return a function that makes a namespace; all are removed at the end."""
     made = []
 
-    def make(name):
+    def make(name, empty=False):
         helm = shutil.which("helm") or _install()
         made.append(Cluster(kubectl, helm, f"retune-e2e-{name}-{secrets.token_hex(3)}"))
-        made[-1].create()
+        if not empty:
+            made[-1].create()
         return made[-1]
 
     yield make

@@ -17,7 +17,7 @@ buildah() { command buildah --root "$home/buildah" --runroot /run/retune-e2e --s
 module() {
   cd "$home/go"; rm -f go.mod go.sum
   printf '%s\n' 'module retune/e2e' 'go 1.24' "require $1 v$2" > go.mod
-  source=$(go list -m -f '{{.Dir}}' "$1")
+  source=$(go mod download -json "$1@v$2" | sed -n 's/.*"Dir": "\(.*\)",*$/\1/p')
 }
 
 # image NAME MODULE VERSION PACKAGE PLACE: a Go program of a module, as an image of that program alone
