@@ -1,6 +1,7 @@
 """Compare search algorithms on the surfaces of functions.py, and judge retune's goals.
 
     python benchmarks/bench_search.py                 the whole comparison: about 40 minutes of one core
+    python benchmarks/bench_search.py --half          25 trials of the default against 50 of each rival, on real surfaces
     python benchmarks/bench_search.py --seeds 2 --trials 25 --surfaces valley --out search.json --page search.md
 
 Each run is a study: points are asked for in batches, measured with noise, and some fail (`search_runs.py`). Every
@@ -34,7 +35,7 @@ import search_page
 from functions import names, surface
 from retune import search
 from retune.records import digest, now, versions
-from search_runs import RIVALS, Job, run
+from search_runs import APART, RIVALS, Job, run
 
 HERE = Path(__file__).parent
 MARKS = (10, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90, 100)
@@ -53,6 +54,23 @@ PLAN = (
     ),
 )
 """Algorithms, batches and surfaces: what the goals speak of, in the order of their weight, then the rest."""
+HALF = (
+    *(
+        (name, 8)
+        for name in (
+            "mads-global",
+            "random",
+            "hyperopt-katib",
+            "optuna-multivariate",
+            "hyperopt",
+            "nni",
+            "optuna",
+        )
+    ),
+    *((name, 1) for name in ("mads-global", "nni", "hyperopt", "optuna-multivariate", "optuna")),
+    *((name, batch) for batch in (8, 1) for name in ("optuna-gp", "botorch", "hebo")),
+)
+"""Algorithms and batches of `--half`, the cheap ones first; those that were not finished are left out of the page."""
 
 
 def plan(given: argparse.Namespace) -> list[Job]:
@@ -63,9 +81,9 @@ def plan(given: argparse.Namespace) -> list[Job]:
         for batch in ((1,) if name == "nomad-optimize" else given.batches or (8,))
     ]
     if not given.algorithms and not given.batches:
-        cells = list(PLAN)
+        cells = [(name, batch, ALL) for name, batch in HALF] if given.half else list(PLAN)
     return [
-        Job(algorithm, name, batch, given.trials, seed)
+        Job(algorithm, name, batch, 25 if given.half and algorithm == "mads-global" else given.trials, seed)
         for algorithm, batch, where in cells
         for seed in range(given.first_seed, given.first_seed + given.seeds)
         for name in given.surfaces
@@ -78,8 +96,10 @@ def key(job: Job) -> str:
     patterns = ["benchmarks/search_runs.py", "benchmarks/functions.py"]
     if job.surface in fitted.names():
         patterns.append("benchmarks/fitted.py")
-    if job.surface == fitted.OWN:
-        patterns.append("benchmarks/surfaces/*.json")
+    if job.surface in fitted.OWN:
+        patterns.append(f"benchmarks/surfaces/{fitted.file(job.surface).name}")
+    if job.algorithm in APART:
+        patterns.append("benchmarks/rivals/ask.py")
     if job.algorithm not in RIVALS:
         patterns.append("src/retune/search/*.py")
     return digest([*job, *map(_content, patterns)])
@@ -162,10 +182,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument(
+        "--half", action="store_true", help="the goal of 25 trials: seeds 20 to 39 and the real surfaces"
+    )
     parser.add_argument("--report", action="store_true", help="only judge and write what is measured")
     parser.add_argument("--lines", type=Path, default=HERE.parent / "build" / "search.jsonl")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "search.json")
     parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "results" / "search.md")
+    half = {
+        "surfaces": search_goals.SIX, "trials": 50, "first_seed": 20,
+        "out": HERE / "results" / "search-half.json", "page": HERE.parent / "docs" / "results" / "search-half.md",
+    }  # fmt: skip
+    if parser.parse_args().half:
+        parser.set_defaults(**half)
     given = parser.parse_args()
     for path in (given.lines, given.out, given.page):
         path.parent.mkdir(parents=True, exist_ok=True)

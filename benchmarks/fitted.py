@@ -1,9 +1,10 @@
 """Surfaces fitted to measured LoRA trials: our own, and those of Davouse and Talbi where their result files are.
 
-`alpaca-dolly` is fitted to surfaces/alpaca-dolly-tiny-llama.json (`surfaces/measure.py`): nets for the logarithm of
-the validation loss above its lowest, since the losses of diverged trials are hundreds of times as far from the best as
-good trials are from each other. `davouse-512` and `davouse-64` are the error rates on HellaSwag of the runs with ranks
-up to 512 and 64, fitted by extremely randomised trees (Geurts et al. 2006), the noise being HellaSwag's standard error.
+`alpaca-dolly`, `dolly`, `rasbt` and `alpaca-demo` are fitted to surfaces/<name>-tiny-llama.json (`surfaces/measure.py`):
+nets for the logarithm of the validation loss above its lowest, since the losses of diverged trials are hundreds of times
+as far from the best as good trials are from each other. `davouse-512` and `davouse-64` are the error rates on HellaSwag
+of the runs with ranks up to 512 and 64, `davouse-64-mmlu` those on MMLU, fitted by extremely randomised trees (Geurts et
+al. 2006), the noise being the benchmark's standard error.
 No fit is a Gaussian process, so that no search's model is of the surface's own kind. `python benchmarks/functions.py`
 prints the cross-validated errors.
 """
@@ -25,13 +26,13 @@ import numpy as np
 from functions import Surface, descended
 from retune.space import Assignment, Parameter, Space, davouse2024
 
-OWN = "alpaca-dolly"
-_OWN_FILE = Path(__file__).parent / "surfaces" / "alpaca-dolly-tiny-llama.json"
-_DAVOUSE = {
-    "davouse-512": ("bo", "lhs", "soo"),
-    "davouse-64": ("bo_bis", "lhs_bis", "soo_bis", "bamsoo_bis"),
+OWN = ("alpaca-dolly", "dolly", "rasbt", "alpaca-demo")
+_64 = ("bo_bis", "lhs_bis", "soo_bis", "bamsoo_bis")
+_DAVOUSE = {  # runs, highest rank, benchmark, its standard error
+    "davouse-512": (("bo", "lhs", "soo"), 512, "hellaswag", 0.005),
+    "davouse-64": (_64, 64, "hellaswag", 0.005),
+    "davouse-64-mmlu": (_64, 64, "mmlu", 0.004),
 }
-_DAVOUSE_NOISE = 0.005
 _NEAREST = 3  # repeated settings whose spread over seeds makes the noise at a point
 
 
@@ -50,7 +51,12 @@ class Measured:
 
 def names() -> list[str]:
     """Return the names of the surfaces whose data is here."""
-    return [*([OWN] if _OWN_FILE.exists() else []), *(_DAVOUSE if _davouse_folder() else ())]
+    return [*(name for name in OWN if file(name).exists()), *(_DAVOUSE if _davouse_folder() else ())]
+
+
+def file(name: str) -> Path:
+    """Return where the trials of one of our own surfaces are."""
+    return Path(__file__).parent / "surfaces" / f"{name}-tiny-llama.json"
 
 
 def surface(name: str) -> Surface:
@@ -84,7 +90,7 @@ def error(name: str) -> str:
         guessed[left] = model.predict(measured.inputs[left])
     default = measured.space.default()
     assert default is not None
-    bound = surface(name).true(default) if name == OWN else math.inf
+    bound = surface(name).true(default) if name in OWN else math.inf
     parts = []
     for words, kept in (
         ("all", measured.values < math.inf),
@@ -95,14 +101,14 @@ def error(name: str) -> str:
             f"{words}: {len(values)} trials, error {np.sqrt(np.mean(off**2)):.4f} (median {np.median(abs(off)):.4f}), "
             f"their spread {values.std():.4f}"
         )
-    return "; ".join(parts if name == OWN else parts[:1])
+    return "; ".join(parts if name in OWN else parts[:1])
 
 
 def spread(name: str) -> str:
     """Return the noise in words: over seeds at the repeated settings, from the lowest mean to the highest."""
-    if name != OWN:
-        return f"noise {_DAVOUSE_NOISE:g}"
-    measured = _own()
+    if name not in OWN:
+        return f"noise {_DAVOUSE[name][3]:g}"
+    measured = _own(name)
     found: dict[bytes, list[float]] = defaultdict(list)
     for row, value in zip(measured.inputs, measured.values, strict=True):
         found[row.tobytes()].append(value)
@@ -111,11 +117,11 @@ def spread(name: str) -> str:
 
 
 def _measured(name: str) -> Measured:
-    return _own() if name == OWN else _davouse(name)
+    return _own(name) if name in OWN else _davouse(name)
 
 
 def _model(name: str) -> Nets | Trees:
-    return Nets() if name == OWN else Trees()
+    return Nets() if name in OWN else Trees()
 
 
 class Trees:
@@ -172,8 +178,8 @@ def _centred(inputs: np.ndarray) -> np.ndarray:
     return (inputs - 0.5) * math.sqrt(12)
 
 
-def _own() -> Measured:
-    content = json.loads(_OWN_FILE.read_text())
+def _own(name: str) -> Measured:
+    content = json.loads(file(name).read_text())
     space = Space.model_validate(content["space"])
     columns = content["columns"]
     value, rate = columns.index("validation_loss"), columns.index("learning_rate")
@@ -211,16 +217,17 @@ def _davouse_folder() -> Path | None:
 def _davouse(name: str) -> Measured:
     folder = _davouse_folder()
     assert folder is not None
-    rank = Parameter(name="rank", kind="integer", low=2, high=int(name.rsplit("-")[-1]), default=8)
+    runs, highest, benchmark, standard_error = _DAVOUSE[name]
+    rank = Parameter(name="rank", kind="integer", low=2, high=highest, default=8)
     space = Space(parameters=tuple(rank if p.name == "rank" else p for p in davouse2024().parameters))
     columns = ("rank", "alpha", "dropout", "learning_rate", "weight_decay")
     inputs, values = [], []
-    for run in _DAVOUSE[name]:
+    for run in runs:
         for line in (folder / f"{run}.json").read_text().splitlines():
             row = json.loads(line) if line.strip() else {}
-            score = (row.get("score") or {}).get("hellaswag") or {}
+            score = (row.get("score") or {}).get(benchmark) or {}
             if "acc,none" in score:
                 given = dict(zip(columns, row["solution"]["converted_values"], strict=True))
                 inputs.append(space.to_unit(space.encode(given)))
                 values.append(1 - score["acc,none"])
-    return Measured(space, np.array(inputs), np.array(values), lambda *_: _DAVOUSE_NOISE)
+    return Measured(space, np.array(inputs), np.array(values), lambda *_: standard_error)

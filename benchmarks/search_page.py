@@ -44,8 +44,11 @@ def page(content: Mapping[str, Any], stem: str) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     first, last = content["seeds"]
     parts = [
-        "# Search: retune's algorithms beside Optuna, hyperopt and NOMAD",
-        "Written by `python benchmarks/bench_search.py` from [search.json](../../benchmarks/results/search.json), measured "
+        "# Search: retune's algorithms beside Optuna, hyperopt and NOMAD"
+        if stem == "search"
+        else "# Search: 25 trials of the default against 50 of others",
+        f"Written by `python benchmarks/bench_search.py{'' if stem == 'search' else ' --half'}` from "
+        f"[{stem}.json](../../benchmarks/results/{stem}.json), measured "
         f"{content['measured'][:10]}: {content['trials']} trials, seeds {first} to {last}. "
         f"Machine: {content['machine']}. {packages}.",
         "Regret: the true value of the trial that measured best so far, less the surface's lowest value. Runs begin with the "

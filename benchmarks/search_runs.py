@@ -3,18 +3,22 @@
 ``hyperopt``, ``optuna``, ``optuna-multivariate`` and ``optuna-gp`` (its GPSampler) are those libraries; failed trials are told as
 failed, which both TPEs leave out of their estimates. ``hyperopt-katib`` is hyperopt's TPE as Katib calls it: one seed for all
 points of a request, so that they are the same, and the number of points of the request as the number of random first points.
-``nomad-optimize`` is NOMAD's own sequential run from retune's start design.
+``nomad-optimize`` is NOMAD's own sequential run from retune's start design. ``botorch``, ``hebo`` and ``nni`` run in
+environments of their own (`rivals/ask.py`): ``$RETUNE_RIVALS/<name>/bin/python``, installed as benchmarks/rivals/README.md says.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +27,16 @@ from functions import Surface, surface
 from retune import search
 from retune.search import Objective, Observation
 
-RIVALS = ("hyperopt", "hyperopt-katib", "optuna", "optuna-multivariate", "optuna-gp", "nomad-optimize")
+APART = ("botorch", "hebo", "nni")
+RIVALS = (
+    "hyperopt",
+    "hyperopt-katib",
+    "optuna",
+    "optuna-multivariate",
+    "optuna-gp",
+    "nomad-optimize",
+    *APART,
+)
 SECONDS = 120.0  # for NOMAD's own run, which may spin near convergence or end its process
 
 
@@ -164,12 +177,42 @@ def hyperopt_tpe(study: Study, job: Job) -> None:
             trials.refresh()
 
 
+def apart(study: Study, job: Job) -> None:
+    """Run a rival that lives in an environment of its own."""
+    home = Path(os.environ.get("RETUNE_RIVALS", Path(__file__).parents[1] / "build" / "rivals"))
+    command = [str(home / job.algorithm / "bin" / "python"), str(Path(__file__).parent / "rivals" / "ask.py")]
+    space = study.surface.space
+    default = space.default()
+    assert default is not None
+    setup = {
+        "levels": [p.levels for p in space.parameters], "ordered": [p.ordered for p in space.parameters],
+        "default": space.encode(default), "seed": job.seed, "trials": job.trials,
+    }  # fmt: skip
+    with subprocess.Popen(
+        [*command, job.algorithm],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        bufsize=1,
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(json.dumps(setup) + "\n")
+        while study.left:
+            child.stdin.write(json.dumps({"ask": min(job.batch, study.left)}) + "\n")
+            points = json.loads(child.stdout.readline())
+            results = [(point, study.measure(space.decode(point))) for point in points]
+            child.stdin.write(json.dumps({"tell": results}) + "\n")
+
+
 _LOOPS: dict[str, Callable[[Study, Job], None]] = {
     "optuna": optuna_tpe,
     "optuna-multivariate": optuna_tpe,
     "optuna-gp": optuna_tpe,
     "hyperopt": hyperopt_tpe,
     "hyperopt-katib": hyperopt_tpe,
+    **dict.fromkeys(APART, apart),
 }
 
 
