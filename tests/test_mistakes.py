@@ -137,7 +137,7 @@ def test_algorithms_are_those_of_the_engine():
 # What it points to.
 POINTED_TO = [
     ("search.objective", {"metric": "val_loss"}, "search.objective.metric: unknown metric 'val_loss'; did you mean 'validation_loss'?"),
-    ("search.objective", [{"metric": "validation_loss"}, {"metric": "mmlu"}], "search.objective.1.metric: 'mmlu' is a benchmark, which is scored after the search"),
+    ("search.objective", [{"metric": "validation_loss"}, {"metric": "mmlu"}], "the search scores ['mmlu'] in every trial, so each needs its file or folder under `benchmark.data`"),
     ("search.constraints", [{"metric": "adapter_mb", "max": 9}], "search.constraints.0.metric: unknown metric 'adapter_mb'; did you mean 'adapter_mib'?"),
     ("data.max_length", 100000, "`data.max_length <= 2048` must hold, the context of the base, but got 100000"),
     ("data.max_length", 16, "`max_length` is 16 tokens, and the longest prompt alone has"),

@@ -39,6 +39,14 @@ class Candidate:
     adapter_digest: str | None = None
 
 
+@dataclass(frozen=True)
+class Lent:
+    """A base that is loaded already, and stays so: `load` gives it, `forget` is called if it was not left as it was."""
+
+    load: Callable[[], models.LoadedBase]
+    forget: Callable[[], None]
+
+
 class Prepared(Protocol):
     """A task made ready to be asked, by whatever protocol."""
 
@@ -129,6 +137,7 @@ def run(
     seed: int,
     out_uri: str,
     report: Report | None = None,
+    lent: Lent | None = None,
 ) -> list[BenchRecord]:
     """Score every candidate on every task of `benchmark`; return the records, candidate by candidate.
 
@@ -138,6 +147,7 @@ def run(
     Args:
         seed: decides which questions a `limit` draws.
         report: called with `Answering` about once a second, and with `Scored` after each task.
+        lent: a base to use; one is loaded if it is not given.
 
     Raises:
         InputError: with every problem of data and adapters, before a model is loaded.
@@ -161,10 +171,12 @@ def run(
         uris = [store.join(out_uri, candidate.name, f"{blank.task}.json") for blank in blanks]
         kept = {uri: record for uri, blank in zip(uris, blanks, strict=True) if (record := _kept(uri, blank))}
         if len(kept) < len(uris):
-            base = base or models.load_base(model)
+            base = base or (lent.load() if lent else models.load_base(model))
             jobs = [job for job in zip(uris, prepared, blanks, strict=True) if job[0] not in kept]
             if not _score_all(base, folder, jobs, report):
                 base = None
+                if lent:
+                    lent.forget()
         for uri in uris:
             record = kept.get(uri) or parse(BenchRecord, store.read(uri), uri)
             records.append(record)

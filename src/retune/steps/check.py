@@ -15,6 +15,7 @@ from retune.evaluation import bench
 from retune.space import Assignment
 from retune.steps import benchmark, look, reach
 from retune.study import TASKS, File, Study, trainable
+from retune.study.scored import MEAN_SCORE
 from retune.study.training import EDITING
 from retune.tracking import boards, server
 from retune.tracking.runs import tracking_uri
@@ -55,7 +56,7 @@ def _problems(study: Study, network: bool, tracking: bool, notes: list[str]) -> 
         yield from _of(lambda: manifest.check(study))
     else:
         yield from search.validate(study.search.algorithm, study.search.space, study.search.settings)
-        yield from _metrics(study)
+    yield from _metrics(study)
     base_is_here = study.model.base not in far
     if base_is_here:
         yield from _of(lambda: models.locate(study.model))
@@ -71,6 +72,8 @@ def _problems(study: Study, network: bool, tracking: bool, notes: list[str]) -> 
         yield from bench.check(study.benchmark)
         if network and base_is_here:
             yield from _of(lambda: _candidates(study))
+    if study.scored and not any(uri in far for uri in study.benchmark.data.values()):
+        yield from bench.check(study.scored)
     if study.artifacts.uri not in far:
         yield from reach.artifacts(study)
     yield from boards.problems(study.tracking)
@@ -91,22 +94,17 @@ def _metrics(study: Study) -> Iterator[str]:
         for k, o in enumerate(study.search.objectives)
     }
     named |= {f"search.constraints.{k}.metric": c.metric for k, c in enumerate(study.search.constraints)}
+    known = (*METRICS, *study.search.scored_tasks, MEAN_SCORE)
     for key, metric in named.items():
-        if metric in METRICS:
+        if metric in known:
             continue
-        if metric in TASKS:
-            yield (
-                f"{key}: {metric!r} is a benchmark, which is scored after the search; a trial measures {list(METRICS)}, and "
-                "`select` chooses by benchmarks"
-            )
-            continue
-        near = difflib.get_close_matches(metric, METRICS, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(metric, (*known, *TASKS), n=1, cutoff=0.6)
         other = {
             "val_loss": "validation_loss",
             "eval_loss": "validation_loss",
             "loss": "validation_loss",
         }.get(metric)
-        hint = f"did you mean {other or near[0]!r}?" if other or near else f"a trial measures {list(METRICS)}"
+        hint = f"did you mean {other or near[0]!r}?" if other or near else f"a trial measures {list(known)}"
         yield f"{key}: unknown metric {metric!r}; {hint}"
 
 

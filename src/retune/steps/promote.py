@@ -13,6 +13,7 @@ from retune.records import GateRecord, digest
 from retune.registry import gate, promotion
 from retune.registry.gate import ChampionFacts
 from retune.study import Study
+from retune.study.scored import MEAN_SCORE
 from retune.workspace.ledger import BASE, DEFAULT
 from retune.workspace.search_folder import GATE, SELECTION, SearchFolder
 
@@ -91,7 +92,9 @@ def _on_this_data(study: Study, champion: ChampionFacts, data_uri: str) -> Champ
     """
     if champion.data_digest == mixing.read_mix_record(data_uri).digest:
         return champion
-    if study.search.objective.metric != "validation_loss" or not _same_base(study, champion):
+    metric = study.search.objective.metric
+    scored = study.scored is not None and metric in (*study.scored.tasks, MEAN_SCORE)
+    if (metric != "validation_loss" and not scored) or not _same_base(study, champion):
         return replace(champion, objective=None)
     from retune.training.resident import ResidentBase  # torch, which a run with nothing to do does without
 
@@ -99,7 +102,13 @@ def _on_this_data(study: Study, champion: ChampionFacts, data_uri: str) -> Champ
         adapter = promotion.download_adapter(
             study.tracking.uri, study.promote.model, champion.version, Path(folder)
         )
-        return replace(champion, objective=ResidentBase(study.model).evaluate(str(adapter), data_uri, study))
+        base = ResidentBase(study.model)
+        if scored:
+            from retune.evaluation.scoring import scores
+
+            found = scores(study, base, "champion", str(adapter), folder)
+            return replace(champion, objective=found[metric])
+        return replace(champion, objective=base.evaluate(str(adapter), data_uri, study))
 
 
 def _same_base(study: Study, champion: ChampionFacts) -> bool:

@@ -11,12 +11,13 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 from retune import uris
 from retune.records import digest
 from retune.space import PRESETS, Parameter, Space
-from retune.study import trainable, words
+from retune.study import scored, trainable, words
 from retune.study.cluster import Cluster
 from retune.study.data import Data
 from retune.study.engine import Engine
 from retune.study.fidelity import Proxy, Stopping, named
 from retune.study.names import ALGORITHMS, KATIB_ONLY, AlgorithmName, ScoreName, TaskName
+from retune.study.scored import Scoring
 from retune.study.section import Section
 from retune.study.training import TUNABLE, Training
 
@@ -115,6 +116,10 @@ class Search(Section):
         default_factory=list, max_length=2, description="the rest of that list; not written by hand"
     )
     constraints: list[Constraint] = Field(default_factory=list)
+    benchmark: Scoring = Field(
+        default_factory=Scoring,
+        description="benchmarks scored in every trial; their data is in `benchmark.data`",
+    )
     trials: int = Field(100, gt=0, lt=2**31, description="trained settings, the default setting among them")
     parallel: int = Field(1, gt=0, lt=2**31)
     max_failed: int | None = Field(
@@ -149,6 +154,12 @@ class Search(Section):
         first, *further = given["objective"]
         able = {"algorithm": "nomad"} if further else {}  # unless another one is named
         return {**able, **given, "objective": first, "further_objectives": further}
+
+    @property
+    def scored_tasks(self) -> list[str]:
+        """The benchmarks that every trial is scored on."""
+        metrics = [*(goal.metric for goal in self.objectives), *(limit.metric for limit in self.constraints)]
+        return scored.tasks(self.benchmark, metrics)
 
     @property
     def objectives(self) -> list[Objective]:
@@ -398,6 +409,7 @@ class Study(Section):
             )
         problems += trainable.problems(self.training, self.search.space)
         problems += self._engine_can_stop()
+        problems += self._scoring_problems()
         outside = [t for t in self.select.weights if t not in self.benchmark.tasks]
         outside += [t for t in self.select.order if t != "objective" and t not in self.benchmark.tasks]
         if outside:
@@ -430,6 +442,43 @@ class Study(Section):
             )
         return problems
 
+    def _scoring_problems(self) -> list[str]:
+        names = self.search.scored_tasks
+        lacking = [task for task in names if task not in self.benchmark.data]
+        found = []
+        if lacking:
+            found.append(
+                f"the search scores {names} in every trial, so each needs its file or folder under `benchmark.data`, "
+                f"but these have none: {lacking}"
+            )
+        if "humaneval" in names and not self.benchmark.allow_code_execution:
+            found.append(
+                "humaneval runs code written by a model: set `benchmark.allow_code_execution: true` to allow it"
+            )
+        metrics = [goal.metric for goal in self.search.objectives]
+        if (
+            scored.MEAN_SCORE in [*metrics, *(limit.metric for limit in self.search.constraints)]
+            and not names
+        ):
+            found.append(f"`{scored.MEAN_SCORE}` is the mean of `search.benchmark.tasks`, but there are none")
+        worse = [
+            goal.metric
+            for goal in self.search.objectives
+            if goal.goal == "minimize" and (goal.metric in names or goal.metric == scored.MEAN_SCORE)
+        ]
+        if worse:
+            found.append(f"a higher score is better: write `goal: maximize` for {worse}")
+        return found
+
+    @property
+    def scored(self) -> Benchmark | None:
+        """What every trial is scored on, None if on nothing."""
+        names = self.search.scored_tasks
+        if not names:
+            return None
+        limit = self.search.benchmark.limit or self.benchmark.limit
+        return self.benchmark.model_copy(update={"tasks": names, "limit": limit})
+
     @property
     def search_settings(self) -> dict[str, str | int | float | bool]:
         """The settings of the search's algorithm: `language-bo` reads with the study's own base unless told otherwise."""
@@ -451,6 +500,10 @@ class Study(Section):
                 "max_length": self.data.max_length, "loss_on": self.data.loss_on, "seed": self.seed}  # fmt: skip
         if self.model.quantization is not None:
             used["quantization"] = self.model.quantization
+        if self.scored is not None:
+            kept = {"tasks", "limit", "protocol", "temperature", "samples"}
+            data = {task: self.benchmark.data[task] for task in self.scored.tasks}
+            used["scored"] = {**self.scored.model_dump(mode="json", include=kept), "data": data}
         if self.code is not None:  # only then, so that the folders of other studies keep their names
             used["code"] = self.code
         return digest(used)

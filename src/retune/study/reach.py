@@ -19,7 +19,8 @@ def unreachable(study: Study) -> list[str]:
         paths["data.validation.uri"] = study.data.validation.uri
     if study.data.prompt not in PROMPTS:
         paths["data.prompt"] = study.data.prompt
-    paths |= {f"benchmark.data.{task}": study.benchmark.data[task] for task in study.benchmark.tasks}
+    tasks = (*study.benchmark.tasks, *study.search.scored_tasks)
+    paths |= {f"benchmark.data.{task}": study.benchmark.data[task] for task in tasks}
     paths |= {f"search.warm_start.{place}": uri for place, uri in enumerate(study.search.warm_start)}
     mounts = [volume.mount.rstrip("/") + "/" for volume in study.cluster.volumes]
     problems = [

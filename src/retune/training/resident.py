@@ -131,7 +131,7 @@ class ResidentBase:
         if key not in self._checked:
             base = self.load()
             with (
-                reload_if_changed(self._forget),
+                reload_if_changed(self.forget),
                 lora.adapted(base.model, tried, self.model.base, 0) as model,
             ):
                 lora.disturb(model)
@@ -158,7 +158,7 @@ class ResidentBase:
         base = self.load().model
         records = None if train is None else Records(train, chosen.step_records, seed)
         with (
-            reload_if_changed(self._forget),
+            reload_if_changed(self.forget),
             lora.adapted(base, chosen, self.model.base, seed, self.model.revision, records) as model,
             reading(model, checked),
         ):
@@ -182,13 +182,14 @@ class ResidentBase:
                 return validation_loss(base, tokens, self.devices)
         folder = store.download(adapter_uri)
         base = self.load().model
-        with reload_if_changed(self._forget), lora.loaded(base, folder) as model:
+        with reload_if_changed(self.forget), lora.loaded(base, folder) as model:
             found = self_check.check(model, self.load().tokenizer, study.data.max_length, train=False)
             with reading(model, self._agreed(found)):
                 loss = validation_loss(model, tokens, self.devices)
         return loss
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Load the base anew when it is next needed: it is no longer what it was."""
         self._base = None
 
     def release(self, failed: bool = False) -> None:

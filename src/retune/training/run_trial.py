@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from retune import adapter, gpus, records, store
-from retune.errors import RetuneError, TrialFailed
+from retune.errors import InputError, RetuneError, TrialFailed
 from retune.events import Event, Measured
 from retune.records import Metric, Rung, TrialRecord
 from retune.space import Assignment
@@ -27,7 +27,7 @@ METRICS = (
     "validation_loss", "best_validation_loss", "train_loss", "adapter_mib", "tokens_per_second", "seconds",
     "peak_memory_gib", "peak_gpu_gib",
 )  # fmt: skip
-"""What a trial measures: names that a search can improve or limit; the last one on GPUs only."""
+"""What a trial measures: names that a search can improve or limit, besides scores; the last one on GPUs only."""
 
 
 class TrialTask(BaseModel):
@@ -86,6 +86,11 @@ def run_trial(
     done = finished(task, digest)
     if done is not None:
         return done
+    if study.scored is not None:
+        from retune.evaluation import bench
+
+        if problems := bench.check(study.scored):  # before the training
+            raise InputError(problems, "benchmark")
     record = _begin(study, data_uri, task, base, digest)
     record.proxy = part.model_dump(mode="json") if part else {}
     start = time.monotonic()
@@ -94,6 +99,7 @@ def run_trial(
             _validate_base(study, data_uri, base, record, report)
         else:
             _train(study, data_uri, task, base, record, report, should_stop)
+        _score(study, task, base, record, report)
     except Exception as error:
         if not _is_fault_of_setting(error):
             raise
@@ -103,6 +109,21 @@ def run_trial(
     finally:
         base.release(failed=record.status == "failed")
     return _write(record, task, base)
+
+
+def _score(
+    study: Study, task: TrialTask, base: ResidentBase, record: TrialRecord, report: Callable[[Event], None]
+) -> None:
+    """Add the scores that the search asks for to the record's values."""
+    if study.scored is None or record.status != "completed":  # one that was stopped early is compared by its loss
+        return
+    from retune.evaluation import scoring
+
+    base.devices.barrier()  # the adapter is written by the first process
+    found = scoring.scores(study, base, task.trial, record.adapter_uri, store.join(task.folder, "scores"))
+    record.values |= found
+    for name, value in found.items():
+        report(Measured(name, value, record.steps, 0.0))
 
 
 def _is_fault_of_setting(error: Exception) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from retune.errors import RetuneError
+from retune.errors import RetuneError, TrialFailed
 from retune.evaluation.decoding.prefix import Prefix, can_be_split, common_prefix, runs, worth_sharing
 
 if TYPE_CHECKING:
@@ -446,7 +446,7 @@ class Decoder:
             for part, end in zip(parts, ends, strict=True)
         ]
         if not all(map(math.isfinite, sums)):
-            raise RetuneError("the model's output is not finite: it gives no likelihood to score")
+            raise TrialFailed("the model's output is not finite: it gives no likelihood to score", "nan")
         return sums
 
     def _choose(self, logits: torch.Tensor, rows: Sequence[_Row], sampling: Sampling | None) -> torch.Tensor:
@@ -454,7 +454,7 @@ class Decoder:
         import torch
 
         if not torch.isfinite(logits).all():
-            raise RetuneError("the model's output is not finite: it gives no answer to score")
+            raise TrialFailed("the model's output is not finite: it gives no answer to score", "nan")
         return _draw(logits, rows, sampling) if sampling else logits.argmax(-1)
 
     def _add(self, row: _Row, token: int, stop: Callable[[str], bool] | None) -> None:

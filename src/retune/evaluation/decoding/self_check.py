@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from retune.errors import InputError, RetuneError
+from retune.errors import InputError, RetuneError, TrialFailed
 from retune.evaluation.decoding.generate import Decoder, Sampling, Way, _Row
 from retune.evaluation.decoding.prefix import can_be_split
 
@@ -231,5 +231,5 @@ class _Check:
         with attending(self.core, "eager"):
             logits = one_by_one.logits(self.decoder.model, ids, rows)
         if not bool(torch.isfinite(logits).all()):
-            raise RetuneError("the model's output is not finite: it gives no answer to score")
+            raise TrialFailed("the model's output is not finite: it gives no answer to score", "nan")
         return torch.log_softmax(logits, -1)
