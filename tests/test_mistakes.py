@@ -104,7 +104,7 @@ IN_THE_FILE = [
     ("search.constraints", [{"metric": "seconds", "max": "ten"}], "search.constraints.0.max: a number is asked for, but got 'ten'"),
     ("search.constraints", [{"metric": "seconds"}], "search.constraints.0: a constraint has either `max` or `min`, but got neither"),
     ("search.parameters", [{"name": "lr", "kind": "real", "low": 1e-6, "high": 0.1, "default": 1e-4}],
-     "search: a trial can tune ['rank', 'alpha', 'dropout', 'learning_rate', 'weight_decay'], but the search names ['lr']; did you mean ['learning_rate']?"),
+     "search: a trial can tune ['rank', 'alpha', 'alpha_ratio', 'dropout', 'learning_rate', 'weight_decay', 'lora_plus_ratio', 'beta1', 'beta2', 'max_grad_norm', 'epochs', 'batch_size', 'gradient_accumulation_steps', 'schedule', 'warmup_share', 'target_modules', 'first_layer', 'last_layer', 'variant', 'init'], but the search names ['lr']; did you mean ['learning_rate']?"),
     ("search.parameters", [{"name": "rank", "kind": "int", "low": 1, "high": 8, "default": 4}], "search.parameters.0.kind: unknown name 'int'; did you mean 'integer'?"),
     ("training.schedule", "cosin", "training.schedule: unknown name 'cosin'; did you mean 'cosine'?"),
     ("training.dropout", 1, "training.dropout: must be below 1, but got 1"),
