@@ -115,7 +115,9 @@ def _score(
     study: Study, task: TrialTask, base: ResidentBase, record: TrialRecord, report: Callable[[Event], None]
 ) -> None:
     """Add the scores that the search asks for to the record's values."""
-    if study.scored is None or record.status != "completed":  # one that was stopped early is compared by its loss
+    if (
+        study.scored is None or record.status != "completed"
+    ):  # one that was stopped early is compared by its loss
         return
     from retune.evaluation import scoring
 
