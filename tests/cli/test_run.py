@@ -16,6 +16,7 @@ from tests.conftest import DEMO, SMALL, wait_for
 
 pytestmark = pytest.mark.slow
 STUDY = [str(DEMO), *SMALL, "search.algorithm=nomad"]
+SHOWN = ["tracking.tensorboard=tb", "report.answers=2"]  # no part of a result
 
 
 def finish(process, code=0):
@@ -41,7 +42,7 @@ def trials(folder):
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     process = subprocess.run(
-        [sys.executable, "-m", "retune", "run", *STUDY, "--json"], cwd=folder, capture_output=True, text=True,
+        [sys.executable, "-m", "retune", "run", *STUDY, *SHOWN, "--json"], cwd=folder, capture_output=True, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
@@ -70,6 +71,24 @@ def test_a_run_ends_with_a_champion_a_report_and_tracked_trials(undisturbed):
     figures = {item.path for item in client.list_artifacts(parent.info.run_id, "figures")}
     assert len(figures) >= 3
     assert {"algorithm", "seed", "data_digest", "base_revision"} <= set(parent.data.tags)
+
+
+def test_a_run_fills_tensorboard_and_lets_the_models_answer(undisturbed):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder, outcome = undisturbed
+    search = Path(outcome["folder"])
+    for trial, (_, loss, _) in trials(folder).items():
+        shown = EventAccumulator(str(folder / "tb" / "first-study" / search.name / trial)).Reload()
+        assert shown.Scalars("final/validation_loss")[0].value == pytest.approx(loss)
+        assert len(shown.Scalars("validation_loss")) == len(
+            {p.step for p in shown.Scalars("validation_loss")}
+        )
+    answers = json.loads((search / "answers.json").read_text())
+    chosen = outcome["selection"]["chosen"]
+    assert (answers["chosen"], len(answers["questions"])) == (chosen, 2)
+    assert all({"trial-000", chosen} <= question["answers"].keys() for question in answers["questions"])
+    assert Path(outcome["report"]).read_text().count('class="asked"') == 2
 
 
 def test_the_registered_adapter_is_what_peft_loads(undisturbed):

@@ -56,18 +56,23 @@ def find(
     Args:
         what: a path or URI, or a registered model with an alias (`champion`) or number behind the @.
         trial: another trial of the study than the chosen one. tracking: MLflow's URI.
+        base: where the base is on this machine; default: where the study had it.
 
     Raises:
         InputError: as `from_run` and `from_registry`.
     """
     if not is_registered(what):
-        return from_run(what, trial)
-    if trial:
+        found = from_run(what, trial)
+    elif trial:
         raise InputError(
             f"a trial is one of a study, but {what} names a registered version: leave --trial out"
         )
-    model, _, alias = what.partition("@")
-    return from_registry(model, alias, tracking)
+    else:
+        model, _, alias = what.partition("@")
+        found = from_registry(model, alias, tracking)
+    if base:
+        found.model = found.model.model_copy(update={"base": base, "revision": None})
+    return found
 
 
 def is_registered(what: str) -> bool:
