@@ -182,7 +182,9 @@ class TrialRecord(Record):
         failure: a stable word for programs: ``nan``, ``out_of_memory``, ``killed``, ``error``.
         values: the final number of each metric, e.g. ``validation_loss`` in nats per counted token.
         curves: every measurement of each metric.
-        tokens: real (non-padding) tokens trained on. seconds: wall time of training and validation.
+        tokens: real (non-padding) tokens trained on. seconds: wall time of training and validation; of a trial that shared
+            its passes with others its share, by tokens.
+        side_by_side: how many trials trained together at most while this one did; `peak_memory_gib` is that of all of them.
         adapter_uri: the folder with PEFT's own files; None once pruned or for the base.
         dtype: type of the base's weights, e.g. ``bfloat16``; with ``nf4`` behind it if they are kept in 4 bits.
         adapter_digest: over the adapter's settings and weights, so that equal trainings are seen to be equal; of older
@@ -210,6 +212,7 @@ class TrialRecord(Record):
     seconds: float = 0.0
     peak_memory_gib: float | None = None
     trainable_parameters: int = 0
+    side_by_side: int = 1
     data_digest: str = ""
     settings_digest: str = ""
     base: str = ""

@@ -20,7 +20,7 @@ def test_gradients_are_the_derivatives(dropout, bias):
 
     def layer(x, a, b):
         torch.manual_seed(1)  # the same elements are dropped each time
-        return LoraLinear.apply(x, a, b, Weights(weight, shift, a, b, 0.7, dropout))
+        return LoraLinear.apply(x, Weights(weight, shift, a, b, 0.7, dropout), a, b)
 
     assert torch.autograd.gradcheck(layer, (x, a, b))
 
@@ -65,7 +65,7 @@ def test_bfloat16_activations_with_float32_weights():
         torch.randn(2, 5, requires_grad=True),
         torch.randn(4, 2, requires_grad=True),
     )
-    out = LoraLinear.apply(x, a, b, Weights(weight, None, a, b, 1.0, 0.1))
+    out = LoraLinear.apply(x, Weights(weight, None, a, b, 1.0, 0.1), a, b)
     out.sum().backward()
     assert (out.dtype, x.grad.dtype, a.grad.dtype, b.grad.dtype) == (
         torch.bfloat16,

@@ -13,7 +13,7 @@ import torch
 from retune.events import Note
 from retune.training import dropout, memory, recompute
 from retune.training import passes as passes_module
-from retune.training.passes import _Pass, _Unit
+from retune.training.passes import Pass, Unit
 from retune.training.room import Room
 from retune.training.run_trial import run_trial
 from tests.training.conftest import make_study
@@ -139,10 +139,10 @@ def test_a_window_draws_what_the_whole_unit_draws(chance):
 
 
 def test_halves_have_about_as_many_tokens():
-    unit = _Unit([0, 1, 2, 3], [10, 10, 10, 100])
-    first, second = _Pass(unit, 0, 4).halves()
+    unit = Unit([0, 1, 2, 3], [10, 10, 10, 100])
+    first, second = Pass(unit, 0, 4).halves()
     assert (first.records, second.records) == ([0, 1, 2], [3])
-    assert [half.records for half in _Pass(unit, 1, 3).halves()] == [[1], [2]]
+    assert [half.records for half in Pass(unit, 1, 3).halves()] == [[1], [2]]
 
 
 _PROGRAM = """

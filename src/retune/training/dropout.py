@@ -8,7 +8,7 @@ in halves, and a machine with less memory learns the same.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +38,19 @@ class Window:
         return cls(*counts[0], *counts[1])
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Where the draws of one of several trials in a pass come from: its own generator, and its own unit of records.
+
+    Attributes:
+        generator: on the device of what is dropped.
+        window: the trial's records in this pass, of all in its unit; None if they are the whole unit.
+    """
+
+    generator: torch.Generator
+    window: Window | None = None
+
+
 _window: Window | None = (
     None  # not a ContextVar: on a GPU the backward pass runs in a thread of autograd's own
 )
@@ -54,19 +67,57 @@ def drawing(window: Window | None) -> Iterator[None]:
         _window = before
 
 
-def drop(x: Tensor, chance: float) -> tuple[Tensor, Tensor]:
-    """Return `x`, shape ``(tokens, size)``, after dropout, and the mask, true where an element was kept."""
-    window = _window
+def drop(x: Tensor, chance: float, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
+    """Return `x`, shape ``(tokens, size)``, after dropout, and the mask, true where an element was kept.
+
+    Args:
+        x, chance: what is dropped, and each element's probability of it.
+        draws: where from; the device's default generator and `drawing` if None. Equal states give equal masks either way.
+    """
+    window = draws.window if draws else _window
     if window is None or window.mine == window.all or len(x) not in (window.mine, window.mine_tails):
-        dropped, mask = torch.native_dropout(x, chance, True)
+        with _default(draws):
+            dropped, mask = (
+                _masked(x, chance, draws.generator)
+                if draws and x.device.type == "cpu"
+                else torch.native_dropout(x, chance, True)
+            )
         return dropped, mask
     if len(x) == window.mine:
         rows, start = window.all, window.before
     else:
         rows, start = window.all_tails, window.before_tails
     if x.device.type == "cpu":  # the same draws as below, without a matrix of floats for all of the unit
-        mask = torch.empty(rows, x.shape[1], dtype=torch.bool).bernoulli_(1 - chance)
+        mask = _kept(rows, x.shape[1], chance, draws.generator if draws else None)
     else:
-        mask = torch.native_dropout(x.new_zeros(rows, x.shape[1]), chance, True)[1]
+        with _default(draws):
+            mask = torch.native_dropout(x.new_zeros(rows, x.shape[1]), chance, True)[1]
     mask = mask[start : start + len(x)].clone()
     return (x * mask).mul_(1 / (1 - chance)), mask
+
+
+def _masked(x: Tensor, chance: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return what ``native_dropout``, which takes no generator, would on a CPU."""
+    mask = _kept(len(x), x.shape[1], chance, generator)
+    return (x * mask).mul_(1 / (1 - chance)), mask
+
+
+def _kept(rows: int, columns: int, chance: float, generator: torch.Generator | None) -> Tensor:
+    return torch.empty(rows, columns, dtype=torch.bool).bernoulli_(1 - chance, generator=generator)
+
+
+@contextmanager
+def _by(generator: torch.Generator) -> Iterator[None]:
+    """Let a GPU's default generator draw in the place of this one inside the block."""
+    default = torch.cuda.default_generators[generator.device.index]
+    before = default.get_state()
+    default.set_state(generator.get_state())
+    try:
+        yield
+    finally:
+        generator.set_state(default.get_state())
+        default.set_state(before)
+
+
+def _default(draws: Draws | None) -> AbstractContextManager[None]:
+    return _by(draws.generator) if draws and draws.generator.device.type == "cuda" else nullcontext()

@@ -42,7 +42,28 @@ def loss_sum(core: Any, body: nn.Module, output: Any, rows: Tensor, targets: Ten
         targets: the token that each should predict, shape ``(counted,)``.
     """
     hidden = output.last_hidden_state.flatten(0, 1)[rows]
+    logits_of = _logits(core, body, output, targets)
+    size = max(1, LOGITS // _vocabulary(core))
+    if not torch.is_grad_enabled():
+        parts = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
+        return torch.stack([_loss(logits_of(part), wanted) for part, wanted in parts]).sum()
+    total: Tensor = _InParts.apply(hidden, targets, logits_of, size, *_trained(core, body))  # type: ignore[no-untyped-call]
+    return total
 
+
+def losses(core: Any, body: nn.Module, output: Any, rows: Tensor, targets: Tensor) -> Tensor:
+    """Return -log p of each of `targets`, float32, shape ``(counted,)``, with gradient; the head's own weights get none.
+
+    Args:
+        core, body, output, rows, targets: as in `loss_sum`.
+    """
+    hidden = output.last_hidden_state[0][rows]
+    size = max(1, LOGITS // _vocabulary(core))
+    each: Tensor = _Each.apply(hidden, targets, _logits(core, body, output, targets), size)  # type: ignore[no-untyped-call]
+    return each
+
+
+def _logits(core: Any, body: nn.Module, output: Any, targets: Tensor) -> Callable[[Tensor], Tensor]:
     takes_cache = "use_cache" in inspect.signature(core.forward).parameters
     options: dict[str, Any] = {"use_cache": False} if takes_cache else {}
 
@@ -51,12 +72,7 @@ def loss_sum(core: Any, body: nn.Module, output: Any, rows: Tensor, targets: Ten
             made: Tensor = core(input_ids=targets[: len(part)].unsqueeze(0), **options).logits
         return made[0]
 
-    size = max(1, LOGITS // _vocabulary(core))
-    if not torch.is_grad_enabled():
-        parts = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
-        return torch.stack([_loss(logits_of(part), wanted) for part, wanted in parts]).sum()
-    total: Tensor = _InParts.apply(hidden, targets, logits_of, size, *_trained(core, body))  # type: ignore[no-untyped-call]
-    return total
+    return logits_of
 
 
 def _trained(core: Any, body: nn.Module) -> list[nn.Parameter]:
@@ -110,6 +126,31 @@ class _InParts(torch.autograd.Function):
         """Return the gradients of `hidden` and of the head's own parameters."""
         of_hidden, *of_own = ctx.saved_tensors
         return of_hidden * gradient, None, None, None, *(of_parameter * gradient for of_parameter in of_own)
+
+
+class _Each(torch.autograd.Function):
+    """-log p of each target: the same as `_InParts`, but for a gradient of its own for each."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, logits_of: Callable[[Tensor], Tensor], size: int
+    ) -> Tensor:
+        """Return -log p, shape ``(counted,)``; the arguments are those of `_InParts`."""
+        found, of_hidden = [], torch.empty_like(hidden)
+        for start in range(0, len(hidden), size):
+            part = hidden[start : start + size].detach().requires_grad_()
+            with torch.enable_grad():
+                each = cross_entropy(logits_of(part).float(), targets[start : start + size], reduction="none")
+            (of_hidden[start : start + size],) = torch.autograd.grad(each, part, torch.ones_like(each))
+            found.append(each.detach())
+        ctx.save_for_backward(of_hidden)
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Return the gradient of `hidden`."""
+        (of_hidden,) = ctx.saved_tensors
+        return of_hidden * gradient.unsqueeze(1).to(of_hidden.dtype), None, None, None
 
 
 def _add(sums: Sequence[Tensor], more: Sequence[Tensor | None]) -> None:

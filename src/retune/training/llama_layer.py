@@ -21,7 +21,7 @@ from torch.nn.functional import silu
 
 from retune.training import blocked_attention, lora_linear
 from retune.training.attention import Pattern, Segments
-from retune.training.lora_linear import Weights
+from retune.training.lora_linear import Layer
 
 # Layers of exactly this form: norm, attention with rotary positions, norm, gated feed-forward.
 _KNOWN = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
@@ -32,13 +32,13 @@ _NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 class Parts:
     """The weights of one layer, frozen but for the adapters, and the size of a head."""
 
-    q: Weights
-    k: Weights
-    v: Weights
-    o: Weights
-    gate: Weights
-    up: Weights
-    down: Weights
+    q: Layer
+    k: Layer
+    v: Layer
+    o: Layer
+    gate: Layer
+    up: Layer
+    down: Layer
     norm: Tensor
     norm_epsilon: float
     norm_2: Tensor
@@ -47,7 +47,7 @@ class Parts:
     scale: float
 
     @property
-    def linear(self) -> tuple[Weights, ...]:
+    def linear(self) -> tuple[Layer, ...]:
         """The linear layers, in the order of their adapters."""
         return (self.q, self.k, self.v, self.o, self.gate, self.up, self.down)
 
@@ -134,7 +134,7 @@ def _forward(
             layer, hidden_states, position_embeddings=position_embeddings, segments=segments, **kwargs
         )
     rows = segments.rows if last else None
-    adapters = [tensor for weights in parts.linear for tensor in (weights.a, weights.b)]
+    adapters = [tensor for linear in parts.linear for tensor in linear.adapters]
     cos, sin = (x[0, :, : parts.head // 2].unsqueeze(1) for x in position_embeddings)
     out: Tensor = LlamaLayer.apply(  # type: ignore[no-untyped-call]
         hidden_states[0], cos, sin, segments, rows, parts, *adapters
@@ -224,7 +224,7 @@ class LlamaLayer(torch.autograd.Function):
         of_q = _rotate(of_heads[0], my_cos, -my_sin).flatten(1)
         need_x = ctx.needs_input_grad[0]
         of_n, *v_ab = lora_linear.backward(of_heads[2].flatten(1), parts.v, kept_v, need_x=need_x)
-        k_ab: list[Tensor | None] = [None, None]
+        k_ab: list[Tensor | None] = [None] * len(parts.k.adapters)
         if need_x or kept_k is not None:
             of_n, *k_ab = lora_linear.backward(
                 _rotate(of_heads[1], cos, -sin).flatten(1), parts.k, kept_k, of_n, need_x

@@ -78,7 +78,8 @@ class Loop:
         self.steps = self.per_epoch * self.training.epochs
         self.end = self._step_of(self.until)
         self.warmup = schedule.warmup_steps(self.steps, self.training.warmup_share)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.parameters = list(self.named.values())
         self.devices.same(self.parameters)
         self.optimiser = torch.optim.AdamW(
             self._groups(), lr=self.training.learning_rate, weight_decay=self.training.weight_decay,
@@ -87,10 +88,6 @@ class Loop:
         # float16 ends at 6e-8 below: gradients are scaled up, and a step whose gradients then reach infinity is left out.
         half = any(parameter.dtype == torch.float16 for parameter in self.model.parameters())
         self._scaler = torch.amp.GradScaler(self.devices.device.type, init_scale=2.0**12, enabled=half)
-        self._passes = Passes(
-            self.model, transformers_model(self.model), self.train, self.parameters, self.devices,
-            lambda model, batch: loss_sum(model, batch), self._scaler.scale, self.report, layout(self.model),
-        )  # fmt: skip
         self._lengths = self.train.lengths.tolist()
         self._counts = self.train.counts.tolist()
         self._pending: list[tuple[Tensor, Tensor]] = []
@@ -114,23 +111,43 @@ class Loop:
             Interrupted: after `should_stop` and a checkpoint.
             TrialFailed: if a loss or gradient is not finite.
         """
+        passes = Passes(
+            self.model, transformers_model(self.model), self.train, self.parameters, self.devices,
+            lambda model, batch: loss_sum(model, batch), self._scaler.scale, self.report, layout(self.model),
+        )  # fmt: skip
+        self.begin()
+        while not self.at_end():
+            records = self.records()
+            mine = share(records, self.devices.rank, self.devices.world)
+            self.step(passes.add_gradients(mine, self.counted(records), spare=records[0]))
+        return self.state
+
+    def begin(self) -> None:
+        """Start anew or from a checkpoint; then come `at_end`, `records` and `step` in turn."""
         # Dropout differs between processes, as it does between the records of one.
-        torch.manual_seed(self.seed * 1009 + self.devices.rank)
+        self._seed(self.seed * 1009 + self.devices.rank)
         self._resume()
         self.model.train()
-        self._started = self._mark = self._saved = time.monotonic()
-        while True:
-            self._stop_or_save()
-            done, rest = divmod(self.state.step, self.per_epoch)
-            if rest == 0 and len(self.state.validation) < done:
-                self._validate()
-            self._measure_rungs(at_epoch=rest == 0)
-            if self.state.step >= self.end:
-                self._clock()
-                if self.end < self.steps:
-                    self._save()
-                return self.state
-            self._step()
+        self._saved = time.monotonic()
+        self._mark = self._now()
+
+    def at_end(self) -> bool:
+        """Do what is due between two steps (stop, save, validate) and return whether the training is over.
+
+        Raises:
+            Interrupted, TrialFailed: as `run`.
+        """
+        self._stop_or_save()
+        done, rest = divmod(self.state.step, self.per_epoch)
+        if rest == 0 and len(self.state.validation) < done:
+            self._validate()
+        self._measure_rungs(at_epoch=rest == 0)
+        if self.state.step < self.end:
+            return False
+        self._clock()
+        if self.end < self.steps:
+            self._save()
+        return True
 
     def _step_of(self, share: float) -> int:
         return min(self.steps, max(1, math.ceil(share * self.steps - 1e-9)))
@@ -143,7 +160,7 @@ class Loop:
             return
         if not at_epoch:
             self._drain()
-            loss = validation_loss(self.model, self.validation, self.devices, poll=self._poll)
+            loss = self._validation_loss()
             self._clock()
             self._watch("validation loss", loss, self.state.step)
             self.report(Measured("validation_loss", loss, self.state.step, self._epoch))
@@ -151,7 +168,8 @@ class Loop:
             loss = self.state.validation[-1]
         self.state.rungs += [(rung, self.state.step, loss) for rung in due]
 
-    def _records(self) -> list[int]:
+    def records(self) -> list[int]:
+        """Return the records of the next step."""
         epoch, place = divmod(self.state.step, self.per_epoch)
         if self._batches[0] != epoch:
             self._batches = (
@@ -160,11 +178,21 @@ class Loop:
             )
         return self._batches[1][place]
 
-    def _step(self) -> None:
-        records = self._records()
-        counted = sum(self._counts[record] for record in records)
-        mine = share(records, self.devices.rank, self.devices.world)
-        loss = self._passes.add_gradients(mine, counted, spare=records[0])
+    def counted(self, records: Sequence[int]) -> int:
+        """Return how many tokens of these records the loss counts."""
+        return sum(self._counts[record] for record in records)
+
+    def tokens(self, records: Sequence[int]) -> int:
+        """Return how many tokens these records have."""
+        return sum(self._lengths[record] for record in records)
+
+    def step(self, loss: Tensor) -> None:
+        """Take the optimiser step whose gradients were added up; `loss` is the sum of -log p over this process's records.
+
+        Raises:
+            TrialFailed: if a loss or gradient is not finite.
+        """
+        records = self.records()
         self.devices.add_gradients(self.parameters)
         self._scaler.unscale_(self.optimiser)
         norm = clip_grad_norm_(self.parameters, self.training.max_grad_norm)
@@ -175,8 +203,8 @@ class Loop:
         self._scaler.update()
         self.optimiser.zero_grad()
         self.state.step += 1
-        self.state.tokens += sum(self._lengths[record] for record in records)
-        self.state.counted.append(counted)
+        self.state.tokens += self.tokens(records)
+        self.state.counted.append(self.counted(records))
         if self._scaler.is_enabled():
             norm = norm.nan_to_num(0.0, 0.0)
         self._pending.append((loss, norm.detach()))
@@ -217,7 +245,7 @@ class Loop:
         return self.state.step / self.per_epoch
 
     def _clock(self, training: bool = False) -> None:
-        now = time.monotonic()
+        now = self._now()
         self.state.seconds += now - self._mark
         if training:
             self.state.train_seconds += now - self._mark
@@ -225,12 +253,19 @@ class Loop:
 
     def _validate(self) -> None:
         self._drain()
-        loss = validation_loss(self.model, self.validation, self.devices, poll=self._poll)
+        loss = self._validation_loss()
         self._clock()
         self._watch("validation loss", loss, self.state.step)
         self.state.validation.append(loss)
         self.report(Measured("train_loss", self.train_loss(), self.state.step, self._epoch))
         self.report(Measured("validation_loss", loss, self.state.step, self._epoch))
+
+    def _validation_loss(self) -> float:
+        return validation_loss(self.model, self.validation, self.devices, poll=self._poll)
+
+    def _now(self) -> float:
+        """Return the seconds that the trial is charged with, from some moment on."""
+        return time.monotonic()
 
     def train_loss(self) -> float:
         """Return the mean over the counted tokens of the latest epoch."""
@@ -261,27 +296,26 @@ class Loop:
             self._interrupt()
 
     def _interrupt(self) -> NoReturn:
-        self._drain()
-        self._clock()
-        saved = self._save() if self.state.step else False
+        saved = self.save()
         where = "a checkpoint was saved" if saved else "nothing new was saved"
         raise Interrupted(
             f"stopped after step {self.state.step} of {self.steps}; {where}, run again to carry on"
         )
 
+    def save(self) -> bool:
+        """Save a checkpoint between two steps, if there is anything to save; return whether it was."""
+        self._drain()
+        self._clock()
+        return self._save() if self.state.step else False
+
     def _save(self) -> bool:
         """Write a checkpoint; a full disk costs the checkpoint, not the training."""
         self._saved = time.monotonic()
-        rng = {"cpu": torch.get_rng_state()}
-        if self.devices.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.devices.device)
-        rngs = self.devices.gather_object(rng)
+        rngs = self.devices.gather_object(self._draws())
         if not self.devices.first:
             return True
         content = {
-            "adapter": {
-                name: p.detach().cpu() for name, p in self.model.named_parameters() if p.requires_grad
-            },
+            "adapter": {name: p.detach().cpu() for name, p in self.named.items()},
             "optimiser": self.optimiser.state_dict(),
             "scaler": self._scaler.state_dict(),
             "rng": rngs,
@@ -302,15 +336,27 @@ class Loop:
             return
         if content is None:
             return
-        named = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, value in content["adapter"].items():
-                named[name].copy_(value)
+                self.named[name].copy_(value)
         self.optimiser.load_state_dict(content["optimiser"])
         self._scaler.load_state_dict(content["scaler"])
-        rng = content["rng"][self.devices.rank]
-        torch.set_rng_state(rng["cpu"])
-        if "cuda" in rng:
-            torch.cuda.set_rng_state(rng["cuda"], self.devices.device)
+        self._set_draws(content["rng"][self.devices.rank])
         self.state = State(**content["state"])
         self.report(Note(f"carrying on after step {self.state.step} of {self.steps}"))
+
+    def _seed(self, seed: int) -> None:
+        """Let dropout draw by this seed."""
+        torch.manual_seed(seed)
+
+    def _draws(self) -> dict[str, Tensor]:
+        """Return the states of the generators that dropout draws from."""
+        states = {"cpu": torch.get_rng_state()}
+        if self.devices.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.devices.device)
+        return states
+
+    def _set_draws(self, states: dict[str, Tensor]) -> None:
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], self.devices.device)

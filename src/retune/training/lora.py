@@ -228,9 +228,17 @@ def files(model: Any) -> dict[str, bytes]:
 
     An adapter that began by editing the base is written as one for the base as it was (`inits.plain`).
     """
+    return packed(model.peft_config["default"], weights(model), model)
+
+
+def packed(config: Any, weights: dict[str, Tensor], model: nn.Module) -> dict[str, bytes]:
+    """Return the two files of an adapter.
+
+    Args:
+        config: PEFT's settings of it. weights: under PEFT's names, on the CPU. model: with the adapter on.
+    """
     from safetensors.torch import save
 
-    config = model.peft_config["default"]
     before, config.inference_mode = config.inference_mode, True
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
@@ -238,6 +246,6 @@ def files(model: Any) -> dict[str, bytes]:
     config.inference_mode = before
     if not isinstance(content["target_modules"], str):  # PEFT keeps a set: its order differs by process
         content["target_modules"] = sorted(content["target_modules"])
-    tensors, content = inits.plain(model, weights(model), content)
+    tensors, content = inits.plain(model, weights, content)
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     return {WEIGHTS: save(tensors, metadata={"format": "pt"}), CONFIG: text.encode()}

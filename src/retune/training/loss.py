@@ -37,14 +37,30 @@ def loss_sum(model: Any, batch: Batch) -> Tensor:
     if not flattens(model):
         return one_by_one.loss_sum(model, batch)
     core = transformers_model(model)
-    inputs = {
+    body, inputs = head.decoder(core), _inputs(batch)
+    if body is not None:
+        return head.loss_sum(core, body, body(**inputs), batch.rows, batch.targets)
+    logits = model(**inputs, logits_to_keep=batch.rows).logits
+    return cross_entropy(logits[0].float(), batch.targets, reduction="sum")
+
+
+def losses(core: Any, batch: Batch) -> Tensor:
+    """Return -log p of each counted token, float32, shape ``(counted,)``, with gradient.
+
+    Args:
+        core: a transformers model inside `retune.training.attention.by_segments`. batch: on its device.
+    """
+    body, inputs = head.decoder(core), _inputs(batch)
+    if body is not None:
+        return head.losses(core, body, body(**inputs), batch.rows, batch.targets)
+    logits = core(**inputs, logits_to_keep=batch.rows).logits
+    return cross_entropy(logits[0].float(), batch.targets, reduction="none")
+
+
+def _inputs(batch: Batch) -> dict[str, Any]:
+    return {
         "input_ids": batch.ids,
         "position_ids": batch.positions,
         "use_cache": False,
         "segments": segments(batch.lengths, batch.tails, batch.ids.device),
     }
-    body = head.decoder(core)
-    if body is not None:
-        return head.loss_sum(core, body, body(**inputs), batch.rows, batch.targets)
-    logits = model(**inputs, logits_to_keep=batch.rows).logits
-    return cross_entropy(logits[0].float(), batch.targets, reduction="sum")

@@ -29,7 +29,7 @@ Layout = Literal["flattened", "padded", "alone"]
 
 
 @dataclass
-class _Unit:
+class Unit:
     """Records whose dropout is drawn together, and the state of the generators before it is."""
 
     records: list[int]
@@ -40,15 +40,16 @@ class _Unit:
 
 
 @dataclass(frozen=True)
-class _Pass:
+class Pass:
     """Records ``start`` to ``stop`` of a unit."""
 
-    unit: _Unit
+    unit: Unit
     start: int
     stop: int
 
     @property
     def records(self) -> list[int]:
+        """Their numbers."""
         return self.unit.records[self.start : self.stop]
 
     @property
@@ -57,7 +58,16 @@ class _Pass:
         lengths = self.unit.lengths[self.start : self.stop]
         return max(lengths, default=0) * len(lengths) if self.unit.padded else sum(lengths)
 
-    def halves(self) -> list[_Pass]:
+    def window(self, tokens: Tokens) -> Window | None:
+        """Return the pass's place in its unit; None if it is all of it."""
+        unit = self.unit
+        if self.stop - self.start == len(unit.records):
+            return None
+        if not unit.tails:
+            unit.tails = flatten(tokens, unit.records).tails
+        return Window.of(unit.lengths, unit.tails, self.start, self.stop)
+
+    def halves(self) -> list[Pass]:
         """Return the same in two, of about as many tokens."""
         lengths = self.unit.lengths
         middle, tokens = self.start + 1, lengths[self.start]
@@ -68,12 +78,30 @@ class _Pass:
             return [_whole(self.unit.records[part], lengths[part], True) for part in (
                 slice(self.start, middle), slice(middle, self.stop)
             )]  # fmt: skip
-        return [_Pass(self.unit, self.start, middle), _Pass(self.unit, middle, self.stop)]
+        return [Pass(self.unit, self.start, middle), Pass(self.unit, middle, self.stop)]
 
 
-def _whole(records: list[int], lengths: list[int], padded: bool = False) -> _Pass:
+def plan(records: Sequence[int], lengths: Sequence[int], limit: int | None) -> list[Pass]:
+    """Split the records of a step into units, and each unit into passes of at most `limit` tokens.
+
+    Args:
+        records: numbers of records. lengths: tokens of every record, by number.
+        limit: None if only a unit's size limits a pass.
+    """
+    found = []
+    for places in passes([lengths[record] for record in records], UNIT_TOKENS):
+        mine = [records[place] for place in places]
+        unit = Unit(mine, [lengths[record] for record in mine])
+        start = 0
+        for part in passes(unit.lengths, UNIT_TOKENS if limit is None else limit):
+            found.append(Pass(unit, start, start + len(part)))
+            start += len(part)
+    return found
+
+
+def _whole(records: list[int], lengths: list[int], padded: bool = False) -> Pass:
     """Return a pass that is a unit of its own."""
-    return _Pass(_Unit(records, lengths, padded), 0, len(records))
+    return Pass(Unit(records, lengths, padded), 0, len(records))
 
 
 class Passes:
@@ -120,7 +148,7 @@ class Passes:
         total = torch.zeros((), device=self.devices.device)
         waiting = self._plan(records)
         for _ in range(self.devices.most(max(1, len(waiting))) - len(waiting)):
-            waiting.append(_Pass(_Unit([spare], [self._lengths[spare]]), 0, 0))
+            waiting.append(Pass(Unit([spare], [self._lengths[spare]]), 0, 0))
         waiting.reverse()
         while waiting:
             run = waiting.pop()
@@ -132,7 +160,7 @@ class Passes:
                 total += loss
         return total
 
-    def _plan(self, records: Sequence[int]) -> list[_Pass]:
+    def _plan(self, records: Sequence[int]) -> list[Pass]:
         limit = self.devices.least(self.room.tokens())
         if self.layout == "alone":
             limit = 1
@@ -140,23 +168,15 @@ class Passes:
         padded = self.layout == "padded"
         if padded:
             records = sorted(records, key=lambda record: self._lengths[record])
-        lengths = [self._lengths[record] for record in records]
         if self.layout != "flattened":  # transformers' own dropout draws for a pass, not for a unit
+            lengths = [self._lengths[record] for record in records]
             return [
                 _whole([records[place] for place in part], [lengths[place] for place in part], padded)
                 for part in passes(lengths, min(limit, UNIT_TOKENS), padded)
             ]
-        found = []
-        for places in passes(lengths, UNIT_TOKENS):
-            mine = [records[place] for place in places]
-            unit = _Unit(mine, [lengths[place] for place in places])
-            start = 0
-            for part in passes(unit.lengths, limit):
-                found.append(_Pass(unit, start, start + len(part)))
-                start += len(part)
-        return found
+        return plan(records, self._lengths, limit)
 
-    def _attempt(self, run: _Pass, counted: int) -> Tensor | None:
+    def _attempt(self, run: Pass, counted: int) -> Tensor | None:
         """Add the gradients of a pass and return its loss, or None if it ran out of memory and nothing was added."""
         sums = [parameter.grad for parameter in self.parameters]
         for parameter in self.parameters:
@@ -178,7 +198,7 @@ class Passes:
                 parameter.grad = before if parameter.grad is None else before.add_(parameter.grad)
         return loss
 
-    def _gradients(self, run: _Pass, counted: int) -> Tensor:
+    def _gradients(self, run: Pass, counted: int) -> Tensor:
         device, spare = self.devices.device, run.start == run.stop
         batch = flatten(self.tokens, run.unit.records if spare else run.records).to(device)
         again = recompute.recomputing(self.core) if self.room.recomputes else nullcontext()
@@ -189,15 +209,11 @@ class Passes:
         self.room.end(before, run.tokens)
         return loss.detach() * (0 if spare else 1)
 
-    def _window(self, run: _Pass) -> Window | None:
+    def _window(self, run: Pass) -> Window | None:
         """Set the generators to where the unit begins, and return the window of the pass in it."""
         unit, device = run.unit, self.devices.device
         if unit.before is None:
             unit.before = generators(device)
         else:
             set_generators(unit.before, device)
-        if run.stop - run.start == len(unit.records):
-            return None
-        if not unit.tails:
-            unit.tails = flatten(self.tokens, unit.records).tails
-        return Window.of(unit.lengths, unit.tails, run.start, run.stop)
+        return run.window(self.tokens)

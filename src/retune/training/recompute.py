@@ -7,13 +7,15 @@ input has no gradient, is computed again too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from retune.training import lora_linear
 
 
 class _NoTensor(Exception):
@@ -43,6 +45,7 @@ def recomputing(model: nn.Module) -> Iterator[None]:
 
 def _forward(layer: Any, plain: set[type], hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
     trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+    trained += lora_linear.lent_to(layer)
     wanted = torch.is_grad_enabled() and (hidden.requires_grad or trained)
     if not wanted or type(layer) in plain:
         return type(layer).forward(layer, hidden, *args, **kwargs)
@@ -85,14 +88,30 @@ class _Recomputed(torch.autograd.Function):
         return found.pop(0) if part.requires_grad else None, None, *found
 
 
+_further: Sequence[torch.Generator] = ()  # see `drawing_from`
+
+
+@contextmanager
+def drawing_from(generators: Sequence[torch.Generator]) -> Iterator[None]:
+    """Let a layer that is computed again draw from these generators, too, what it drew before, inside the block."""
+    global _further
+    before, _further = _further, generators
+    try:
+        yield
+    finally:
+        _further = before
+
+
 def generators(device: torch.device) -> list[Tensor]:
     """Return the states of the generators that dropout on this device may draw from."""
-    states = [torch.get_rng_state()]
+    states = [torch.get_rng_state(), *(generator.get_state() for generator in _further)]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
 def set_generators(states: list[Tensor], device: torch.device) -> None:
     """Set the states that `generators` returned."""
     torch.set_rng_state(states[0])
+    for generator, state in zip(_further, states[1:], strict=False):
+        generator.set_state(state)
     if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
+        torch.cuda.set_rng_state(states[-1], device)

@@ -35,14 +35,14 @@ class Room:
         if (limit := self.tokens()) is not None and limit < longest and self._can_recompute:
             self.recomputes = True
 
-    def tokens(self) -> int | None:
-        """Return the most tokens that a pass may have, None if nothing says."""
+    def tokens(self, less: int = 0) -> int | None:
+        """Return the most tokens that a pass may have if `less` bytes were taken; None if nothing says."""
         free = memory.free(self.device)
         limits = [] if self._ceiling is None else [self._ceiling]
         if free is not None:
             share = _SHARE_OF_GPU if self.device.type == "cuda" else _SHARE_OF_CPU
             each = self._measured.get(self.recomputes) or self._shape[self.recomputes] * _MARGIN
-            limits.append(int(free * share / each))
+            limits.append(int(max(0, free - less) * share / each))
         return max(1, min(limits)) if limits else None
 
     def begin(self) -> int:

@@ -18,6 +18,7 @@ from retune.space import Assignment
 from retune.study import Study
 
 if TYPE_CHECKING:
+    from retune.data.tokens import Tokens
     from retune.training.loop import Loop, State
     from retune.training.resident import ResidentBase
 
@@ -74,44 +75,46 @@ def run_trial(
         InputError: if study, data, model or assignment can never work, or a GPU is asked for and there is none. Nothing is
             written.
     """
-    from retune.training import resident
+    from retune.training import memory
 
     if study.engine.kind == "katib" or gpus.in_a_step_of_a_cluster():
         gpus.require(study.cluster.gpus)
-    data_digest, part = resident.data_digest(data_uri), None
-    if task.role == "proxy":
-        _, part = base.part(data_uri, study)
-        data_digest = f"{data_digest}-{part.digest}"
-    digest = study.settings_digest(data_digest, base.load().digest)
-    done = finished(task, digest)
-    if done is not None:
+    if (done := finished(task, digest(study, data_uri, task, base))) is not None:
         return done
-    if study.scored is not None:
-        from retune.evaluation import bench
-
-        if problems := bench.check(study.scored):  # before the training
-            raise InputError(problems, "benchmark")
-    record = _begin(study, data_uri, task, base, digest)
-    record.proxy = part.model_dump(mode="json") if part else {}
+    check_scoring(study)
+    memory.reset_peak(base.load().device)
+    record = begin(study, data_uri, task, base)
     start = time.monotonic()
     try:
         if task.role == "base":
             _validate_base(study, data_uri, base, record, report)
         else:
             _train(study, data_uri, task, base, record, report, should_stop)
-        _score(study, task, base, record, report)
+        score(study, task, base, record, report)
     except Exception as error:
-        if not _is_fault_of_setting(error):
+        if not is_fault_of_setting(error):
             raise
-        _failed(record, error)
-        store.remove(store.join(task.folder, "adapter"))
+        failed(record, error, task)
         record.seconds = round(time.monotonic() - start, 3)
     finally:
         base.release(failed=record.status == "failed")
-    return _write(record, task, base)
+    return write(record, task, base)
 
 
-def _score(
+def check_scoring(study: Study) -> None:
+    """Refuse a study whose scores cannot be had, before a trial trains.
+
+    Raises:
+        InputError: with what is wrong with the benchmarks.
+    """
+    if study.scored is not None:
+        from retune.evaluation import bench
+
+        if problems := bench.check(study.scored):
+            raise InputError(problems, "benchmark")
+
+
+def score(
     study: Study, task: TrialTask, base: ResidentBase, record: TrialRecord, report: Callable[[Event], None]
 ) -> None:
     """Add the scores that the search asks for to the record's values."""
@@ -128,7 +131,7 @@ def _score(
         report(Measured(name, value, record.steps, 0.0))
 
 
-def _is_fault_of_setting(error: Exception) -> bool:
+def is_fault_of_setting(error: Exception) -> bool:
     """Return whether another setting may do without this error; a full disk or a storage that is away is not of that kind."""
     if isinstance(error, OSError) and error.errno != errno.ENOMEM:
         return False
@@ -152,12 +155,22 @@ def finished(task: TrialTask, settings_digest: str) -> TrialRecord | None:
     return record if same and record.status in ("completed", "failed", "early_stopped") else None
 
 
-def _begin(study: Study, data_uri: str, task: TrialTask, base: ResidentBase, digest: str) -> TrialRecord:
-    from retune.training import lora, memory, resident
+def digest(study: Study, data_uri: str, task: TrialTask, base: ResidentBase) -> str:
+    """Return the digest of all that decides the result of the trial's setting."""
+    from retune.training import resident
+
+    data = resident.data_digest(data_uri)
+    if task.role == "proxy":
+        data = f"{data}-{base.part(data_uri, study)[1].digest}"
+    return study.settings_digest(data, base.load().digest)
+
+
+def begin(study: Study, data_uri: str, task: TrialTask, base: ResidentBase) -> TrialRecord:
+    """Return the record of a trial that begins: failed, until it is known better."""
+    from retune.training import lora, resident
 
     loaded = base.load()
     chosen = lora.setting(study.training, task.assignment)
-    memory.reset_peak(loaded.device)
     return TrialRecord(
         trial=task.trial,
         number=task.number,
@@ -166,12 +179,13 @@ def _begin(study: Study, data_uri: str, task: TrialTask, base: ResidentBase, dig
         seed=task.seed,
         status="failed",
         data_digest=resident.data_digest(data_uri),
-        settings_digest=digest,
+        settings_digest=digest(study, data_uri, task, base),
         base=study.model.base,
         base_revision=loaded.revision,
         device=_device_name(loaded.device),
         dtype=" ".join([str(loaded.dtype).removeprefix("torch."), study.model.quantization or ""]).strip(),
         versions=_versions(),
+        proxy=base.part(data_uri, study)[1].model_dump(mode="json") if task.role == "proxy" else {},
         self_check=base.checked(chosen, study.data.max_length).record(),
         started=records.now(),
     )
@@ -211,41 +225,84 @@ def _train(
     report: Callable[[Event], None],
     should_stop: Callable[[], bool],
 ) -> None:
-    from retune.training import checkpoint, lora
+    from retune.training import lora
     from retune.training.loop import Loop
 
     chosen = lora.setting(study.training, task.assignment)
-    is_proxy = task.role == "proxy"
-    train = base.part(data_uri, study)[0] if is_proxy else base.tokens(data_uri, "train", study.data)
+    train = records_of(study, data_uri, task, base)
     validation = base.tokens(data_uri, "validation", study.data)
-    world = base.devices.world
-    identity = checkpoint.identity(
-        assignment=task.assignment, seed=task.seed, settings=record.settings_digest, world=world
-    )
-    rungs = sorted({*task.rungs, *([task.until] if task.until < 1 else [])})
     with base.adapter(chosen, study.data.max_length, task.seed, train) as model:
         loop = Loop(
-            model, train, validation, chosen, task.seed, base.devices, task.folder, identity,
-            report, should_stop, rungs, task.until,
+            model, train, validation, chosen, task.seed, base.devices, task.folder,
+            identity(task, record, base), report, should_stop, rungs(task), task.until,
         )  # fmt: skip
         try:
-            state = loop.run()
+            loop.run()
         finally:
-            record.rungs = [Rung(share=rung, step=step, loss=loss) for rung, step, loss in loop.state.rungs]
-        files = lora.files(model)
-        record.trainable_parameters = sum(p.numel() for p in loop.parameters)
-        _measured(record, loop, state, len(files[adapter.WEIGHTS]))
+            record.rungs = passed(loop)
+        ended(record, loop, lora.files(model), task, base, report)
+
+
+def records_of(study: Study, data_uri: str, task: TrialTask, base: ResidentBase) -> Tokens:
+    """Return what a trial trains on: all of the data, or a proxy's part of it."""
+    if task.role == "proxy":
+        return base.part(data_uri, study)[0]
+    return base.tokens(data_uri, "train", study.data)
+
+
+def rungs(task: TrialTask) -> list[float]:
+    """Return the shares of the training after which the loss is measured, the one to stop at among them."""
+    return sorted({*task.rungs, *([task.until] if task.until < 1 else [])})
+
+
+def passed(loop: Loop) -> list[Rung]:
+    """Return the rungs that a training has passed, for its record."""
+    return [Rung(share=rung, step=step, loss=loss) for rung, step, loss in loop.state.rungs]
+
+
+def identity(task: TrialTask, record: TrialRecord, base: ResidentBase) -> str:
+    """Return who may resume from the trial's checkpoint."""
+    from retune.training import checkpoint
+
+    return checkpoint.identity(
+        assignment=task.assignment,
+        seed=task.seed,
+        settings=record.settings_digest,
+        world=base.devices.world,
+    )
+
+
+def ended(
+    record: TrialRecord,
+    loop: Loop,
+    files: dict[str, bytes],
+    task: TrialTask,
+    base: ResidentBase,
+    report: Callable[[Event], None],
+) -> None:
+    """Enter what a training that came to its end gave into the record, and write the adapter.
+
+    Args:
+        record: filled in. loop: the training. files: the adapter's, by name.
+        task, base, report: as in `run_trial`.
+
+    Raises:
+        DiskFull, RetuneError: if the adapter cannot be written.
+    """
+    state = loop.state
+    record.trainable_parameters = sum(p.numel() for p in loop.parameters)
+    _measured(record, loop, state, len(files[adapter.WEIGHTS]))
     if loop.end < loop.steps:
         record.status = "early_stopped"
         record.reason = f"stopped after step {loop.end} of {loop.steps} by `search.stopping`; it may go on"
         return
     record.status = "completed"
-    if is_proxy:  # such an adapter is never used: it is not even kept
+    if task.role == "proxy":  # such an adapter is never used: it is not even kept
         return
     record.adapter_digest, record.adapter_files = adapter.digest(files), adapter.sums(files)
     record.adapter_uri = store.join(task.folder, "adapter")
     for name in ("adapter_mib", "tokens_per_second"):
-        report(Measured(name, record.values[name], state.step, chosen.epochs))
+        report(Measured(name, record.values[name], state.step, loop.training.epochs))
     if base.devices.first:
         for name, content in files.items():
             store.write(store.join(record.adapter_uri, name), content)
@@ -287,12 +344,13 @@ def thin(losses: list[float], per_epoch: int) -> list[Metric]:
     return points
 
 
-def _failed(record: TrialRecord, error: Exception) -> None:
-    """Turn an exception into the record's status, reason and failure."""
+def failed(record: TrialRecord, error: Exception, task: TrialTask) -> None:
+    """Turn an exception into the record's status, reason and failure, and remove what there is of an adapter."""
     record.status = "failed"
     record.values, record.curves, record.adapter_uri, record.adapter_digest = {}, {}, None, None
     record.adapter_files = {}
     record.failure, record.reason = describe(error)
+    store.remove(store.join(task.folder, "adapter"))
 
 
 def describe(error: Exception) -> tuple[str, str]:
@@ -317,7 +375,8 @@ def _gpu_numbers() -> str:
     return f" (GPU: {total / 2**30:.1f} GiB in all, {free / 2**30:.1f} GiB free, {peak / 2**30:.1f} GiB used at most)"
 
 
-def _write(record: TrialRecord, task: TrialTask, base: ResidentBase) -> TrialRecord:
+def write(record: TrialRecord, task: TrialTask, base: ResidentBase) -> TrialRecord:
+    """Write the record of a trial that ended, remove its checkpoint, and return the record."""
     from retune.training import checkpoint, memory
 
     peaks = memory.peak(base.load().device)

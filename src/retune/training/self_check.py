@@ -171,7 +171,7 @@ class _Check:
         self.singles = [flatten(tokens, [record]).to(device) for record in range(len(LENGTHS))]
         self.dtype = next(core.parameters()).dtype
         self.allowed, self.beside = least(core)
-        self.gradients = _GRADIENTS.get(self.dtype, _GRADIENTS[torch.bfloat16])
+        self.gradients = gradients_allowed(self.dtype)
         self.adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.kind = core.config.model_type
 
@@ -424,6 +424,11 @@ def unsupported_reason(core: nn.Module, longest: int) -> str:
 def least(core: Any) -> tuple[float, float]:
     """Return what rounding may change a token's loss by at least, and what its neighbours in a batch may, in nats."""
     return _LEAST.get(next(core.parameters()).dtype, _LEAST[None])
+
+
+def gradients_allowed(dtype: torch.dtype) -> float:
+    """Return what rounding may change an adapter's gradients by, as a share of their norm."""
+    return _GRADIENTS.get(dtype, _GRADIENTS[torch.bfloat16])
 
 
 def allowed(core: Any, right: Tensor, read: Callable[[], Tensor]) -> float:

@@ -1,0 +1,311 @@
+"""Several trials at once on one resident base: each as `retune.training.run_trial` runs it alone, but for the passes.
+
+Each trial has its own adapter, optimiser, schedule, order of records, dropout, checkpoint and record; only the passes through the
+base are shared. So a trial may join, end, fail or be interrupted between two steps without the others noticing. What it gives is
+what it gives alone, up to the rounding of sums.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retune.events import Event, Note
+from retune.records import TrialRecord
+from retune.study import Study, Training
+from retune.study.training import EDITING
+from retune.training import lora, memory, run_trial, self_check, shared_check, shared_passes
+from retune.training.attention import by_segments
+from retune.training.detached import Adapter, CannotShare, new, reason_alone
+from retune.training.inits import Records
+from retune.training.loop import Loop
+from retune.training.resident import ResidentBase
+from retune.training.run_trial import TrialTask
+from retune.training.shared_passes import SharedPasses, Step
+from retune.training.validate import validation_loss
+
+_STATE = 16  # bytes for each trained weight in float32: itself, its gradient, and AdamW's two means
+_MADE = {
+    "rank": 4,
+    "alpha": 8.0,
+    "alpha_ratio": None,
+    "dropout": 0.1,
+    "init": "default",
+}  # the check's adapters
+
+
+@dataclass
+class _Loop(Loop):
+    """A training whose gradients are computed elsewhere; `model` is its `Adapter`. Time is charged to it, not measured.
+
+    Attributes:
+        core: the transformers model. generator: draws the trial's dropout.
+    """
+
+    core: Any = None
+    generator: torch.Generator = field(default_factory=torch.Generator)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.spent = 0.0
+        self._since: float | None = None
+
+    @contextmanager
+    def charged(self) -> Iterator[None]:
+        """Charge the time of the block to this trial."""
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self.spent, self._since = self._now(), None
+
+    def _now(self) -> float:
+        return self.spent + (0.0 if self._since is None else time.monotonic() - self._since)
+
+    def _validation_loss(self) -> float:
+        with shared_passes.alone(self.core, self.model):
+            return validation_loss(self.core, self.validation, self.devices, poll=self._poll)
+
+    def _seed(self, seed: int) -> None:
+        self.generator.manual_seed(seed)
+
+    def _draws(self) -> dict[str, Tensor]:
+        state = {self.generator.device.type: self.generator.get_state()}
+        return {"cpu": torch.get_rng_state()} | state
+
+    def _set_draws(self, states: dict[str, Tensor]) -> None:
+        self.generator.set_state(states[self.generator.device.type])
+
+
+@dataclass
+class _Running:
+    """A trial that trains."""
+
+    task: TrialTask
+    record: TrialRecord
+    loop: _Loop
+    report: Callable[[Event], None]
+
+
+_Over = tuple[_Running, Exception | None]
+
+
+@dataclass
+class SideBySide:
+    """The trials of one study that train side by side in this process.
+
+    Args:
+        study, data_uri, base: as for `run_trial.run_trial`; no other trial runs on `base` in the meantime.
+        report: called with each event, whose `trial` names the trial.
+        should_stop: asked after every step; if true, checkpoints are saved.
+    """
+
+    study: Study
+    data_uri: str
+    base: ResidentBase
+    report: Callable[[Event], None] = lambda event: None
+    should_stop: Callable[[], bool] = lambda: False
+    running: list[_Running] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self._passes: SharedPasses | None = None
+        self._reasons: dict[tuple[str, ...], str] = {}
+
+    def start(self, task: TrialTask) -> TrialRecord | None:
+        """Let a trial join; return its record if it is over already, as it was done before or cannot share and ran alone.
+
+        Raises:
+            InputError, RetuneError: as `run_trial.run_trial`.
+        """
+        digest = run_trial.digest(self.study, self.data_uri, task, self.base)
+        if (done := run_trial.finished(task, digest)) is not None:
+            return done
+        if task.role == "base" or self.reason_alone(lora.setting(self.study.training, task.assignment)):
+            report = _named(self.report, task.trial)
+            return run_trial.run_trial(self.study, self.data_uri, task, self.base, report, self.should_stop)
+        run_trial.check_scoring(self.study)
+        if not self.running:
+            memory.reset_peak(self.base.load().device)
+        return self._join(task, run_trial.begin(self.study, self.data_uri, task, self.base))
+
+    def fits(self, task: TrialTask) -> bool:
+        """Return whether another trial can join those that run: there is memory for it, and it trains on the same data."""
+        if not self.running or self._passes is None:
+            return True
+        if (task.role == "proxy") != (self.running[0].task.role == "proxy"):
+            return False
+        rank = lora.setting(self.study.training, task.assignment).rank
+        loops = [trial.loop for trial in self.running]
+        size = max(sum(p.numel() for p in loop.parameters) / loop.training.rank for loop in loops)
+        room = self._passes.room.tokens(less=int(size * rank * _STATE))
+        return room is None or room >= self._passes.longest
+
+    def step(self) -> list[TrialRecord]:
+        """Take one step of every running trial and return the records of those that ended.
+
+        Raises:
+            Interrupted: after checkpoints of all; run them again to carry on.
+            DiskFull, RetuneError: if a trial cannot be written; checkpoints of the others were saved.
+        """
+        core = self.base.load().model
+        with by_segments(core):
+            core.train()
+            try:
+                over = self._do(lambda loop, _: loop.at_end(), [None] * len(self.running))
+                if self.running and self._passes and _stop(over) is None:
+                    start = time.monotonic()
+                    found = self._passes.add_gradients([_next(trial.loop) for trial in self.running])
+                    self._charge(time.monotonic() - start)
+                    over += self._do(_take, found)
+            finally:
+                core.eval()
+        return self._settle(over)
+
+    def _do(self, act: Callable[[_Loop, Any], bool], arguments: Sequence[Any]) -> list[_Over]:
+        """Let every trial do something; return those that are over by it, with the error if it failed."""
+        over: list[_Over] = []
+        for trial, argument in zip(self.running, arguments, strict=True):
+            try:
+                with trial.loop.charged():
+                    if act(trial.loop, argument):
+                        over.append((trial, None))
+            except Exception as error:
+                over.append((trial, error))
+        for trial, _ in over:
+            self.running.remove(trial)
+        return over
+
+    def _settle(self, over: list[_Over]) -> list[TrialRecord]:
+        """Write what trials that are over gave, and return their records."""
+        stop, ended = _stop(over), []
+        for trial, error in over:
+            if error is None or run_trial.is_fault_of_setting(error):
+                try:
+                    ended.append(self._ended(trial, error))
+                except Exception as further:  # it cannot be written
+                    stop = stop or further
+        if stop is not None:
+            for trial in self.running:
+                trial.loop.save()
+            raise stop
+        return ended
+
+    def _charge(self, seconds: float) -> None:
+        """Charge the time of a step to the trials in it, by their tokens."""
+        lengths = [trial.loop.tokens(trial.loop.records()) for trial in self.running]
+        for trial, length in zip(self.running, lengths, strict=True):
+            trial.loop.spent += seconds * length / sum(lengths)
+
+    def _ended(self, trial: _Running, error: Exception | None) -> TrialRecord:
+        record, loop = trial.record, trial.loop
+        record.rungs = run_trial.passed(loop)
+        try:
+            if error is not None:
+                raise error
+            run_trial.ended(record, loop, loop.model.files(), trial.task, self.base, trial.report)
+            run_trial.score(self.study, trial.task, self.base, record, trial.report)
+        except Exception as reason:
+            if not run_trial.is_fault_of_setting(reason):
+                raise
+            run_trial.failed(record, reason, trial.task)
+            record.seconds = round(loop.spent, 3)
+        if record.status == "failed" or not self.running:
+            self.base.release(failed=record.status == "failed")
+        return run_trial.write(record, trial.task, self.base)
+
+    def _join(self, task: TrialTask, record: TrialRecord) -> TrialRecord | None:
+        report = _named(self.report, task.trial)
+        start = time.monotonic()
+        try:
+            chosen = lora.setting(self.study.training, task.assignment)
+            train = run_trial.records_of(self.study, self.data_uri, task, self.base)
+            validation = self.base.tokens(self.data_uri, "validation", self.study.data)
+            core, device = self.base.load().model, self.base.load().device
+            if self._passes is None or self._passes.tokens is not train:
+                self._passes = SharedPasses(core, train, device, self.report)
+            adapter = self._new(chosen, task.seed, Records(train, chosen.step_records, task.seed))
+            identity = run_trial.identity(task, record, self.base)
+            loop = _Loop(
+                adapter, train, validation, chosen, task.seed, self.base.devices, task.folder, identity,
+                report, self.should_stop, run_trial.rungs(task), task.until, core, torch.Generator(device),
+            )  # fmt: skip
+            loop.begin()
+        except Exception as error:
+            if not run_trial.is_fault_of_setting(error):
+                raise
+            run_trial.failed(record, error, task)
+            self.base.release(failed=True)
+            return run_trial.write(record, task, self.base)
+        loop.spent += time.monotonic() - start
+        self.running.append(_Running(task, record, loop, report))
+        for each in self.running:
+            each.record.side_by_side = max(each.record.side_by_side, len(self.running))
+        return None
+
+    def _new(self, chosen: Training, seed: int, records: Records | None = None) -> Adapter:
+        model = self.study.model
+        return new(self.base.load().model, chosen, model.base, seed, model.revision, records)
+
+    def reason_alone(self, chosen: Training) -> str:
+        """Return why a trial cannot share passes with others over this base; empty if it can.
+
+        What is not known from the base's config is tried, with made-up records (`shared_check`). A note tells it, once.
+        """
+        targets = str(chosen.target_modules), str(chosen.first_layer), str(chosen.last_layer)
+        key = (*targets, chosen.variant, chosen.init if chosen.init in EDITING else "")
+        if key not in self._reasons:
+            reason = self._why_alone(chosen)
+            if reason and reason not in self._reasons.values():
+                self.report(Note(f"trials run one after another in this process where {reason}"))
+            self._reasons[key] = reason
+        return self._reasons[key]
+
+    def _why_alone(self, chosen: Training) -> str:
+        longest = self.study.data.max_length
+        checked, core = self.base.checked(chosen, longest), self.base.load().model
+        if self.base.devices.world > 1:
+            return "several processes train each of them"
+        if self.study.model.quantization:
+            return f"the base is kept in {self.study.model.quantization}"
+        if checked.way != "flattened":
+            return f"batches are computed {checked.way}"
+        if reason := reason_alone(core):
+            return reason
+        try:
+            init = chosen.init if chosen.init in EDITING else "default"
+            made = chosen.model_copy(update=_MADE | {"init": init})
+            adapters = [self._new(made, seed) for seed in (0, 1)]
+        except CannotShare as error:
+            return str(error)
+        tokens = self_check.generated_tokens(core, self.base.load().tokenizer, longest)
+        with by_segments(core):
+            return shared_check.difference(core, tokens, adapters, checked.allowed)
+
+
+def _named(report: Callable[[Event], None], trial: str) -> Callable[[Event], None]:
+    """Return what passes events on with the trial's name in them."""
+    return lambda event: report(replace(event, trial=trial))  # type: ignore[call-arg, arg-type]
+
+
+def _stop(over: Sequence[_Over]) -> Exception | None:
+    """Return what stops all trials, if anything does."""
+    errors = [error for _, error in over if error is not None]
+    return next((error for error in errors if not run_trial.is_fault_of_setting(error)), None)
+
+
+def _next(loop: _Loop) -> Step:
+    records = loop.records()
+    return Step(loop.model, loop.generator, records, loop.counted(records))
+
+
+def _take(loop: _Loop, found: Tensor | Exception) -> bool:
+    if isinstance(found, Exception):
+        raise found
+    loop.step(found)
+    return False
