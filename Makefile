@@ -105,8 +105,11 @@ args = $(foreach name,BASE_IMAGE TORCH_INDEX EXTRAS,$(if $($(name)),--build-arg 
 # Not arguments of the Dockerfiles: buildah 1.28 takes a label from its cache, whatever they say.
 labels = $(foreach pair,version=$(VERSION) $(if $(REVISION),revision=$(REVISION)) $(if $(SOURCE),source=$(SOURCE)),--label org.opencontainers.image.$(pair))
 
-hashes: ## write images/hashes.txt anew: the hashes of all files of every version in constraints.txt (needs uv)
-	uv pip compile constraints.txt --no-deps --generate-hashes --universal --python-version 3.11 --no-header --quiet -o images/hashes.txt
+hashes: ## write images/cuda.txt and images/hashes.txt: what PyPI's torch brings on Linux, and the hashes of all pinned files (needs uv)
+	{ echo '# The packages that PyPI'"'"'s torch brings on Linux beyond constraints.txt; written by `make hashes`.'; \
+	  sed -n 's/^torch==/&/p' constraints.txt | uv pip compile - --constraint constraints.txt --python-platform x86_64-manylinux_2_28 \
+	    --python-version 3.11 --no-header --no-annotate --quiet | grep -vixFf constraints.txt; } > images/cuda.txt
+	uv pip compile constraints.txt images/cuda.txt --no-deps --generate-hashes --universal --python-version 3.11 --no-header --quiet -o images/hashes.txt
 
 images: ## build the container images and print their sizes (docs/images.md: BASE_IMAGE, TAG, BUILD_ARGS, ...)
 	@test -n "$(BUILDER)" || { echo "make images needs buildah, podman or docker; install one of them" >&2; exit 1; }
