@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from retune.workspace.stamps import Stamps
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "examples" / "01-first-study" / "study.yaml"
+KINDS = ("busy", "broken", "slow", "cut", "silent", "reset up", "reset down")  # of tests.tcp_proxy.Fault
 SLOW_SECONDS = 60.0  # longer is a hang
 
 
@@ -188,6 +190,9 @@ def _readers(folder: Path) -> Iterator[tuple[str, Path, Callable[[], Any]]]:
     SearchFolder(str(home)).write("gate.json", gate)
     yield "gate.json", home / "gate.json", lambda: known(SearchFolder(str(home)).gate)
     yield "stamp", home / "steps" / "search.json", lambda: Stamps(str(home)).outputs("search", {"n": 3})
+    yield from _results(home, known)
+    yield from _data(folder)
+    yield from _adapter(place)
     saved = {"step": 7, "values": [1.5, 2.5]}
     checkpoint.save(str(place), "identity", saved)
 
@@ -202,13 +207,193 @@ def _readers(folder: Path) -> Iterator[tuple[str, Path, Callable[[], Any]]]:
     yield "checkpoint", place / "checkpoint" / "state.pt", resumed
 
 
+Reader = tuple[str, Path, Callable[[], Any]]
+
+
+def _results(home: Path, known: Callable[[Any], dict[str, Any]]) -> Iterator[Reader]:
+    """The records of a finished search, its benchmarks and its selection."""
+    from retune.evaluation import bench
+    from retune.records import BenchRecord
+    from retune.selection.choice import Row, Selection
+    from retune.workspace.search_folder import SearchFolder, SearchRecord
+
+    search = SearchRecord(
+        study="s", algorithm="random", stopped_by="trials", trials=3, completed=3, failed=0, best="trial-000",
+        digest="d", data_digest="e", hours=0.25,
+    )  # fmt: skip
+    row = Row(
+        trial="trial-000", number=0, role="base", seed=0, assignment={}, objective=1.0, scores={"mmlu": 0.25}
+    )
+    selection = Selection(
+        metric="validation_loss", goal="minimize", chosen="trial-000", rule="best", rows=[row]
+    )
+    score = BenchRecord(
+        model="trial-000", task="mmlu", score=0.25, stderr=0.01, n=40, shots=5, protocol="instruct-eval",
+        answers=[{"id": "q", "right": True}], inputs_digest="i",
+    )  # fmt: skip
+    folder = SearchFolder(str(home))
+    for name, record in (
+        ("search.json", search),
+        ("selection.json", selection),
+        ("bench/trial-000/mmlu.json", score),
+    ):
+        folder.write(name, record)
+    yield "search.json", home / "search.json", lambda: known(SearchFolder(str(home)).search)
+    yield "selection.json", home / "selection.json", lambda: known(SearchFolder(str(home)).selection)
+    path = home / "bench" / "trial-000" / "mmlu.json"
+    yield (
+        "a benchmark's record",
+        path,
+        lambda: known(records.parse(BenchRecord, path.read_bytes(), str(path))),
+    )
+
+    def kept() -> dict[str, Any]:
+        found = bench._kept(str(path), score)
+        return known(score if found is None else found)  # None: it is made again
+
+    yield "a benchmark's record, kept", path, kept
+
+
+def _data(folder: Path) -> Iterator[Reader]:
+    """Mixed data, its record and its token ids."""
+    from retune.data import mixing, stored_tokens
+    from retune.study import Data
+
+    source, out = folder / "made.jsonl", folder / "data"
+    lines = [json.dumps({"instruction": f"Say {n}.", "output": str(n)}) for n in range(8)]
+    source.write_text("\n".join(lines) + "\n")
+    said = {"sources": [{"format": "jsonl", "uri": str(source), "share": 1}], "train": 5, "validation": 3}
+    mixing.mix(Data.model_validate({**said, "max_length": 64}), 0, str(ROOT / "examples/base/tiny"), str(out))
+
+    def mixed() -> Any:
+        return mixing.read_mix_record(str(out)).digest, mixing.load_split(str(out), "train")
+
+    yield "mixed data", out / "train.jsonl", mixed
+    yield "mix.json", out / "mix.json", mixed
+    (place,) = out.glob("tokens-*")
+
+    def tokens() -> Any:
+        found = stored_tokens.load(str(place), "train")
+        return found and [getattr(found, name).tolist() for name in ("ids", "counted", "offsets")]
+
+    for name in ("train-ids.npy", "train-counted.npy", "train-offsets.npy", "tokens.json"):
+        yield f"token ids, {name}", place / name, tokens
+
+
+def _adapter(trial_folder: Path) -> Iterator[Reader]:
+    """The two files of a trial's adapter."""
+    from retune import adapter
+
+    place = trial_folder / "adapter"
+    place.mkdir()
+    content = {
+        adapter.CONFIG: b'{"peft_type": "LORA", "r": 4}',
+        adapter.WEIGHTS: random.Random(1).randbytes(2000),
+    }
+    for name, data in content.items():
+        (place / name).write_bytes(data)
+
+    def whole() -> bool:
+        if problems := adapter.damage(str(place), adapter.digest(content)):
+            raise RetuneError("; ".join(problems))
+        return True
+
+    for name in content:
+        yield f"adapter, {name}", place / name, whole
+
+
+def training_disk(quick: bool) -> Line:
+    """A trial is trained on a file system that fills up, more of it each time; then there is room, and it is repeated.
+
+    A full disk is not the setting's fault: nothing is recorded, what was there stays, and the repeated trial is as good as new.
+    """
+    line = Line("full disk, while a trial trains")
+    mount = ["unshare", "--mount"] if os.getuid() == 0 else ["unshare", "--mount", "--map-root-user"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*mount, sys.executable, "-m", "benchmarks.faults", "--train-in-small-disk", folder,
+                   *(["--quick"] if quick else [])]  # fmt: skip
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    if done.returncode:
+        line.note = f"not run: {done.stderr.strip().splitlines()[-1][:80]}"
+        return line
+    for problem in json.loads(done.stdout):
+        line.count(problem)
+    return line
+
+
+def train_in_small_disk(folder: str, quick: bool) -> list[str | None]:
+    """The inside of `training_disk`: what was lost at each size, None for nothing."""
+    from tests.training.conftest import make_base
+
+    from retune.data import mixing
+    from retune.training.resident import ResidentBase
+    from retune.training.run_trial import TrialTask, run_trial
+
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", folder], check=True)
+    with tempfile.TemporaryDirectory() as outside:
+        source = Path(outside, "made.jsonl")
+        lines = [json.dumps({"instruction": f"Say {n}.", "output": str(n)}) for n in range(10)]
+        source.write_text("\n".join(lines) + "\n")
+        changes = [
+            f"model.base={make_base(Path(outside, 'base'))}", "training.epochs=1", "training.batch_size=2",
+            "training.checkpoint_minutes=0.0001", "training.target_modules=[q_proj]", "data.max_length=256",
+            "data.sources=[{format: jsonl, uri: " + str(source) + ", share: 1}]", "data.train=6", "data.validation=1",
+        ]  # fmt: skip
+        asked, data = study.load(DEMO, changes), f"{outside}/data"
+        mixing.mix(asked.data, 0, asked.model.base, data)
+        base = ResidentBase(asked.model)
+
+        def task(home: str) -> TrialTask:
+            return TrialTask(
+                trial="trial-002", number=2, role="search", assignment={"rank": 4}, seed=0, folder=home
+            )
+
+        def outcome(home: str) -> tuple[float, str | None]:
+            record = run_trial(asked, data, task(home), base)
+            return record.values["validation_loss"], record.adapter_digest
+
+        right = outcome(f"{outside}/right")
+        pages, found = os.statvfs(folder).f_bavail, []
+        for free in (0, 2, 4, 8, 16) if quick else (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48):
+            home, filler, problem = f"{folder}/trial", Path(folder, "filler"), None
+            filler.write_bytes(bytes(4096 * max(0, pages - free)))
+            try:
+                if outcome(home) != right:
+                    problem = f"{free} pages: another result was kept"
+            except RetuneError as error:
+                if "space" not in str(error):
+                    problem = f"{free} pages: the error says {error}"
+                if Path(home, "trial.json").exists():
+                    problem = f"{free} pages: a full disk was recorded as the trial's fault"
+            except BaseException as error:
+                problem = f"{free} pages: it ended in {error!r}"
+            filler.unlink()
+            try:
+                if not problem and outcome(home) != right:
+                    problem = f"{free} pages: afterwards the result is another"
+            except BaseException as error:
+                problem = f"{free} pages: afterwards {error!r}"
+            found.append(problem)
+            shutil.rmtree(home, ignore_errors=True)
+    return found
+
+
 def clock_jumps(quick: bool) -> Line:
     """The machine's clock jumps by hours and years, both ways, between any two writes of a search."""
     line = Line("clock jumps")
     real = time.time
     for jump in (-3e8, -3600.0, -1.0, 1.0, 3600.0, 3e8)[:: 3 if quick else 1]:
         dice = random.Random(jump)
-        time.time = lambda jump=jump, dice=dice: real() + dice.choice([0.0, jump])
+
+        def jumping(jump: float = jump, dice: random.Random = dice) -> float:
+            return real() + dice.choice([0.0, jump])
+
+        class Jumping(datetime):  # what `records.now` reads
+            @classmethod
+            def now(cls, tz: Any = None) -> Any:
+                return datetime.fromtimestamp(time.time(), tz)
+
+        time.time, records.datetime = jumping, Jumping
         try:
             with tempfile.TemporaryDirectory() as folder:
                 for count in range(1, 8):
@@ -216,13 +401,13 @@ def clock_jumps(quick: bool) -> Line:
                     line.count(result(folder, count))
                     os.utime(next(Path(folder).rglob("trial.json")), (real() + jump, real() + jump))
         finally:
-            time.time = real
+            time.time, records.datetime = real, datetime
     return line
 
 
 def object_store(quick: bool) -> Line:
     """S3 answers 500, slowly, half, or not at all; each call works, or fails in words and leaves what was there."""
-    line = Line("S3: 503, slow, half a body, silence, resets")
+    line = Line("S3: 500, 503, slow, half a body, silence, resets")
     from tests.s3_server import moto as fixture
     from tests.tcp_proxy import Fault, TcpProxy
 
@@ -241,7 +426,7 @@ def object_store(quick: bool) -> Line:
         s3.READ_SECONDS = 1
         s3._client().create_bucket(Bucket="faults")
         old, new = b"old" * 20_000, b"new" * 20_000
-        for kind in ("busy", "slow", "cut", "silent", "reset up", "reset down"):
+        for kind in KINDS:
             for method in ("PUT", "GET", "HEAD"):
                 for times in (1,) if quick else (1, 2, 9):
                     uri = f"s3://faults/{kind}-{method}-{times}".replace(" ", "-")
@@ -281,7 +466,7 @@ def registry(_: bool) -> Line:
 
     from retune.registry import promotion
 
-    line = Line("MLflow: 503, slow, half a body, silence, resets")
+    line = Line("MLflow: 500, 503, slow, half a body, silence, resets")
     for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
         del os.environ[name]
     os.environ |= {
@@ -299,7 +484,7 @@ def registry(_: bool) -> Line:
                 promotion.register(server.uri, "m", trial(number), adapter, study="faults")
             promotion.promote(server.uri, "m", "1", None)
             proxy = TcpProxy(server.port)
-            for kind in ("busy", "slow", "cut", "silent", "reset up", "reset down"):
+            for kind in KINDS:
                 for method in ("GET", "POST", "DELETE"):
                     old = promotion.aliases(server.uri, "m").champion
                     new = "2" if old == "1" else "1"
@@ -506,6 +691,7 @@ def fuzzed_requests(quick: bool) -> Line:
 
 FAULTS = (
     full_disk,
+    training_disk,
     flipped_bits,
     clock_jumps,
     object_store,
@@ -533,7 +719,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of each")
     parser.add_argument("--in-small-disk", help=argparse.SUPPRESS)
     parser.add_argument("names", nargs="*", help=f"of {[fault.__name__ for fault in FAULTS]}")
+    parser.add_argument("--train-in-small-disk", help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.train_in_small_disk:
+        print(json.dumps(train_in_small_disk(asked.train_in_small_disk, asked.quick)))
+        return
     if asked.in_small_disk:
         print(json.dumps(in_small_disk(asked.in_small_disk, asked.quick)))
         return

@@ -32,7 +32,8 @@ def problems(report: dict, known: dict[str, set[str]], allow_unpinned: bool) -> 
     """Return what was installed and is not what it should be; our own wheel, which was built here, is passed over."""
     found = []
     allow_unpinned = allow_unpinned and any(
-        item["metadata"]["name"] == "torch" and "+" in item["metadata"]["version"] for item in report["install"]
+        item["metadata"]["name"] == "torch" and "+" in item["metadata"]["version"]
+        for item in report["install"]
     )
     for item in report["install"]:
         info = item["download_info"]

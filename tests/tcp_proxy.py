@@ -10,6 +10,9 @@ import time
 from dataclasses import dataclass
 
 BUSY = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+BROKEN = (
+    b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 16\r\nConnection: close\r\n\r\n<html>Oops</html"
+)
 
 
 @dataclass
@@ -19,7 +22,7 @@ class Fault:
     Attributes:
         method: of the requests.
         kind: `reset up`, `reset down`: the connection is reset after so many bytes of request or answer; `cut`: the
-            answer ends there as if it were complete; `busy`: 503; `silent`: no answer; `slow`: the answer trickles.
+            answer ends there as if it were complete; `busy`: 503; `broken`: 500 with a page that is no JSON and no XML; `silent`: no answer; `slow`: the answer trickles.
         after: bytes that still pass.
         times: how many requests it befalls.
     """
@@ -57,10 +60,10 @@ class TcpProxy:
         with contextlib.suppress(OSError), client:
             first = client.recv(65536)
             fault = self._befalls(first)
-            if fault and fault.kind == "busy":
-                client.sendall(BUSY)
+            if fault and fault.kind in ("busy", "broken"):
+                client.sendall(BUSY if fault.kind == "busy" else BROKEN)
                 client.shutdown(socket.SHUT_WR)
-            if fault and fault.kind in ("busy", "silent"):
+            if fault and fault.kind in ("busy", "broken", "silent"):
                 while client.recv(65536):  # until the client gives up
                     pass
                 return

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import faults
 
-FAULTS = [faults.full_disk, faults.flipped_bits, faults.clock_jumps, faults.network_cuts, faults.fuzzed_studies,
+FAULTS = [faults.full_disk, faults.training_disk, faults.flipped_bits, faults.clock_jumps, faults.network_cuts, faults.fuzzed_studies,
           faults.fuzzed_requests]  # fmt: skip
 
 

@@ -607,3 +607,18 @@ def test_equal_searches_of_two_studies_or_in_two_folders_have_nothing_to_do_with
         assert [r.status for r in run.outcome.records] == ["completed"] * 4
     assert len(experiments(cluster)) == 3
     assert len(cluster.objects.list("jobs", NAMESPACE)) == 3 * 4, "the base and three trials each"
+
+
+def test_hours_are_counted_by_a_clock_that_does_not_jump(monkeypatch):
+    from retune.engines.katib import engine
+
+    clock = engine.steady_clock()
+    begin = clock()
+
+    class Jumped(engine.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return engine.datetime(2050, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr(engine, "datetime", Jumped)
+    assert timedelta(0) <= clock() - begin < timedelta(minutes=5)

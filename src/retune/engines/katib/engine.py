@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
@@ -35,6 +35,12 @@ from retune.workspace.ledger import Ledger, Outcome, observation, trial_name, wa
 RESTARTABLE = "ExperimentMaxTrialsReached"
 
 
+def steady_clock() -> Callable[[], datetime]:
+    """Return a clock that shows the present time now, and from then on runs evenly, whatever becomes of the machine's clock."""
+    begin, mark = datetime.now(UTC), time.monotonic()
+    return lambda: begin + timedelta(seconds=time.monotonic() - mark)
+
+
 class KatibEngine:
     """One search on a cluster.
 
@@ -45,7 +51,7 @@ class KatibEngine:
         should_stop: asked before each look at the cluster; True ends with `Interrupted`, the Experiment goes on.
         poll_seconds: between two looks at the cluster.
         patience: seconds for which the Kubernetes API may be away.
-        clock: the time, for `search.max_hours`.
+        clock: the time, for `search.max_hours`; by default one that ignores jumps of the machine's clock.
 
     Raises:
         InputError: if the study cannot run on a cluster, or there is none.
@@ -61,9 +67,9 @@ class KatibEngine:
         should_stop: Callable[[], bool],
         poll_seconds: float = 10.0,
         patience: float = 900.0,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], datetime] | None = None,
     ) -> None:
-        self._clock = clock
+        self._clock = clock or steady_clock()
         self.study, self.observe, self.should_stop = study, observe, should_stop
         self.place = manifest.Place(folder, data_uri)
         manifest.check(study, self.place)
