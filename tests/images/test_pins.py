@@ -13,6 +13,7 @@ spec = importlib.util.spec_from_file_location("pins", ROOT / "images" / "pins.py
 pins = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(pins)
 CONSTRAINTS = (ROOT / "constraints.txt").read_text()
+CUDA = (ROOT / "images" / "cuda.txt").read_text()  # of torch's layer alone
 
 
 def names(text):
@@ -36,11 +37,17 @@ def test_a_layer_has_the_pins_of_all_that_it_installs(layer, package):
     assert required(package, set()) & names(CONSTRAINTS) == names(pins.of(layer, CONSTRAINTS))
 
 
+def test_all_that_torch_requires_is_pinned():
+    assert required("torch", set()) <= names(CONSTRAINTS) | names(CUDA)
+    assert names(CUDA) == names(pins.of("torch", CUDA))
+
+
 def test_hashes_are_those_of_the_pins():
     hashes = (ROOT / "images" / "hashes.txt").read_text()
     for layer in pins.LAYERS:
         found = pins.of(layer, hashes)
-        assert names(re.sub(r"\s*\\$", "", found, flags=re.M)) == names(pins.of(layer, CONSTRAINTS))
+        pinned = names(pins.of(layer, CONSTRAINTS)) | (names(CUDA) if layer == "torch" else set())
+        assert names(re.sub(r"\s*\\$", "", found, flags=re.M)) == pinned
         assert found.count("--hash=sha256:") > len(names(pins.of(layer, CONSTRAINTS)))
 
 
