@@ -30,6 +30,8 @@ _TYPED = {
 _FIELDS = {  # of kinds whose models no Python package carries: their first level
     ("monitoring.coreos.com/v1", "PodMonitor"): {"selector", "podMetricsEndpoints"},
     ("gateway.networking.k8s.io/v1", "HTTPRoute"): {"parentRefs", "hostnames", "rules"},
+    ("argoproj.io/v1alpha1", "EventSource"): {"minio", "template"},
+    ("argoproj.io/v1alpha1", "Sensor"): {"dependencies", "triggers", "template"},
 }
 _LOCAL_QUEUE = {"clusterQueue", "stopPolicy"}
 
@@ -44,7 +46,12 @@ def problems(document, version):
         return [f"spec: unknown fields {sorted(unknown)}"] if unknown else []
     if kind in _FIELDS:
         unknown = set(document["spec"]) - _FIELDS[kind]
-        return [f"spec: unknown fields {sorted(unknown)}"] if unknown else []
+        inner = [
+            problem
+            for trigger in document["spec"].get("triggers", [])
+            for problem in problems(trigger["template"]["k8s"]["source"]["resource"], version)
+        ]
+        return ([f"spec: unknown fields {sorted(unknown)}"] if unknown else []) + inner
     try:
         kubernetes_validate.validate(document, "{}.{}".format(*version), strict=True)
     except kubernetes_validate.ValidationError as error:

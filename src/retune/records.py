@@ -323,6 +323,7 @@ class GateRecord(Record):
         model: name in the registry. challenger, champion: versions; champion is None before the first promotion.
         decision: ``promote``, ``keep`` (the champion stays) or ``same`` (the challenger is the champion).
         rules: each rule with its inputs, numbers and outcome; the decision is ``promote`` if all passed.
+        waits: the gate passed, but a person is to move the champion (`promote.automatic` of the study).
 
     """
 
@@ -335,3 +336,4 @@ class GateRecord(Record):
     study: str = ""
     data_digest: str = ""
     decided: str = ""
+    waits: bool = False

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retune.records import GateRecord
-from retune.registry.gate import ChampionFacts, decide
+from retune.registry.gate import ChampionFacts, beyond_noise, decide
 from retune.selection.choice import Spread
 from retune.study import Gate, Objective
 from tests.selection.test_choice import bench, trial
@@ -138,3 +138,13 @@ def test_promotion_means_that_every_number_is_there_and_good_enough(loss, score,
     )  # fmt: skip
     assert (record.decision == "promote") == good
     record.to_json()
+
+
+@pytest.mark.parametrize(
+    ("sd", "loss", "beyond"), [(0.04, 1.5, True), (0.051, 1.5, False), (None, 1.5, False), (0.0, 1.59, True)]
+)
+def test_a_gain_of_twice_the_spread_over_every_reference_is_beyond_noise(sd, loss, beyond):
+    """The champion has 1.6, so a loss of 1.5 gains 0.1 over it."""
+    record = decided(sd=sd, loss=loss)
+    assert record.decision == "promote"
+    assert beyond_noise(record) is beyond

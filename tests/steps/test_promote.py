@@ -123,3 +123,33 @@ def test_a_decision_by_rules_that_have_changed_is_made_again(registered, monkeyp
     strict = study.model_copy(update={"promote": study.promote.model_copy(update={"gate": gate})})
     assert step.promote(strict, SearchFolder(folder), data).decision == "keep"
     assert promotion.aliases(study.tracking.uri, "m").champion is None
+
+
+def _asking(study, **changes):
+    return study.model_copy(update={"promote": study.promote.model_copy(update=changes)})
+
+
+def test_the_champion_waits_for_a_person_where_the_study_says_so(registered):
+    study, folder, data, _ = registered
+    record = step.promote(_asking(study, automatic="never"), SearchFolder(folder), data)
+    assert (record.decision, record.waits) == ("promote", True)
+    assert promotion.aliases(study.tracking.uri, "m").champion is None
+    assert step.promote(_asking(study, automatic="never"), SearchFolder(folder), data).waits  # by its stamp
+    assert promotion.promote_challenger(study.tracking.uri, "m").champion == "1"
+
+
+def test_a_gain_whose_noise_is_not_known_is_not_beyond_it(registered):
+    study, folder, data, _ = registered
+    assert step.promote(_asking(study, automatic="beyond-noise"), SearchFolder(folder), data).waits
+    record = step.promote(study, SearchFolder(folder), data)  # asked anew, by another rule
+    assert (record.decision, record.waits) == ("promote", False)
+    assert promotion.aliases(study.tracking.uri, "m").champion == "1"
+
+
+def test_the_stamps_of_older_studies_stay_valid(registered):
+    study, folder, _, _ = registered
+    assert "automatic" not in step.inputs(study, SearchFolder(folder))["promote"]
+    assert (
+        step.inputs(_asking(study, automatic="never"), SearchFolder(folder))["promote"]["automatic"]
+        == "never"
+    )

@@ -25,6 +25,7 @@ VERBS = {
     "serve": "Serve the search algorithms to Katib or to a local study.",
     "submit": "Run a study on a cluster, as a run of Kubeflow Pipelines.",
     "schedule": "Run a study on a cluster on a schedule.",
+    "ci": "Retune what changed, from CI: lock, budget, pull request.",
     "katib": "Register retune's algorithms with Katib, or remove them.",
     "render": "Print what a study would create on a cluster.",
     "promote": "Put a registered adapter through the gate, or roll back.",

@@ -173,6 +173,11 @@ def show_outcome(outcome: Outcome, study_file: str, overrides: tuple[str, ...]) 
         "keep": f"[yellow]not promoted[/]: {outcome.model} version {outcome.gate.champion or '(none)'} stays the champion",
         "same": f"{outcome.model} version {outcome.gate.challenger} is the champion already",
     }
+    if outcome.gate.waits:
+        version = outcome.gate.challenger
+        decision["promote"] = (
+            f"[green]passed[/]: {outcome.model} version {version} waits for `retune promote`"
+        )
     console.print(decision[outcome.gate.decision])
     for rule in outcome.gate.rules:
         if not rule["passed"]:

@@ -62,6 +62,20 @@ def recipe_digest(data: Data, seed: int, tokenizer: Any = None) -> str:
     return _recipe(data, seed, tokenizer, *_stocks(data))
 
 
+def source_digests(data: Data) -> dict[str, str]:
+    """Return the SHA-256 of each file that a study's data come from, by its name.
+
+    Raises:
+        InputError: if files are missing, with all of them.
+    """
+    stocks, held_out = _stocks(data)
+    found: dict[str, str] = {}
+    for stock in [*stocks, *([held_out] if held_out else [])]:
+        name = sources.name(stock.source)
+        found[name if name not in found else f"{name} ({len(found) + 1})"] = stock.sha256
+    return found
+
+
 def mix(
     data: Data, seed: int, tokenizer: Any, out_uri: str, progress: Callable[[str], None] | None = None
 ) -> MixRecord:

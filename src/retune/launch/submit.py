@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from retune import __version__
-from retune.errors import InputError, RetuneError
+from retune.errors import InputError, Interrupted, RetuneError
 from retune.launch.package import package
 from retune.records import digest
 from retune.steps.entry import packed
@@ -153,13 +153,35 @@ class Kubeflow:
                 self._client.delete_recurring_run(old)
         return len(found)
 
-    def wait(self, run: str, watch: Callable[[str], None], poll_seconds: float = 10.0) -> str:
+    def complete(self, run: Submitted, stops: Callable[[], int], poll_seconds: float = 10.0) -> None:
+        """Wait until a run has succeeded; terminate it if a stop is asked for.
+
+        Raises:
+            Interrupted: if it was stopped. RetuneError: if it ended otherwise, or the API is away for ten minutes.
+
+        """
+        state = self.wait(run.id, lambda state: None, poll_seconds, lambda: stops() > 0)
+        if state not in ENDED:
+            with self._reported("terminate a run on"):
+                self._client.terminate_run(run.id)
+            raise Interrupted(f"the run was terminated; its finished trials are kept: {run.url}")
+        if state != "SUCCEEDED":
+            raise RetuneError(f"the run ended as {state}: {run.url}")
+
+    def wait(
+        self,
+        run: str,
+        watch: Callable[[str], None],
+        poll_seconds: float = 10.0,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> str:
         """Return the state in which a run ended: SUCCEEDED, FAILED, CANCELED or SKIPPED.
 
         KFP's own `wait_for_run_completion` never ends on a cancelled run, and gives up at the first lost reply.
 
         Args:
             run: the run's id. watch: called with every new state. poll_seconds: time between two looks.
+            should_stop: ends the waiting; the state is then the last one seen.
 
         Raises:
             RetuneError: if the API is away for ten minutes; the run goes on.
@@ -178,7 +200,7 @@ class Kubeflow:
             if state != shown:
                 watch(state)
                 shown = state
-            if state in ENDED:
+            if state in ENDED or should_stop():
                 return state
             time.sleep(poll_seconds)
 

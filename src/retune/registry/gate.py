@@ -107,6 +107,21 @@ def decide(
     )
 
 
+NOISE = 2.0
+
+
+def beyond_noise(record: GateRecord) -> bool:
+    """Return whether each gain that the gate asks for is at least twice the standard deviation over seeds.
+
+    Without a measured spread (`search.repeats`) nothing is known about the noise, so the answer is no.
+    """
+    gains = [rule for rule in record.rules if rule["rule"].startswith("better than ")]
+    return bool(gains) and all(
+        rule["gain"] is not None and rule["spread"] is not None and rule["gain"] >= NOISE * rule["spread"]
+        for rule in gains
+    )
+
+
 def _rule(name: str, passed: bool, text: str, *, binding: bool = True, **numbers: Any) -> dict[str, Any]:
     outcome = ("passed" if passed else "failed") if binding else "noted"
     return {"rule": name, "passed": passed or not binding, "outcome": outcome, "text": text, **numbers}

@@ -256,7 +256,7 @@ def _gate_title(gate: GateRecord) -> str:
         "keep": "not promoted" if gate.champion is None else f"version {gate.champion} stays champion",
         "same": f"version {gate.challenger} is the champion already",
     }
-    return titles[gate.decision]
+    return f"version {gate.challenger} waits to be promoted" if gate.waits else titles[gate.decision]
 
 
 def _facts(study: Study, trials: Sequence[TrialRecord]) -> list[tuple[str, str]]:

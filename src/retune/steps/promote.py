@@ -22,7 +22,10 @@ def inputs(study: Study, folder: SearchFolder) -> dict[str, Any]:
     """Return what decides the outcome of this step."""
     selection = digest(folder.read(SELECTION))
     version = (folder.stamps.last("register") or {}).get("version")
-    return {"selection": selection, "version": version, "promote": study.promote.model_dump(mode="json")}
+    asked = study.promote.model_dump(mode="json")
+    if asked["automatic"] == "passed":  # what older studies did: their stamps stay valid
+        del asked["automatic"]
+    return {"selection": selection, "version": version, "promote": asked}
 
 
 def promote(study: Study, folder: SearchFolder, data_uri: str) -> GateRecord:
@@ -60,6 +63,7 @@ def promote(study: Study, folder: SearchFolder, data_uri: str) -> GateRecord:
             selection.spread_for(challenger.trial),
             study.name,
         )
+        record.waits = record.decision == "promote" and not _automatic(study, record)
         folder.write(GATE, record)
         _carry_out(uri, record)
         outputs["decision"] = record.decision
@@ -76,13 +80,23 @@ def _carried_out(study: Study, folder: SearchFolder, version: str) -> GateRecord
     record = folder.gate
     if (record.challenger, record.model, record.decision) != (version, study.promote.model, "promote"):
         return None
+    if record.waits:
+        return None
     return record if promotion.aliases(study.tracking.uri, record.model).champion == version else None
 
 
 def _carry_out(uri: str, record: GateRecord) -> None:
-    if record.decision == "promote":  # first: a decision that comes too late is not noted either
+    if (
+        record.decision == "promote" and not record.waits
+    ):  # first: a decision that comes too late is not noted either
         promotion.promote(uri, record.model, record.challenger, record.champion)
     promotion.note_gate(uri, record)
+
+
+def _automatic(study: Study, record: GateRecord) -> bool:
+    """Return whether the champion may move without a person."""
+    wanted = study.promote.automatic
+    return wanted == "passed" or (wanted == "beyond-noise" and gate.beyond_noise(record))
 
 
 def _on_this_data(study: Study, champion: ChampionFacts, data_uri: str) -> ChampionFacts:

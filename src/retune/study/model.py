@@ -291,6 +291,11 @@ class Promote(Section):
 
     model: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     gate: Gate = Field(default_factory=Gate)
+    automatic: Literal["passed", "beyond-noise", "never"] = Field(
+        "passed",
+        description="when the champion moves without a person: whenever the gate passes, only if all gains are at least twice "
+        "the spread over seeds, or never (`retune promote`, `retune ci promote`)",
+    )
 
     @field_validator("model")
     @classmethod

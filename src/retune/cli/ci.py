@@ -1,0 +1,189 @@
+"""`retune ci`: retuning by a CI system."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from retune.retuning.run import Look, Runner
+
+WEBHOOK = "RETUNE_WEBHOOK"
+
+
+@click.group("ci")
+def command() -> None:
+    """Retune what changed: one at a time, within a budget, by pull request. See docs/ci.md.
+
+    \b
+    Examples:
+      retune ci run study.yaml --dry-run
+      retune ci run study.yaml --gpu-hours 40 --pull-request retune
+      retune ci promote retune/support-bot.json
+    """
+
+
+@command.command("run", short_help="Run a study if something it depends on changed.")
+@click.argument("study_file", metavar="STUDY")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--code", "paths", multiple=True, metavar="PATH",
+              help="code=<the last commit that touched PATH>; may be repeated.")  # fmt: skip
+@click.option("--gpu-hours", type=click.FloatRange(min=0, min_open=True), metavar="HOURS",
+              help="Budget of all retunings within --days; running trials are saved before it is overspent.")  # fmt: skip
+@click.option("--days", type=click.FloatRange(min=0, min_open=True), default=30, show_default=True)
+@click.option("--pull-request", metavar="FOLDER",
+              help="Propose what passes the gate: files in FOLDER, on the branch retune/MODEL.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Say what would start and why; run and write nothing.")
+@click.option(
+    "--host", envvar="KF_PIPELINES_ENDPOINT", metavar="URL", help="Run it on this Kubeflow Pipelines."
+)
+@click.option("--namespace", metavar="NAME", help="Of the user, in a multi-user Kubeflow.")
+@click.option("--token-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+              help="Bearer token for the address.")  # fmt: skip
+@click.option(
+    "--ca", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="Its certificate authority."
+)
+@click.option("--beat-seconds", type=click.FloatRange(min=0.1), default=10, show_default=True,
+              help="Time between two heartbeats; after six missed ones a run counts as dead.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")
+def run(
+    study_file: str, overrides: tuple[str, ...], paths: tuple[str, ...], gpu_hours: float | None, days: float,
+    pull_request: str | None, dry_run: bool, host: str | None, namespace: str | None, token_file: Path | None,
+    ca: str | None, beat_seconds: float, as_json: bool,
+) -> None:  # fmt: skip
+    """Run a study if its data, base, code or settings changed since the last time.
+
+    A webhook in the environment variable RETUNE_WEBHOOK is told of start and end (Slack's format). With
+    --pull-request the champion moves when it is merged (`retune ci promote`), or at once if the study says
+    `promote.automatic: beyond-noise` and the gain is. Exit codes: 0 done or nothing to do, 2 bad input, 75
+    stopped, over budget, or another one at work; 1 failed.
+
+    \b
+    Examples:
+      retune ci run study.yaml --code src --dry-run
+      retune ci run study.yaml artifacts.uri=s3://retune --gpu-hours 40 --pull-request retune
+      retune ci run study.yaml engine.kind=katib --host http://localhost:8080
+    """
+    import os
+
+    from retune import study
+    from retune.processes import stop_signals
+    from retune.retuning import run as retuning
+    from retune.retuning.forge import TOKENS
+    from retune.retuning.notify import notifier
+
+    words = [*overrides, *([f"code={_last_commit(paths)}"] if paths else [])]
+    loaded = study.load(study_file, words)
+    if pull_request is not None and loaded.promote.automatic == "passed":
+        loaded = study.load(study_file, [*words, "promote.automatic=never"])
+    options = retuning.Options(gpu_hours, days, pull_request, host is not None, beat_seconds)
+    found = retuning.look(loaded, options)
+    if dry_run:
+        click.echo(
+            json.dumps({"starts": found.starts, **vars(found)}, indent=2)
+            if as_json
+            else _told(loaded.name, found)
+        )
+        return
+    runner: Runner
+    if host is None:
+        from retune.launch import local
+        from retune.steps.plan import checked
+
+        if found.steps:
+            checked(loaded)
+
+        def runner(which: study.Study, stops: retuning.Stops) -> None:
+            local.run(which, lambda progress: None, stops)
+    else:
+        from retune.launch.submit import Kubeflow, arguments_of
+
+        token = token_file.read_text().strip() if token_file else None
+        kubeflow = Kubeflow(host, namespace or loaded.cluster.namespace, token, ca)
+
+        def runner(which: study.Study, stops: retuning.Stops) -> None:
+            started = kubeflow.submit("search", which, arguments_of(which))
+            click.echo(started.url, err=True)
+            kubeflow.complete(started, stops)
+
+    env = dict(os.environ)
+    for name in (
+        WEBHOOK,
+        *TOKENS,
+    ):  # the study's processes run code that a model wrote, and need none of them
+        os.environ.pop(name, None)
+    tell = notifier(env.get(WEBHOOK), lambda line: click.echo(line, err=True))
+    with stop_signals() as stops:
+        result = retuning.run(loaded, found, options, runner, stops, tell, env)
+    click.echo(json.dumps(result.as_dict(), indent=2) if as_json else result.sentence())
+
+
+@command.command("promote", short_help="Promote what was merged.")
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@click.option("--before", metavar="COMMIT",
+              help="Leave files alone that are as in this commit, the branch's head before the push.")  # fmt: skip
+@click.option("--tracking", "uri", envvar="MLFLOW_TRACKING_URI", default="sqlite:///mlflow.db", show_default=True,
+              help="MLflow tracking URI.")  # fmt: skip
+def promote(files: tuple[Path, ...], before: str | None, uri: str) -> None:
+    """Make the version in each of FILES, which `run --pull-request` wrote, the champion of its model.
+
+    Refused if the champion changed after the gate's decision. With --before, a changed file that names the
+    champion before the present one rolls back: reverting a merge does.
+
+    \b
+    Example:
+      retune ci promote retune/*.json --before HEAD~1 --tracking https://mlflow.example
+    """
+    import os
+
+    from retune.retuning import forge, proposal
+    from retune.retuning import run as retuning
+    from retune.retuning.notify import notifier
+
+    tell = notifier(os.environ.get(WEBHOOK), lambda line: click.echo(line, err=True))
+    pins = [(path, proposal.read_pin(path)) for path in files]
+    changed = forge.changed_since(before, files) if before else list(files)
+    for path, pin in pins:
+        if path not in changed:
+            click.echo(f"{path}: as before")
+            continue
+        done = retuning.carry_out(uri, pin, revert=before is not None)
+        click.echo(done)
+        if not done.endswith("already"):
+            tell(done)
+
+
+def _told(name: str, found: Look) -> str:
+    verb = "would start" if found.starts else "would not start" if found.steps else "nothing to do"
+    lines = [f"{name}: {verb}{': ' + ', '.join(found.steps) if found.steps else ''}"]
+    lines += [f"  {reason}" for reason in found.reasons]
+    lines += [f"  {found.waits}"] if found.waits else []
+    if found.left is not None:
+        lines.append(
+            f"GPU hours: {found.spent:.3g} held, {found.left:.3g} left; it holds {found.gpus} GPU{'s' * (found.gpus > 1)}"
+        )
+    lines += [f"at work: {found.holder}"] if found.holder else [f"last: {found.last}"] if found.last else []
+    return "\n".join(lines)
+
+
+def _last_commit(paths: tuple[str, ...]) -> str:
+    from retune.errors import InputError
+
+    done = subprocess.run(
+        ["git", "log", "-1", "--format=%H", "--", *paths], capture_output=True, text=True, check=False
+    )
+    if done.returncode or not done.stdout.strip():
+        why = (
+            done.stderr.strip()
+            or "no commit touched them; a shallow clone has only the last ones (fetch-depth: 0)"
+        )
+        raise InputError(
+            f"--code names paths with a commit in git, but for {list(paths)} {why}", "retune ci run"
+        )
+    return done.stdout.strip()

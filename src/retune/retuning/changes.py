@@ -1,0 +1,51 @@
+"""Which inputs of a study changed since it was last retuned, told by their digests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from retune import models
+from retune.data import mixing
+from retune.records import digest
+from retune.study import Study
+
+_ELSEWHERE = ("name", "code", "model", "data", "engine", "cluster", "tracking", "artifacts")
+"""Sections that are digests of their own, or that only say where a study runs."""
+_BUDGETS = {"trials", "parallel", "max_failed", "max_hours"}
+
+
+def inputs(study: Study) -> dict[str, str]:
+    """Return the digest of each input: ``data <file>`` of every file, ``base``, ``code`` and ``study``.
+
+    Raises:
+        InputError: if a file is missing.
+    """
+    settings = study.model_dump(mode="json", exclude=set(_ELSEWHERE))
+    settings["search"] = {key: value for key, value in settings["search"].items() if key not in _BUDGETS}
+    recipe = study.data.model_dump(mode="json")
+    for source in recipe["sources"]:
+        source.pop("uri", None)  # the same files elsewhere are the same data
+    model = study.model.model_dump(mode="json", exclude={"base", "revision"})
+    found = {f"data {name}": sha256 for name, sha256 in mixing.source_digests(study.data).items()}
+    found["base"] = study.model.revision or models.base_digest(models.locate(study.model))
+    if study.code is not None:
+        found["code"] = study.code
+    found["study"] = digest([settings, recipe, model])
+    found["budget"] = digest({key: getattr(study.search, key) for key in ("trials", "max_hours")})
+    return found
+
+
+def reasons(before: Mapping[str, str] | None, now: Mapping[str, str]) -> list[str]:
+    """Return a line for each input that is new, changed or gone; one line if there is nothing to compare with."""
+    if before is None:
+        return ["it was never retuned"]
+    lines = []
+    for name in [*now, *(name for name in before if name not in now)]:
+        old, new = before.get(name), now.get(name)
+        if old != new:
+            lines.append(f"{name}: {_short(old)} -> {_short(new)}")
+    return lines
+
+
+def _short(found: str | None) -> str:
+    return "none" if found is None else found[:12]

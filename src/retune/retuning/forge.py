@@ -1,0 +1,198 @@
+"""A branch with the proposed champion, and its pull request on GitHub or merge request on GitLab.
+
+The branch is made from git's objects alone: neither the working tree nor the current branch of the job's clone changes.
+It is always the same one, ``retune/<model>``, so a model has one open request, and a newer proposal replaces an older.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from retune.errors import InputError, RetuneError
+from retune.uris import mask
+
+TIMEOUT_SECONDS = 30.0
+TOKENS = ("RETUNE_TOKEN", "GITHUB_TOKEN", "GITLAB_TOKEN")
+_IDENTITY = {
+    "GIT_AUTHOR_NAME": "retune", "GIT_AUTHOR_EMAIL": "retune@localhost",
+    "GIT_COMMITTER_NAME": "retune", "GIT_COMMITTER_EMAIL": "retune@localhost",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Forge:
+    """Where requests are opened, from the variables that CI systems set; `kind` is None where there are none.
+
+    Attributes:
+        kind: ``github`` or ``gitlab``. api: the address of the API for this repository. token: may write requests.
+        base: the branch that requests go to.
+    """
+
+    kind: str | None
+    api: str = ""
+    token: str = ""
+    base: str = "main"
+
+    @classmethod
+    def found(cls, env: Mapping[str, str]) -> Forge:
+        """Return the forge of this CI job.
+
+        Raises:
+            InputError: if the job names one, but has no token for it.
+        """
+        if name := env.get("GITHUB_REPOSITORY"):
+            api = f"{env.get('GITHUB_API_URL', 'https://api.github.com')}/repos/{name}"
+            return cls("github", api, _token(env, "GITHUB_TOKEN"), env.get("GITHUB_REF_NAME", "main"))
+        if number := env.get("CI_PROJECT_ID"):
+            server = env.get("CI_API_V4_URL", "https://gitlab.com/api/v4")
+            project = f"{server}/projects/" + quote(number, safe="")
+            return cls("gitlab", project, _token(env, "GITLAB_TOKEN"), env.get("CI_DEFAULT_BRANCH", "main"))
+        return cls(None)
+
+    def open(self, branch: str, title: str, body: str) -> str:
+        """Open a request, or bring the open one of this branch up to date; return its address.
+
+        Raises:
+            RetuneError: if the API refuses or is away.
+        """
+        if self.kind == "github":
+            owner = self.api.rsplit("/", 2)[1]
+            query = urlencode({"head": f"{owner}:{branch}", "base": self.base, "state": "open"})
+            there = self._call("GET", f"pulls?{query}")
+            content = {"title": title, "body": body}
+            if there:
+                return str(self._call("PATCH", f"pulls/{there[0]['number']}", content)["html_url"])
+            return str(
+                self._call("POST", "pulls", {**content, "head": branch, "base": self.base})["html_url"]
+            )
+        query = urlencode({"source_branch": branch, "target_branch": self.base, "state": "opened"})
+        there = self._call("GET", f"merge_requests?{query}")
+        content = {"title": title, "description": body}
+        if there:
+            return str(self._call("PUT", f"merge_requests/{there[0]['iid']}", content)["web_url"])
+        named = {"source_branch": branch, "target_branch": self.base}
+        return str(self._call("POST", "merge_requests", {**content, **named})["web_url"])
+
+    def _call(self, method: str, path: str, content: Any = None) -> Any:
+        key = (
+            {"Authorization": f"Bearer {self.token}"}
+            if self.kind == "github"
+            else {"PRIVATE-TOKEN": self.token}
+        )
+        headers = {
+            **key,
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            "User-Agent": "retune",
+        }
+        body = None if content is None else json.dumps(content).encode()
+        request = urllib.request.Request(f"{self.api}/{path}", body, headers, method=method)
+        what = f"{method} {mask(self.api)}/{path.partition('?')[0]}"
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            said = error.read(2000).decode(errors="replace").replace(self.token, "***")
+            raise RetuneError(
+                f"{what} answered {error.code}: {said.strip()[:300] or error.reason}"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise RetuneError(f"{what} failed: {getattr(error, 'reason', error)}") from error
+
+
+def _token(env: Mapping[str, str], name: str) -> str:
+    if token := env.get("RETUNE_TOKEN") or env.get(name):
+        return token
+    raise InputError(
+        f"--pull-request needs a token that may open requests: set {name} or RETUNE_TOKEN in the environment"
+    )
+
+
+def require_repository() -> None:
+    """Make sure that a branch can be pushed from here.
+
+    Raises:
+        InputError: if this is no git repository, or it has no remote `origin`.
+    """
+    try:
+        _git("rev-parse", "--verify", "HEAD")
+        _git("remote", "get-url", "origin")
+    except RetuneError as error:
+        raise InputError(
+            f"--pull-request needs a clone of a git repository with a remote `origin`: {error}"
+        ) from error
+
+
+def push(branch: str, files: Mapping[str, bytes], message: str) -> str:
+    """Push one commit with `files` on top of HEAD to a branch of `origin`, replacing what that branch was; return it.
+
+    Args:
+        branch: without ``refs/heads/``. files: content by path in the repository.
+
+    Raises:
+        RetuneError: if git refuses.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        env = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
+        _git("read-tree", "HEAD", env=env)
+        for path, content in files.items():
+            blob = _git("hash-object", "-w", "--stdin", content=content)
+            _git("update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", env=env)
+        tree = _git("write-tree", env=env)
+    given = {key: os.environ.get(key, value) for key, value in _IDENTITY.items()}
+    commit = _git("commit-tree", tree, "-p", "HEAD", "-m", message, env=given)
+    _git("push", "--quiet", "--force", "origin", f"{commit}:refs/heads/{branch}")
+    return commit
+
+
+def top() -> Path:
+    """Return the folder of the clone."""
+    return Path(_git("rev-parse", "--show-toplevel"))
+
+
+def changed_since(commit: str, files: Sequence[Path]) -> list[Path]:
+    """Return those of `files` that differ from what they were in a commit, or were not there.
+
+    Raises:
+        InputError: if the commit is unknown here.
+    """
+    try:
+        _git("cat-file", "-e", f"{commit}^{{commit}}")
+    except RetuneError as error:
+        raise InputError(
+            f"--before names a commit of this clone, but got {commit!r}; a shallow clone has only the last ones (fetch-depth: 0)"
+        ) from error
+    root = top()
+    found = []
+    for file in files:
+        path = file.resolve().relative_to(root.resolve()).as_posix()
+        known = _git("ls-tree", commit, "--", f":(top){path}").split()
+        if not known or known[2] != _git("hash-object", "--", str(file)):
+            found.append(file)
+    return found
+
+
+def _git(*words: str, content: bytes | None = None, env: Mapping[str, str] | None = None) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *words],
+            input=content,
+            capture_output=True,
+            check=False,
+            env={**os.environ, **(env or {})},
+        )
+    except FileNotFoundError as error:
+        raise RetuneError("git is not installed here") from error
+    if done.returncode:
+        raise RetuneError(f"git {words[0]} failed: {done.stderr.decode(errors='replace').strip()[-500:]}")
+    return done.stdout.decode().strip()

@@ -1,0 +1,280 @@
+"""A retuning from beginning to end: look, take the lock, run within the budget, propose or promote, tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from retune import gpus
+from retune.errors import Interrupted, RetuneError
+from retune.registry import promotion
+from retune.retuning import changes, forge, proposal
+from retune.retuning.book import BEAT_SECONDS, Book, Held, Retuning, stop_when
+from retune.steps import outcome as outcomes
+from retune.steps.outcome import Outcome
+from retune.steps.plan import plan
+from retune.study import Study
+
+Stops = Callable[[], int]
+Runner = Callable[[Study, Stops], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to retune.
+
+    Attributes:
+        gpu_hours: what all retunings of the last `days` may hold together; None: no limit.
+        pull_request: folder of the repository for the proposal; None: no pull request.
+        on_cluster: whether the steps run in pods. beat_seconds: see `retune.retuning.book`.
+    """
+
+    gpu_hours: float | None = None
+    days: float = 30.0
+    pull_request: str | None = None
+    on_cluster: bool = False
+    beat_seconds: float = BEAT_SECONDS
+
+
+@dataclass
+class Look:
+    """What a retuning would do, and why.
+
+    Attributes:
+        steps: those that are out of date; none: nothing starts. reasons: a line for each input that changed.
+        inputs: digests of all inputs. last: number and state of the last retuning.
+        spent, left: GPU hours; `left` is None without a budget. gpus: held while it runs.
+        holder: who is at work now, as far as its record tells.
+        waits: a version that passed its gate and was not proposed yet.
+    """
+
+    steps: list[str]
+    reasons: list[str]
+    inputs: dict[str, str]
+    spent: float
+    left: float | None
+    gpus: int
+    last: str | None = None
+    holder: str | None = None
+    waits: str | None = None
+
+    @property
+    def starts(self) -> bool:
+        """Whether a study would run."""
+        return bool(self.steps) and self.holder is None and (self.left is None or self.left > 0)
+
+
+@dataclass
+class Result:
+    """What a retuning came to; `retuning` is its number, None if nothing had to be done."""
+
+    study: str
+    retuning: int | None = None
+    reasons: list[str] = field(default_factory=list)
+    decision: str | None = None
+    model: str = ""
+    challenger: str | None = None
+    champion: str | None = None
+    promoted: bool = False
+    pull_request: str | None = None
+    gpu_hours: float = 0.0
+    report: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return asdict(self)
+
+    def sentence(self) -> str:
+        """Return it in words."""
+        if self.retuning is None:
+            return f"{self.study}: nothing changed, nothing started"
+        version = f"{self.model} version {self.challenger}"
+        if self.promoted:
+            told = f"{version} is the champion now"
+        elif self.decision == "promote":
+            told = (
+                f"{version} passed its gate and waits: {self.pull_request or f'retune promote {self.model}'}"
+            )
+        elif self.decision == "same":
+            told = f"{version} is the champion already"
+        else:
+            told = f"{self.model} keeps its champion, {self.champion or 'none'}; version {self.challenger} did not pass its gate"
+        return f"{self.study}: {told} ({self.gpu_hours:.3g} GPU hours; {'; '.join(self.reasons)})"
+
+
+def look(study: Study, options: Options) -> Look:
+    """Return what would start and why; nothing is run or written.
+
+    Raises:
+        InputError: if a file of the study is missing.
+    """
+    states = plan(study)
+    now = changes.inputs(study)
+    entries = Book(study.root).entries()
+    made = [entry for entry in entries if entry.state == "done" and entry.inputs]
+    last = entries[-1] if entries else None
+    steps = [step for step, done in states.items() if not done]
+    lines = changes.reasons(made[-1].inputs if made else None, now) if steps else []
+    if steps and last is not None and last.state in ("stopped", "failed"):
+        lines.append(f"retuning {last.number} {last.state}: {(last.problem or '').splitlines()[0]}")
+    if steps and not lines:
+        lines = [f"not up to date: {', '.join(steps)}"]
+    spent = Book(study.root).spent(options.days, entries)
+    holder = (
+        f"retuning {last.number} since {last.started} ({last.owner})"
+        if last and last.state == "running"
+        else None
+    )
+    return Look(
+        steps=steps, reasons=lines, inputs=now, spent=round(spent, 6), gpus=held_gpus(study, options.on_cluster),
+        left=None if options.gpu_hours is None else round(max(0.0, options.gpu_hours - spent), 6),
+        last=f"retuning {last.number}: {last.state}" if last else None, holder=holder,
+        waits=_unproposed(study, entries) if options.pull_request is not None and not steps else None,
+    )  # fmt: skip
+
+
+def run(
+    study: Study,
+    found: Look,
+    options: Options,
+    runner: Runner,
+    asked: Stops,
+    tell: Callable[[str], None],
+    env: Mapping[str, str],
+) -> Result:
+    """Do what `found` says, and return what came of it.
+
+    Args:
+        study: checked by the caller, as far as it can be. found: what `look` returned. options: as for it.
+        runner: runs the study and ends when it has ended or its second argument says so.
+        asked: stops by signals. tell: sends a notification. env: the environment, for the forge and its token.
+
+    Raises:
+        Busy: if another retuning of the study is at work.
+        Interrupted: if the budget is used up or a stop was asked for; run again to carry on.
+        RetuneError: if a step, the push or the pull request failed.
+    """
+    if not found.steps and found.waits is None:
+        return Result(study.name)
+    target = None
+    if options.pull_request is not None:  # before anything is spent
+        forge.require_repository()
+        target = forge.Forge.found(env)
+    book = Book(study.root, options.beat_seconds)
+    earlier = book.spent(options.days)
+    if found.steps and options.gpu_hours is not None and earlier >= options.gpu_hours:
+        text = _used_up(options, earlier)
+        tell(f"{study.name}: not started: {text}")
+        raise Interrupted(text)
+    try:
+        with book.take(found.gpus, found.inputs, found.reasons) as held:
+            tell(
+                f"{study.name}: retuning {held.entry.number} starts: {'; '.join(found.reasons or [found.waits or ''])}"
+            )
+            if found.steps:
+                _run(study, held, options, book, runner, asked)
+            _note(held.entry, outcome := outcomes.read(study))
+            if outcome.gate.waits and target is not None:
+                held.entry.pull_request = propose(
+                    outcome, target, str(options.pull_request), found.reasons, held.gpu_hours
+                )
+    except (RetuneError, OSError) as error:
+        tell(f"{study.name}: retuning {'stopped' if isinstance(error, Interrupted) else 'failed'}: {error}")
+        raise
+    entry = held.entry
+    result = Result(
+        study.name, entry.number, found.reasons, entry.decision, entry.model, entry.challenger, entry.champion,
+        entry.promoted, entry.pull_request, entry.gpu_hours, outcome.report,
+    )  # fmt: skip
+    tell(result.sentence())
+    return result
+
+
+def propose(outcome: Outcome, target: forge.Forge, folder: str, reasons: list[str], gpu_hours: float) -> str:
+    """Push the branch with the proposed champion and open its request; return the address, or the branch without a forge."""
+    branch = proposal.BRANCH.format(model=outcome.model)
+    page = proposal.page(outcome, reasons, gpu_hours)
+    forge.push(branch, proposal.files(outcome, folder, page), proposal.title(outcome))
+    if target.kind is None:
+        return f"branch {branch}"
+    return target.open(branch, proposal.title(outcome), page)
+
+
+def carry_out(uri: str, wanted: proposal.Pin, revert: bool = False) -> str:
+    """Make the version of a merged pin the champion; return what happened in words.
+
+    Args:
+        uri: MLflow tracking URI. wanted: the pin.
+        revert: bring the champion before this one back if the pin names it, as after the revert of a merge.
+
+    Raises:
+        ChampionChanged: if the champion is no longer the one that the gate compared it with.
+        InputError: if there is no such version.
+    """
+    present = promotion.aliases(uri, wanted.model)
+    if present.champion == wanted.version:
+        return f"{wanted.model} version {wanted.version} is the champion already"
+    if revert and present.previous == wanted.version:
+        promotion.rollback(uri, wanted.model)
+        return f"{wanted.model} is back at version {wanted.version}; it was {present.champion}"
+    promotion.promote(uri, wanted.model, wanted.version, wanted.champion)
+    return f"{wanted.model} version {wanted.version} is the champion now; it was {present.champion or 'none'}"
+
+
+def held_gpus(study: Study, on_cluster: bool) -> int:
+    """Return how many GPUs a run holds; 1 for a CPU-only one, whose hours count the same."""
+    search, each = study.search, study.cluster.gpus
+    if study.engine.kind == "katib":
+        return max(1, search.parallel * each)
+    return max(1, each if on_cluster else min(search.parallel, len(gpus.visible())))
+
+
+def _run(study: Study, held: Held, options: Options, book: Book, runner: Runner, asked: Stops) -> None:
+    others = [entry for entry in book.entries() if entry.number != held.entry.number]
+    earlier = book.spent(options.days, others)
+    left = None if options.gpu_hours is None else options.gpu_hours - earlier
+    stops = stop_when(held, left, asked)
+    try:
+        runner(study, stops)
+    except RetuneError as error:
+        if held.lost:
+            raise Interrupted(
+                "another retuning has taken over, since this one showed no sign of life"
+            ) from error
+        if isinstance(error, Interrupted) and left is not None and stops() > asked():
+            raise Interrupted(f"{_used_up(options, earlier + held.gpu_hours)}; {error}") from error
+        raise
+
+
+def _used_up(options: Options, spent: float) -> str:
+    return (
+        f"the budget of {options.gpu_hours:g} GPU hours in {options.days:g} days is used up ({spent:.3g} held); "
+        "what was begun is carried on once there is budget again"
+    )
+
+
+def _note(entry: Retuning, outcome: Outcome) -> None:
+    gate = outcome.gate
+    entry.decision, entry.model, entry.challenger, entry.champion = (
+        gate.decision,
+        gate.model,
+        gate.challenger,
+        gate.champion,
+    )
+    entry.promoted = gate.decision == "promote" and not gate.waits
+
+
+def _unproposed(study: Study, entries: list[Retuning]) -> str | None:
+    """Return the version that waits for a person and was not proposed, e.g. since the forge was away."""
+    with suppress(RetuneError, FileNotFoundError):
+        gate = outcomes.read(study).gate
+        proposed = any(entry.challenger == gate.challenger and entry.pull_request for entry in entries)
+        if (
+            gate.waits
+            and not proposed
+            and promotion.aliases(study.tracking.uri, gate.model).champion != gate.challenger
+        ):
+            return f"{gate.model} version {gate.challenger} passed its gate and was not proposed yet"
+    return None
