@@ -29,7 +29,9 @@ _TYPED = {
 # After apis/kueue/v1beta1/localqueue_types.go of kubernetes-sigs/kueue: the fields of a LocalQueue that one writes.
 _FIELDS = {  # of kinds whose models no Python package carries: their first level
     ("monitoring.coreos.com/v1", "PodMonitor"): {"selector", "podMetricsEndpoints"},
+    ("monitoring.coreos.com/v1", "ServiceMonitor"): {"selector", "endpoints"},
     ("gateway.networking.k8s.io/v1", "HTTPRoute"): {"parentRefs", "hostnames", "rules"},
+    ("serving.kserve.io/v1beta1", "InferenceService"): {"predictor"},
     ("argoproj.io/v1alpha1", "EventSource"): {"minio", "template"},
     ("argoproj.io/v1alpha1", "Sensor"): {"dependencies", "triggers", "template"},
 }

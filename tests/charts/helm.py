@@ -47,6 +47,9 @@ SETS = {
         "--set", "mlflow.affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].preference.matchExpressions[0].operator=Exists",
         "--set", f"images.digests.train=sha256:{'a' * 64},trainJob.enabled=true,trainJob.runtimeClassName=nvidia",
         "--set-json", "trainJob.maxHours=0.0001",
+        "--set", "watch.enabled=true,watch.ingress.enabled=true,watch.ingress.host=w.example,watch.ingress.tlsSecret=tls,watch.ingress.className=nginx",
+        "--set", "watch.httpRoute.enabled=true,watch.httpRoute.parentRefs[0].name=gateway,watch.httpRoute.hostnames={w.example}",
+        "--set", "monitoring.serviceMonitor.enabled=true,monitoring.dashboard.enabled=true,networkPolicy.watchFrom={ingress}",
         "--set", "trainJob.priorityClassName=low,trainJob.env.HF_ENDPOINT=https://hub.example,trainJob.caBundle.configMap=company-ca",
     ],
 }  # fmt: skip

@@ -29,6 +29,7 @@ VERBS = {
     "katib": "Register retune's algorithms with Katib, or remove them.",
     "render": "Print what a study would create on a cluster.",
     "promote": "Put a registered adapter through the gate, or roll back.",
+    "rollout": "Bring the champion to where it is served on a cluster.",
     "report": "Rewrite the report of a study.",
     "export": "Write a tuned adapter for others, with a model card; merged, as GGUF or OCI.",
     "chat": "Ask the untuned base and the tuned model the same questions.",

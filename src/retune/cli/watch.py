@@ -14,7 +14,13 @@ import click
     help="Address to listen on; the page has no authentication.",
 )
 @click.option("--port", default=8008, show_default=True, help="Port to listen on; 0 selects a free port.")
-def command(folder: str, host: str, port: int) -> None:
+@click.option(
+    "--all",
+    "every",
+    is_flag=True,
+    help="STUDY_FOLDER holds many studies: list them, and serve /metrics to Prometheus.",
+)
+def command(folder: str, host: str, port: int, every: bool) -> None:
     """Serve a live page of a running study: running trials, queue, losses, history, settings, importances, GPUs.
 
     STUDY_FOLDER is the study's output folder, on disk or in a bucket. For a bucket, running trials are visible
@@ -24,10 +30,11 @@ def command(folder: str, host: str, port: int) -> None:
     Examples:
       retune watch artifacts/support-bot
       retune watch s3://bucket/retune/support-bot --port 0
+      retune watch s3://bucket/retune --all
     """
-    from retune.report import watch
+    from retune.report import board, watch
 
-    server = watch.serve(folder, host, port)
+    server = (board if every else watch).serve(folder, host, port)
     click.echo(f"watching {folder} on http://{host}:{server.server_port}/")
     try:
         server.serve_forever()

@@ -1,0 +1,49 @@
+"""`retune rollout`: the champion of a registered model to where it is served."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+
+@click.command("rollout")
+@click.argument("model")
+@click.argument("target", metavar="KIND/NAME")
+@click.option(
+    "--set",
+    "setting",
+    required=True,
+    metavar="NAME=VALUE",
+    help="An environment variable of TARGET; VALUE holds {version}.",
+)
+@click.option("--namespace", metavar="NAME", help="Of the target.  [default: that of the credentials]")
+@click.option("--tracking", "uri", envvar="MLFLOW_TRACKING_URI", default="sqlite:///mlflow.db", show_default=True,
+              help="MLflow tracking URI.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(model: str, target: str, setting: str, namespace: str | None, uri: str, as_json: bool) -> None:
+    """Let a Deployment or InferenceService serve the champion of MODEL.
+
+    Sets one environment variable of its containers to the version that the alias `champion` points to; Kubernetes
+    then replaces the pods one after the other. Nothing happens if it is that version already, so it may run every
+    minute, and a rollback of the alias is a rollback there. k8s/serve has both kinds.
+
+    \b
+    Examples:
+      retune rollout support-bot deployment/support-bot --set ADAPTER=support-bot@{version}
+      retune rollout support-bot inferenceservice/support-bot \\
+        --set STORAGE_URI=oci://registry.example/ml/support-bot:{version}
+    """
+    from retune.launch.rollout import rollout
+
+    name, equals, value = setting.partition("=")
+    if not equals or not name:
+        raise click.UsageError(f"--set has the form NAME=VALUE, but got {setting!r}")
+    done = rollout(uri, model, target, name, value, namespace)
+    if as_json:
+        click.echo(json.dumps(asdict(done), indent=2))
+    elif done.changed:
+        click.echo(f"{target} goes to version {done.version}: {name}={done.value}, it was {done.before}")
+    else:
+        click.echo(f"{target} has version {done.version} already")
