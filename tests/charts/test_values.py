@@ -78,7 +78,7 @@ def test_every_object_of_the_schema_is_closed():
         "networkPolicy/properties/benchmarkEgress/items",
         "trainJob/properties/topologySpreadConstraints/items",
     }
-    kubernetes |= {f"{part}/properties/affinity" for part in ("trainJob", "mlflow", "postgresql")}
+    kubernetes |= {f"{part}/properties/affinity" for part in ("trainJob", "mlflow", "watch", "postgresql")}
     assert open_ == {f"/properties/{path}" for path in kubernetes}
     assert {schema["additionalProperties"] for _, schema in objects(SCHEMA) if "properties" in schema} == {
         False
@@ -146,6 +146,46 @@ BESIDES = {
         for key in ("enabled", "parentRefs", "hostnames")
     },
     **{
+        f"watch.{key}": {"watch": {"enabled": True}}
+        for key in (
+            "resources",
+            "service.type",
+            "service.port",
+            "nodeSelector",
+            "tolerations",
+            "affinity",
+            "priorityClassName",
+        )
+    },
+    "networkPolicy.watchFrom": {"watch": {"enabled": True}},
+    **{
+        f"watch.ingress.{key}": {
+            "watch": {"enabled": True, "ingress": {"enabled": key != "enabled", "host": "a.example"}}
+        }
+        for key in ("enabled", "className", "host", "annotations", "tlsSecret")
+    },
+    **{
+        f"watch.httpRoute.{key}": {
+            "watch": {
+                "enabled": True,
+                "httpRoute": {
+                    "enabled": key != "enabled",
+                    "parentRefs": [{"name": "a"}],
+                    "hostnames": ["a.example"],
+                },
+            }
+        }
+        for key in ("enabled", "parentRefs", "hostnames")
+    },
+    **{
+        f"monitoring.serviceMonitor.{key}": {
+            "watch": {"enabled": True},
+            "monitoring": {"serviceMonitor": {"enabled": key != "enabled"}},
+        }
+        for key in ("enabled", "labels", "interval", "prometheusNamespace")
+    },
+    "monitoring.dashboard.labels": {"monitoring": {"dashboard": {"enabled": True}}},
+    **{
         f"monitoring.podMonitor.{key}": {"monitoring": {"podMonitor": {"enabled": True}}}
         for key in ("labels", "interval", "prometheusNamespace")
     },
@@ -161,11 +201,13 @@ OTHER = {
     "networkPolicy.storage.cidrs": ["10.0.0.0/8"], "networkPolicy.storage.ports": [1], "networkPolicy.apiServerCidrs": ["10.0.0.0/8"],
     "networkPolicy.apiServerPorts": [1], "networkPolicy.mlflowFrom": ["x"], "networkPolicy.benchmarkEgress": [{"to": [{"podSelector": {}}]}],
     "schedules.host": "http://x", "schedules.studies": [], "resourceQuota.hard": {"pods": "1"},
-    **{key: {"limits": {"memory": "9Gi"}} for key in ("schedules.resources", "mlflow.resources", "postgresql.resources")},
+    **{key: {"limits": {"memory": "9Gi"}} for key in ("schedules.resources", "mlflow.resources", "postgresql.resources", "watch.resources")},
+    "watch.service.type": "NodePort", "watch.ingress.host": "b.example", "watch.httpRoute.parentRefs": [{"name": "b"}],
+    "watch.httpRoute.hostnames": ["b.example"], "networkPolicy.watchFrom": ["x"], "monitoring.serviceMonitor.interval": "1m",
     "podSecurity.runAsUser": 1, "postgresql.user": 1, "katib.register.except": ["gp"], "katib.register.unregister": "auto",
     "networkPolicy.dns.ports": [1], "networkPolicy.dns.cidrs": ["10.0.0.0/8"], "mlflow.ingress.host": "b.example",
     "mlflow.httpRoute.parentRefs": [{"name": "b"}], "mlflow.httpRoute.hostnames": ["b.example"], "monitoring.podMonitor.interval": "1m",
-    **{f"{part}.affinity": {"nodeAffinity": {}} for part in ("trainJob", "mlflow", "postgresql")},
+    **{f"{part}.affinity": {"nodeAffinity": {}} for part in ("trainJob", "mlflow", "watch", "postgresql")},
     **{f"images.digests.{image}": "sha256:" + "a" * 64 for image in ("train", "eval", "suggestion")},
     **dict.fromkeys(["mlflow.podDisruptionBudget.maxUnavailable", "postgresql.podDisruptionBudget.maxUnavailable"], 0),
 }  # fmt: skip

@@ -58,10 +58,13 @@ def test_a_second_is_refused_while_the_first_lives_and_takes_over_when_it_was_ki
 
 def test_of_many_at_once_one_begins(tmp_path):
     code = HOLDER.replace("held.entry.number", "'begun'")
-    words = [sys.executable, "-c", code, str(tmp_path), str(BEAT), "3"]
+    words = [sys.executable, "-c", code, str(tmp_path), str(BEAT), "600"]
     found = [
         subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)
     ]
+    wait_for(lambda: sum(process.poll() is not None for process in found) == 3, 300)
+    for process in found:
+        process.kill()
     told = [process.communicate() for process in found]
     assert [out for out, _ in told].count("begun\n") == 1, told
     assert all("Busy" in err for out, err in told if not out)
