@@ -295,3 +295,36 @@ def test_a_choice_that_scores_within_their_error_made_is_a_finding(score, luck):
     selection = select(trials, benches, LOSS, Select(), ["mmlu"])
     assert selection.chosen == "trial-003"
     assert any("may be luck" in finding for finding in selection.findings) == luck
+
+
+def test_trials_on_a_part_of_the_data_are_never_chosen_and_their_order_is_compared():
+    """Trial 5 is best on the part, and was not trained on all data; trial 4 was stopped early, at a low loss."""
+    trials, _ = study([3.0, 2.0, 1.6, 1.8])
+    on_part = [
+        trial(n, loss, "proxy", trial=f"trial-{n:03d}-proxy", proxy={"records": 10, "of": 100})
+        for n, loss in ((1, 2.9), (2, 2.2), (3, 2.5), (5, 0.1))
+    ]
+    stopped = trial(4, 0.2, status="early_stopped")
+    found = select([*trials, *on_part, stopped], [], LOSS, Select(), [])
+    assert found.chosen == "trial-002"
+    assert found.ranking == ["trial-002", "trial-003", "trial-001"]
+    assert {row.trial for row in found.rows} == {"trial-000", "trial-001", "trial-002", "trial-003"}
+    assert found.proxy_pairs == {"trial-001": (2.9, 2.0), "trial-002": (2.2, 1.6), "trial-003": (2.5, 1.8)}
+    assert (found.proxy.n, found.proxy.spearman) == (3, pytest.approx(1.0))
+    assert any(
+        "10 of 100 records" in text and "correlation of the validation_loss is 1.00" in text
+        for text in found.findings
+    )
+    assert any("1 of 9 trials were stopped early" in text for text in found.findings)
+    read = Selection.model_validate_json(found.to_json())
+    assert read.proxy == found.proxy
+    plain = select(trials, [], LOSS, Select(), [])
+    assert not {"proxy", "proxy_pairs"} & json.loads(plain.to_json()).keys()
+
+
+def test_too_few_settings_on_both_are_said_to_be_too_few():
+    trials, _ = study([3.0, 2.0])
+    part = trial(1, 2.9, "proxy", trial="trial-001-proxy", proxy={"records": 10, "of": 100})
+    found = select([*trials, part], [], LOSS, Select(), [])
+    assert found.proxy is None
+    assert any("too few" in text for text in found.findings)

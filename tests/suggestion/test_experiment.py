@@ -59,6 +59,14 @@ def test_an_observation_comes_back_equal():
         Observation({**given_, "alpha": 4}, "running", {}, "c", 6),
         Observation({**given_, "alpha": 5}, "early_stopped", {"validation_loss": 2.0}, "d", 7),
         Observation({**given_, "alpha": 6}, "completed", {"validation_loss": 2.0}, "e", 1, True),
+        Observation(
+            {**given_, "alpha": 7},
+            "early_stopped",
+            {"validation_loss": 2.1},
+            "f",
+            8,
+            rungs=((1 / 9, 2.3), (1 / 3, 2.1)),
+        ),
     ]
     back = history_of(found, [trial_of(found, entry) for entry in history])
     assert sorted(back, key=lambda e: e.name) == history

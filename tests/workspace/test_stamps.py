@@ -66,6 +66,36 @@ def test_progress_counts_what_earlier_runs_did_and_estimates_what_is_left(tmp_pa
     assert read.search_seconds >= 5.0
 
 
+def test_a_stopped_trial_counts_as_done_until_it_goes_on(tmp_path):
+    def record(number, status, loss, role="search"):
+        return TrialRecord(trial=f"trial-{number:03d}", number=number, role=role, assignment={}, seed=0, status=status,
+                           values={"validation_loss": loss}, rungs=[{"share": 0.5, "step": 1, "loss": loss}])  # fmt: skip
+
+    path = tmp_path / "progress.json"
+    shown = progress.SearchProgress(path, Objective(), 10, 2, [record(2, "early_stopped", 0.5)], 0.0, 9)
+    shown(Finished("trial-003", record(3, "early_stopped", 0.7)))
+    read = progress.read(path)
+    assert (read.done, read.settings_done, read.stopped, read.best) == (2, 2, 2, None)
+    shown(Issued("trial-002", 2, "search", {}, 0))
+    shown(Finished("trial-002", record(2, "completed", 0.4)))
+    read = progress.read(path)
+    assert (read.done, read.settings_done, read.stopped, read.best) == (2, 2, 1, 0.4)
+
+
+def test_the_best_on_a_part_of_the_data_is_forgotten_once_there_is_one_on_all_of_it(tmp_path):
+    def record(number, role, loss):
+        return TrialRecord(trial=f"trial-{number:03d}", number=number, role=role, assignment={}, seed=0,
+                           status="completed", values={"validation_loss": loss})  # fmt: skip
+
+    path = tmp_path / "progress.json"
+    shown = progress.SearchProgress(path, Objective(), 10, 2, [record(2, "proxy", 0.1)], 0.0, 5, proxy=True)
+    assert progress.read(path).best == 0.1
+    shown(Finished("trial-002", record(2, "search", 0.6)))
+    shown(Finished("trial-003", record(3, "proxy", 0.2)))
+    read = progress.read(path)
+    assert (read.best, read.done, read.settings_done) == (0.6, 3, 2)
+
+
 def test_a_full_disk_costs_only_the_display(tmp_path):
     gone = tmp_path / "not a folder" / "progress.json"
     progress.write(gone, progress.Progress(step="search"))

@@ -52,6 +52,15 @@ def test_golden(name, words):
     assert text == file.read_text()
 
 
+def test_median_stopping_is_katibs_own_rule_at_the_first_rung():
+    none = ["cluster.katib.early_stopping=null", "cluster.katib.early_stopping_settings={}"]
+    found = manifest.experiment(study("search.stopping=median", *none), PLACE, 5)["spec"]["earlyStopping"]
+    assert found["algorithmName"] == "medianstop"
+    given = {setting["name"]: setting["value"] for setting in found["algorithmSettings"]}
+    assert given == {"min_trials_required": "5", "start_step": "1"}
+    assert not manifest.experiment(study(*none), PLACE, 5)["spec"].get("earlyStopping")
+
+
 def test_numbers_in_text_stay_text_for_every_yaml_reader():
     """kubectl reads a bare 1e-05 as a number, and Katib refuses the Experiment."""
     written = as_yaml({"value": "1e-05", "list": ["8", "0.1", "nan", "text"]})
