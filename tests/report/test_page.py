@@ -167,3 +167,26 @@ def test_broken_records_are_all_named_and_nothing_is_written(kept):
 def test_a_folder_without_a_study_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"search-<digest>/study\.json"):
         study_folder.rewrite(str(tmp_path))
+
+
+def test_stopped_trials_and_trials_on_a_part_of_the_data_are_told_apart():
+    base, default, *_ = outcome()[1]
+    setting = default.assignment
+    on_part = [
+        trial(number, "proxy", setting, loss).model_copy(
+            update={"trial": f"trial-{number:03d}-proxy", "proxy": {"records": 540, "of": 5400}}
+        )
+        for number, loss in ((1, 1.9), (2, 1.7), (3, 1.8))
+    ]
+    stopped = trial(4, "proxy", setting, 2.5).model_copy(
+        update={"trial": "trial-004-proxy", "status": "early_stopped"}
+    )
+    on_all = [default, *(trial(number, "search", setting, loss) for number, loss in ((2, 1.3), (3, 1.35)))]
+    asked = study(search={"proxy": {"share": 0.1}, "stopping": "asha"}, benchmark={})
+    found = Text(render(asked, mix(), [base, *on_part, stopped, *on_all], [], None, None))
+    assert "was chosen from 4 settings" in found.text
+    assert "4 settings, 3 of them on all data, the base; 0 failed, 1 stopped early" in found.text
+    assert "540 of 5,400 records; over the 3 settings that were trained on both" in found.text
+    assert "on a part of the data" in found.text
+    assert "where it was stopped" in found.text
+    assert "trial-004-proxy" not in found.text, "a stopped trial is not listed as failed"
