@@ -29,7 +29,7 @@ image() {
   go build -trimpath -ldflags '-s -w' -o "$home/bin/program" "$4"
   local made; made=$(buildah from scratch)
   buildah copy --quiet "$made" "$home/bin/program" "$5" > /dev/null
-  buildah config --entrypoint "[\"$5\"]" "$made"
+  buildah config --user 65532:65532 --entrypoint "[\"$5\"]" "$made"
   buildah commit --quiet --rm "$made" "$1" > /dev/null
   buildah push --quiet "$1" "docker-archive:$archive.new:$1"
   mv "$archive.new" "$archive"

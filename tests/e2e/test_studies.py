@@ -1,9 +1,12 @@
 """Studies under Katib on a real cluster, which lose pods, servers and nodes, and end with a champion all the same."""
 
+import json
 import time
 
 import pytest
+import yaml
 
+from retune.engines.katib import registration
 from tests.e2e.cluster import until
 from tests.e2e.objects import SUGGESTIONS, TRIALS, start
 
@@ -41,7 +44,22 @@ def test_a_study_that_pods_are_taken_from_ends_with_a_champion(team, images):
     assert champion(team, "nomad").version == "1"
 
 
-def test_a_study_whose_run_dies_is_carried_on_under_katibs_own_tpe(team, images):
+@pytest.fixture
+def roomy_tpe(team):
+    """Katib's entry of its own `tpe` with memory enough: without `resources` its pod gets 100Mi, and hyperopt needs more here."""
+    words = ["configmap", registration.CONFIG_MAP, "--namespace", "kubeflow"]
+    before = json.loads(team.kubectl("get", *words, "--output", "json", namespaced=False))["data"][
+        registration.KEY
+    ]
+    content = yaml.safe_load(before)
+    (entry,) = [e for e in content["runtime"]["suggestions"] if e["algorithmName"] == "tpe"]
+    entry["resources"] = {"limits": {"memory": "1Gi"}}
+    change = json.dumps({"data": {registration.KEY: yaml.safe_dump(content)}})
+    team.kubectl("patch", *words, "--type", "merge", "--patch", change, namespaced=False)
+
+
+@pytest.mark.own
+def test_a_study_whose_run_dies_is_carried_on_under_katibs_own_tpe(team, images, roomy_tpe):
     """The engine's pod is killed while trials run; another `retune run` finds the Experiment and ends it."""
     job = start(team, images, "tpe", "search.algorithm=tpe")
     until(lambda: team.pods(TRIALS), 300, "a trial")
