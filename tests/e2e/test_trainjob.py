@@ -18,22 +18,14 @@ KIND = "TrainJob.v1alpha1.trainer.kubeflow.org"
 
 @pytest.fixture(scope="module")
 def trainer(team):
-    """JobSet and Trainer, and a Katib that knows TrainJobs, as docs/install.md says."""
-    for name, place in (("jobset", "jobset-system"), ("trainer", "kubeflow-system")):
+    """JobSet and Trainer, and a Katib that knows TrainJobs, as docs/install.md says; both go again, for their room on the node."""
+    installed = (("jobset", "jobset-system"), ("trainer", "kubeflow-system"))
+    for name, place in installed:
         team.kubectl(
             "apply", "--server-side", "--filename", str(MANIFESTS / f"{name}.yaml"), namespaced=False
         )
-        words = [
-            "wait",
-            "--namespace",
-            place,
-            "--for=condition=Available",
-            "deployment",
-            "--all",
-            "--timeout",
-            "5m",
-        ]
-        team.kubectl(*words, namespaced=False)
+        words = ["wait", "--namespace", place, "--for=condition=Available", "deployment", "--all"]
+        team.kubectl(*words, "--timeout", "5m", namespaced=False)
     words = ["configmap", registration.CONFIG_MAP, "--namespace", "kubeflow"]
     found = json.loads(team.kubectl("get", *words, "--output", "json", namespaced=False))
     content = yaml.safe_load(found["data"][registration.KEY])
@@ -45,6 +37,11 @@ def trainer(team):
     for step in ("restart", "status"):
         team.kubectl(
             "rollout", step, "--namespace", "kubeflow", "deployment/katib-controller", namespaced=False
+        )
+    yield
+    for _, place in installed:
+        team.kubectl(
+            "scale", "--namespace", place, "deployment", "--all", "--replicas", "0", namespaced=False
         )
 
 
