@@ -206,3 +206,37 @@ def test_what_is_no_causal_language_model_is_refused_by_name_wherever_it_is_read
         assert len(str(caught.value)) < 300
     [problem] = check_candidates(base, [Candidate("base")])
     assert "must be a causal language model" in problem
+
+
+def spoilt(folder, what):
+    """Spoil the weights of a base as an interrupted copy or a wrong config does."""
+    from safetensors.torch import save_file
+
+    file = folder / "model.safetensors"
+    if what == "cut off":
+        content = file.read_bytes()
+        return file.write_bytes(content[: len(content) // 2])
+    if what == "shapes":
+        config = json.loads((folder / "config.json").read_text())
+        return (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 80}))
+    weights = load_file(file)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    return save_file(weights, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("missing", r"must have every weight, but lack model\.layers\.1\.mlp\.up_proj\.weight$"),
+        ("cut off", "cannot be loaded: "),
+        ("shapes", "shapes of its weights are not those that config.json asks for"),
+    ],
+)
+def test_a_base_with_spoilt_weights_is_refused(what, said, tmp_path):
+    """transformers itself fills missing weights in at random."""
+    folder = made(tmp_path)
+    models.load_base(Model(base=str(folder)))
+    spoilt(folder, what)
+    with pytest.raises(InputError, match=said) as caught:
+        models.load_base(Model(base=str(folder)))
+    assert "\n" not in caught.value.problems[0]

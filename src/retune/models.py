@@ -278,6 +278,7 @@ def load_base(
         InputError: if the model cannot be found or read.
     """
     quiet()
+    import torch
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # the variable of `quiet` comes too late where huggingface_hub was imported before
@@ -294,8 +295,12 @@ def load_base(
             loaded = _in_four_bits(folder, dtype, attention, device)
         else:
             loaded = read_model(folder, dtype, attention).to(device)
-    except (OSError, ValueError) as error:
-        raise InputError(f"the base model in {folder} cannot be loaded: {error}", "model.base") from error
+    except (MemoryError, torch.OutOfMemoryError, InputError):
+        raise
+    except Exception as error:  # a damaged file ends in errors of safetensors, pickle and torch
+        raise InputError(
+            f"the base model in {folder} cannot be loaded: {_first_line(error)}", "model.base"
+        ) from error
     loaded.eval().requires_grad_(False)
     if getattr(
         loaded.config, "rescale_every", 0
@@ -304,13 +309,35 @@ def load_base(
     return LoadedBase(loaded, load_tokenizer(model), device, dtype, base_digest(folder), model.revision)
 
 
+def _first_line(error: Exception) -> str:
+    """Return an error in one line; transformers writes a table to the log where shapes differ, and refers to it."""
+    if "ignore_mismatched_sizes" in str(error):
+        return "the shapes of its weights are not those that config.json asks for"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def read_model(folder: Path, dtype: torch.dtype, attention: str | None, **options: Any) -> Any:
-    """Return transformers' model of a folder, on the CPU unless `options` say where."""
+    """Return transformers' model of a folder, on the CPU unless `options` say where.
+
+    Raises:
+        OSError, ValueError: if it cannot be read, or weights are missing.
+    """
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation=attention, trust_remote_code=False, **options
+    model, found = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        attn_implementation=attention,
+        trust_remote_code=False,
+        output_loading_info=True,
+        **options,
     )
+    # transformers fills in what is missing at random, with a warning; every loss would be that of another model.
+    lacking = sorted(found["missing_keys"])
+    if lacking and "quantization_config" not in options:
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        raise ValueError(f"its files must have every weight, but lack {', '.join(lacking[:3])}{more}")
+    return model
 
 
 def config_of(folder: Path) -> Any:
