@@ -8,7 +8,8 @@ import random
 import pytest
 
 from retune import search
-from retune.search import Objective, Observation, nomad_process, nomad_solver
+from retune.search import Objective, Observation, explain, nomad_process, nomad_solver, suggest
+from retune.search import validate as search_validate
 from retune.space import Parameter, Space, tribes2024
 from retune.study import Constraint
 
@@ -389,3 +390,45 @@ def test_asynchronous_trials_that_end_in_any_order(seed):
         failed = rng.random() < 0.2
         values = {} if failed else {"validation_loss": smooth(assignment)}
         done.append(Observation(assignment, "failed" if failed else "completed", values, number=number))
+
+
+PAPER = {"paper": True}
+
+
+def test_the_papers_nomad_starts_from_the_default_alone_and_looks_further_after_a_success():
+    space = tribes2024()
+    start = space.default()
+    [first] = suggest("nomad", space, Objective(), PAPER, [], 1, 0)
+    assert first == start
+    history = [Observation(start, "completed", {"validation_loss": 1.0}, number=1)]
+    second = explain("nomad", space, Objective(), PAPER, history, 1, 0)[0]
+    assert second.origin in ("poll", "model search")
+    better = {**start, "learning_rate": space["learning_rate"].value(space["learning_rate"].level(1e-5) + 20)}
+    history.append(Observation(better, "completed", {"validation_loss": 0.5}, number=2))
+    further = explain("nomad", space, Objective(), PAPER, history, 1, 0)[0]
+    assert further.origin == "speculative search"
+    assert further.assignment["learning_rate"] > better["learning_rate"]
+    assert {k: v for k, v in further.assignment.items() if k != "learning_rate"} == {
+        k: v for k, v in start.items() if k != "learning_rate"
+    }
+    history.append(Observation(further.assignment, "completed", {"validation_loss": 2.0}, number=3))
+    assert explain("nomad", space, Objective(), PAPER, history, 1, 0)[0].origin != "speculative search"
+    assert explain("nomad", space, Objective(), {}, history[:2], 1, 0)[0].origin != "speculative search"
+
+
+def test_the_papers_cache_holds_earlier_results_as_they_were_measured():
+    """A point of the first round that is better than all of the second is what the poll goes round."""
+    space = tribes2024()
+    best = {"rank": 128, "dropout": 0.0, "alpha": 60, "learning_rate": 1e-3}
+    cache = [Observation(best, "completed", {"validation_loss": 0.1}, "w", warm=True, source="round1")]
+    own = [Observation(space.default(), "completed", {"validation_loss": 1.0}, number=1)]
+    for proposal in explain("nomad", space, Objective(), PAPER, cache + own, 4, 0):
+        if proposal.origin == "poll":
+            assert abs(proposal.assignment["alpha"] - 60) <= 10
+    raw = suggest("nomad", space, Objective(), PAPER, cache + own, 4, 0)
+    assert raw != suggest("nomad", space, Objective(), {}, cache + own, 4, 0)
+
+
+def test_the_papers_settings_cannot_be_mixed():
+    [problem] = search_validate("nomad", tribes2024(), {"paper": True, "LH_SEARCH": 4})
+    assert "'paper' sets all but the seed, but got ['LH_SEARCH'] too" in problem

@@ -192,7 +192,7 @@ def explain(
     parsed = chosen.settings.model_validate(dict(settings))
     own = parsed.own_seed()
     problem = pose(space, objective, parsed, history, seed if own is None else own, issued)
-    if any(point.outcome == "ok" for point in problem.earlier):
+    if any(point.outcome == "ok" for point in problem.earlier) and not parsed.as_measured:
         from retune.search.transfer import adapted
 
         problem = adapted(problem)

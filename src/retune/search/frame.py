@@ -29,6 +29,7 @@ class Frame:
         restarts: how often the mesh had converged and was opened again.
         smallest: whether the next failed iteration ends in another restart.
         failures: failed iterations since the last success.
+        before: where the incumbent was before, while no trial has ended since it moved.
     """
 
     sizes: tuple[int, ...]
@@ -36,6 +37,7 @@ class Frame:
     restarts: int
     smallest: bool
     failures: int = 0
+    before: Levels | None = None
 
 
 def ladder(largest: int) -> list[int]:
@@ -117,12 +119,13 @@ def fold(points: Sequence[Point], steps: Steps, free: Collection[Levels]) -> Fra
         free: points that were not chosen by the poll (start design, warm start): they move the incumbent
             only.
     """
-    at, incumbent = steps.first, None
+    at, incumbent, before = steps.first, None, None
     stalled = failures = restarts = 0
     for point in points:
         if point.outcome == "running":
             continue
         better = point.outcome == "ok" and (incumbent is None or point.merit < incumbent.merit)
+        before = incumbent.levels if better and incumbent is not None else None
         if better:
             if incumbent is not None and point.levels not in free:
                 at = steps.enlarged(at, incumbent.levels, point.levels)
@@ -134,4 +137,4 @@ def fold(points: Sequence[Point], steps: Steps, free: Collection[Levels]) -> Fra
             stalled, failures = 0, failures + 1
             refined = steps.refined(at)
             at, restarts = (refined, restarts) if refined else (steps.first, restarts + 1)
-    return Frame(steps.sizes(at), incumbent, restarts, at == steps.floor, failures)
+    return Frame(steps.sizes(at), incumbent, restarts, at == steps.floor, failures, before)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _BASIN = 0.2  # a point further away in some coordinate of the unit cube may lie in another basin
 _SEEDS = 1_000_000  # PyNomad takes O(seed) to set one
+_SPECULATIVE = 4.0  # NOMAD's SPECULATIVE_SEARCH_BASE_FACTOR
 _VNS_TURN = 4  # every fourth point is shaken while no poll succeeds
 _MODELLED = (
     20  # parameters: with more, NOMAD's models, and its own sorting by them, take minutes of CPU a call
@@ -40,6 +41,10 @@ _POLL_ALONE = {
 class NomadSettings(Settings):
     """Settings of `nomad`, named as NOMAD names them."""
 
+    paper: bool = Field(
+        False,
+        description="as Tribes et al. (2024) ran it: no Latin hypercube, speculative search, earlier results as a cache",
+    )
     LH_SEARCH: int = Field(8, ge=0, le=1000, description="Latin-hypercube points after the default setting")
     INITIAL_FRAME_SIZE: float | None = Field(
         None, gt=0, le=1, description="first frame size, as a share of each range; 0.1 if not given"
@@ -77,9 +82,17 @@ class NomadSettings(Settings):
                 "give either 'INITIAL_FRAME_SIZE' or 'INITIAL_MESH_SIZE', "
                 f"but got {self.INITIAL_FRAME_SIZE:g} and {self.INITIAL_MESH_SIZE:g}"
             )
+        changed = sorted(self.model_fields_set - {"paper", "seed", "SEED"})
+        if self.paper and changed:
+            raise ValueError(f"'paper' sets all but the seed, but got {changed} too")
         if self.SEED is not None and self.seed not in (None, self.SEED):
             raise ValueError(f"give either 'seed' or 'SEED', but got {self.seed} and {self.SEED}")
         return self
+
+    @property
+    def as_measured(self) -> bool:
+        """The paper gave its first round to NOMAD as a cache, values and all."""
+        return self.paper
 
     def own_seed(self) -> int | None:
         """Return the seed that goes before the study's, under either name."""
@@ -89,7 +102,7 @@ class NomadSettings(Settings):
 def propose(problem: Problem, count: int) -> list[Candidate]:
     """Return the start design first, then what NOMAD proposes from the results."""
     settings = _settings(problem)
-    begin = design.start(problem, settings.LH_SEARCH)
+    begin = design.start(problem, 0 if settings.paper else settings.LH_SEARCH)
     if any(
         point.outcome == "ok" for point in problem.earlier
     ):  # half of it shows whether that study is like this one
@@ -132,6 +145,7 @@ def _around(problem: Problem, frame: Frame, steps: Steps, count: int) -> list[Ca
         groups[1] = _coordinate_poll(problem, frame, center, answer.failure)
     promise = _promise(problem)
     ranked = _vns_points(problem, frame, promise, count) if promise else []
+    ranked += _speculative(problem, frame)
     for index in sorted(groups):
         ranked += _sorted(problem, groups[index], promise, ranked, count)
     return ranked
@@ -252,6 +266,32 @@ def _vns_points(problem: Problem, frame: Frame, promise: Promise, count: int) ->
         if levels not in problem.seen:
             found.append(Candidate(levels, f"VNS: shaken by {reach:.1f} of the range"))
     return found
+
+
+def _speculative(problem: Problem, frame: Frame) -> list[Candidate]:
+    """Return the point further along the direction of a success (Audet and Dennis 2006, 2.2): NOMAD's SPECULATIVE_SEARCH.
+
+    NOMAD cannot do it from a cache, which holds no directions. As there, the direction is taken to the edge of the frame
+    and by a factor of 4 beyond.
+    """
+    if not _settings(problem).paper or frame.before is None or frame.incumbent is None:
+        return []
+    home = frame.incumbent.levels
+    moves = [
+        after - before if parameter.ordered else 0
+        for after, before, parameter in zip(home, frame.before, problem.space.parameters, strict=True)
+    ]
+    reach = max((abs(move) / size for move, size in zip(moves, frame.sizes, strict=True)), default=0.0)
+    if reach == 0:
+        return []
+    tops = [parameter.levels - 1 for parameter in problem.space.parameters]
+    levels = problem.snap(
+        [
+            min(max(round(place + _SPECULATIVE * move / reach), 0), top)
+            for place, move, top in zip(home, moves, tops, strict=True)
+        ]
+    )
+    return [] if levels in problem.seen else [Candidate(levels, "speculative search")]
 
 
 def _coordinate_poll(problem: Problem, frame: Frame, center: Levels, reason: str) -> list[Candidate]:

@@ -16,6 +16,11 @@ class Settings(BaseModel):
 
     seed: int | None = Field(None, ge=0, lt=2**31, description="instead of the study's seed")
 
+    @property
+    def as_measured(self) -> bool:
+        """Whether results of earlier studies count as they were measured, not as this study is expected to have them."""
+        return False
+
     def own_seed(self) -> int | None:
         """Return the seed that goes before the study's, if one was given."""
         return self.seed
