@@ -83,7 +83,7 @@ def test_several_objectives_and_a_constraint_with_mlflow_and_the_storage_away_fo
         time.sleep(60)
     with team.away("seaweedfs"):
         time.sleep(60)
-    assert team.ended(job) == "", "the study had ended before the storage was away"
+    assert team.ended(job) == "", f"the study had ended before both were back\n{team.logs(job)}"
     outcome = team.outcome(job)
     assert outcome["trials"] == 6
     assert len(outcome["pareto"]) >= 1
