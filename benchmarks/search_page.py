@@ -1,6 +1,6 @@
 """The page and the figure of the search comparison.
 
-python benchmarks/search_page.py    writes docs/results/search.md and .svg from results/search.json again
+python benchmarks/search_page.py    writes docs/results/search.md and search-half.md from the JSON in results/ again
 """
 
 from __future__ import annotations
@@ -111,20 +111,23 @@ def _comparisons(goals: Sequence[search_goals.Goal]) -> str:
 
 def _table(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     mine = [row for row in rows if row["surface"] == name]
-    marks = [mark for mark in SHOWN if mark in mine[0]["regret"]] if mine else []
+    marks = [mark for mark in SHOWN if any(mark in row["regret"] for row in mine)]
     heads = [*(f"regret after {mark}" for mark in marks), f"best so far after {', '.join(marks)}", "failed"]
     lines = [
         f"| algorithm | batch | {' | '.join(heads)} |",
         f"|---|---|{'---|' * len(heads)}",
     ]
-    for row in sorted(
-        mine, key=lambda row: (row["batch"], row["regret_quartiles"][marks[-1]][1] if marks else 0)
-    ):
+    for row in sorted(mine, key=lambda row: (row["batch"], list(row["regret_quartiles"].values())[-1][1])):
         cells = []
         for mark in marks:
+            if mark not in row["regret"]:
+                cells.append("")
+                continue
             low, middle, high = (1000 * value for value in row["regret_quartiles"][mark])
             cells.append(f"{middle:.1f} ({low:.1f}–{high:.1f})")
-        best = ", ".join(f"{row['best_so_far_quartiles'][mark][1]:.4f}" for mark in marks)
+        best = ", ".join(
+            f"{row['best_so_far_quartiles'][mark][1]:.4f}" for mark in marks if mark in row["regret"]
+        )
         failed = sum(row["failed"]) / len(row["failed"])
         lines.append(f"| {row['algorithm']} | {row['batch']} | {' | '.join(cells)} | {best} | {failed:.1f} |")
     return "\n".join(lines)
@@ -162,7 +165,8 @@ def figure(rows: Sequence[Mapping[str, Any]], stem: str) -> str:
 
 
 if __name__ == "__main__":
-    write(
-        json.loads((HERE / "results" / "search.json").read_text()),
-        HERE.parent / "docs" / "results" / "search.md",
-    )
+    for known in ("search", "search-half"):
+        write(
+            json.loads((HERE / "results" / f"{known}.json").read_text()),
+            HERE.parent / "docs" / "results" / f"{known}.md",
+        )
