@@ -251,3 +251,26 @@ def test_a_full_disk_ends_the_search_and_no_setting_is_blamed(five, tmp_path, un
     assert all(record.status == "completed" for record in Ledger(str(tmp_path / "search")).records.values())
     run = Run(five, tmp_path / "search").go()
     assert run.results == undisturbed.results
+
+
+def test_trials_side_by_side_end_as_in_processes_of_their_own(small, tmp_path, undisturbed):
+    """One process trains two at a time; it is killed once, and both of its trials are carried on, now apart."""
+    study = small("search.algorithm=nomad", "search.trials=5", "engine.pack=2", "engine.threads=64")
+    killed = []
+
+    def kill(engine, event):
+        running = [w for w in engine._workers if len(w.tasks) == 2]
+        if event.kind == "progress" and event.trial == "trial-003" and running and not killed:
+            killed.extend(sorted(running[0].tasks))
+            running[0].process.kill()
+
+    run = Run(study, tmp_path / "search", react=kill)
+    assert (run.engine.spread.workers, run.engine.spread.pack) == (1, 2)
+    run.go()
+    assert len(killed) == 2
+    assert all(run.issued.count(name) == 2 for name in killed)
+    records = {r.trial: r for r in run.outcome.records}
+    for record in undisturbed.outcome.records:
+        found = records[record.trial]
+        assert (found.status, found.assignment) == ("completed", record.assignment)
+        assert found.values["validation_loss"] == pytest.approx(record.values["validation_loss"], rel=1e-4)

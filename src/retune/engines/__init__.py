@@ -62,8 +62,9 @@ def start(job: SearchJob) -> Engine:
     kind, study = job.study.engine.kind, job.study
     if kind == "local":
         from retune.engines.local import LocalEngine
+        from retune.engines.spread import spread
 
-        threads = study.engine.threads or max(1, (os.cpu_count() or 1) // study.search.parallel)
+        threads = study.engine.threads or max(1, (os.cpu_count() or 1) // spread(study).workers)
         return LocalEngine(
             study,
             job.data_uri,

@@ -47,7 +47,7 @@ class Jobs:
 
     def _known(self) -> int:
         """Return how many jobs the next one is decided by."""
-        return max(self._settled, len(self._made) + 1 - self._search.parallel)
+        return max(self._settled, len(self._made) + 1 - self._search.at_once)
 
     def _record(self, trial: int) -> TrialRecord | None:
         return self._ledger.records.get(self.name(trial))
@@ -91,7 +91,7 @@ class Jobs:
 
     def history(self, job: Job) -> list[Observation]:
         """Return what the setting of the new trial of `job`, the last one that was made, is found from."""
-        known = max(self._settled, len(self._made) - self._search.parallel)
+        known = max(self._settled, len(self._made) - self._search.at_once)
         of_trial: dict[int, list[Result]] = {}
         for result in self.results(self._made[:known]):
             of_trial.setdefault(result.trial, []).append(result)

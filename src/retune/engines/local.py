@@ -16,6 +16,7 @@ from pathlib import Path
 
 from retune.engines.jobs import Jobs
 from retune.engines.service import SuggestionProcess
+from retune.engines.spread import spread
 from retune.engines.workers import Message, Worker
 from retune.errors import DiskFull, InputError, Interrupted, RetuneError
 from retune.events import Event, Finished, Issued, Looked, Measured, Progress
@@ -59,6 +60,7 @@ class LocalEngine:
     ) -> None:
         self.study, self.data_uri, self.folder, self.work = study, data_uri, folder, work
         self.threads, self.observe, self.should_stop = threads, observe, should_stop
+        self.spread = spread(study)
         self.ledger = Ledger(folder)
         self._deadline = None
         if study.search.max_hours is not None:
@@ -98,7 +100,7 @@ class LocalEngine:
         while True:
             waiting = [task for task in waiting if not self._done(task)]
             reason = self._stop_reason(jobs)
-            while reason is None and len(waiting) < self.study.search.parallel:
+            while reason is None and len(waiting) < self.study.search.at_once:
                 job = jobs.next()
                 if job is None:
                     break
@@ -154,14 +156,13 @@ class LocalEngine:
 
     def _dispatch(self, waiting: Sequence[TrialTask]) -> None:
         """Give free workers the waiting tasks and take in one event."""
-        busy = {worker.task.trial for worker in self._workers if worker.task}
+        busy = {name for worker in self._workers for name in worker.tasks}
         for task in waiting:
-            if task.trial in busy or len(busy) >= self.study.search.parallel:
+            if task.trial in busy or len(busy) >= self.study.search.at_once:
                 continue
-            worker = (
-                next((worker for worker in self._workers if worker.task is None), None)
-                or self._start_worker()
-            )
+            worker = self._worker_for(task)
+            if worker is None:
+                continue
             worker.run(task)
             busy.add(task.trial)
             self.observe(Issued(task.trial, task.number, task.role, task.assignment, task.seed))
@@ -172,23 +173,39 @@ class LocalEngine:
         except queue.Empty:
             self.observe(Looked())
 
+    def _worker_for(self, task: TrialTask) -> Worker | None:
+        """Return the worker for a trial: an idle one, a new one, else the one with most room; None if all are full.
+
+        A trial whose worker has died once runs alone, so that it cannot take others with it again.
+        """
+        idle = next((worker for worker in self._workers if not worker.tasks), None)
+        if idle is not None or len(self._workers) < self.spread.workers:
+            return idle or self._start_worker()
+        if task.trial in self._attempts:
+            return None
+        roomy = [
+            worker
+            for worker in self._workers
+            if len(worker.tasks) < self.spread.pack and not self._attempts.keys() & worker.tasks.keys()
+        ]
+        return min(roomy, key=lambda worker: len(worker.tasks), default=None)
+
     def _start_worker(self) -> Worker:
-        number = min(set(range(self.study.search.parallel)) - {worker.number for worker in self._workers})
+        number = min(set(range(self.spread.workers)) - {worker.number for worker in self._workers})
         log = self.work / f"worker-{number}.log"
-        worker = Worker(number, self.study, self.data_uri, self.threads, log, self._events)
+        worker = Worker(number, self.study, self.data_uri, self.threads, self.spread.pack, log, self._events)
         self._workers.append(worker)
         return worker
 
     def _take(self, event: Message) -> None:
         if event.kind == "done":
             record = TrialRecord.model_validate(event.content["record"])
-            event.worker.task = None
+            event.worker.tasks.pop(record.trial, None)
             self._finish(record)
         elif event.kind == "refused":
             raise InputError(event.content["reason"])
         elif event.kind == "stopped":
-            event.worker.task = None
-            saved = self._save_running()
+            saved = self._save_running(but=event.worker)
             kind = DiskFull if event.content["full"] else RetuneError
             raise kind(f"{event.content['reason']} (nothing was recorded of this trial; {saved})")
         elif event.kind == "exit":
@@ -209,12 +226,13 @@ class LocalEngine:
         """Start the trial of a dead worker again, or record it as failed after `ATTEMPTS` starts."""
         if worker in self._workers:
             self._workers.remove(worker)
-        task = worker.task
-        if task is None or self._done(task):
-            return
-        self._attempts[task.trial] = self._attempts.get(task.trial, 0) + 1
-        if self._attempts[task.trial] < ATTEMPTS:
-            return  # still waiting, so it is dispatched again, to a new worker
+        for task in worker.tasks.values():
+            if not self._done(task):
+                self._attempts[task.trial] = self._attempts.get(task.trial, 0) + 1
+                if self._attempts[task.trial] >= ATTEMPTS:
+                    self._give_up(task, worker, code)  # else it is still waiting, and is dispatched again
+
+    def _give_up(self, task: TrialTask, worker: Worker, code: int) -> None:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         record = TrialRecord(
             trial=task.trial, number=task.number, role=task.role, assignment=task.assignment, seed=task.seed,
@@ -231,13 +249,14 @@ class LocalEngine:
         """Let running trials save a checkpoint, then end."""
         raise Interrupted(f"stopped on request; {self._save_running()}")
 
-    def _save_running(self) -> str:
-        """Let running trials save a checkpoint, and return in words which did."""
+    def _save_running(self, but: Worker | None = None) -> str:
+        """Let running trials save a checkpoint, and return in words which did; one worker may have ended already."""
         for worker in self._workers:
             worker.interrupt()
         for worker in self._workers:
             worker.close(seconds=60)
-        running = sorted((worker.task.trial for worker in self._workers if worker.task), key=by_number)
+        left = [name for worker in self._workers if worker is not but for name in worker.tasks]
+        running = sorted(left, key=by_number)
         return f"{len(running)} running trials saved ({', '.join(running) or 'none'})"
 
     def _close(self) -> None:

@@ -1,19 +1,23 @@
-"""A worker process of the local engine: loads the base model once and runs trials on it, one after another.
+"""A worker process of the local engine: loads the base model once and runs trials on it, one after another or side by side.
 
 Speaks JSON lines: tasks come on standard input, events go to standard output, everything else to standard error.
-The first line of input is ``{"study": ..., "data_uri": ...}``, each further one a TrialTask; the end of input ends
-the worker. Events: ``ready``; ``progress`` and ``metric`` of the running trial; ``done`` with the TrialRecord;
+The first line of input is ``{"study": ..., "data_uri": ..., "pack": ...}``, each further one a TrialTask; the end of input
+ends the worker. With `pack` above 1 the trials that are there train side by side.
+Events: ``ready``; ``progress`` and ``metric`` of a running trial; ``done`` with the TrialRecord;
 ``refused`` where the input can never work (exit code 2); ``stopped`` where something could not be read or written, as on a
-full disk, which is no setting's fault. SIGTERM saves the running trial's checkpoint (exit code 75).
+full disk, which is no setting's fault. SIGTERM saves checkpoints (exit code 75).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import sys
 import threading
+from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -30,6 +34,9 @@ from retune.processes import die_with_parent
 
 if TYPE_CHECKING:
     from retune.events import Event
+    from retune.records import TrialRecord
+    from retune.training.run_trial import TrialTask
+    from retune.training.side_by_side import SideBySide
 
 
 def _own_stdout() -> TextIO:
@@ -52,34 +59,76 @@ def main() -> None:
 
     def report(event: Event) -> None:
         if event.kind == "note":
-            print(event.text, file=sys.stderr)
+            print(f"{event.trial}: {event.text}" if event.trial else event.text, file=sys.stderr)
         else:
-            emit(**{**asdict(event), "trial": task.trial})
+            emit(**asdict(event))
+
+    def done(record: TrialRecord) -> None:
+        emit("done", trial=record.trial, record=record.model_dump(mode="json"))
 
     setup = json.loads(sys.stdin.readline())
 
     from retune.study import Study
     from retune.training.resident import ResidentBase
-    from retune.training.run_trial import TrialTask, run_trial
+    from retune.training.run_trial import run_trial
+    from retune.training.side_by_side import SideBySide, named
 
     study = Study.model_validate(setup["study"])
     base = ResidentBase(study.model)
     emit("ready")
-    for line in sys.stdin:
-        task = TrialTask.model_validate_json(line)
-        try:
-            record = run_trial(study, setup["data_uri"], task, base, report, stopped.is_set)
-        except InputError as error:
-            emit("refused", reason=str(error))
-            sys.exit(EXIT_BAD_INPUT)
-        except (RetuneError, OSError) as error:
-            told = as_retune_error(error)
-            if isinstance(told, DiskFull) or not isinstance(told, Interrupted):
-                emit("stopped", reason=str(told), full=isinstance(told, DiskFull))
-            sys.exit(told.exit_code)
-        emit("done", trial=task.trial, record=record.model_dump(mode="json"))
-        if stopped.is_set():
-            sys.exit(EXIT_INTERRUPTED)
+    try:
+        if setup["pack"] > 1:
+            several = SideBySide(study, setup["data_uri"], base, report, stopped.is_set)
+            _side_by_side(several, done, stopped.is_set)
+        else:
+            for task in map(_task, sys.stdin):
+                told = named(report, task.trial)
+                done(run_trial(study, setup["data_uri"], task, base, told, stopped.is_set))
+                if stopped.is_set():
+                    break
+    except InputError as error:
+        emit("refused", reason=str(error))
+        sys.exit(EXIT_BAD_INPUT)
+    except (RetuneError, OSError) as error:
+        told_as = as_retune_error(error)
+        if isinstance(told_as, DiskFull) or not isinstance(told_as, Interrupted):
+            emit("stopped", reason=str(told_as), full=isinstance(told_as, DiskFull))
+        sys.exit(told_as.exit_code)
+    if stopped.is_set():
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _task(line: str) -> TrialTask:
+    from retune.training.run_trial import TrialTask
+
+    return TrialTask.model_validate_json(line)
+
+
+def _side_by_side(
+    several: SideBySide, done: Callable[[TrialRecord], None], stopped: Callable[[], bool]
+) -> None:
+    """Run the tasks that come on standard input side by side, as many as the memory allows."""
+    lines: queue.Queue[str | None] = queue.Queue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    waiting: deque[TrialTask] = deque()
+    more = True
+    while (more or waiting or several.running) and not (stopped() and not several.running):
+        while more and not (lines.empty() and (waiting or several.running)):
+            line = lines.get()
+            more = line is not None
+            if line is not None:
+                waiting.append(_task(line))
+        while waiting and several.fits(waiting[0]):
+            if (record := several.start(waiting.popleft())) is not None:
+                done(record)
+        for record in several.step():
+            done(record)
 
 
 if __name__ == "__main__":

@@ -34,17 +34,24 @@ class Worker:
     Args:
         number: which of the workers, from 0; decides its GPU.
         study, data_uri: what it works on.
-        threads: CPU threads it may use.
+        threads: CPU threads it may use. pack: trials it may train side by side.
         log: file that gets its messages.
         events: queue that gets its events.
 
     """
 
     def __init__(
-        self, number: int, study: Study, data_uri: str, threads: int, log: Path, events: queue.Queue[Message]
+        self,
+        number: int,
+        study: Study,
+        data_uri: str,
+        threads: int,
+        pack: int,
+        log: Path,
+        events: queue.Queue[Message],
     ) -> None:
         self.number = number
-        self.task: TrialTask | None = None
+        self.tasks: dict[str, TrialTask] = {}
         env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         devices = gpus.visible()
         if devices:
@@ -55,12 +62,17 @@ class Worker:
                 [sys.executable, "-m", "retune.engines.worker"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True, env=env,
             )  # fmt: skip
-        self._send({"study": study.model_dump(mode="json"), "data_uri": data_uri})
+        self._send({"study": study.model_dump(mode="json"), "data_uri": data_uri, "pack": pack})
         threading.Thread(target=self._listen, args=(events,), daemon=True).start()
+
+    @property
+    def task(self) -> TrialTask | None:
+        """The trial that runs, or the first of several."""
+        return next(iter(self.tasks.values()), None)
 
     def run(self, task: TrialTask) -> None:
         """Hand it a task; its events follow on the queue."""
-        self.task = task
+        self.tasks[task.trial] = task
         self._send(task.model_dump(mode="json"))
 
     def interrupt(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from retune import engines, models, store
 from retune.data import mixing
-from retune.engines import SearchJob
+from retune.engines import SearchJob, spread
 from retune.events import Event
 from retune.records import digest, now, versions
 from retune.study import Study
@@ -49,6 +49,7 @@ def search(study: Study, data_uri: str, should_stop: Callable[[], bool] = lambda
     """
     mix = mixing.read_mix_record(data_uri)
     folder = SearchFolder(folders.search_folder(study, mix.digest))
+    study = spread.settled(study, _parallel_before(folder))
     if folder.stamps.outputs("search", inputs(study, folder)) is not None:
         return folder
     work = folders.work_folder(study)
@@ -61,6 +62,13 @@ def search(study: Study, data_uri: str, should_stop: Callable[[], bool] = lambda
         folder.write(SEARCH, record)
         outputs["digest"] = record.digest
     return folder
+
+
+def _parallel_before(folder: SearchFolder) -> int | None:
+    """Return how many trials at a time the search began with; None if it is new."""
+    uri = folder.path("study.json")
+    found = json.loads(store.read(uri))["search"]["parallel"] if store.exists(uri) else None
+    return found if isinstance(found, int) else None
 
 
 def _run(
@@ -83,7 +91,7 @@ def _run(
         work / "progress.json",
         study.search.objective,
         total,
-        study.search.parallel,
+        study.search.at_once,
         done,
         before,
         study.search.trials,
@@ -195,7 +203,7 @@ def _params(study: Study) -> dict[str, str]:
     return {
         "algorithm": study.search.algorithm,
         "trials": str(study.search.trials),
-        "parallel": str(study.search.parallel),
+        "parallel": str(study.search.at_once),
         **{f"search.{name}": str(value) for name, value in study.search.settings.items()},
         **{
             f"space.{p.name}": json.dumps(p.model_dump(exclude_none=True, exclude={"name"}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 from pydantic import Field
 
 from retune.study.names import EngineName
@@ -18,6 +20,11 @@ class Engine(Section):
     kind: EngineName = "local"
     threads: int | None = Field(
         None, gt=0, description="CPU threads per local trial; default: the cores shared out"
+    )
+    pack: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
+        "auto",
+        description="trials that one local process trains side by side at most; auto: as `search.parallel` has more than "
+        "there are GPUs, or cores",
     )
     settings: dict[str, str | int | float | bool] = Field(
         default_factory=dict, description="for an engine of another package"

@@ -121,7 +121,10 @@ class Search(Section):
         description="benchmarks scored in every trial; their data is in `benchmark.data`",
     )
     trials: int = Field(100, gt=0, lt=2**31, description="trained settings, the default setting among them")
-    parallel: int = Field(1, gt=0, lt=2**31)
+    parallel: Annotated[int, Field(gt=0, lt=2**31)] | Literal["auto"] = Field(
+        1,
+        description="trials at a time; auto: what this machine's GPUs or cores train side by side (engine `local`)",
+    )
     max_failed: int | None = Field(
         None, ge=0, lt=2**31 - 1, description="stop once more trials than this have failed"
     )
@@ -160,6 +163,11 @@ class Search(Section):
         """The benchmarks that every trial is scored on."""
         metrics = [*(goal.metric for goal in self.objectives), *(limit.metric for limit in self.constraints)]
         return scored.tasks(self.benchmark, metrics)
+
+    @property
+    def at_once(self) -> int:
+        """Trials at a time; 1 while `auto` is not settled (`retune.engines.spread.settled`)."""
+        return 1 if self.parallel == "auto" else self.parallel
 
     @property
     def objectives(self) -> list[Objective]:
@@ -401,6 +409,11 @@ class Study(Section):
         if self.engine.kind == "katib" and self.cluster.images.train is None:
             problems.append(
                 "`engine.kind: katib` needs `cluster.images.train`, the image that its trials run, but it is not given"
+            )
+        if self.engine.kind != "local" and self.search.parallel == "auto":
+            problems.append(
+                "`search.parallel: auto` asks what one machine can run, which only `engine.kind: local` knows: give a number, "
+                f"but `engine.kind` is {self.engine.kind!r}"
             )
         if self.engine.kind == "local" and self.search.algorithm in KATIB_ONLY:
             problems.append(

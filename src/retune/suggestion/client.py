@@ -117,7 +117,7 @@ def _experiment(study: Study) -> Any:
         Objective.of(search),
         study.search_settings,
         study.seed,
-        search.parallel,
+        search.at_once,
     )
 
 

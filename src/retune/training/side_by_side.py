@@ -127,7 +127,7 @@ class SideBySide:
         if (done := run_trial.finished(task, digest)) is not None:
             return done
         if task.role == "base" or self.reason_alone(lora.setting(self.study.training, task.assignment)):
-            report = _named(self.report, task.trial)
+            report = named(self.report, task.trial)
             return run_trial.run_trial(self.study, self.data_uri, task, self.base, report, self.should_stop)
         run_trial.check_scoring(self.study)
         if not self.running:
@@ -220,7 +220,7 @@ class SideBySide:
         return run_trial.write(record, trial.task, self.base)
 
     def _join(self, task: TrialTask, record: TrialRecord) -> TrialRecord | None:
-        report = _named(self.report, task.trial)
+        report = named(self.report, task.trial)
         start = time.monotonic()
         try:
             chosen = lora.setting(self.study.training, task.assignment)
@@ -288,7 +288,7 @@ class SideBySide:
             return shared_check.difference(core, tokens, adapters, checked.allowed)
 
 
-def _named(report: Callable[[Event], None], trial: str) -> Callable[[Event], None]:
+def named(report: Callable[[Event], None], trial: str) -> Callable[[Event], None]:
     """Return what passes events on with the trial's name in them."""
     return lambda event: report(replace(event, trial=trial))  # type: ignore[call-arg, arg-type]
 

@@ -141,7 +141,7 @@ def _message(study: Study) -> katib.Experiment:
         Objective.of(wanted),
         wanted.settings,
         study.seed,
-        wanted.parallel,
+        wanted.at_once,
     )
 
 

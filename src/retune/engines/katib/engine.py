@@ -188,7 +188,7 @@ class KatibEngine:
         spec = experiment["spec"]
         wanted = left + sum(record.trial in self._of(experiment) for record in self._tried())
         wanted = max(wanted, spec["maxTrialCount"])
-        parallel = max(min(self.study.search.parallel, wanted), spec["parallelTrialCount"])
+        parallel = max(min(self.study.search.at_once, wanted), spec["parallelTrialCount"])
         if (wanted, parallel) == (spec["maxTrialCount"], spec["parallelTrialCount"]):
             return experiment
         allowed = manifest.failures(self.study)
@@ -358,7 +358,7 @@ class KatibEngine:
         """Run tasks of the engine's own, `search.parallel` at a time."""
         while waiting := [task for task in tasks if task.trial not in self.ledger.records]:
             self._look("")
-            self._take_jobs(waiting[: self.study.search.parallel])
+            self._take_jobs(waiting[: self.study.search.at_once])
             if any(task.trial not in self.ledger.records for task in tasks):
                 self._pause()
 

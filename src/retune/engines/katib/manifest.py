@@ -134,7 +134,7 @@ def experiment(
         objective=_objective(study),
         algorithm=algorithms.spec(study, warm),
         early_stopping=_stopping(study),
-        parallel_trial_count=min(wanted.parallel, trials),
+        parallel_trial_count=min(wanted.at_once, trials),
         max_trial_count=trials,
         max_failed_trial_count=None if max_failed is None else min(max_failed, trials),
         resume_policy=cluster.katib.resume,
