@@ -227,8 +227,9 @@ def held_gpus(study: Study, on_cluster: bool) -> int:
     """Return how many GPUs a run holds; 1 for a CPU-only one, whose hours count the same."""
     search, each = study.search, study.cluster.gpus
     if study.engine.kind == "katib":
-        return max(1, search.parallel * each)
-    return max(1, each if on_cluster else min(search.parallel, len(gpus.visible())))
+        return max(1, search.at_once * each)
+    here = len(gpus.visible())
+    return max(1, each if on_cluster else here if search.parallel == "auto" else min(search.at_once, here))
 
 
 def _run(study: Study, held: Held, options: Options, book: Book, runner: Runner, asked: Stops) -> None:
