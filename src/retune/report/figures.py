@@ -57,12 +57,23 @@ def draw(
 
 
 def write_figures(
-    study: Study, trials: Sequence[TrialRecord], folder: Path, selection: Selection | None = None
+    study: Study,
+    trials: Sequence[TrialRecord],
+    folder: Path,
+    selection: Selection | None = None,
+    drawn: dict[str, Figure] | None = None,
 ) -> list[Path]:
-    """Write the figures of a study as PNG and SVG files, for its run in MLflow; return the files."""
+    """Write the figures of a study as PNG and SVG files, for its run in MLflow; return the files.
+
+    Args:
+        study, trials, selection: see `draw`.
+        folder: where to write.
+        drawn: the figures, if they have been drawn.
+
+    """
     objective = study.search.objective
     chosen = selection or select(trials, [], objective, Select(), [])
-    return write_files(draw(trials, study.search.space, objective, chosen), folder)
+    return write_files(drawn or draw(trials, study.search.space, objective, chosen), folder)
 
 
 def history(trials: Sequence[TrialRecord], objective: Objective) -> Figure:
@@ -145,20 +156,21 @@ def parallel_coordinates(trials: Sequence[TrialRecord], space: Space, objective:
     done = settings(trials, space, objective)
     if len(done) < 2:
         return None
+    from matplotlib.collections import LineCollection
+
     figure, axes = new_figure(3.8)
     shades = rank_colours()
-    for place, trial in reversed(list(enumerate(done))):
-        share = place / (len(done) - 1)  # rank, not value: one diverged trial must not take up all colours
-        strong = place < 3
-        axes.plot(
-            range(len(space.names)),
-            space.to_unit(space.encode(trial.assignment)),
-            color=shades(share),
-            linewidth=2.2 if strong else 1.1,
-            alpha=1.0 if strong else 0.65,
-            marker="o" if place == 0 else None,
-            markersize=5,
-        )
+    places = range(len(space.names))
+    heights = [space.to_unit(space.encode(trial.assignment)) for trial in done]
+    colours = [
+        shades(place / (len(done) - 1)) for place in range(len(done))
+    ]  # rank, not value: one diverged trial must not take up all colours
+    lines = [list(zip(places, height, strict=True)) for height in heights]
+    thin = slice(None, 2, -1)  # all but the best three, those in front last; as one, since thousands are slow
+    axes.add_collection(LineCollection(lines[thin], colors=colours[thin], linewidths=1.1, alpha=0.65))
+    for place in reversed(range(min(3, len(done)))):
+        dots = "o" if place == 0 else None
+        axes.plot(places, heights[place], color=colours[place], linewidth=2.2, marker=dots, markersize=5)
     _axes_of_space(axes, space)
     values = [t.objective(objective.metric) for t in (done[0], done[-1])]
     _rank_bar(figure, axes, shades, f"best {values[0]:.4g}", f"worst {values[1]:.4g}", objective.metric)

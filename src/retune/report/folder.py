@@ -29,8 +29,8 @@ def rewrite(folder: str, out: str | None = None) -> str:
     search = newest_search(folder)
     problems: list[str] = []
     asked = study.parse(_read(store.join(search, "study.json"), problems) or {}, search)
-    trials = _all(TrialRecord, store.join(search, "trials"), "trial.json", problems)
-    benches = _all(BenchRecord, store.join(search, "bench"), ".json", problems)
+    trials = _all(TrialRecord, search, "trials", "/trial.json", problems)
+    benches = _all(BenchRecord, search, "bench", ".json", problems)
     selection = _maybe(Selection, store.join(search, "selection.json"), problems)
     gate = _maybe(GateRecord, store.join(search, "gate.json"), problems)
     answers = _maybe(AnswersRecord, store.join(search, "answers.json"), problems)
@@ -69,27 +69,27 @@ def newest_search(folder: str) -> str:
     searches = sorted(name for name in found if name.startswith("search-"))
     if not searches:
         raise InputError("a study's folder holds search-<digest>/study.json, but this one has none", folder)
+    if len(searches) == 1:
+        return store.join(folder, searches[0])
     return max((store.join(folder, name) for name in searches), key=_last_end)
 
 
 def _last_end(search: str) -> str:
-    return max(
-        (t.finished for t in _all(TrialRecord, store.join(search, "trials"), "trial.json", [])), default=""
-    )
+    return max((t.finished for t in _all(TrialRecord, search, "trials", "/trial.json", [])), default="")
 
 
-def _read(uri: str, problems: list[str]) -> Any:
+def _read(uri: str, problems: list[str], content: bytes | None = None) -> Any:
     try:
-        return json.loads(store.read(uri))
+        return json.loads(store.read(uri) if content is None else content)
     except (ValueError, RecursionError) as error:
         problems.append(f"{uri} is not JSON: {error}")
         return None
 
 
-def _record(kind: Any, uri: str, problems: list[str]) -> Any:
-    content = _read(uri, problems)
+def _record(kind: Any, uri: str, problems: list[str], content: bytes | None = None) -> Any:
+    found = _read(uri, problems, content)
     try:
-        return kind.model_validate(content) if content is not None else None
+        return kind.model_validate(found) if found is not None else None
     except ValueError as error:
         problems.append(f"{uri} is no {kind.__name__}: {str(error).splitlines()[0]}")
         return None
@@ -99,9 +99,17 @@ def _maybe(kind: Any, uri: str, problems: list[str]) -> Any:
     return _record(kind, uri, problems) if store.exists(uri) else None
 
 
-def _all(kind: Any, folder: str, ending: str, problems: list[str]) -> list[Any]:
-    names = [name for name in store.listing(folder) if name.endswith(ending) and name.count("/") == 1]
-    found = [_record(kind, store.join(folder, name), problems) for name in sorted(names, key=by_number)]
+def _all(kind: Any, search: str, below: str, ending: str, problems: list[str]) -> list[Any]:
+    """Return the records of a kind in the folder of a search, one folder down from `below`, in the order of the trials."""
+
+    def wanted(name: str) -> bool:
+        return name.startswith(f"{below}/") and name.endswith(ending) and name.count("/") == 2
+
+    files = store.contents(search, wanted)
+    found = [
+        _record(kind, store.join(search, name), problems, files[name])
+        for name in sorted(files, key=by_number)
+    ]
     return [record for record in found if record is not None]
 
 

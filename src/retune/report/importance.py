@@ -12,7 +12,7 @@ from retune.selection.ranking import rank
 from retune.space import Space
 from retune.study import Objective
 
-MIN_TRIALS, MOST_TRIALS = 10, 400
+MIN_TRIALS, MOST_TRIALS = 10, 256
 
 
 def settings(trials: Sequence[TrialRecord], space: Space, objective: Objective) -> list[TrialRecord]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -24,6 +24,9 @@ from retune.report.style import to_svg, words
 from retune.selection.choice import Row, Selection, select
 from retune.selection.pareto import pareto_set
 from retune.study import Study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FIGURES = {
     "history": (
@@ -55,6 +58,7 @@ def write_report(
     gate: GateRecord | None,
     out: Path | str,
     answers: AnswersRecord | None = None,
+    drawn: dict[str, Figure] | None = None,
 ) -> None:
     """Write the page to `out`.
 
@@ -67,9 +71,11 @@ def write_report(
         gate: None if nothing was registered.
         out: path or URI of the HTML file; written atomically.
         answers: of base, default and winner to held-out prompts; None where they were not recorded.
+        drawn: the figures, if `retune.report.figures.draw` has drawn them.
 
     """
-    store.write(str(out), render(study, mix, trials, benches, selection, gate, answers).encode())
+    page = render(study, mix, trials, benches, selection, gate, answers, drawn)
+    store.write(str(out), page.encode())
 
 
 def render(
@@ -80,6 +86,7 @@ def render(
     selection: Selection | None,
     gate: GateRecord | None,
     answers: AnswersRecord | None = None,
+    drawn: dict[str, Figure] | None = None,
 ) -> str:
     """Return the page as HTML; see `write_report`. Every text is escaped."""
     from jinja2 import Environment, StrictUndefined
@@ -107,7 +114,7 @@ def render(
         gate_title=_gate_title(gate) if gate else "",
         headline=_headline(study, trials, selection),
         cards=_cards(trials, selection),
-        figures=_figures(study, trials, selection),
+        figures=_figures(study, trials, selection, drawn),
         metric=words(selection.metric),
         parameters=_parameters(study, trials),
         rows=selection.rows,
@@ -211,10 +218,12 @@ def _cards(trials: Sequence[TrialRecord], selection: Selection) -> list[dict[str
     return cards
 
 
-def _figures(study: Study, trials: Sequence[TrialRecord], selection: Selection) -> list[dict[str, Any]]:
+def _figures(
+    study: Study, trials: Sequence[TrialRecord], selection: Selection, drawn: dict[str, Figure] | None
+) -> list[dict[str, Any]]:
     from markupsafe import Markup
 
-    drawn = draw(trials, study.search.space, study.search.objective, selection)
+    drawn = drawn or draw(trials, study.search.space, study.search.objective, selection)
     shown = []
     for name, (title, note) in FIGURES.items():
         if (

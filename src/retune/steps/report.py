@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retune import store
 from retune.data import mixing
-from retune.records import TrialRecord, digest
+from retune.records import digest
 from retune.report import figures, page
+from retune.report.style import write_files
 from retune.selection.choice import Selection
+from retune.selection.choice import select as choose
 from retune.steps.search import open_tracker
 from retune.study import Study
 from retune.workspace import folders
 from retune.workspace.search_folder import ANSWERS, GATE, PAGE, SEARCH, SELECTION, SearchFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FLUSH_SECONDS = 30.0
 
@@ -39,8 +44,11 @@ def report(study: Study) -> str | None:
     selection = folder.selection if SELECTION in ask else None
     gate = folder.gate if GATE in ask else None
     mix = mixing.read_mix_record(folders.data_folder(study))
-    page.write_report(study, mix, trials, benches, selection, gate, out, folder.answers)
-    _track(study, folder, mix.digest, trials, selection, out)
+    search = study.search
+    shown = selection or choose(trials, benches, search.objective, study.select, study.benchmark.tasks)
+    drawn = figures.draw(trials, search.space, search.objective, shown)  # once, for the page and for MLflow
+    page.write_report(study, mix, trials, benches, selection, gate, out, folder.answers, drawn)
+    _track(study, folder, mix.digest, selection, out, drawn)
     if gate is not None:  # an unfinished study is reported anew each time
         with folder.stamps.step("report", ask):
             pass
@@ -52,13 +60,13 @@ def _track(
     study: Study,
     folder: SearchFolder,
     data_digest: str,
-    trials: list[TrialRecord],
     selection: Selection | None,
     out: str,
+    drawn: dict[str, Figure],
 ) -> None:
     tracker = open_tracker(study, folder, data_digest)
     with tempfile.TemporaryDirectory() as made:
-        for path in figures.write_figures(study, trials, Path(made), selection):
+        for path in write_files(drawn, Path(made)):
             tracker.artifact(path, f"figures/{path.name}")
         tracker.artifact(store.download(out), PAGE)
         tracker.finish_study("FINISHED" if selection else "FAILED")
