@@ -1,9 +1,10 @@
-"""Katib's older SDK (`pip install kubeflow-katib==0.19.*`): send an Experiment of ours, and read how it stands.
+"""Katib's older SDK (`pip install 'kubeflow-katib==0.19.*' 'kubernetes<31'`): send an Experiment of ours, and read how it stands.
 
     retune render experiment study.yaml > experiment.yaml
     python katib_sdk.py experiment.yaml
 
-It pins protobuf<5, which excludes the pipelines' SDK, so it has an environment of its own.
+It pins protobuf<5, which excludes the pipelines' SDK, so it has an environment of its own. With `kubernetes` 37 it cannot read
+an Experiment back.
 """
 
 from __future__ import annotations

@@ -28,15 +28,15 @@ RUNTIME = {
 
 @pytest.fixture
 def python(tmp_path):
-    """Return a function that makes an environment with one package, and returns its Python."""
+    """Return a function that makes an environment with some packages, and returns its Python."""
 
-    def make(package):
+    def make(*packages):
         subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
         program = tmp_path / "venv/bin/python"
-        words = [program, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", package]
+        words = [program, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
         done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode:
-            pytest.skip(f"{package} cannot be installed: {done.stderr.strip()[-300:]}")
+            pytest.skip(f"{packages} cannot be installed: {done.stderr.strip()[-300:]}")
         return program
 
     return make
@@ -80,8 +80,9 @@ def test_the_optimizer_client_searches_by_our_algorithm(python, cluster):
 
 
 def test_katibs_older_sdk_sends_what_retune_renders(python, cluster, tmp_path):
-    program = python("kubeflow-katib==0.19.*")
+    program = python("kubeflow-katib==0.19.*", "kubernetes<31")
     text = (ROOT / "k8s/experiments/kind-nomad.yaml").read_text()
+    cluster.objects.create("secrets", NAMESPACE, {"metadata": {"name": "retune-storage"}, "data": {}})
     (tmp_path / "experiment.yaml").write_text(text.replace("namespace: retune", f"namespace: {NAMESPACE}"))
     name, algorithm = call(program, cluster, "katib_sdk.py", tmp_path / "experiment.yaml")
     assert algorithm == "nomad"
