@@ -48,7 +48,7 @@ def plain_losses(tuned, core):
     with attending(core, "eager"):
         for record in range(len(TOKENS)):
             span = slice(int(TOKENS.offsets[record]), int(TOKENS.offsets[record + 1]))
-            ids, counted = TOKENS.ids[span], TOKENS.counted[span][1:]
+            ids, counted = TOKENS.ids[span].long(), TOKENS.counted[span][1:]
             one_by_one.reset_rotary(core)
             logits = tuned(input_ids=ids[None], use_cache=False).logits[0, :-1]
             total = total + cross_entropy(logits.float()[counted], ids[1:][counted], reduction="sum")
