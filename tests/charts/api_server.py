@@ -22,6 +22,7 @@ RESOURCES = {
     "batch/v1": {"cronjobs": ("CronJob", True), "jobs": ("Job", True)},
     "discovery.k8s.io/v1": {"endpointslices": ("EndpointSlice", True)},
     "kueue.x-k8s.io/v1beta1": {"localqueues": ("LocalQueue", True)},
+    "monitoring.coreos.com/v1": {"servicemonitors": ("ServiceMonitor", True)},
     "networking.k8s.io/v1": {"networkpolicies": ("NetworkPolicy", True)},
     "policy/v1": {"poddisruptionbudgets": ("PodDisruptionBudget", True)},
     "rbac.authorization.k8s.io/v1": {

@@ -34,7 +34,7 @@ def test_the_study_can_run_under_katib(algorithm):
     study = load(STUDY, overrides(*PLACE, "study", f"search.algorithm={algorithm}"))
     manifest.check(study)
     assert study.search.trials == 4
-    assert study.cluster.secrets == ["retune-storage"]
+    assert study.cluster.secrets == ["retune-storage", "retune-mlflow-login"]
     uris = [study.model.base, *(source.uri for source in study.data.sources)]
     for uri in uris:
         folder, _, name = uri.removeprefix("s3://retune/").rpartition("/")
