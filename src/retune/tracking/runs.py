@@ -9,12 +9,12 @@ mlflow is imported inside the functions: it takes seconds.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from retune import uris
 from retune.errors import InputError
+from retune.tracking import database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,15 +74,14 @@ def connect(uri: str) -> MlflowClient:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     found = address(uri)
+    database.create_if_missing(found)
     return MlflowClient(tracking_uri=found, registry_uri=found)
 
 
 def artifact_root(uri: str, study: str) -> str | None:
     """Return where a study's artifacts go: beside an SQLite database; None lets the server choose."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    database = Path(uri.removeprefix("sqlite:///").partition("?")[0])
-    return (database.resolve().parent / "mlartifacts" / study).as_uri()
+    path = database.path_of(uri)
+    return None if path is None else (path.resolve().parent / "mlartifacts" / study).as_uri()
 
 
 def ensure_experiment(client: MlflowClient, uri: str, study: str) -> str:

@@ -105,8 +105,8 @@ def _layers(base: Any) -> dict[str, Any]:
 def excluded_modules(base: Any) -> str | None:
     """Return a regular expression for the names of modules that never get an adapter, None if there are none.
 
-    These are the parts of a multimodal model beside its language model, which no text record reaches, and linear layers with a
-    forward of their own, as Llama 4's routers, which give more than PEFT's layer around them can pass on.
+    These are the parts of a multimodal model beside its language model, which no text record reaches, and linear layers that
+    return more than one tensor, as Llama 4's routers, which PEFT's layer around them cannot pass on.
     """
     from torch import nn
 
@@ -114,10 +114,21 @@ def excluded_modules(base: Any) -> str | None:
     own = {
         name.rpartition(".")[2]
         for name, module in base.named_modules()
-        if isinstance(module, nn.Linear) and _has_own_forward(module)
+        if isinstance(module, nn.Linear) and _has_own_forward(module) and not _returns_one_tensor(module)
     }
     found += [rf"(.*\.)?{re.escape(name)}" for name in sorted(own)]
     return "|".join(found) or None
+
+
+def _returns_one_tensor(module: Any) -> bool:
+    """Return whether a layer computes what a linear layer does, by trying it: Falcon's have a forward of their own, too."""
+    import torch
+
+    with torch.no_grad():
+        made = module(
+            torch.zeros(1, module.in_features, dtype=module.weight.dtype, device=module.weight.device)
+        )
+    return isinstance(made, torch.Tensor) and made.shape == (1, module.out_features)
 
 
 def _has_own_forward(module: Any) -> bool:
