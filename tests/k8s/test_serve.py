@@ -11,12 +11,12 @@ import yaml
 
 from retune.errors import InputError, RetuneError
 from retune.launch.rollout import rollout
-from retune.records import TrialRecord
 from retune.registry import promotion
 from tests.charts.helm import find
 from tests.charts.pod_security import violations
 from tests.conftest import ROOT
 from tests.kubernetes_schemas import VERSIONS, problems
+from tests.registry.versions import register_version
 from tests.test_docs import unknown
 
 pytest_plugins = ["tests.k8s.kubectl", "tests.mlflow_server"]
@@ -165,13 +165,7 @@ def api(tmp_path, monkeypatch):
 def versions(database, tmp_path):
     """Two registered versions of `support-bot`."""
     for name in ("one", "two"):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "adapter_config.json").write_text(json.dumps({"of": name}))
-        (folder / "adapter_model.safetensors").write_bytes(name.encode())
-        record = TrialRecord(trial="trial-002", number=2, role="search", assignment={}, seed=0, status="completed",
-                             values={"validation_loss": 1.0}, adapter_digest=name, base="b")  # fmt: skip
-        promotion.register(database, "support-bot", record, folder, study="s", objective="validation_loss")
+        register_version(database, tmp_path, name, "support-bot")
     return database
 
 

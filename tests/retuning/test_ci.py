@@ -13,6 +13,7 @@ import yaml
 from retune.registry import promotion
 from retune.retuning.book import Book
 from tests.conftest import ROOT, wait_for
+from tests.registry.versions import register_version
 
 pytest_plugins = ["tests.retuning.servers", "tests.mlflow_server"]
 SMALL = [
@@ -174,7 +175,7 @@ def test_from_changed_data_by_a_pull_request_to_the_champion(tmp_path, server):
     job.commit("other data")
     (reason,) = job.dry()["reasons"]
     assert reason.startswith("data alpaca-demo.json: ")
-    budget = job.book.spent(30) + 30 / 3600
+    budget = job.book.spent(30) + result["gpu_hours"] / 3  # of what the same study took before, on this machine
     code, _, err = job.run("--gpu-hours", str(budget))
     assert code == 75, err
     assert "is used up" in err
@@ -187,23 +188,11 @@ def test_from_changed_data_by_a_pull_request_to_the_champion(tmp_path, server):
     assert any(line.startswith("retuning 3 stopped: the budget of") for line in job.dry()["reasons"])
 
 
-def _version(database, tmp_path, name):
-    from retune.records import TrialRecord
-
-    folder = tmp_path / name
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"of": name}))
-    (folder / "adapter_model.safetensors").write_bytes(name.encode())
-    record = TrialRecord(trial="trial-002", number=2, role="search", assignment={}, seed=0, status="completed",
-                         values={"validation_loss": 1.0}, adapter_digest=name, base="b")  # fmt: skip
-    return promotion.register(database, "m", record, folder, study="s", objective="validation_loss")
-
-
 def test_reverting_a_merge_brings_the_champion_back_and_an_old_proposal_is_refused(tmp_path, database):
     from retune.retuning.proposal import Pin
     from retune.retuning.run import carry_out
 
-    one, two, three = (_version(database, tmp_path, name) for name in ("one", "two", "three"))
+    one, two, three = (register_version(database, tmp_path, name) for name in ("one", "two", "three"))
     carry_out(database, Pin(model="m", version=one))
     assert "it was 1" in carry_out(database, Pin(model="m", version=two, champion=one))
     # The pin of a champion that was replaced by other means must not come back by itself.
