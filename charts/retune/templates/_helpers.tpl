@@ -214,3 +214,59 @@ http://{{ include "retune.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc.clu
     - ipBlock: {cidr: 169.254.7.127/32}
 {{- end -}}
 {{- end -}}
+
+{{/* The Ingress and the HTTPRoute of a page, as its section of the values asks for them: (list $ "section" name port "what browsers call"). */}}
+{{- define "retune.routes" }}
+{{- $root := index . 0 }}
+{{- $section := index . 1 }}
+{{- $name := index . 2 }}
+{{- $port := index . 3 }}
+{{- $words := index . 4 }}
+{{- $values := index $root.Values $section }}
+{{- with $values.ingress }}
+{{- if .enabled }}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  name: {{ $name }}
+  labels: {{- include "retune.labels" (list $root $section) | nindent 4 }}
+  {{- with .annotations }}
+  annotations: {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  {{- with .className }}
+  ingressClassName: {{ . }}
+  {{- end }}
+  {{- with .tlsSecret }}
+  tls: [{hosts: [{{ $values.ingress.host }}], secretName: {{ . }}}]
+  {{- end }}
+  rules:
+    - host: {{ required (printf "`%s.ingress.enabled` needs `%s.ingress.host`, the name by which browsers call %s" $section $section $words) .host }}
+      http:
+        paths:
+          - path: /
+            pathType: Prefix
+            backend:
+              service: {name: {{ $name }}, port: {name: http}}
+{{- end }}
+{{- end }}
+{{- with $values.httpRoute }}
+{{- if .enabled }}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata:
+  name: {{ $name }}
+  labels: {{- include "retune.labels" (list $root $section) | nindent 4 }}
+spec:
+  {{- if not (and .parentRefs .hostnames) }}
+  {{- fail (printf "`%s.httpRoute.enabled` needs `parentRefs`, the Gateways it belongs to, and `hostnames`, by which browsers call %s" $section $words) }}
+  {{- end }}
+  parentRefs: {{- toYaml .parentRefs | nindent 4 }}
+  hostnames: {{- toYaml .hostnames | nindent 4 }}
+  rules:
+    - backendRefs: [{name: {{ $name }}, port: {{ $port }}}]
+{{- end }}
+{{- end }}
+{{- end }}
