@@ -99,10 +99,11 @@ class Loop:
         ratio = self.training.lora_plus_ratio
         if ratio == 1:
             return [{"params": self.parameters, "ratio": 1.0}]
-        trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        of_b = [p for name, p in trained if "lora_B" in name or "lora_embedding_B" in name]
-        others = [p for name, p in trained if not ("lora_B" in name or "lora_embedding_B" in name)]
-        return [{"params": others, "ratio": 1.0}, {"params": of_b, "ratio": ratio}]
+        of_b = {name for name in self.named if "lora_B" in name or "lora_embedding_B" in name}
+        return [
+            {"params": [p for name, p in self.named.items() if name not in of_b], "ratio": 1.0},
+            {"params": [p for name, p in self.named.items() if name in of_b], "ratio": ratio},
+        ]
 
     def run(self) -> State:
         """Train to the end and return the final state.
@@ -159,10 +160,7 @@ class Loop:
         if not due:
             return
         if not at_epoch:
-            self._drain()
-            loss = self._validation_loss()
-            self._clock()
-            self._watch("validation loss", loss, self.state.step)
+            loss = self._measured_loss()
             self.report(Measured("validation_loss", loss, self.state.step, self._epoch))
         else:
             loss = self.state.validation[-1]
@@ -252,13 +250,18 @@ class Loop:
         self._mark = now
 
     def _validate(self) -> None:
+        loss = self._measured_loss()
+        self.state.validation.append(loss)
+        self.report(Measured("train_loss", self.train_loss(), self.state.step, self._epoch))
+        self.report(Measured("validation_loss", loss, self.state.step, self._epoch))
+
+    def _measured_loss(self) -> float:
+        """Return the validation loss, which must be finite; the time that it takes is charged."""
         self._drain()
         loss = self._validation_loss()
         self._clock()
         self._watch("validation loss", loss, self.state.step)
-        self.state.validation.append(loss)
-        self.report(Measured("train_loss", self.train_loss(), self.state.step, self._epoch))
-        self.report(Measured("validation_loss", loss, self.state.step, self._epoch))
+        return loss
 
     def _validation_loss(self) -> float:
         return validation_loss(self.model, self.validation, self.devices, poll=self._poll)

@@ -25,13 +25,8 @@ from retune.training.inits import Records
 from retune.training.self_check import Checked, reading
 from retune.training.validate import validation_loss
 
-_TRIED = {
-    "rank": 4,
-    "alpha": 8.0,
-    "alpha_ratio": None,
-    "dropout": 0.0,
-    "init": "default",
-}  # the check's adapter
+TRIED = {"rank": 4, "alpha": 8.0, "alpha_ratio": None, "dropout": 0.0, "init": "default"}
+"""What the adapters of checks differ in from a trial's."""
 
 
 def data_digest(data_uri: str) -> str:
@@ -126,7 +121,7 @@ class ResidentBase:
         Raises:
             InputError: if the base gives no losses that one can train or judge by.
         """
-        tried = training.model_copy(update=_TRIED)
+        tried = training.model_copy(update=TRIED)
         key = (str(tried.target_modules), tried.first_layer, tried.last_layer, tried.variant, longest)
         if key not in self._checked:
             base = self.load()

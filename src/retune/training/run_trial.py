@@ -79,11 +79,12 @@ def run_trial(
 
     if study.engine.kind == "katib" or gpus.in_a_step_of_a_cluster():
         gpus.require(study.cluster.gpus)
-    if (done := finished(task, digest(study, data_uri, task, base))) is not None:
+    decides = digest(study, data_uri, task, base)
+    if (done := finished(task, decides)) is not None:
         return done
     check_scoring(study)
     memory.reset_peak(base.load().device)
-    record = begin(study, data_uri, task, base)
+    record = begin(study, data_uri, task, base, decides)
     start = time.monotonic()
     try:
         if task.role == "base":
@@ -165,8 +166,10 @@ def digest(study: Study, data_uri: str, task: TrialTask, base: ResidentBase) -> 
     return study.settings_digest(data, base.load().digest)
 
 
-def begin(study: Study, data_uri: str, task: TrialTask, base: ResidentBase) -> TrialRecord:
-    """Return the record of a trial that begins: failed, until it is known better."""
+def begin(
+    study: Study, data_uri: str, task: TrialTask, base: ResidentBase, settings_digest: str
+) -> TrialRecord:
+    """Return the record of a trial that begins: failed, until it is known better. `settings_digest`: what `digest` gave."""
     from retune.training import lora, resident
 
     loaded = base.load()
@@ -179,7 +182,7 @@ def begin(study: Study, data_uri: str, task: TrialTask, base: ResidentBase) -> T
         seed=task.seed,
         status="failed",
         data_digest=resident.data_digest(data_uri),
-        settings_digest=digest(study, data_uri, task, base),
+        settings_digest=settings_digest,
         base=study.model.base,
         base_revision=loaded.revision,
         device=_device_name(loaded.device),

@@ -25,19 +25,12 @@ from retune.training.attention import by_segments
 from retune.training.detached import Adapter, CannotShare, new, reason_alone
 from retune.training.inits import Records
 from retune.training.loop import Loop
-from retune.training.resident import ResidentBase
+from retune.training.resident import TRIED, ResidentBase
 from retune.training.run_trial import TrialTask
 from retune.training.shared_passes import SharedPasses, Step
 from retune.training.validate import validation_loss
 
 _STATE = 16  # bytes for each trained weight in float32: itself, its gradient, and AdamW's two means
-_MADE = {
-    "rank": 4,
-    "alpha": 8.0,
-    "alpha_ratio": None,
-    "dropout": 0.1,
-    "init": "default",
-}  # the check's adapters
 
 
 @dataclass
@@ -132,7 +125,7 @@ class SideBySide:
         run_trial.check_scoring(self.study)
         if not self.running:
             memory.reset_peak(self.base.load().device)
-        return self._join(task, run_trial.begin(self.study, self.data_uri, task, self.base))
+        return self._join(task, run_trial.begin(self.study, self.data_uri, task, self.base, digest))
 
     def fits(self, task: TrialTask) -> bool:
         """Return whether another trial can join those that run: there is memory for it, and it trains on the same data."""
@@ -279,7 +272,7 @@ class SideBySide:
             return reason
         try:
             init = chosen.init if chosen.init in EDITING else "default"
-            made = chosen.model_copy(update=_MADE | {"init": init})
+            made = chosen.model_copy(update=TRIED | {"dropout": 0.1, "init": init})
             adapters = [self._new(made, seed) for seed in (0, 1)]
         except CannotShare as error:
             return str(error)
