@@ -187,7 +187,10 @@ def load_split(uri: str, split: Split) -> list[Example]:
     Raises:
         InputError: if there is none, or it is not what was mixed.
     """
-    _, path = _whole(uri, split)
+    return _examples(_whole(uri, split)[1])
+
+
+def _examples(path: Path) -> list[Example]:
     return [Example.from_dict(json.loads(line)) for line in path.read_text("utf-8").split("\n")[:-1]]
 
 
@@ -205,12 +208,12 @@ def load_tokens(
     Raises:
         InputError: if there is no such data, or it is not what was mixed.
     """
-    record, _ = _whole(uri, split)
+    record, path = _whole(uri, split)
     place = stored_tokens.place(uri, record.digest, record.prompt, folder, max_length, loss_on)
     stored = stored_tokens.load(place, split)
     if stored is not None:
         return stored.tokens()
-    return tokenize_examples(load_split(uri, split), tokenizer(), record.prompt, max_length, loss_on)
+    return tokenize_examples(_examples(path), tokenizer(), record.prompt, max_length, loss_on)
 
 
 def read_mix(uri: str) -> tuple[list[Example], list[Example], MixRecord]:
