@@ -36,7 +36,7 @@ def test_a_finished_trial_is_read_back(tmp_path):
     ledger = Ledger(str(tmp_path))
     ledger.issue(2, "search", {"rank": 4}, seed=0)
     ledger.finish(record(2, 1.5, tmp_path), write=True)
-    assert Ledger(str(tmp_path)).search_record(2).values == {"validation_loss": 1.5}
+    assert Ledger(str(tmp_path)).records["trial-002"].values == {"validation_loss": 1.5}
 
 
 def test_ranking_leaves_out_failures_base_and_what_breaks_a_constraint(tmp_path):

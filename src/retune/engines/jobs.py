@@ -32,10 +32,9 @@ class Jobs:
 
     def next(self) -> Job | None:
         """Decide the next job; None if it depends on one that is not done, or if there is none."""
-        known = self._known()
-        if not all(self._done(job) for job in self._made[:known]):
+        if not self._is_settled():
             return None
-        search = self._search
+        known, search = self._known(), self._search
         made = self._made
         job = next_job(search.stopping, self.results(made[:known]), made[known:], search.trials, self._wanted)
         if job is None and known < len(made) and all(self._done(other) for other in made):

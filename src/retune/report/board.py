@@ -10,19 +10,19 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from retune import store
 from retune.errors import RetuneError
 from retune.records import GateRecord, TrialRecord, parse
 from retune.report.folder import newest_search, study_in
-from retune.report.watch import POLICY, Watched, events
+from retune.report.watch import HTML, Page, Watched, events
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -130,10 +130,8 @@ def _fill(found: Standing, search: str) -> None:
         elif value is not None and record.role != "repeat":
             found.best = value if found.best is None else better(found.best, value)
     if "search.json" not in files:
-        asked = study.search
-        total = 1 + asked.trials + (1 + asked.finalists) * asked.repeats
         found.trials["running"] = len(issued - done)
-        found.queued = max(0, total - len(issued | done))
+        found.queued = max(0, study.search.planned_trials - len(issued | done))
     if "gate.json" in files:
         found.decision = parse(GateRecord, files["gate.json"], store.join(search, "gate.json")).decision
 
@@ -199,20 +197,17 @@ def serve(root: str, host: str, port: int, every: float = LOOK_SECONDS) -> Threa
     registry.register(Collector(board))
     page = resources.files("retune.report").joinpath("watch.html").read_bytes()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Page):
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
-            try:
-                if path == "/":
-                    self._send("text/html; charset=utf-8", _page(board.standings(), board.problem).encode())
-                elif path == "/healthz":  # not the storage: a pod that is started again would not mend that
-                    self._send("text/plain", b"ok")
-                elif path == "/metrics":
-                    self._send(CONTENT_TYPE_LATEST, generate_latest(registry))
-                else:
-                    self._study(*path.split("/")[1:])
-            except (BrokenPipeError, ConnectionResetError):
-                return  # the browser went away
+            if path == "/":
+                self.send(HTML, _page(board.standings(), board.problem).encode())
+            elif path == "/healthz":  # not the storage: a pod that is started again would not mend that
+                self.send("text/plain", b"ok")
+            elif path == "/metrics":
+                self.send(CONTENT_TYPE_LATEST, generate_latest(registry))
+            else:
+                self._study(*path.split("/")[1:])
 
         def _study(self, kind: str = "", name: str = "", part: str | None = None, *more: str) -> None:
             watched = board.watched(unquote(name)) if kind == "study" and not more else None
@@ -223,24 +218,11 @@ def serve(root: str, host: str, port: int, every: float = LOOK_SECONDS) -> Threa
                 self.send_header("Location", f"/study/{name}/")
                 self.end_headers()
             elif part == "":
-                self._send("text/html; charset=utf-8", page)
+                self.send(HTML, page)
             elif part == "state":
-                self._send("application/json", json.dumps(watched.state()).encode())
+                self.send("application/json", json.dumps(watched.state()).encode())
             else:
-                self._send("text/event-stream", events(watched, PAGE_SECONDS))
-
-        def _send(self, kind: str, content: bytes | Iterable[bytes]) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Security-Policy", POLICY)
-            self.send_header("Cache-Control", "no-store")
-            self.end_headers()
-            for part in [content] if isinstance(content, bytes) else content:
-                self.wfile.write(part)
-                self.wfile.flush()
-
-        def log_message(self, *words: Any) -> None:
-            return
+                self.send("text/event-stream", events(watched, PAGE_SECONDS))
 
     server = ThreadingHTTPServer((host, port), Handler)
     server.daemon_threads = True

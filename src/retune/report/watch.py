@@ -10,7 +10,8 @@ import math
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
@@ -27,6 +28,7 @@ from retune.study import Study
 EVERY_SECONDS = 1.0
 _GPU_SECONDS = 2.0
 _MOST_POINTS = 500  # of one curve; beyond, every other point is left out
+HTML = "text/html; charset=utf-8"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
 
@@ -170,41 +172,45 @@ def events(watched: Watched, every: float = EVERY_SECONDS) -> Iterator[bytes]:
         quiet += every
 
 
+class Page(BaseHTTPRequestHandler):
+    """Answers with pages that load nothing from elsewhere, and writes no log."""
+
+    def send(self, kind: str, content: bytes | Iterable[bytes]) -> None:
+        """Send a whole answer, or one that goes on part by part; a browser that goes away ends it.
+
+        Args:
+            kind: the content type. content: the body.
+        """
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Security-Policy", POLICY)
+        self.send_header("Cache-Control", "no-store")
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.end_headers()
+            for part in [content] if isinstance(content, bytes) else content:
+                self.wfile.write(part)
+                self.wfile.flush()
+
+    def log_message(self, *words: Any) -> None:
+        """Write nothing."""
+
+
 def serve(folder: str, host: str, port: int, every: float = EVERY_SECONDS) -> ThreadingHTTPServer:
     """Return a server of the page, not yet running; port 0 takes a free one."""
     page = resources.files("retune.report").joinpath("watch.html").read_bytes()
     watched = Watched(folder)
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Page):
         def do_GET(self) -> None:
-            kinds = {
-                "/": "text/html; charset=utf-8",
-                "/state": "application/json",
-                "/events": "text/event-stream",
-            }
             path = self.path.partition("?")[0]
-            if path not in kinds:
+            if path == "/":
+                self.send(HTML, page)
+            elif path == "/state":
+                self.send("application/json", json.dumps(watched.state()).encode())
+            elif path == "/events":
+                self.send("text/event-stream", events(watched, every))
+            else:
                 self.send_error(404)
-                return
-            self.send_response(200)
-            self.send_header("Content-Type", kinds[path])
-            self.send_header("Content-Security-Policy", POLICY)
-            self.send_header("Cache-Control", "no-store")
-            self.end_headers()
-            try:
-                if path == "/":
-                    self.wfile.write(page)
-                elif path == "/state":
-                    self.wfile.write(json.dumps(watched.state()).encode())
-                else:
-                    for event in events(watched, every):
-                        self.wfile.write(event)
-                        self.wfile.flush()
-            except (BrokenPipeError, ConnectionResetError):
-                return  # the browser went away
-
-        def log_message(self, *words: Any) -> None:
-            return
 
     server = ThreadingHTTPServer((host, port), Handler)
     server.daemon_threads = True

@@ -82,20 +82,16 @@ def _run(
     spent = work / "logs" / f"{folder.name}.seconds"
     spent.parent.mkdir(parents=True, exist_ok=True)
     before = float(spent.read_text()) if spent.exists() else 0.0
-    wanted = study.search
-    total = 1 + wanted.trials + (1 + wanted.finalists) * wanted.repeats
-    if wanted.proxy is not None:
-        total += 1 + min(wanted.proxy.full, wanted.trials - 1)
     done = list(Ledger(folder.uri).records.values())
     shown = progress.SearchProgress(
         work / "progress.json",
         study.search.objective,
-        total,
+        study.search.planned_trials,
         study.search.at_once,
         done,
         before,
         study.search.trials,
-        wanted.proxy is not None,
+        study.search.proxy is not None,
     )
     tracker = open_tracker(study, folder, data_digest)
     boards = open_boards(study.tracking, study.name, folder.name, work)
@@ -129,7 +125,7 @@ def _run(
 def _record(study: Study, ledger: Ledger, stopped_by: str, data_digest: str, hours: float) -> SearchRecord:
     objective = study.search.objective
     ranked = ledger.ranking(study.search)
-    searched = ledger.searched(study.search)
+    searched = ledger.searched()
     content = [
         (r.trial, r.assignment, r.status, r.objective(objective.metric), r.adapter_digest)
         for _, r in sorted(ledger.records.items())

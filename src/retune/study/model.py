@@ -170,6 +170,12 @@ class Search(Section):
         return 1 if self.parallel == "auto" else self.parallel
 
     @property
+    def planned_trials(self) -> int:
+        """Trials of the whole search: base, settings, the best of a proxy search on all data, and repeats."""
+        whole = 0 if self.proxy is None else 1 + min(self.proxy.full, self.trials - 1)
+        return 1 + self.trials + whole + (1 + self.finalists) * self.repeats
+
+    @property
     def objectives(self) -> list[Objective]:
         """All objectives, the one that ranks first."""
         return [self.objective, *self.further_objectives]

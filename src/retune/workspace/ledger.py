@@ -167,20 +167,16 @@ class Ledger:
                 found.append(Observation(task.assignment, "failed", {}, task.trial, task.number))
         return found
 
-    def search_record(self, number: int) -> TrialRecord | None:
-        """Return the finished record of search trial `number`, if it is finished."""
-        return self.records.get(trial_name(number))
-
-    def searched(self, search: Search) -> list[TrialRecord]:
+    def searched(self) -> list[TrialRecord]:
         """Return the finished records of the settings that the search tried, as it saw them: under `search.proxy` on a part."""
-        wanted = ("proxy",) if search.proxy is not None else ("default", "search")
+        wanted = _searched(self.tasks.values())
         return [record for record in self.records.values() if record.role in wanted]
 
     def issue_whole(self, study: Study) -> list[TrialTask]:
         """Write down the trials on all data, of the default and the best settings, of a search that trained on a part."""
         search = study.search
         assert search.proxy is not None
-        parts = [record.model_copy(update={"role": "search"}) for record in self.searched(search)]
+        parts = [record.model_copy(update={"role": "search"}) for record in self.searched()]
         ranked = by_expectation(
             candidates(parts, search.objective, search.constraints),
             expected(parts, search.objective, search.space),
