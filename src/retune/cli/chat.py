@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from retune.cli import _options
+
 
 @click.command("chat")
 @click.argument("what", metavar="STUDY_FOLDER|MODEL@ALIAS")
@@ -19,13 +21,7 @@ import click
     type=click.IntRange(min=1),
     help="The most tokens of an answer.",
 )
-@click.option(
-    "--tracking",
-    "uri",
-    default="sqlite:///mlflow.db",
-    show_default=True,
-    help="MLflow tracking URI, for MODEL@ALIAS.",
-)
+@_options.tracking("MLflow tracking URI, for MODEL@ALIAS.")
 def command(
     what: str, base: str | None, trial: str | None, questions: tuple[str, ...], new_tokens: int, uri: str
 ) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from retune.cli import _options
+
 if TYPE_CHECKING:
     from retune.retuning.run import Look, Runner
 
@@ -128,8 +130,7 @@ def run(
 )
 @click.option("--before", metavar="COMMIT",
               help="Leave files alone that are as in this commit, the branch's head before the push.")  # fmt: skip
-@click.option("--tracking", "uri", envvar="MLFLOW_TRACKING_URI", default="sqlite:///mlflow.db", show_default=True,
-              help="MLflow tracking URI.")  # fmt: skip
+@_options.tracking(envvar="MLFLOW_TRACKING_URI")
 def promote(files: tuple[Path, ...], before: str | None, uri: str) -> None:
     """Make the version in each of FILES, which `run --pull-request` wrote, the champion of its model.
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from retune.cli import _options
+
 
 @click.command("export")
 @click.argument("what", metavar="STUDY_FOLDER|MODEL@ALIAS")
@@ -30,13 +32,7 @@ import click
     help="Write the study's trials into an Optuna storage (sqlite:///study.db) instead of an adapter.",
 )  # fmt: skip
 @click.option("--licence", metavar="SPDX", help="For the model card, e.g. apache-2.0.")
-@click.option(
-    "--tracking",
-    "uri",
-    default="sqlite:///mlflow.db",
-    show_default=True,
-    help="MLflow tracking URI, for MODEL@ALIAS.",
-)
+@_options.tracking("MLflow tracking URI, for MODEL@ALIAS.")
 def command(
     what: str,
     out: Path | None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from retune.cli import _options
 from retune.errors import InputError, Interrupted
 from retune.events import Event
 
@@ -49,8 +50,7 @@ def command() -> None:
               help="Output folder of the form and its key.")  # fmt: skip
 @click.option("--prompt", metavar="chat|alpaca|none|FILE",
               help="How both are asked. Default: each as it was tuned, the untuned base as the other one.")  # fmt: skip
-@click.option("--tracking", default="sqlite:///mlflow.db", show_default=True,
-              help="MLflow tracking URI, for model@alias.")  # fmt: skip
+@_options.tracking("MLflow tracking URI, for model@alias.")
 @click.option("--json", "as_json", is_flag=True, help="Print the places as JSON.")
 def prepare(
     first: str,
@@ -65,7 +65,7 @@ def prepare(
     batch_size: int,
     out: str,
     prompt: str | None,
-    tracking: str,
+    uri: str,
     as_json: bool,
 ) -> None:
     """Answer questions with two models and write a form in which people say which answer is better.
@@ -83,7 +83,7 @@ def prepare(
     from retune.steps import contestants
     from retune.study import Model
 
-    a, b = (contestants.find(text, tracking) for text in (first, second))
+    a, b = (contestants.find(text, uri) for text in (first, second))
     prompts, note = contestants.prompts(a, b, prompt)
     if note:
         click.secho(f"note: {note}", fg="yellow", err=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
+from retune.cli import _options
+
 
 @click.command("promote")
 @click.argument("model")
-@click.option(
-    "--tracking", "uri", default="sqlite:///mlflow.db", show_default=True, help="MLflow tracking URI."
-)
+@_options.tracking()
 @click.option("--to", "version", metavar="VERSION", help="Promote this version, whatever its gate said.")
 @click.option("--rollback", is_flag=True, help="Make the champion before this one champion again.")
 @click.option("--show", is_flag=True, help="Only show which version is what.")

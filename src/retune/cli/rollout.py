@@ -7,6 +7,8 @@ from dataclasses import asdict
 
 import click
 
+from retune.cli import _options
+
 
 @click.command("rollout")
 @click.argument("model")
@@ -19,8 +21,7 @@ import click
     help="An environment variable of TARGET; VALUE holds {version}.",
 )
 @click.option("--namespace", metavar="NAME", help="Of the target.  [default: that of the credentials]")
-@click.option("--tracking", "uri", envvar="MLFLOW_TRACKING_URI", default="sqlite:///mlflow.db", show_default=True,
-              help="MLflow tracking URI.")  # fmt: skip
+@_options.tracking(envvar="MLFLOW_TRACKING_URI")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: str, target: str, setting: str, namespace: str | None, uri: str, as_json: bool) -> None:
     """Let a Deployment or InferenceService serve the champion of MODEL.
