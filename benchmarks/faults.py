@@ -89,6 +89,11 @@ def result(folder: str, count: int) -> str | None:
 def full_disk(quick: bool) -> Line:
     """A file system of 512 KiB in memory is filled but for k pages, for every k, while a search writes."""
     line = Line("full disk, at each write")
+    return _on_a_disk_of_its_own(line, "--in-small-disk", quick)
+
+
+def _on_a_disk_of_its_own(line: Line, inside: str, quick: bool) -> Line:
+    """Fill in what this program, called with `inside` where it may mount file systems, found to be lost."""
     mount = ["unshare", "--mount"] if os.getuid() == 0 else ["unshare", "--mount", "--map-root-user"]
     with tempfile.TemporaryDirectory() as folder:
         command = [
@@ -96,7 +101,7 @@ def full_disk(quick: bool) -> Line:
             sys.executable,
             "-m",
             "benchmarks.faults",
-            "--in-small-disk",
+            inside,
             folder,
             *(["--quick"] if quick else []),
         ]
@@ -308,17 +313,7 @@ def training_disk(quick: bool) -> Line:
     A full disk is not the setting's fault: nothing is recorded, what was there stays, and the repeated trial is as good as new.
     """
     line = Line("full disk, while a trial trains")
-    mount = ["unshare", "--mount"] if os.getuid() == 0 else ["unshare", "--mount", "--map-root-user"]
-    with tempfile.TemporaryDirectory() as folder:
-        command = [*mount, sys.executable, "-m", "benchmarks.faults", "--train-in-small-disk", folder,
-                   *(["--quick"] if quick else [])]  # fmt: skip
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
-    if done.returncode:
-        line.note = f"not run: {done.stderr.strip().splitlines()[-1][:80]}"
-        return line
-    for problem in json.loads(done.stdout):
-        line.count(problem)
-    return line
+    return _on_a_disk_of_its_own(line, "--train-in-small-disk", quick)
 
 
 def train_in_small_disk(folder: str, quick: bool) -> list[str | None]:

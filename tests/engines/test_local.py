@@ -5,75 +5,30 @@ import os
 import random
 import resource
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from retune.engines.local import LocalEngine
 from retune.errors import DiskFull, InputError, Interrupted
 from retune.events import Issued
-from retune.steps import mix
 from retune.workspace.ledger import Ledger
 from tests.conftest import wait_for
+from tests.engines import running
+from tests.engines.running import Run
 
 pytestmark = pytest.mark.slow
-
-
-class Run:
-    """One run of the engine with what it reported."""
-
-    def __init__(self, study, folder, should_stop=lambda: False, react=None):
-        self.events = []
-        self.react = react
-        recipe = mix.recipe(study)
-        mix.mix(recipe)
-        self.engine = LocalEngine(
-            study, recipe.folder, str(folder), Path(folder) / "work", 1, self._observe, should_stop
-        )
-
-    def _observe(self, event):
-        self.events.append(event)
-        if self.react:
-            self.react(self.engine, event)
-
-    def go(self):
-        self.outcome = self.engine.run()
-        return self
-
-    @property
-    def issued(self):
-        return [event.trial for event in self.events if event.kind == "issued"]
-
-    @property
-    def results(self):
-        return {
-            r.trial: (r.assignment, r.status, r.values.get("validation_loss"), r.adapter_digest)
-            for r in self.outcome.records
-        }
+FIVE = ["search.algorithm=nomad", "search.trials=5"]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The trials of an undisturbed run of the study of `four`."""
-    from retune.study import load
-    from tests.conftest import DEMO, SMALL
-
-    folder = tmp_path_factory.mktemp("undisturbed")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        run = Run(load(DEMO, [*SMALL, "search.algorithm=nomad", "search.trials=5"]), folder / "search").go()
-    finally:
-        os.chdir(before)
-    return run
+    """The trials of an undisturbed run of the study of `five`."""
+    return running.whole_search(FIVE, tmp_path_factory.mktemp("undisturbed"))
 
 
 @pytest.fixture
 def five(small):
-    return small("search.algorithm=nomad", "search.trials=5")
+    return small(*FIVE)
 
 
 def test_runs_base_default_and_search_trials(undisturbed):
@@ -187,42 +142,13 @@ def test_only_the_best_adapters_are_kept(small, tmp_path):
     assert kept == {*ranked[:2], "trial-001"}
 
 
-RUNNER = """
-import sys
-from pathlib import Path
-from tests.conftest import DEMO, SMALL
-from tests.engines.test_local import Run
-from retune.study import load
-Run(load(DEMO, [*SMALL, "search.algorithm=nomad", "search.trials=5"]), Path("search")).go()
-"""
-
-
 def test_killed_at_random_moments_it_ends_as_an_undisturbed_run(undisturbed, five, tmp_path):
-    draw = random.Random(5)
-    kills = 0
-    root = Path(__file__).resolve().parents[2]
-    while True:
-        process = subprocess.Popen(
-            [sys.executable, "-c", RUNNER], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)}
-        )
-        try:
-            process.wait(timeout=draw.uniform(2, 7) if kills < 3 else 120)
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
-            time.sleep(1)  # the workers end by themselves
-    assert process.returncode == 0
-    assert kills > 0
+    running.kill_until_done(FIVE, tmp_path, random.Random(5), (2, 7), kills=3, patience=120)
     assert Run(five, tmp_path / "search").go().results == undisturbed.results
 
 
 def test_workers_and_service_end_with_a_killed_engine(small, tmp_path):
-    root = Path(__file__).resolve().parents[2]
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUNNER], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)}
-    )
+    process = running.start(FIVE, tmp_path)
     children = wait_for(lambda: c if len(c := _children(process.pid)) >= 3 else None)
     process.kill()
     process.wait()

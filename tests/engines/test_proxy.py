@@ -7,7 +7,8 @@ import pytest
 
 from retune.selection.choice import select
 from retune.study import Select
-from tests.engines.test_local import Run
+from tests.engines import running
+from tests.engines.running import Run
 
 pytestmark = pytest.mark.slow
 PROXY = ["search.proxy={share: 0.25, full: 2}", "search.trials=4", "search.repeats=1", "search.finalists=1"]
@@ -16,18 +17,7 @@ PROXY = ["search.proxy={share: 0.25, full: 2}", "search.trials=4", "search.repea
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
     """A search on a quarter of the data whose trials may be stopped too."""
-    import os
-
-    from retune.study import load
-    from tests.conftest import DEMO, SMALL
-
-    folder = tmp_path_factory.mktemp("proxy")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        return Run(load(DEMO, [*SMALL, *PROXY]), folder / "search").go()
-    finally:
-        os.chdir(before)
+    return running.whole_search(PROXY, tmp_path_factory.mktemp("proxy"))
 
 
 def test_trials_train_on_a_part_and_the_best_on_all(searched):

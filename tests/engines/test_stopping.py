@@ -3,17 +3,14 @@
 import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from retune.engines.jobs import Jobs
 from retune.workspace.ledger import Ledger
-from tests.conftest import DEMO, SMALL
-from tests.engines.test_local import Run
+from tests.engines import running
+from tests.engines.running import Run
 
 pytestmark = pytest.mark.slow
 STOPPING = [
@@ -25,15 +22,7 @@ STOPPING = [
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """An undisturbed search with trials that were stopped and went on."""
-    from retune.study import load
-
-    folder = tmp_path_factory.mktemp("stopped")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        return Run(load(DEMO, [*SMALL, *STOPPING]), folder / "search").go()
-    finally:
-        os.chdir(before)
+    return running.whole_search(STOPPING, tmp_path_factory.mktemp("stopped"))
 
 
 def results(run):
@@ -90,33 +79,8 @@ def test_run_again_starts_nothing_and_more_trials_go_on(stopped, small, tmp_path
     assert not done & set(longer.issued)
 
 
-RUNNER = """
-from pathlib import Path
-from tests.conftest import DEMO, SMALL
-from tests.engines.test_local import Run
-from tests.engines.test_stopping import STOPPING
-from retune.study import load
-Run(load(DEMO, [*SMALL, *STOPPING]), Path("search")).go()
-"""
-
-
 def test_killed_at_random_moments_it_ends_as_an_undisturbed_search(stopped, small, tmp_path):
-    draw, kills = random.Random(7), 0
-    root = Path(__file__).resolve().parents[2]
-    while True:
-        process = subprocess.Popen(
-            [sys.executable, "-c", RUNNER], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)}
-        )
-        try:
-            process.wait(timeout=draw.uniform(3, 9) if kills < 2 else 240)
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
-            time.sleep(1)  # the workers end by themselves
-    assert process.returncode == 0
-    assert kills > 0
+    running.kill_until_done(STOPPING, tmp_path, random.Random(7), (3, 9), kills=2, patience=240)
     assert results(Run(small(*STOPPING), tmp_path / "search").go()) == results(stopped)
 
 

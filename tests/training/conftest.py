@@ -144,3 +144,22 @@ def task(tmp_path):
     return TrialTask(
         trial="trial-002", number=2, role="search", assignment={}, seed=3, folder=str(tmp_path / "trial-002")
     )
+
+
+@pytest.fixture
+def limited(base):
+    """Return a function that lets the memory suffice for so many tokens in a pass, with and without computing again."""
+    most, hooks = {}, []
+    layer = base.load().model.model.layers[1]
+
+    def hook(layer, arguments):
+        if layer.training and arguments[0].shape[1] > most["forward" in vars(layer)]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    def limit(tokens, again=None):
+        most.update({False: tokens, True: again or tokens})
+        hooks.append(layer.register_forward_pre_hook(hook))
+
+    yield limit
+    for handle in hooks:
+        handle.remove()

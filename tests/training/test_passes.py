@@ -22,25 +22,6 @@ ROOT = Path(__file__).parents[2]
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-@pytest.fixture
-def limited(base, monkeypatch):
-    """Return a function that lets the memory suffice for so many tokens in a pass, with and without computing again."""
-    most, hooks = {}, []
-    layer = base.load().model.model.layers[1]
-
-    def hook(layer, arguments):
-        if layer.training and arguments[0].shape[1] > most["forward" in vars(layer)]:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    def limit(tokens, again=None):
-        most.update({False: tokens, True: again or tokens})
-        hooks.append(layer.register_forward_pre_hook(hook))
-
-    yield limit
-    for handle in hooks:
-        handle.remove()
-
-
 def learnt(base, data, task, **training):
     events = []
     record = run_trial(make_study(base.model.base, epochs=1, **training), data, task, base, events.append)

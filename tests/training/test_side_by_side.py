@@ -198,25 +198,6 @@ def test_any_error_of_one_trial_is_its_own(pack, alone, tmp_path, monkeypatch):
         assert_same(record, alone[name])
 
 
-@pytest.fixture
-def limited(base):
-    """Return a function that lets the memory suffice for so many tokens in a pass, with and without computing again."""
-    most, hooks = {}, []
-    layer = base.load().model.model.layers[1]
-
-    def hook(layer, arguments):
-        if layer.training and arguments[0].shape[1] > most["forward" in vars(layer)]:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    def limit(tokens, again=None):
-        most.update({False: tokens, True: again or tokens})
-        hooks.append(layer.register_forward_pre_hook(hook))
-
-    yield limit
-    for handle in hooks:
-        handle.remove()
-
-
 @pytest.mark.parametrize(
     ("tokens", "again", "told"), [(700, None, "two halves"), (100, 500, "computed again")]
 )
