@@ -175,7 +175,9 @@ def test_from_changed_data_by_a_pull_request_to_the_champion(tmp_path, server):
     job.commit("other data")
     (reason,) = job.dry()["reasons"]
     assert reason.startswith("data alpaca-demo.json: ")
-    budget = job.book.spent(30) + result["gpu_hours"] / 3  # of what the same study took before, on this machine
+    budget = (
+        job.book.spent(30) + result["gpu_hours"] / 3
+    )  # of what the same study took before, on this machine
     code, _, err = job.run("--gpu-hours", str(budget))
     assert code == 75, err
     assert "is used up" in err
