@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from retune.registry import promotion
-from retune.retuning.book import Book
+from retune.retuning.lease import Retunings
 from tests.conftest import ROOT, wait_for
 from tests.registry.versions import register_version
 
@@ -84,15 +84,15 @@ class Job:
         return json.loads(out)
 
     @property
-    def book(self):
-        return Book(f"{self.folder}/artifacts/nightly")
+    def retunings(self):
+        return Retunings(f"{self.folder}/artifacts/nightly")
 
 
 @pytest.mark.slow
 def test_from_changed_data_by_a_pull_request_to_the_champion(tmp_path, server):
     job = Job(tmp_path, server)
-    found = job.dry()
-    assert (found["starts"], found["reasons"]) == (True, ["it was never retuned"])
+    planned = job.dry()
+    assert (planned["starts"], planned["reasons"]) == (True, ["never retuned before"])
     assert not (tmp_path / "artifacts").exists()
 
     # Two at once: the second is refused while the first lives, and takes over when it was killed.
@@ -110,8 +110,8 @@ def test_from_changed_data_by_a_pull_request_to_the_champion(tmp_path, server):
     result = json.loads(out)
     assert (result["retuning"], result["decision"], result["promoted"]) == (2, "promote", False)
     assert result["pull_request"] == "https://git.example/team/bot/pull/1"
-    assert [entry.state for entry in job.book.entries()] == ["running", "done"]
-    assert job.book.spent(30) > result["gpu_hours"]  # what the killed one spent counts
+    assert [entry.state for entry in job.retunings.entries()] == ["running", "done"]
+    assert job.retunings.spent(30) > result["gpu_hours"]  # what the killed one spent counts
     assert promotion.aliases(job.tracking, MODEL).champion is None  # nobody merged it yet
 
     # The pull request: the version, the comparison and the report, and nothing of them in the job's clone.
@@ -129,9 +129,9 @@ def test_from_changed_data_by_a_pull_request_to_the_champion(tmp_path, server):
     assert "<html" in job.git("show", f"{branch}:retune/{MODEL}.html", cwd=job.bare)[:500].lower()
     assert job.git("status", "--porcelain") == ""
     texts = server.texts()
-    assert texts[0] == "nightly: retuning 1 starts: it was never retuned"
+    assert texts[0] == "nightly: retuning 1 starts: never retuned before"
     assert texts[-1].startswith(
-        f"nightly: {MODEL} version 1 passed its gate and waits: https://git.example/team/bot/pull/1"
+        f"nightly: {MODEL} version 1 passed its gate and waits for approval: https://git.example/team/bot/pull/1"
     )
     assert "secret" not in err
 
@@ -176,32 +176,32 @@ def test_from_changed_data_by_a_pull_request_to_the_champion(tmp_path, server):
     (reason,) = job.dry()["reasons"]
     assert reason.startswith("data alpaca-demo.json: ")
     budget = (
-        job.book.spent(30) + result["gpu_hours"] / 3
+        job.retunings.spent(30) + result["gpu_hours"] / 3
     )  # of what the same study took before, on this machine
     code, _, err = job.run("--gpu-hours", str(budget))
     assert code == 75, err
     assert "is used up" in err
-    assert job.book.entries()[-1].state == "stopped"
-    assert job.book.spent(30) <= budget
-    count = len(job.book.entries())
-    code, _, err = job.run("--gpu-hours", str(job.book.spent(30)))
-    assert (code, len(job.book.entries())) == (75, count)  # not even started
+    assert job.retunings.entries()[-1].state == "stopped"
+    assert job.retunings.spent(30) <= budget
+    count = len(job.retunings.entries())
+    code, _, err = job.run("--gpu-hours", str(job.retunings.spent(30)))
+    assert (code, len(job.retunings.entries())) == (75, count)  # not even started
     assert server.texts()[-1].startswith("nightly: not started: the budget of")
     assert any(line.startswith("retuning 3 stopped: the budget of") for line in job.dry()["reasons"])
 
 
 def test_reverting_a_merge_brings_the_champion_back_and_an_old_proposal_is_refused(tmp_path, database):
     from retune.retuning.proposal import Pin
-    from retune.retuning.run import carry_out
+    from retune.retuning.run import apply_pin
 
     one, two, three = (register_version(database, tmp_path, name) for name in ("one", "two", "three"))
-    carry_out(database, Pin(model="m", version=one))
-    assert "it was 1" in carry_out(database, Pin(model="m", version=two, champion=one))
+    apply_pin(database, Pin(model="m", version=one))
+    assert "it was 1" in apply_pin(database, Pin(model="m", version=two, champion=one))
     # The pin of a champion that was replaced by other means must not come back by itself.
     with pytest.raises(promotion.ChampionChanged):
-        carry_out(database, Pin(model="m", version=one))
-    assert "back at version 1" in carry_out(database, Pin(model="m", version=one), revert=True)
+        apply_pin(database, Pin(model="m", version=one))
+    assert "back at version 1" in apply_pin(database, Pin(model="m", version=one), revert=True)
     assert promotion.aliases(database, "m").champion == one
     with pytest.raises(promotion.ChampionChanged):
-        carry_out(database, Pin(model="m", version=three, champion=two), revert=True)
+        apply_pin(database, Pin(model="m", version=three, champion=two), revert=True)
     assert promotion.aliases(database, "m").champion == one

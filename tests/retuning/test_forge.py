@@ -6,7 +6,7 @@ import pytest
 
 from retune.errors import InputError, RetuneError
 from retune.retuning import forge
-from retune.retuning.notify import notifier, shown
+from retune.retuning.notify import masked, notifier
 
 pytest_plugins = ["tests.retuning.servers"]
 
@@ -18,7 +18,7 @@ def github(server):
         "GITHUB_TOKEN": "t0ken",
         "GITHUB_REF_NAME": "trunk",
     }
-    return forge.Forge.found(env)
+    return forge.Forge.from_environment(env)
 
 
 def test_a_request_on_github_is_opened_once_and_then_updated(server):
@@ -37,7 +37,9 @@ def test_a_request_on_github_is_opened_once_and_then_updated(server):
 
 
 def test_a_request_on_gitlab(server):
-    found = forge.Forge.found({"CI_PROJECT_ID": "12", "CI_API_V4_URL": server.url, "GITLAB_TOKEN": "t0ken"})
+    found = forge.Forge.from_environment(
+        {"CI_PROJECT_ID": "12", "CI_API_V4_URL": server.url, "GITLAB_TOKEN": "t0ken"}
+    )
     place = "/projects/12/merge_requests"
     server.answers["GET", place] = (200, [])
     server.answers["POST", place] = (201, {"web_url": "https://git.example/mr/1"})
@@ -66,10 +68,10 @@ def test_what_the_forge_refuses_is_told_without_the_token(server):
 
 def test_a_missing_token_is_told_before_anything_is_spent():
     with pytest.raises(InputError, match="GITHUB_TOKEN or RETUNE_TOKEN"):
-        forge.Forge.found({"GITHUB_REPOSITORY": "team/bot"})
+        forge.Forge.from_environment({"GITHUB_REPOSITORY": "team/bot"})
     with pytest.raises(InputError, match="GITLAB_TOKEN or RETUNE_TOKEN"):
-        forge.Forge.found({"CI_PROJECT_ID": "12", "GITHUB_TOKEN": "x"})
-    assert forge.Forge.found({}).kind is None
+        forge.Forge.from_environment({"CI_PROJECT_ID": "12", "GITHUB_TOKEN": "x"})
+    assert forge.Forge.from_environment({}).kind is None
 
 
 def test_pushing_a_proposal_changes_nothing_else(tmp_path, monkeypatch):
@@ -136,4 +138,4 @@ def test_without_an_address_nothing_is_sent():
     notifier(None, told.append)("x")
     notifier("", told.append)("x")
     assert told == []
-    assert shown("https://hooks.example/services/T0/B0/key?x=1") == "https://hooks.example/***"
+    assert masked("https://hooks.example/services/T0/B0/key?x=1") == "https://hooks.example/***"

@@ -12,7 +12,7 @@ import click
 from retune.cli import _options
 
 if TYPE_CHECKING:
-    from retune.retuning.run import Look, Runner
+    from retune.retuning.run import Plan, Runner
 
 WEBHOOK = "RETUNE_WEBHOOK"
 
@@ -62,7 +62,7 @@ def run(
     A webhook in the environment variable RETUNE_WEBHOOK is told of start and end (Slack's format). With
     --pull-request the champion moves when it is merged (`retune ci promote`), or at once if the study says
     `promote.automatic: beyond-noise` and the gain is. Exit codes: 0 done or nothing to do, 2 bad input, 75
-    stopped, over budget, or another one at work; 1 failed.
+    stopped, over budget, or another retuning is running; 1 failed.
 
     \b
     Examples:
@@ -83,12 +83,12 @@ def run(
     if pull_request is not None and loaded.promote.automatic == "passed":
         loaded = study.load(study_file, [*words, "promote.automatic=never"])
     options = retuning.Options(gpu_hours, days, pull_request, host is not None, beat_seconds)
-    found = retuning.look(loaded, options)
+    planned = retuning.plan(loaded, options)
     if dry_run:
         click.echo(
-            json.dumps({"starts": found.starts, **vars(found)}, indent=2)
+            json.dumps({"starts": planned.starts, **vars(planned)}, indent=2)
             if as_json
-            else _told(loaded.name, found)
+            else _as_text(loaded.name, planned)
         )
         return
     runner: Runner
@@ -96,7 +96,7 @@ def run(
         from retune.launch import local
         from retune.steps.plan import checked
 
-        if found.steps:
+        if planned.steps:
             checked(loaded)
 
         def runner(which: study.Study, stops: retuning.Stops) -> None:
@@ -118,9 +118,9 @@ def run(
         *TOKENS,
     ):  # the study's processes run code that a model wrote, and need none of them
         os.environ.pop(name, None)
-    tell = notifier(env.get(WEBHOOK), lambda line: click.echo(line, err=True))
+    notify = notifier(env.get(WEBHOOK), lambda line: click.echo(line, err=True))
     with stop_signals() as stops:
-        result = retuning.run(loaded, found, options, runner, stops, tell, env)
+        result = retuning.run(loaded, planned, options, runner, stops, notify, env)
     click.echo(json.dumps(result.as_dict(), indent=2) if as_json else result.sentence())
 
 
@@ -147,29 +147,35 @@ def promote(files: tuple[Path, ...], before: str | None, uri: str) -> None:
     from retune.retuning import run as retuning
     from retune.retuning.notify import notifier
 
-    tell = notifier(os.environ.get(WEBHOOK), lambda line: click.echo(line, err=True))
+    notify = notifier(os.environ.get(WEBHOOK), lambda line: click.echo(line, err=True))
     pins = [(path, proposal.read_pin(path)) for path in files]
     changed = forge.changed_since(before, files) if before else list(files)
     for path, pin in pins:
         if path not in changed:
             click.echo(f"{path}: as before")
             continue
-        done = retuning.carry_out(uri, pin, revert=before is not None)
+        done = retuning.apply_pin(uri, pin, revert=before is not None)
         click.echo(done)
         if not done.endswith("already"):
-            tell(done)
+            notify(done)
 
 
-def _told(name: str, found: Look) -> str:
-    verb = "would start" if found.starts else "would not start" if found.steps else "nothing to do"
-    lines = [f"{name}: {verb}{': ' + ', '.join(found.steps) if found.steps else ''}"]
-    lines += [f"  {reason}" for reason in found.reasons]
-    lines += [f"  {found.waits}"] if found.waits else []
-    if found.left is not None:
+def _as_text(name: str, planned: Plan) -> str:
+    verb = "would start" if planned.starts else "would not start" if planned.steps else "nothing to do"
+    lines = [f"{name}: {verb}{': ' + ', '.join(planned.steps) if planned.steps else ''}"]
+    lines += [f"  {reason}" for reason in planned.reasons]
+    lines += [f"  {planned.waits}"] if planned.waits else []
+    if planned.left is not None:
         lines.append(
-            f"GPU hours: {found.spent:.3g} held, {found.left:.3g} left; it holds {found.gpus} GPU{'s' * (found.gpus > 1)}"
+            f"GPU hours: {planned.spent:.3g} held, {planned.left:.3g} left; it holds {planned.gpus} GPU{'s' * (planned.gpus > 1)}"
         )
-    lines += [f"at work: {found.holder}"] if found.holder else [f"last: {found.last}"] if found.last else []
+    lines += (
+        [f"running now: {planned.holder}"]
+        if planned.holder
+        else [f"last: {planned.last}"]
+        if planned.last
+        else []
+    )
     return "\n".join(lines)
 
 

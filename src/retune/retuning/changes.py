@@ -1,4 +1,4 @@
-"""Which inputs of a study changed since it was last retuned, told by their digests."""
+"""Which inputs of a study changed since it was last retuned, by their digests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from retune.records import digest
 from retune.study import Study
 
 _ELSEWHERE = ("name", "code", "model", "data", "engine", "cluster", "tracking", "artifacts")
-"""Sections that are digests of their own, or that only say where a study runs."""
+"""Sections that have digests of their own, or that only say where a study runs."""
 _BUDGETS = {"trials", "parallel", "max_failed", "max_hours"}
 
 
@@ -36,9 +36,9 @@ def inputs(study: Study) -> dict[str, str]:
 
 
 def reasons(before: Mapping[str, str] | None, now: Mapping[str, str]) -> list[str]:
-    """Return a line for each input that is new, changed or gone; one line if there is nothing to compare with."""
+    """Return a line for each input that is new, changed or gone; a single line for a first retuning."""
     if before is None:
-        return ["it was never retuned"]
+        return ["never retuned before"]
     lines = []
     for name in [*now, *(name for name in before if name not in now)]:
         old, new = before.get(name), now.get(name)

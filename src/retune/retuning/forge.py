@@ -1,7 +1,7 @@
 """A branch with the proposed champion, and its pull request on GitHub or merge request on GitLab.
 
-The branch is made from git's objects alone: neither the working tree nor the current branch of the job's clone changes.
-It is always the same one, ``retune/<model>``, so a model has one open request, and a newer proposal replaces an older.
+The commit is built from git objects, so neither the working tree nor the current branch of the job's clone changes.
+Each model has one branch, ``retune/<model>``, and so at most one open request: a newer proposal replaces the older one.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _IDENTITY = {
 
 @dataclass(frozen=True)
 class Forge:
-    """Where requests are opened, from the variables that CI systems set; `kind` is None where there are none.
+    """GitHub or GitLab, found through the variables that their CI sets; `kind` is None elsewhere.
 
     Attributes:
-        kind: ``github`` or ``gitlab``. api: the address of the API for this repository. token: may write requests.
-        base: the branch that requests go to.
+        kind: ``github`` or ``gitlab``. api: base address of the API for this repository.
+        token: must be allowed to open requests. base: the branch that requests target.
     """
 
     kind: str | None
@@ -44,11 +44,11 @@ class Forge:
     base: str = "main"
 
     @classmethod
-    def found(cls, env: Mapping[str, str]) -> Forge:
+    def from_environment(cls, env: Mapping[str, str]) -> Forge:
         """Return the forge of this CI job.
 
         Raises:
-            InputError: if the job names one, but has no token for it.
+            InputError: if the job runs on a forge but has no token for it.
         """
         if name := env.get("GITHUB_REPOSITORY"):
             api = f"{env.get('GITHUB_API_URL', 'https://api.github.com')}/repos/{name}"
@@ -60,26 +60,26 @@ class Forge:
         return cls(None)
 
     def open(self, branch: str, title: str, body: str) -> str:
-        """Open a request, or bring the open one of this branch up to date; return its address.
+        """Open a request, or update the open request of this branch; return its address.
 
         Raises:
-            RetuneError: if the API refuses or is away.
+            RetuneError: if the API refuses or cannot be reached.
         """
         if self.kind == "github":
             owner = self.api.rsplit("/", 2)[1]
             query = urlencode({"head": f"{owner}:{branch}", "base": self.base, "state": "open"})
-            there = self._call("GET", f"pulls?{query}")
+            existing = self._call("GET", f"pulls?{query}")
             content = {"title": title, "body": body}
-            if there:
-                return str(self._call("PATCH", f"pulls/{there[0]['number']}", content)["html_url"])
+            if existing:
+                return str(self._call("PATCH", f"pulls/{existing[0]['number']}", content)["html_url"])
             return str(
                 self._call("POST", "pulls", {**content, "head": branch, "base": self.base})["html_url"]
             )
         query = urlencode({"source_branch": branch, "target_branch": self.base, "state": "opened"})
-        there = self._call("GET", f"merge_requests?{query}")
+        existing = self._call("GET", f"merge_requests?{query}")
         content = {"title": title, "description": body}
-        if there:
-            return str(self._call("PUT", f"merge_requests/{there[0]['iid']}", content)["web_url"])
+        if existing:
+            return str(self._call("PUT", f"merge_requests/{existing[0]['iid']}", content)["web_url"])
         named = {"source_branch": branch, "target_branch": self.base}
         return str(self._call("POST", "merge_requests", {**content, **named})["web_url"])
 
@@ -102,9 +102,9 @@ class Forge:
             with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
-            said = error.read(2000).decode(errors="replace").replace(self.token, "***")
+            reply = error.read(2000).decode(errors="replace").replace(self.token, "***")
             raise RetuneError(
-                f"{what} answered {error.code}: {said.strip()[:300] or error.reason}"
+                f"{what} answered {error.code}: {reply.strip()[:300] or error.reason}"
             ) from error
         except (OSError, ValueError) as error:
             raise RetuneError(f"{what} failed: {getattr(error, 'reason', error)}") from error
@@ -114,7 +114,7 @@ def _token(env: Mapping[str, str], name: str) -> str:
     if token := env.get("RETUNE_TOKEN") or env.get(name):
         return token
     raise InputError(
-        f"--pull-request needs a token that may open requests: set {name} or RETUNE_TOKEN in the environment"
+        f"--pull-request needs a token that is allowed to open pull requests: set {name} or RETUNE_TOKEN in the environment"
     )
 
 
@@ -122,7 +122,7 @@ def require_repository() -> None:
     """Make sure that a branch can be pushed from here.
 
     Raises:
-        InputError: if this is no git repository, or it has no remote `origin`.
+        InputError: if this is not a git repository, or it has no remote `origin`.
     """
     try:
         _git("rev-parse", "--verify", "HEAD")
@@ -134,7 +134,7 @@ def require_repository() -> None:
 
 
 def push(branch: str, files: Mapping[str, bytes], message: str) -> str:
-    """Push one commit with `files` on top of HEAD to a branch of `origin`, replacing what that branch was; return it.
+    """Push one commit with `files` on top of HEAD to a branch of `origin`, replacing the branch; return the commit.
 
     Args:
         branch: without ``refs/heads/``. files: content by path in the repository.
@@ -142,6 +142,7 @@ def push(branch: str, files: Mapping[str, bytes], message: str) -> str:
     Raises:
         RetuneError: if git refuses.
     """
+    # An index of its own: the job's clone keeps whatever is staged in it.
     with tempfile.TemporaryDirectory() as folder:
         env = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
         _git("read-tree", "HEAD", env=env)
@@ -155,13 +156,13 @@ def push(branch: str, files: Mapping[str, bytes], message: str) -> str:
     return commit
 
 
-def top() -> Path:
+def repository_root() -> Path:
     """Return the folder of the clone."""
     return Path(_git("rev-parse", "--show-toplevel"))
 
 
 def changed_since(commit: str, files: Sequence[Path]) -> list[Path]:
-    """Return those of `files` that differ from what they were in a commit, or were not there.
+    """Return those of `files` that a commit does not have in their present form.
 
     Raises:
         InputError: if the commit is unknown here.
@@ -170,9 +171,9 @@ def changed_since(commit: str, files: Sequence[Path]) -> list[Path]:
         _git("cat-file", "-e", f"{commit}^{{commit}}")
     except RetuneError as error:
         raise InputError(
-            f"--before names a commit of this clone, but got {commit!r}; a shallow clone has only the last ones (fetch-depth: 0)"
+            f"--before names a commit of this clone, but got {commit!r}; a shallow clone lacks older commits (fetch-depth: 0)"
         ) from error
-    root = top()
+    root = repository_root()
     found = []
     for file in files:
         path = file.resolve().relative_to(root.resolve()).as_posix()

@@ -1,7 +1,7 @@
 """Messages to a webhook that takes Slack's JSON (Slack, Mattermost, Discord's ``/slack``, …).
 
-A message never decides about a run: whatever goes wrong is reported in one line. The address is a secret, so only its
-scheme and host are ever shown.
+A message that cannot be sent never fails a run; it is reported in one line. The address is a secret, so only its scheme
+and host are ever printed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def notifier(url: str | None, report: Callable[[str], None]) -> Callable[[str], 
     """Return a function that sends a message; without an address it does nothing.
 
     Args:
-        url: the webhook's address. report: told, in a line, of a message that could not be sent.
+        url: the webhook's address. report: called with one line when a message could not be sent.
     """
 
     def send(text: str) -> None:
@@ -29,16 +29,14 @@ def notifier(url: str | None, report: Callable[[str], None]) -> Callable[[str], 
             request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
             with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):
                 pass
-        except (
-            Exception
-        ) as error:  # of any kind: an address that is none is a ValueError, a broken reply HTTPException
-            report(f"note: the webhook at {shown(url)} was not told: {_words(error, url)}")
+        except Exception as error:  # a bad address raises ValueError, a broken reply HTTPException, …
+            report(f"note: the webhook at {masked(url)} could not be notified: {_explain(error, url)}")
 
     return send
 
 
-def shown(url: str) -> str:
-    """Return an address without what makes it a secret."""
+def masked(url: str) -> str:
+    """Return an address without its secret part."""
     try:
         parts = urlsplit(url)
         if parts.scheme in ("http", "https") and parts.hostname:
@@ -49,7 +47,7 @@ def shown(url: str) -> str:
     return "***"
 
 
-def _words(error: Exception, url: str) -> str:
+def _explain(error: Exception, url: str) -> str:
     reason = getattr(error, "reason", None) or type(error).__name__
     code = getattr(error, "code", None)
     text = f"{code} {reason}" if code else str(reason)

@@ -1,4 +1,4 @@
-"""What a pull request holds: the version to promote as JSON, the comparison as a page, the report."""
+"""The contents of a pull request: the version to promote as JSON, the comparison as a page, the report."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _ROWS = 5
 
 
 class Pin(BaseModel):
-    """The champion that a repository asks for; merged is approved.
+    """The champion that a repository asks for. Merging the file approves it.
 
     Attributes:
-        model, version: what to promote. champion: the version that the gate compared it with; None for none.
+        model, version: what to promote. champion: the version that the gate compared it with, if any.
         study, trial, folder: where it comes from. objective, value: its metric. adapter_digest: of its files.
     """
 
@@ -54,7 +54,7 @@ def read_pin(path: Path) -> Pin:
     """Return the pin in a file.
 
     Raises:
-        InputError: if it holds none.
+        InputError: if it holds no pin.
     """
     try:
         return Pin.model_validate(json.loads(path.read_text(encoding="utf-8")))
@@ -62,7 +62,7 @@ def read_pin(path: Path) -> Pin:
         raise InputError(sentences(error, Pin), str(path)) from error
     except (OSError, ValueError) as error:
         raise InputError(
-            f"a file that `retune ci run --pull-request` wrote is wanted, but {error}", str(path)
+            f"must be a file written by `retune ci run --pull-request`, but {error}", str(path)
         ) from error
 
 
@@ -90,7 +90,7 @@ def page(outcome: Outcome, reasons: Sequence[str], gpu_hours: float) -> str:
     lines = [
         f"# {title(outcome)}", "",
         f"{selection.chosen} of study {outcome.study} passed its gate; {against}. Merging makes it the champion; "
-        "reverting the merge brings the one before back.", "",
+        "reverting the merge brings the previous one back.", "",
         "## Gate", "", "| rule | outcome | |", "|---|---|---|",
         *(f"| {_cell(rule['rule'])} | {rule['outcome']} | {_cell(rule['text'])} |" for rule in gate.rules),
         "", "## Settings", "", *_settings(outcome), "",

@@ -1,4 +1,4 @@
-"""A retuning from beginning to end: look, take the lock, run within the budget, propose or promote, tell."""
+"""A retuning from beginning to end: plan, acquire the lease, run within the budget, propose or promote, notify."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from retune import gpus
 from retune.errors import Interrupted, RetuneError
 from retune.registry import promotion
 from retune.retuning import changes, forge, proposal
-from retune.retuning.book import BEAT_SECONDS, Book, Held, Retuning, stop_when
+from retune.retuning.lease import HEARTBEAT_SECONDS, Lease, Retuning, Retunings, stop_when
 from retune.steps import outcome as outcomes
+from retune.steps import plan as steps_plan
 from retune.steps.outcome import Outcome
-from retune.steps.plan import plan
 from retune.study import Study
 
 Stops = Callable[[], int]
@@ -28,26 +28,29 @@ class Options:
     Attributes:
         gpu_hours: what all retunings of the last `days` may hold together; None: no limit.
         pull_request: folder of the repository for the proposal; None: no pull request.
-        on_cluster: whether the steps run in pods. beat_seconds: see `retune.retuning.book`.
+        on_cluster: whether the steps run in pods. beat_seconds: see `retune.retuning.lease`.
     """
 
     gpu_hours: float | None = None
     days: float = 30.0
     pull_request: str | None = None
     on_cluster: bool = False
-    beat_seconds: float = BEAT_SECONDS
+    beat_seconds: float = HEARTBEAT_SECONDS
 
 
 @dataclass
-class Look:
+class Plan:
     """What a retuning would do, and why.
 
     Attributes:
-        steps: those that are out of date; none: nothing starts. reasons: a line for each input that changed.
-        inputs: digests of all inputs. last: number and state of the last retuning.
-        spent, left: GPU hours; `left` is None without a budget. gpus: held while it runs.
-        holder: who is at work now, as far as its record tells.
-        waits: a version that passed its gate and was not proposed yet.
+        steps: the steps that are out of date; if empty, nothing starts.
+        reasons: a line for each input that changed.
+        inputs: digests of all inputs.
+        spent, left: GPU hours; `left` is None without a budget.
+        gpus: the number of GPUs that the run would hold.
+        last: number and state of the last retuning.
+        holder: owner of a retuning that is running now, according to its record.
+        waits: a version that passed its gate but was not proposed yet.
     """
 
     steps: list[str]
@@ -68,7 +71,7 @@ class Look:
 
 @dataclass
 class Result:
-    """What a retuning came to; `retuning` is its number, None if nothing had to be done."""
+    """The outcome of a retuning; `retuning` is its number, None if nothing had to be done."""
 
     study: str
     retuning: int | None = None
@@ -83,36 +86,34 @@ class Result:
     report: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return plain data for JSON."""
         return asdict(self)
 
     def sentence(self) -> str:
-        """Return it in words."""
+        """Return one sentence for people."""
         if self.retuning is None:
             return f"{self.study}: nothing changed, nothing started"
         version = f"{self.model} version {self.challenger}"
         if self.promoted:
-            told = f"{version} is the champion now"
+            text = f"{version} is the champion now"
         elif self.decision == "promote":
-            told = (
-                f"{version} passed its gate and waits: {self.pull_request or f'retune promote {self.model}'}"
-            )
+            text = f"{version} passed its gate and waits for approval: {self.pull_request or f'retune promote {self.model}'}"
         elif self.decision == "same":
-            told = f"{version} is the champion already"
+            text = f"{version} is the champion already"
         else:
-            told = f"{self.model} keeps its champion, {self.champion or 'none'}; version {self.challenger} did not pass its gate"
-        return f"{self.study}: {told} ({self.gpu_hours:.3g} GPU hours; {'; '.join(self.reasons)})"
+            text = f"{self.model} keeps its champion, {self.champion or 'none'}; version {self.challenger} did not pass its gate"
+        return f"{self.study}: {text} ({self.gpu_hours:.3g} GPU hours; {'; '.join(self.reasons)})"
 
 
-def look(study: Study, options: Options) -> Look:
+def plan(study: Study, options: Options) -> Plan:
     """Return what would start and why; nothing is run or written.
 
     Raises:
         InputError: if a file of the study is missing.
     """
-    states = plan(study)
+    states = steps_plan.plan(study)
     now = changes.inputs(study)
-    entries = Book(study.root).entries()
+    entries = Retunings(study.root).entries()
     made = [entry for entry in entries if entry.state == "done" and entry.inputs]
     last = entries[-1] if entries else None
     steps = [step for step, done in states.items() if not done]
@@ -121,13 +122,13 @@ def look(study: Study, options: Options) -> Look:
         lines.append(f"retuning {last.number} {last.state}: {(last.problem or '').splitlines()[0]}")
     if steps and not lines:
         lines = [f"not up to date: {', '.join(steps)}"]
-    spent = Book(study.root).spent(options.days, entries)
+    spent = Retunings(study.root).spent(options.days, entries)
     holder = (
         f"retuning {last.number} since {last.started} ({last.owner})"
         if last and last.state == "running"
         else None
     )
-    return Look(
+    return Plan(
         steps=steps, reasons=lines, inputs=now, spent=round(spent, 6), gpus=held_gpus(study, options.on_cluster),
         left=None if options.gpu_hours is None else round(max(0.0, options.gpu_hours - spent), 6),
         last=f"retuning {last.number}: {last.state}" if last else None, holder=holder,
@@ -137,63 +138,68 @@ def look(study: Study, options: Options) -> Look:
 
 def run(
     study: Study,
-    found: Look,
+    planned: Plan,
     options: Options,
     runner: Runner,
-    asked: Stops,
-    tell: Callable[[str], None],
+    signals: Stops,
+    notify: Callable[[str], None],
     env: Mapping[str, str],
 ) -> Result:
-    """Do what `found` says, and return what came of it.
+    """Carry out a plan and return its outcome.
 
     Args:
-        study: checked by the caller, as far as it can be. found: what `look` returned. options: as for it.
-        runner: runs the study and ends when it has ended or its second argument says so.
-        asked: stops by signals. tell: sends a notification. env: the environment, for the forge and its token.
+        study: already checked by the caller. planned: what `plan` returned for the same `options`.
+        runner: runs the study; returns when it has ended, or when its second argument requests a stop.
+        signals: returns the number of stops requested by signals.
+        notify: sends a notification. env: the environment, which names the forge and its token.
 
     Raises:
-        Busy: if another retuning of the study is at work.
-        Interrupted: if the budget is used up or a stop was asked for; run again to carry on.
+        AlreadyRunning: if another retuning of the study is running.
+        Interrupted: if the budget is used up or a stop was requested; run again to resume.
         RetuneError: if a step, the push or the pull request failed.
     """
-    if not found.steps and found.waits is None:
+    if not planned.steps and planned.waits is None:
         return Result(study.name)
     target = None
-    if options.pull_request is not None:  # before anything is spent
+    if options.pull_request is not None:  # so that a missing token is reported before GPU time is spent
         forge.require_repository()
-        target = forge.Forge.found(env)
-    book = Book(study.root, options.beat_seconds)
-    earlier = book.spent(options.days)
-    if found.steps and options.gpu_hours is not None and earlier >= options.gpu_hours:
+        target = forge.Forge.from_environment(env)
+    retunings = Retunings(study.root, options.beat_seconds)
+    earlier = retunings.spent(options.days)
+    if planned.steps and options.gpu_hours is not None and earlier >= options.gpu_hours:
         text = _used_up(options, earlier)
-        tell(f"{study.name}: not started: {text}")
+        notify(f"{study.name}: not started: {text}")
         raise Interrupted(text)
     try:
-        with book.take(found.gpus, found.inputs, found.reasons) as held:
-            tell(
-                f"{study.name}: retuning {held.entry.number} starts: {'; '.join(found.reasons or [found.waits or ''])}"
+        with retunings.acquire(planned.gpus, planned.inputs, planned.reasons) as lease:
+            notify(
+                f"{study.name}: retuning {lease.entry.number} starts: {'; '.join(planned.reasons or [planned.waits or ''])}"
             )
-            if found.steps:
-                _run(study, held, options, book, runner, asked)
-            _note(held.entry, outcome := outcomes.read(study))
+            if planned.steps:
+                _run(study, lease, options, retunings, runner, signals)
+            _note(lease.entry, outcome := outcomes.read(study))
             if outcome.gate.waits and target is not None:
-                held.entry.pull_request = propose(
-                    outcome, target, str(options.pull_request), found.reasons, held.gpu_hours
+                lease.entry.pull_request = propose(
+                    outcome, target, str(options.pull_request), planned.reasons, lease.gpu_hours
                 )
     except (RetuneError, OSError) as error:
-        tell(f"{study.name}: retuning {'stopped' if isinstance(error, Interrupted) else 'failed'}: {error}")
+        notify(f"{study.name}: retuning {'stopped' if isinstance(error, Interrupted) else 'failed'}: {error}")
         raise
-    entry = held.entry
+    entry = lease.entry
     result = Result(
-        study.name, entry.number, found.reasons, entry.decision, entry.model, entry.challenger, entry.champion,
+        study.name, entry.number, planned.reasons, entry.decision, entry.model, entry.challenger, entry.champion,
         entry.promoted, entry.pull_request, entry.gpu_hours, outcome.report,
     )  # fmt: skip
-    tell(result.sentence())
+    notify(result.sentence())
     return result
 
 
 def propose(outcome: Outcome, target: forge.Forge, folder: str, reasons: list[str], gpu_hours: float) -> str:
-    """Push the branch with the proposed champion and open its request; return the address, or the branch without a forge."""
+    """Push a branch with the proposed champion and open a pull request.
+
+    Returns:
+        The address of the request, or the name of the branch if the job names no forge.
+    """
     branch = proposal.BRANCH.format(model=outcome.model)
     page = proposal.page(outcome, reasons, gpu_hours)
     forge.push(branch, proposal.files(outcome, folder, page), proposal.title(outcome))
@@ -202,12 +208,12 @@ def propose(outcome: Outcome, target: forge.Forge, folder: str, reasons: list[st
     return target.open(branch, proposal.title(outcome), page)
 
 
-def carry_out(uri: str, wanted: proposal.Pin, revert: bool = False) -> str:
+def apply_pin(uri: str, wanted: proposal.Pin, revert: bool = False) -> str:
     """Make the version of a merged pin the champion; return what happened in words.
 
     Args:
         uri: MLflow tracking URI. wanted: the pin.
-        revert: bring the champion before this one back if the pin names it, as after the revert of a merge.
+        revert: roll back if the pin names the previous champion, as after the revert of a merge.
 
     Raises:
         ChampionChanged: if the champion is no longer the one that the gate compared it with.
@@ -232,27 +238,29 @@ def held_gpus(study: Study, on_cluster: bool) -> int:
     return max(1, each if on_cluster else here if search.parallel == "auto" else min(search.at_once, here))
 
 
-def _run(study: Study, held: Held, options: Options, book: Book, runner: Runner, asked: Stops) -> None:
-    others = [entry for entry in book.entries() if entry.number != held.entry.number]
-    earlier = book.spent(options.days, others)
+def _run(
+    study: Study, lease: Lease, options: Options, retunings: Retunings, runner: Runner, signals: Stops
+) -> None:
+    others = [entry for entry in retunings.entries() if entry.number != lease.entry.number]
+    earlier = retunings.spent(options.days, others)
     left = None if options.gpu_hours is None else options.gpu_hours - earlier
-    stops = stop_when(held, left, asked)
+    stops = stop_when(lease, left, signals)
     try:
         runner(study, stops)
     except RetuneError as error:
-        if held.lost:
+        if lease.lost:
             raise Interrupted(
-                "another retuning has taken over, since this one showed no sign of life"
+                "another retuning has taken over because this one missed its heartbeats"
             ) from error
-        if isinstance(error, Interrupted) and left is not None and stops() > asked():
-            raise Interrupted(f"{_used_up(options, earlier + held.gpu_hours)}; {error}") from error
+        if isinstance(error, Interrupted) and left is not None and stops() > signals():
+            raise Interrupted(f"{_used_up(options, earlier + lease.gpu_hours)}; {error}") from error
         raise
 
 
 def _used_up(options: Options, spent: float) -> str:
     return (
         f"the budget of {options.gpu_hours:g} GPU hours in {options.days:g} days is used up ({spent:.3g} held); "
-        "what was begun is carried on once there is budget again"
+        "a later run resumes what was started, once there is budget again"
     )
 
 
@@ -268,7 +276,7 @@ def _note(entry: Retuning, outcome: Outcome) -> None:
 
 
 def _unproposed(study: Study, entries: list[Retuning]) -> str | None:
-    """Return the version that waits for a person and was not proposed, e.g. since the forge was away."""
+    """Return the version that waits for approval but was not proposed, for example because the forge was unreachable."""
     with suppress(RetuneError, FileNotFoundError):
         gate = outcomes.read(study).gate
         proposed = any(entry.challenger == gate.challenger and entry.pull_request for entry in entries)
@@ -277,5 +285,5 @@ def _unproposed(study: Study, entries: list[Retuning]) -> str | None:
             and not proposed
             and promotion.aliases(study.tracking.uri, gate.model).champion != gate.challenger
         ):
-            return f"{gate.model} version {gate.challenger} passed its gate and was not proposed yet"
+            return f"{gate.model} version {gate.challenger} passed its gate but was not proposed yet"
     return None

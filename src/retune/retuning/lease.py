@@ -1,15 +1,15 @@
-"""The retunings of a study: numbered records in its folder, which are lock, account and memory at once.
+"""The retunings of a study: numbered records in its folder, which are its lock, its account and its history.
 
 ``<artifacts>/<study>/retunings/0007.json`` is created by exactly one process (`store.create`), which rewrites it while
-it works: each rewriting is a heartbeat, and adds the GPU hours so far. The newest record tells who is at work.
+it runs: each write is a heartbeat that also adds the GPU hours so far. The newest record names the owner.
 
-* take: create the next number, if the newest record has ended.
-* the owner died: whoever has seen the same heartbeat for `DEAD_AFTER` heartbeats of its own clock creates the next
-  number. Of several only one can. What the dead one spent stays in its record, and counts.
-* an owner that was only slow sees the next number at its next heartbeat, and stops.
+* Acquire: create the next number, if the retuning of the newest record has ended.
+* The owner died: a process that sees no new heartbeat for `DEAD_AFTER` intervals, by its own clock, creates the next
+  number. If several try, one succeeds. What the dead owner spent stays in its record and counts against the budget.
+* The owner was only slow: it finds the next number at its next heartbeat, and stops.
 
-No clocks of two machines are compared. An owner that stands still for longer than that and then goes on may work beside
-the next one until its next heartbeat; moving the champion has a lock of its own (`retune.registry.lock`).
+Clocks of two machines are never compared. There is no fencing: an owner that was suspended for longer than that may
+run beside the next one until its next heartbeat. Moving the champion has its own lock (`retune.registry.lock`).
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from retune.errors import Interrupted, RetuneError
 from retune.records import Record, now, parse
 
 FOLDER = "retunings"
-BEAT_SECONDS = 10.0
+HEARTBEAT_SECONDS = 10.0
 DEAD_AFTER = 6
-_LOOK_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 
 
 class Retuning(Record):
     """One retuning.
 
     Attributes:
-        number: counted from 1. owner: host and process. beat: counts its heartbeats, `beat_seconds` apart.
-        state: ``running``; ``done``; ``stopped``, to be carried on; ``failed``.
-        inputs: digests of what it was made from (`retune.retuning.changes`). reasons: why it began.
-        gpu_hours: held so far: the hours times `gpus`, a CPU-only machine counted as one.
-        decision: the gate's, with the versions it is about. promoted: whether the champion moved.
+        number: counted from 1. owner: host and process. beat: number of heartbeats so far, `beat_seconds` apart.
+        state: ``running``; ``done``; ``stopped``, to be resumed; ``failed``.
+        inputs: digests of what it was made from (`retune.retuning.changes`). reasons: why it started.
+        gpu_hours: GPU hours held so far: hours times `gpus`; a machine without a GPU counts as one.
+        decision: the gate's, with the versions it compared. promoted: whether the champion changed.
         pull_request: its address. problem: why it failed or stopped.
 
     """
@@ -53,7 +53,7 @@ class Retuning(Record):
     started: str = ""
     updated: str = ""
     beat: int = 0
-    beat_seconds: float = BEAT_SECONDS
+    beat_seconds: float = HEARTBEAT_SECONDS
     state: Literal["running", "done", "stopped", "failed"] = "running"
     inputs: dict[str, str] = Field(default_factory=dict)
     reasons: list[str] = Field(default_factory=list)
@@ -68,19 +68,19 @@ class Retuning(Record):
     problem: str | None = None
 
 
-class Busy(Interrupted):
-    """Another retuning of the study is at work."""
+class AlreadyRunning(Interrupted):
+    """Another retuning of the study is running."""
 
 
-class Book:
+class Retunings:
     """The records of a study's retunings.
 
     Args:
-        root: the study's folder. beat_seconds: time between two heartbeats of those begun here.
+        root: the study's folder. beat_seconds: seconds between two heartbeats of the retunings started here.
 
     """
 
-    def __init__(self, root: str, beat_seconds: float = BEAT_SECONDS) -> None:
+    def __init__(self, root: str, beat_seconds: float = HEARTBEAT_SECONDS) -> None:
         self.uri = store.join(root, FOLDER)
         self.beat_seconds = beat_seconds
 
@@ -92,31 +92,32 @@ class Book:
         ]
 
     def spent(self, days: float, entries: list[Retuning] | None = None) -> float:
-        """Return the GPU hours of retunings that were at work in the last `days`; of one that died, with its last beat."""
+        """Return the GPU hours of the retunings that were running in the last `days`."""
         since = datetime.now(UTC) - timedelta(days=days)
         hours = 0.0
         for entry in self.entries() if entries is None else entries:
             if entry.updated and datetime.fromisoformat(entry.updated) >= since:
+                # A dead owner may have worked until just before the heartbeat that it missed.
                 unseen = entry.beat_seconds / 3600 * entry.gpus if entry.state == "running" else 0.0
                 hours += entry.gpu_hours + unseen
         return hours
 
-    def take(self, gpus: int, inputs: dict[str, str], reasons: list[str]) -> Held:
-        """Begin the next retuning.
+    def acquire(self, gpus: int, inputs: dict[str, str], reasons: list[str]) -> Lease:
+        """Start the next retuning.
 
         Raises:
-            Busy: if another one is at work.
+            AlreadyRunning: if another one is running.
         """
         newest = self._newest()
         if newest is not None and newest.state == "running":
-            self._wait_for_life(newest)
+            self._wait_for_heartbeat(newest)
         entry = Retuning(
             number=1 if newest is None else newest.number + 1, owner=f"{socket.gethostname()}, process {os.getpid()}",
             started=now(), updated=now(), beat_seconds=self.beat_seconds, gpus=gpus, inputs=inputs, reasons=reasons,
         )  # fmt: skip
         if not store.create(self.path(entry.number), entry.to_json()):
-            raise Busy(f"another retuning of the study has just begun: {self.path(entry.number)}")
-        return Held(self, entry)
+            raise AlreadyRunning(f"another retuning of the study has just started: {self.path(entry.number)}")
+        return Lease(self, entry)
 
     def path(self, number: int) -> str:
         """Return the URI of a record."""
@@ -126,38 +127,38 @@ class Book:
         found = self.entries()
         return found[-1] if found else None
 
-    def _wait_for_life(self, entry: Retuning) -> None:
-        """Return once the owner of a record is known to be dead, or has ended.
+    def _wait_for_heartbeat(self, entry: Retuning) -> None:
+        """Return once the owner of a record is dead or has ended; this takes `DEAD_AFTER` heartbeats.
 
         Raises:
-            Busy: as soon as it shows a sign of life.
+            AlreadyRunning: at its first heartbeat.
         """
         end = time.monotonic() + DEAD_AFTER * entry.beat_seconds
         while time.monotonic() < end:
-            time.sleep(min(_LOOK_SECONDS, entry.beat_seconds))
+            time.sleep(min(_POLL_SECONDS, entry.beat_seconds))
             seen = parse(Retuning, store.read(self.path(entry.number)), self.path(entry.number))
             if seen.state != "running":
                 return
             if seen.beat != entry.beat:
-                raise Busy(
-                    f"retuning {entry.number} is at work since {entry.started} ({entry.owner}): {self.path(entry.number)}; "
+                raise AlreadyRunning(
+                    f"retuning {entry.number} has been running since {entry.started} ({entry.owner}): {self.path(entry.number)}; "
                     "run again when it has ended"
                 )
 
 
-class Held:
-    """A retuning that is at work here: a thread writes its heartbeats until the block ends.
+class Lease:
+    """A retuning that runs in this process: a thread writes its heartbeats until the block ends.
 
-    An error that leaves the block is noted in the record: `Interrupted` as stopped, any other as failed.
+    An error that leaves the block is written to the record: `Interrupted` as stopped, any other as failed.
     """
 
-    def __init__(self, book: Book, entry: Retuning) -> None:
+    def __init__(self, retunings: Retunings, entry: Retuning) -> None:
         self.entry = entry
-        self._book = book
+        self._retunings = retunings
         self._began = time.monotonic()
         self._over = threading.Event()
         self._lost = False
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._keep_alive, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -184,43 +185,46 @@ class Held:
 
     @property
     def lost(self) -> bool:
-        """Whether another retuning has taken over, as this one seemed dead."""
+        """Whether another retuning has taken over because this one missed its heartbeats."""
         return self._lost
 
-    def _beat(self) -> None:
-        while not self._over.wait(self._book.beat_seconds):
+    def _keep_alive(self) -> None:
+        while not self._over.wait(self._retunings.beat_seconds):
             try:
-                if store.exists(self._book.path(self.entry.number + 1)):
+                if store.exists(self._retunings.path(self.entry.number + 1)):
                     self._lost = True
                     return
                 self._write()
             except (RetuneError, OSError):
-                continue  # storage that is away for a while: the next beat tells whether others went on
+                continue  # storage may be unreachable for a while; the next heartbeat finds out whether another took over
 
     def _write(self) -> None:
         self.entry.beat += 1
         self.entry.gpu_hours = round(self.gpu_hours, 6)
         self.entry.updated = now()
-        store.write(self._book.path(self.entry.number), self.entry.to_json())
+        store.write(self._retunings.path(self.entry.number), self.entry.to_json())
 
 
-def stop_when(held: Held, left: float | None, asked: Callable[[], int]) -> Callable[[], int]:
-    """Return what `retune.launch.local.run` asks several times a second: how often a stop was asked for.
+def stop_when(lease: Lease, left: float | None, signals: Callable[[], int]) -> Callable[[], int]:
+    """Return the function that `retune.launch.local.run` calls several times a second: how many stops were requested.
+
+    One stop makes the running trials save a checkpoint; the second ends everything at once.
 
     Args:
-        held: ends at once when it was taken over. left: GPU hours of the budget. A minute before its end running trials are
-            asked for a checkpoint, five seconds before it all is ended; of a small budget half and a tenth. asked: stops by
-            signals.
+        lease: everything ends at once when another retuning has taken it over.
+        left: GPU hours left in the budget. The first stop comes a minute before they are used up, the second five
+            seconds before; with a small budget when half and a tenth of it is left.
+        signals: the stops requested by signals.
     """
 
     def stops() -> int:
-        if held.lost:
+        if lease.lost:
             return 2
         if left is None:
-            return asked()
-        rest, gpus = left - held.gpu_hours, held.entry.gpus
+            return signals()
+        rest, gpus = left - lease.gpu_hours, lease.entry.gpus
         if rest <= min(left / 10, gpus * 5 / 3600):
             return 2
-        return max(asked(), int(rest <= min(left / 2, gpus * 60 / 3600)))
+        return max(signals(), int(rest <= min(left / 2, gpus * 60 / 3600)))
 
     return stops

@@ -11,16 +11,16 @@ import pytest
 
 from retune import store
 from retune.errors import Interrupted
-from retune.retuning.book import Book, Busy, Held, Retuning, stop_when
+from retune.retuning.lease import AlreadyRunning, Lease, Retuning, Retunings, stop_when
 from tests.conftest import wait_for
 
 pytest_plugins = ["tests.s3_server"]
 BEAT = 0.1
 HOLDER = """
 import sys, time
-from retune.retuning.book import Book
-with Book(sys.argv[1], float(sys.argv[2])).take(2, {"base": "b"}, ["because"]) as held:
-    print(held.entry.number, flush=True)
+from retune.retuning.lease import Retunings
+with Retunings(sys.argv[1], float(sys.argv[2])).acquire(2, {"base": "b"}, ["because"]) as lease:
+    print(lease.entry.number, flush=True)
     time.sleep(float(sys.argv[3]))
 """
 
@@ -46,18 +46,20 @@ def hold():
 def test_a_second_is_refused_while_the_first_lives_and_takes_over_when_it_was_killed(tmp_path, hold):
     first, number = hold(tmp_path)
     assert number == 1
-    with pytest.raises(Busy, match=rf"retuning 1 is at work since .*process {first.pid}") as refused:
-        Book(str(tmp_path), BEAT).take(1, {}, [])
+    with pytest.raises(
+        AlreadyRunning, match=rf"retuning 1 has been running since .*process {first.pid}"
+    ) as refused:
+        Retunings(str(tmp_path), BEAT).acquire(1, {}, [])
     assert refused.value.exit_code == 75
-    spent = wait_for(lambda: Book(str(tmp_path)).entries()[0].gpu_hours)
+    spent = wait_for(lambda: Retunings(str(tmp_path)).entries()[0].gpu_hours)
     first.kill()
     _, number = hold(tmp_path)
     assert number == 2
-    assert Book(str(tmp_path)).spent(1) > spent  # what the dead one spent still counts
+    assert Retunings(str(tmp_path)).spent(1) > spent  # what the dead one spent still counts
 
 
 def test_of_many_at_once_one_begins(tmp_path):
-    code = HOLDER.replace("held.entry.number", "'begun'")
+    code = HOLDER.replace("lease.entry.number", "'begun'")
     words = [sys.executable, "-c", code, str(tmp_path), str(BEAT), "600"]
     found = [
         subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)
@@ -65,56 +67,56 @@ def test_of_many_at_once_one_begins(tmp_path):
     wait_for(lambda: sum(process.poll() is not None for process in found) == 3, 300)
     for process in found:
         process.kill()
-    told = [process.communicate() for process in found]
-    assert [out for out, _ in told].count("begun\n") == 1, told
-    assert all("Busy" in err for out, err in told if not out)
+    text = [process.communicate() for process in found]
+    assert [out for out, _ in text].count("begun\n") == 1, text
+    assert all("AlreadyRunning" in err for out, err in text if not out)
 
 
 def test_a_process_that_stood_still_sees_that_it_was_replaced(tmp_path, hold):
     first, _ = hold(tmp_path, seconds=8)
     os.kill(first.pid, signal.SIGSTOP)
-    with Book(str(tmp_path), BEAT).take(1, {}, []) as held:
-        assert held.entry.number == 2
-        before = store.read(Book(str(tmp_path)).path(1))
+    with Retunings(str(tmp_path), BEAT).acquire(1, {}, []) as lease:
+        assert lease.entry.number == 2
+        before = store.read(Retunings(str(tmp_path)).path(1))
         os.kill(first.pid, signal.SIGCONT)
         first.wait(timeout=60)
-    after = store.read(Book(str(tmp_path)).path(1))
+    after = store.read(Retunings(str(tmp_path)).path(1))
     assert Retuning.model_validate_json(after).beat <= Retuning.model_validate_json(before).beat + 1
-    assert Book(str(tmp_path)).entries()[1].state == "done"
+    assert Retunings(str(tmp_path)).entries()[1].state == "done"
 
 
 def test_the_lock_holds_in_a_bucket_too(s3):
-    book = Book(f"{s3}/study", BEAT)
-    with book.take(1, {}, []) as held:
-        assert held.entry.number == 1
-        with pytest.raises(Busy):
-            book.take(1, {}, [])
-    assert book.take(1, {}, []).entry.number == 2
+    retunings = Retunings(f"{s3}/study", BEAT)
+    with retunings.acquire(1, {}, []) as lease:
+        assert lease.entry.number == 1
+        with pytest.raises(AlreadyRunning):
+            retunings.acquire(1, {}, [])
+    assert retunings.acquire(1, {}, []).entry.number == 2
 
 
 def test_how_it_ended_is_kept(tmp_path):
-    book = Book(str(tmp_path), BEAT)
+    retunings = Retunings(str(tmp_path), BEAT)
     for error, state in ((None, "done"), (Interrupted("stop"), "stopped"), (ValueError("bad"), "failed")):
         try:
-            with book.take(1, {}, []):
+            with retunings.acquire(1, {}, []):
                 if error:
                     raise error
         except type(error) if error else ():
             pass
-        assert book.entries()[-1].state == state
-    assert [entry.problem for entry in book.entries()] == [None, "stop", "bad"]
+        assert retunings.entries()[-1].state == state
+    assert [entry.problem for entry in retunings.entries()] == [None, "stop", "bad"]
 
 
 def test_only_the_hours_of_the_last_days_count(tmp_path):
-    book = Book(str(tmp_path))
+    retunings = Retunings(str(tmp_path))
     for number, (age, hours, state) in enumerate([(40, 100, "done"), (5, 3, "failed"), (0, 1, "running")], 1):
         when = (datetime.now(UTC) - timedelta(days=age)).isoformat()
         entry = Retuning(number=number, gpu_hours=hours, updated=when, state=state, gpus=4, beat_seconds=360)
-        store.write(book.path(number), entry.to_json())
-    assert book.spent(30) == pytest.approx(
+        store.write(retunings.path(number), entry.to_json())
+    assert retunings.spent(30) == pytest.approx(
         3 + 1 + 4 * 0.1
     )  # the one that runs may die before its next heartbeat
-    assert book.spent(60) == pytest.approx(104.4)
+    assert retunings.spent(60) == pytest.approx(104.4)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +134,6 @@ def test_only_the_hours_of_the_last_days_count(tmp_path):
     ],
 )
 def test_a_run_stops_before_its_budget_is_overspent(tmp_path, hours, left, signals, wanted):
-    held = Held(Book(str(tmp_path)), Retuning(number=1, gpus=8))
-    held._began = time.monotonic() - hours / 8 * 3600
-    assert stop_when(held, left, lambda: signals)() == wanted
+    lease = Lease(Retunings(str(tmp_path)), Retuning(number=1, gpus=8))
+    lease._began = time.monotonic() - hours / 8 * 3600
+    assert stop_when(lease, left, lambda: signals)() == wanted
