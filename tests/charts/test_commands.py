@@ -11,6 +11,8 @@ import urllib.request
 import pytest
 import yaml
 
+from retune import store
+from retune.retuning.book import Book
 from tests.charts import kubelet
 from tests.charts.helm import EXAMPLES, SETS, find
 from tests.charts.rights import grants, hold
@@ -22,6 +24,7 @@ pytest_plugins = [
     "tests.charts.helm",
     "tests.katib_simulator.runs",
     "tests.postgres_server",
+    "tests.retuning.servers",
     "tests.s3_server",
 ]
 
@@ -105,36 +108,68 @@ def test_hooks_come_when_the_account_is_there_and_leave_when_done(rendered):
 
 @pytest.fixture
 def pipelines(tmp_path):
-    """A stand-in for Kubeflow Pipelines whose runs succeed at once."""
+    """A stand-in for Kubeflow Pipelines whose runs do not begin."""
     folder = tmp_path / "kubeflow"
     folder.mkdir()
     server, known, known.address = (found := serve(folder))[0], found[1], found[2]
-    known.look = lambda label: {**known.runs[label], "state": "SUCCEEDED"}
     yield known
     server.shutdown()
     server.server_close()
 
 
-@pytest.mark.parametrize("how", ["keys", "text"])
-def test_a_schedule_submits_the_study_with_this_clusters_settings(helm, pipelines, tmp_path, how):
-    words = [*SETS["production"], "--set", f"schedules.host={pipelines.address}"]
-    study = yaml.safe_load((EXAMPLES / "production.yaml").read_text())["schedules"]["studies"][0]["study"]
-    if how == "text":
-        (tmp_path / "study.yaml").write_text("# as it is\n" + yaml.safe_dump(study))
-        words += [
-            "--set",
-            "schedules.studies[0].name=weekly,schedules.studies[0].cron=@daily,schedules.studies[0].overrides[0]=search.trials=50",
+@pytest.fixture
+def scheduled(helm, pipelines, server, s3, tmp_path):
+    """A function that does what the CronJob of production.yaml does, with its base and data in the bucket, and more values."""
+    store.upload(ROOT / "examples/base/tiny", f"{s3}/bases/llama-2-7b")
+    store.upload(ROOT / "examples/data/alpaca-demo.json", f"{s3}/data/tickets.json")
+    example = yaml.safe_load((EXAMPLES / "production.yaml").read_text())["schedules"]["studies"][0]
+    study = json.loads(json.dumps(example["study"]).replace("s3://ml-retune", s3))
+
+    def run(how, **values):
+        written = {
+            **example,
+            "study": study,
+            "overrides": ["search.trials=50", "data.train=400", "data.validation=40"],
+            **values,
+        }
+        if how == "text":
+            written["study"] = "# as it is\n" + yaml.safe_dump(study)
+        (tmp_path / "values.yaml").write_text(
+            yaml.safe_dump({"schedules": {"host": pipelines.address, "studies": [written]}})
+        )
+        words = ["--values", str(tmp_path / "values.yaml"), "--set", f"storage.uri={s3}/team-a"]
+        secrets = [
+            secret("retune-s3", **{key: os.environ[key] for key in os.environ if key.startswith("AWS_")}),
+            secret("retune-webhook", url=f"{server.url}/hook/secret"),
         ]
-        words += ["--set-file", f"schedules.studies[0].study={tmp_path / 'study.yaml'}"]
-    documents = [*helm.render(*words), secret("retune-s3", AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b")]
-    pod = find(documents, "CronJob", "retune-weekly")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-    code, output = kubelet.run(pod, pod["containers"][0], documents, tmp_path)
-    assert code == 0, output
+        documents = [*helm.render(*SETS["production"], *words), *secrets]
+        pod = find(documents, "CronJob", "retune-weekly")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        code, output = kubelet.run(
+            pod, pod["containers"][0], documents, tmp_path, AWS_EC2_METADATA_DISABLED="true"
+        )
+        return code, output, documents
+
+    return run
+
+
+@pytest.mark.parametrize("how", ["keys", "text"])
+def test_a_schedule_submits_the_study_with_this_clusters_settings_and_its_budget(
+    scheduled, pipelines, server, s3, how
+):
+    """The run is terminated when the budget is used up; lock and account are in the bucket, the webhook is told."""
+    code, output, documents = scheduled(how, gpuHours=0.002, days=7)
+    assert code == 75, output
+    assert "the budget of 0.002 GPU hours in 7 days is used up" in output
     (started,) = pipelines.runs.values()
+    assert started["state"] == "CANCELED"
+    (entry,) = Book(f"{s3}/team-a/support-bot").entries()
+    assert (entry.state, entry.reasons, entry.gpu_hours > 0) == ("stopped", ["it was never retuned"], True)
+    assert server.texts()[0] == "support-bot: retuning 1 starts: it was never retuned"
+    assert "secret" not in output
     ran = json.loads(started["runtime_config"]["parameters"]["study"])
     assert started["service_account"] == "retune"
     assert (ran["name"], ran["search"]["trials"], ran["engine"]["kind"]) == ("support-bot", 50, "katib")
-    assert ran["artifacts"]["uri"] == "s3://ml-retune/team-a"
+    assert ran["artifacts"]["uri"] == f"{s3}/team-a"
     assert ran["tracking"]["uri"] == "http://retune-mlflow.team-a.svc.cluster.local:5000"
     assert ran["cluster"]["secrets"] == ["retune-storage", "retune-s3", "retune-mlflow-login"]
     assert ran["cluster"]["pull_secrets"] == ["registry"]
@@ -142,6 +177,38 @@ def test_a_schedule_submits_the_study_with_this_clusters_settings(helm, pipeline
     assert (ran["cluster"]["namespace"], ran["cluster"]["queue"]) == ("team-a", "team-a")
     assert ran["cluster"]["katib"]["trial"] == "TrainJob"
     assert find(documents, "TrainingRuntime", ran["cluster"]["katib"]["runtime"])
+
+
+def test_a_schedule_can_be_a_dry_run_and_one_at_work_is_not_disturbed(scheduled, pipelines, s3):
+    code, output, _ = scheduled("keys", dryRun=True)
+    assert code == 0, output
+    assert "support-bot: would start: mix, search" in output
+    assert "it was never retuned" in output
+    book = Book(f"{s3}/team-a/support-bot", beat_seconds=0.5)
+    assert book.entries() == []
+    with book.take(1, {}, ["by hand"]):
+        code, output, _ = scheduled("keys")
+    assert (code, "retuning 1 is at work" in output) == (75, True), output
+    assert not pipelines.runs
+
+
+def test_the_pod_of_a_schedule_mounts_what_its_study_mounts(helm, tmp_path):
+    study = {
+        "name": "a",
+        "cluster": {"volumes": [{"claim": "bases", "mount": "/models", "read_only": "trials"}]},
+    }
+    for written in (study, yaml.safe_dump(study)):
+        (tmp_path / "values.yaml").write_text(
+            yaml.safe_dump({"schedules": {"studies": [{"name": "a", "cron": "@daily", "study": written}]}})
+        )
+        job = find(helm.render("--values", str(tmp_path / "values.yaml")), "CronJob", "retune-a")
+        pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        assert {"name": "volume-0", "mountPath": "/models", "readOnly": True} in pod["containers"][0][
+            "volumeMounts"
+        ]
+        assert {"name": "volume-0", "persistentVolumeClaim": {"claimName": "bases", "readOnly": True}} in pod[
+            "volumes"
+        ]
 
 
 # MLflow

@@ -76,6 +76,12 @@ class Kubeflow:
             )
         return self.runs[label]
 
+    def terminate(self, label: str) -> dict:
+        self.runs[label]["state"] = "CANCELED"
+        if process := self.processes.pop(label, None):
+            process.terminate()
+        return {}
+
     def look(self, label: str) -> dict:
         process = self.processes.get(label)
         if process is not None:
@@ -155,6 +161,8 @@ def serve(
             if found := re.fullmatch(r"/pipelines/([^/]+)/versions", path):
                 kept = [v for v in cluster.versions.values() if v["pipeline_id"] == found[1]]
                 return {"pipeline_versions": [{k: v for k, v in one.items() if k != "path"} for one in kept]}
+            if self.command == "POST" and (found := re.fullmatch(r"/runs/([^/:]+):terminate", path)):
+                return cluster.terminate(found[1])
             if found := re.fullmatch(r"/runs/([^/]+)", path):
                 return cluster.look(found[1])
             if self.command == "DELETE" and (found := re.fullmatch(r"/recurringruns/([^/]+)", path)):
