@@ -14,7 +14,8 @@ from retune.evaluation.sandbox import roles, runner, wire
 from retune.evaluation.tasks import humaneval
 from retune.evaluation.tasks.question import Question
 
-from . import attacks
+from . import attacks, forgeries
+from .test_runner import strays
 
 SOURCE = Path(__file__).parents[3] / "src"
 
@@ -44,12 +45,13 @@ def isolations():
 def test_no_forgery_passes(isolation):
     if isolation not in isolations():
         pytest.skip(f"this machine does not grant {isolation}")
-    forged = attacks.FORGERIES | attacks.HOGS
+    forged = attacks.FORGERIES | attacks.HOGS | forgeries.MORE | forgeries.MORE_HOGS
     texts = [attacks.SOLUTION, *forged.values(), attacks.SOLUTION]
     with ThreadPoolExecutor(4) as pool:
         first, *outcomes, last = pool.map(functools.partial(judge, isolation=isolation), texts)
     assert first.passed, first
     assert last.passed, last
+    assert strays() == []
     passed = [name for name, outcome in zip(forged, outcomes, strict=True) if outcome.passed]
     assert passed == []
     assert all(outcome.reason for outcome in outcomes)
@@ -191,3 +193,10 @@ def test_grading_gives_every_answer_a_verdict():
     ]
     verdicts = humaneval.grade([question] * 4, texts)
     assert [verdict.right for verdict in verdicts] == [True, False, True, False]
+
+
+def test_a_sandbox_that_never_said_it_was_ready_is_no_verdict(monkeypatch):
+    """Killed by a machine short of memory before it began, it said nothing: that is nobody's wrong answer."""
+    monkeypatch.setattr(runner, "_START", "import sys; sys.stdin.read()")
+    with pytest.raises(runner.SetupError, match="silent"):
+        runner._once([{"role": "program", "program": "pass"}], runner.DEFAULT, "filters")

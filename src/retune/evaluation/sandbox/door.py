@@ -19,7 +19,7 @@ _NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = (
     0x40000000,
 )
 _MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
-_NO_NEW_PRIVS, _SET_SECCOMP = 38, 22
+_NO_NEW_PRIVS, _SET_SECCOMP, _SET_DUMPABLE = 38, 22, 4
 _READ_SEARCH = 1 << 2  # CAP_DAC_READ_SEARCH
 _ROOT = os.getuid() == 0
 _MACHINE = ("x86_64", "aarch64").index(
@@ -48,15 +48,31 @@ _FORBIDDEN: dict[str, tuple[int | None, int | None]] = {
     "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106), "reboot": (169, 142),
     "swapon": (167, 224), "swapoff": (168, 225), "sethostname": (170, 161), "setdomainname": (171, 162),
     "settimeofday": (164, 170), "clock_settime": (227, 112), "adjtimex": (159, 171), "clock_adjtime": (305, 266),
+    # What belongs to a user and to no file: without an IPC namespace it would be retune's own.
+    "shmat": (30, 196), "shmctl": (31, 195), "shmdt": (67, 197), "msgsnd": (69, 189), "msgrcv": (70, 188),
+    "msgctl": (71, 187), "semop": (65, 193), "semtimedop": (220, 192), "semctl": (66, 191), "mq_unlink": (241, 181),
+    "mq_timedsend": (242, 182), "mq_timedreceive": (243, 183), "mq_notify": (244, 184), "mq_getsetattr": (245, 185),
+    # Landlock does not ask about these, so a file's owner could change files outside.
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "chown": (92, None), "fchown": (93, 55),
+    "lchown": (94, None), "fchownat": (260, 54), "truncate": (76, 45), "utime": (132, None), "utimes": (235, None),
+    "futimesat": (261, None), "utimensat": (280, 88), "setxattr": (188, 5), "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
+    "inotify_init": (253, None), "inotify_init1": (294, 26),
+    # What all programs of a machine share: its disks, the number of asynchronous requests.
+    "sync": (162, 81), "syncfs": (306, 267), "io_setup": (206, 0),
+    # Doors into the kernel that have been left open before, and that nobody needs to compute.
+    "seccomp": (317, 277), "splice": (275, 76), "tee": (276, 77), "vmsplice": (278, 75), "uselib": (134, None),
+    "lookup_dcookie": (212, 18), "remap_file_pages": (216, 234), "nfsservctl": (180, 42),
 }  # fmt: skip
-# From 424 on both have the same numbers. Of these only close_range, openat2, faccessat2, epoll_pwait2 and futex_waitv
+# From 424 on both have the same numbers. Of these only close_range, faccessat2, epoll_pwait2 and futex_waitv
 # are there; the others, and what kernels to come will add, are answered with ENOSYS: C libraries then do without.
-_NEW_CALLS, _ALLOWED_NEW_CALLS = 424, (436, 437, 439, 441, 449)
+_NEW_CALLS, _ALLOWED_NEW_CALLS = 424, (436, 439, 441, 449)
 # Calls that are forbidden by the bits or the value of one argument: name, numbers, which argument, bits, values.
 # clone: no new process, only threads, so that a limit of memory counts all of an answer; fcntl and ioctl: a pipe can
 # be told to send any signal to any process of the same user.
 _CLONE_THREAD, _CLONE_NEW = 0x10000, 0x7E020000
 _FCNTL = (8, 10, 15, 1024, 1026, 1031)  # F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ
+_O_TRUNC = 0x200
 _IOCTL = (0x8901, 0x8902, 0x5452, 0x5412, 0x541C)  # FIOSETOWN, SIOCSPGRP, FIOASYNC, TIOCSTI, TIOCLINUX
 _NUMBERS = {
     "pivot_root": (155, 41), "mount_setattr": (442, 442),
@@ -87,11 +103,13 @@ def shut(order: dict[str, Any], kept: list[int]) -> None:
     if _ROOT:
         _drop_privileges(keep_reading=filters)
     _call("prctl", _NO_NEW_PRIVS, 1, 0, 0, 0)
+    _call("prctl", _SET_DUMPABLE, 0, 0, 0, 0)  # a core pattern that is a pipe would take a crash out of here
     _keep_capabilities(_READ_SEARCH if filters and _ROOT else 0)
+    truncates = True
     if filters:
-        _landlock([*_SYSTEM_FOLDERS, *order["python"], "/dev/null", "/dev/urandom"])
+        truncates = _landlock([*_SYSTEM_FOLDERS, *order["python"], "/dev/null", "/dev/urandom"])
     _limit(limits)
-    _forbid()
+    forbid(truncates)
 
 
 def leave_namespaces() -> None:
@@ -181,8 +199,12 @@ def _keep_capabilities(kept: int) -> None:
     _call("capset", header, struct.pack("IIIIII", kept, kept, 0, 0, 0, 0))
 
 
-def _landlock(readable: list[str]) -> None:
-    """Allow reading `readable` and what lies below, and writing /dev/null; no other file is opened, or made, at all."""
+def _landlock(readable: list[str]) -> bool:
+    """Allow reading `readable` and what lies below, and writing /dev/null; no other file is opened, or made, at all.
+
+    Return whether files may be opened with O_TRUNC: before its third version (Linux 6.2) Landlock lets those be emptied
+    that may only be read.
+    """
     version = _LIBC.syscall(444, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
     if version < 1:
         raise OSError(ctypes.get_errno(), "Landlock is not there")
@@ -201,6 +223,7 @@ def _landlock(readable: list[str]) -> None:
         os.close(place)
     _syscall("landlock_restrict_self", ruleset, 0)
     os.close(ruleset)
+    return bool(version >= 3)
 
 
 def _limit(limits: dict[str, Any]) -> None:
@@ -212,12 +235,13 @@ def _limit(limits: dict[str, Any]) -> None:
         (resource.RLIMIT_NOFILE, limits["open_files"]),
         (resource.RLIMIT_NPROC, limits["threads"]),
         (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MEMLOCK, 0),
     ):
         resource.setrlimit(kind, (value, value))
 
 
-def _forbid() -> None:
-    """Install the seccomp filter: what `_FORBIDDEN` names fails with EPERM."""
+def forbid(truncates: bool = True) -> None:
+    """Install the seccomp filter: what `_FORBIDDEN` names fails with EPERM, and O_TRUNC if it does not `truncate`."""
     load, equal, at_least, any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, kill = (answer, 0, 0, 0x7FFF0000), (answer, 0, 0, 0x80000000)
     refuse, no_such = (answer, 0, 0, 0x00050000 | 1), (answer, 0, 0, 0x00050000 | 38)
@@ -230,7 +254,7 @@ def _forbid() -> None:
     for number in _ALLOWED_NEW_CALLS:
         code += [(equal, 0, 1, number), allow]
     code += [(at_least, 0, 1, _NEW_CALLS), no_such]
-    first, second = 16, 24  # where the low halves of the arguments lie
+    first, second, third = 16, 24, 32  # where the low halves of the arguments lie
     clone = [
         (load, 0, 0, first),
         (any_bit, 0, 1, _CLONE_NEW),
@@ -239,12 +263,19 @@ def _forbid() -> None:
         refuse,
         allow,
     ]
+    blocks = [] if truncates else [
+        ((2, None), [(load, 0, 0, second), (any_bit, 0, 1, _O_TRUNC), refuse, allow]),
+        ((257, 56), [(load, 0, 0, third), (any_bit, 0, 1, _O_TRUNC), refuse, allow]),
+        ((85, None), [refuse]),  # creat
+    ]  # fmt: skip
     for numbers, block in (
+        *blocks,
         ((56, 220), clone),
         ((72, 25), [(load, 0, 0, second), *(line for value in _FCNTL for line in ((equal, 0, 1, value), refuse)), allow]),
         ((16, 29), [(load, 0, 0, second), *(line for value in _IOCTL for line in ((equal, 0, 1, value), refuse)), allow]),
     ):  # fmt: skip
-        code += [(equal, 0, len(block), numbers[_MACHINE]), *block]
+        if numbers[_MACHINE] is not None:
+            code += [(equal, 0, len(block), numbers[_MACHINE]), *block]
     code.append(allow)
     program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
     _call("prctl", _SET_SECCOMP, 2, struct.pack("HxxxxxxP", len(code), ctypes.addressof(program)), 0, 0)

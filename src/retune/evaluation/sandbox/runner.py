@@ -176,9 +176,13 @@ def _once(orders: list[dict[str, Any]], limits: Limits, isolation: Isolation) ->
                 child = _start(whole)
                 started.append((child, control))
                 control.close_writer()
-                words += _lines(
-                    control, _GRACE_SECONDS
-                )  # "ready", so that the answer's clock starts after the tests'
+                # It says "ready", so that the answer's clock starts after the tests'; or that, and why, it cannot.
+                said = _lines(control, _GRACE_SECONDS)
+                if not said:
+                    raise SetupError(
+                        "the sandbox could not be set up: it ended, or was silent, before its start"
+                    )
+                words += said
             for pipe in (verdict, asked, given):
                 pipe.close_writer()
             _wait(started[0][0], patience + _GRACE_SECONDS)
@@ -248,14 +252,13 @@ def _start(order: dict[str, Any]) -> subprocess.Popen[bytes]:
 
 
 def _python_folders() -> list[str]:
-    """Return the folders that the interpreter needs to start and to import its standard library."""
-    wanted = {
-        sys.base_prefix,
-        sys.base_exec_prefix,
-        sysconfig.get_path("stdlib"),
-        os.path.dirname(os.path.realpath(sys.executable)),
+    """Return the folders of the standard library and of what it links to. All of the prefix may be a home folder."""
+    libraries = {
+        os.path.join(prefix, folder)
+        for prefix in (sys.base_prefix, sys.base_exec_prefix)
+        for folder in ("lib", "lib64")
     }
-    return sorted(folder for folder in wanted if folder not in ("/", "/usr"))
+    return sorted({sysconfig.get_path("stdlib"), *libraries})
 
 
 def _lines(pipe: _Pipe, seconds: float) -> list[dict[str, Any]]:
