@@ -274,8 +274,8 @@ def forbid(truncates: bool = True) -> None:
         ((72, 25), [(load, 0, 0, second), *(line for value in _FCNTL for line in ((equal, 0, 1, value), refuse)), allow]),
         ((16, 29), [(load, 0, 0, second), *(line for value in _IOCTL for line in ((equal, 0, 1, value), refuse)), allow]),
     ):  # fmt: skip
-        if numbers[_MACHINE] is not None:
-            code += [(equal, 0, len(block), numbers[_MACHINE]), *block]
+        if (number := numbers[_MACHINE]) is not None:
+            code += [(equal, 0, len(block), number), *block]
     code.append(allow)
     program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
     _call("prctl", _SET_SECCOMP, 2, struct.pack("HxxxxxxP", len(code), ctypes.addressof(program)), 0, 0)
