@@ -150,13 +150,13 @@ def in_small_disk(folder: str, quick: bool) -> list[str | None]:
 def flipped_bits(quick: bool) -> Line:
     """One bit of one file is flipped; who reads it must refuse it, or get what was written."""
     line = Line("a flipped bit, in each kind of file")
-    dice = random.Random(0)
+    rng = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         for name, path, read in _readers(Path(folder)):
             whole, wanted = path.read_bytes(), read()
             for _ in range(10 if quick else 200):
                 data = bytearray(whole)
-                place = dice.randrange(len(data) * 8)
+                place = rng.randrange(len(data) * 8)
                 data[place // 8] ^= 1 << place % 8
                 path.write_bytes(data)
                 try:
@@ -378,10 +378,10 @@ def clock_jumps(quick: bool) -> Line:
     line = Line("clock jumps")
     real = time.time
     for jump in (-3e8, -3600.0, -1.0, 1.0, 3600.0, 3e8)[:: 3 if quick else 1]:
-        dice = random.Random(jump)
+        rng = random.Random(jump)
 
-        def jumping(jump: float = jump, dice: random.Random = dice) -> float:
-            return real() + dice.choice([0.0, jump])
+        def jumping(jump: float = jump, rng: random.Random = rng) -> float:
+            return real() + rng.choice([0.0, jump])
 
         class Jumping(datetime):  # what `records.now` reads
             @classmethod
@@ -553,7 +553,7 @@ def network_cuts(quick: bool) -> Line:
 
     line = Line("network cut between search and service")
     asked = study.load(DEMO, ["search.algorithm=random"])
-    service, dice = Service(), random.Random(0)
+    service, rng = Service(), random.Random(0)
     try:
         history: list[Observation] = []
         with Client(service.address) as client:
@@ -561,8 +561,8 @@ def network_cuts(quick: bool) -> Line:
         wire = Wire(service.port)
         with Client(f"127.0.0.1:{wire.port}", patience=20) as client:
             for turn in range(10 if quick else 100):
-                moment = threading.Timer(dice.uniform(0, 0.05), wire.cut)
-                again = threading.Timer(dice.uniform(0.06, 0.3), wire.mend)
+                moment = threading.Timer(rng.uniform(0, 0.05), wire.cut)
+                again = threading.Timer(rng.uniform(0.06, 0.3), wire.mend)
                 moment.start()
                 again.start()
                 try:
@@ -579,7 +579,7 @@ def network_cuts(quick: bool) -> Line:
 def fuzzed_studies(quick: bool) -> Line:
     """The demo study with bytes and lines changed: a study, or an error in words; never a trace, never long."""
     line = Line("fuzzed study files")
-    dice, text = random.Random(0), DEMO.read_bytes()
+    rng, text = random.Random(0), DEMO.read_bytes()
     bits = [
         b"&a ",
         b"*a",
@@ -612,11 +612,11 @@ def fuzzed_studies(quick: bool) -> Line:
         path = Path(folder, "study.yaml")
         for turn in range(100 if quick else 1000):
             data = bytearray(text)
-            for _ in range(dice.randint(1, 6)):
-                start = dice.randrange(len(data))
-                end = start + dice.choice([0, 1, 5, 40])
-                data[start:end] = dice.choice(
-                    [dice.choice(bits), bytes([dice.randrange(256)]), bytes(data[end : end + 40]) * 2]
+            for _ in range(rng.randint(1, 6)):
+                start = rng.randrange(len(data))
+                end = start + rng.choice([0, 1, 5, 40])
+                data[start:end] = rng.choice(
+                    [rng.choice(bits), bytes([rng.randrange(256)]), bytes(data[end : end + 40]) * 2]
                 )
             path.write_bytes(data)
             begin = time.monotonic()
@@ -645,7 +645,7 @@ def fuzzed_requests(quick: bool) -> Line:
     from retune.suggestion import messages as katib
 
     line = Line("fuzzed gRPC requests")
-    dice = random.Random(0)
+    rng = random.Random(0)
     asked = study.load(DEMO, ["search.algorithm=random"])
     right = katib.GetSuggestionsRequest(experiment=requests.experiment(asked.search.space, "random"))
     for number in range(4):
@@ -662,15 +662,15 @@ def fuzzed_requests(quick: bool) -> Line:
             wanted = raw["GetSuggestions"](text, timeout=60)
             for turn in range(100 if quick else 1000):
                 data = bytearray(text)
-                for _ in range(dice.randint(1, 8)):
-                    start = dice.randrange(len(data))
-                    end = start + dice.choice([0, 1, 1, 4, 30])
-                    data[start:end] = dice.choice(
-                        [dice.randbytes(dice.randint(0, 5)), b"\xff" * 5, bytes(data[end : end + 30])]
+                for _ in range(rng.randint(1, 8)):
+                    start = rng.randrange(len(data))
+                    end = start + rng.choice([0, 1, 1, 4, 30])
+                    data[start:end] = rng.choice(
+                        [rng.randbytes(rng.randint(0, 5)), b"\xff" * 5, bytes(data[end : end + 30])]
                     )
                 problem = None
                 try:
-                    raw[dice.choice(sorted(raw))](bytes(data), timeout=SLOW_SECONDS)
+                    raw[rng.choice(sorted(raw))](bytes(data), timeout=SLOW_SECONDS)
                 except grpc.RpcError as error:
                     if error.code() not in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL):
                         problem = f"{error.code()}: {error.details()}"

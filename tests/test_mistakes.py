@@ -219,14 +219,14 @@ def test_offline_leaves_the_network_out_and_says_so(tmp_path):
     )
     assert shown.exit_code == 0
     for uri in ("owner/name", "hf://datasets/owner/name", "s3://bucket/x", "http://127.0.0.1:9"):
-        assert uri in shown.output.partition("not looked at (--offline):")[2]
+        assert uri in shown.output.partition("not checked (--offline):")[2]
 
 
 def test_validate_says_what_the_data_was_taken_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("s.yaml").write_text(yaml.safe_dump(changed("data.sources.0.format", "auto")))
     shown = CliRunner().invoke(cli, ["validate", "s.yaml"], catch_exceptions=False).output
-    assert "alpaca-demo.json: 1,806 records, taken for alpaca" in shown
+    assert "alpaca-demo.json: 1,806 records, read as alpaca" in shown
     assert "40 + 10 records; prompt: Alpaca's template" in shown
 
 

@@ -196,11 +196,11 @@ def test_what_is_no_causal_language_model_is_refused_by_name_wherever_it_is_read
     from transformers import CONFIG_MAPPING
 
     from retune.evaluation.bench import Candidate, check_candidates
-    from retune.steps.look import look
+    from retune.steps import base_facts
 
     CONFIG_MAPPING[kind]().save_pretrained(tmp_path)
     base = Model(base=str(tmp_path))
-    for read in (lambda: models.load_base(base), lambda: look(tmp_path)):
+    for read in (lambda: models.load_base(base), lambda: base_facts.read(tmp_path)):
         with pytest.raises(InputError, match=said) as caught:
             read()
         assert len(str(caught.value)) < 300

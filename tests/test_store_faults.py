@@ -135,7 +135,7 @@ def test_a_folder_whose_upload_fails_has_no_marker(proxy, s3, tmp_path, monkeypa
         with pytest.raises(RetuneError, match=rf"{uri}/train\.jsonl"):
             store.upload(tmp_path / "data", uri, marker="mix.json")
         proxy.faults = []
-        with pytest.raises(InputError, match=r"no mixed data there, mix\.json is missing"):
+        with pytest.raises(InputError, match=r"the folder holds no mixed data, since mix\.json is missing"):
             mixing.read_mix_record(uri)
     store.upload(tmp_path / "data", uri, marker="mix.json")
     assert store.read(f"{uri}/mix.json") == b"mix.json" * 100

@@ -160,7 +160,7 @@ def test_a_server_is_asked_for_its_version_with_the_password(monkeypatch):
 
 
 def test_a_server_with_a_password_is_found_or_named(small):
-    from retune.steps.reach import tracking
+    from retune.steps.remote import tracking
 
     (problem,) = tracking(small(f"tracking.uri=http://me:{SECRET}@127.0.0.1:9"))
     assert "http://me:***@127.0.0.1:9 does not answer" in problem

@@ -4,7 +4,7 @@
 from                    events
 ======================  =====================================================================================
 a trial                 `Progress`, `Measured`, `Note`
-an engine               `Issued`, `Finished`, and what its trials report; `Looked` when there is nothing new
+an engine               `Issued`, `Finished`, and what its trials report; `Polled` when there is nothing new
 benchmarks, answers     `Answering`, `Scored`
 ======================  =====================================================================================
 
@@ -78,10 +78,10 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Looked:
-    """An engine looked and found nothing new: a moment to update clocks."""
+class Polled:
+    """An engine polled its trials and found nothing new; displays can update their clocks."""
 
-    kind: Literal["looked"] = "looked"
+    kind: Literal["polled"] = "polled"
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Scored:
     kind: Literal["scored"] = "scored"
 
 
-Event = Issued | Progress | Measured | Note | Finished | Looked | Answering | Scored
+Event = Issued | Progress | Measured | Note | Finished | Polled | Answering | Scored
 
 
 def as_json(event: Event) -> dict[str, Any]:

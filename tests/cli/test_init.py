@@ -25,7 +25,7 @@ def test_it_is_valid_as_it_is_and_asks_for_a_gain(tmp_path, monkeypatch):
     said = init("--base", str(BASE))
     assert "retune validate study.yaml && retune run study.yaml" in said
     loaded = study.load("study.yaml")
-    assert check(loaded)[0] == "sample.jsonl: 200 records, taken for prompt-completion"
+    assert check(loaded)[0] == "sample.jsonl: 200 records, read as prompt-completion"
     assert loaded.promote.gate.min_gain_over_base > 0
     with pytest.raises(
         InputError, match=r"study.yaml and sample.jsonl exist already; choose another name or pass --force"
@@ -41,7 +41,7 @@ def test_ones_own_data_is_named_as_seen_from_the_study(tmp_path, monkeypatch):
     assert not (tmp_path / "studies" / "sample.jsonl").exists()
     assert "uri: ../mine.csv" in (tmp_path / "studies" / "a.yaml").read_text()
     assert check(study.load("studies/a.yaml"))[:2] == [
-        "mine.csv: 30 records, taken for question-answer",
+        "mine.csv: 30 records, read as question-answer",
         "27 + 3 records; prompt: Alpaca's template",
     ]
     init("studies/b.yaml", "--data", "hf://datasets/owner/name")

@@ -58,7 +58,7 @@ def result(tmp_path_factory):
 
 def test_five_lines_lead_to_a_result_on_own_data(result):
     clone, said = result
-    assert "30 records, taken for question-answer" in said["validate"]
+    assert "30 records, read as question-answer" in said["validate"]
     assert "my-study version 1" in said["run"]
     assert "> Where is my parcel?\nbase\n" in said["chat"]
     (page,) = clone.glob("artifacts/my-study/search-*/report.html")

@@ -26,7 +26,7 @@ class Run:
         return datetime.now(UTC) + self.later
 
     def _observe(self, event):
-        if event.kind != "looked":
+        if event.kind != "polled":
             self.events.append(event)
 
     def go(self):

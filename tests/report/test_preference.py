@@ -18,10 +18,10 @@ from tests.evaluation.judge.studies import exported, make, save
 def study(tmp_path):
     """Return the key and the files of six people: one unfinished, one bad file; one question with equal answers."""
     key, _ = make(tmp_path, [("same", "same"), *((f"a{k}", f"b{k}") for k in range(7))])
-    dice = random.Random(0)
+    rng = random.Random(0)
     files = []
     for n in range(6):
-        votes = {f"q{k}": dice.choice(["a", "a", "b", "tie"]) for k in range(1, 8 if n else 5)}
+        votes = {f"q{k}": rng.choice(["a", "a", "b", "tie"]) for k in range(1, 8 if n else 5)}
         files.append(save(tmp_path / "answers", f"{n}.json", exported(key, f"P|{n} <b>", votes)))
     files.append(save(tmp_path / "answers", "bad.json", b"{"))
     return key, files

@@ -60,9 +60,9 @@ def test_coefficients_are_scipys_and_turn_with_the_sign(pairs):
 
 
 def test_the_interval_is_bonett_and_wrights():
-    dice = np.random.default_rng(0)
-    first = dice.random(40)
-    second = first + dice.random(40)
+    rng = np.random.default_rng(0)
+    first = rng.random(40)
+    second = first + rng.random(40)
     found = associate(list(first), list(second))
     half = 1.959964 * math.sqrt((1 + found.spearman**2 / 2) / 37)
     assert math.atanh(found.high) - math.atanh(found.low) == pytest.approx(2 * half, rel=1e-5)

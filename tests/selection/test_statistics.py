@@ -226,11 +226,11 @@ def test_noise_is_called_a_difference_in_at_most_five_of_a_hundred_cases(discord
 
 def test_ten_points_on_three_hundred_questions_are_mostly_found():
     """The pairing makes it sharp: with the standard errors alone, fewer than half as many are."""
-    dice = np.random.default_rng(7)
+    rng = np.random.default_rng(7)
     paired, unpaired = [], []
     for _ in range(150):
-        ease = dice.choice([0.05, 0.95], 300)  # what is easy for one model is easy for the other
-        a, b = (record(dice.random(300) < np.clip(ease + shift, 0, 1)) for shift in (0.1, 0))
+        ease = rng.choice([0.05, 0.95], 300)  # what is easy for one model is easy for the other
+        a, b = (record(rng.random(300) < np.clip(ease + shift, 0, 1)) for shift in (0.1, 0))
         paired.append(compare(a, b).p < 0.05)
         bare = [one.model_copy(update={"answers": []}) for one in (a, b)]
         unpaired.append(compare(*bare).p < 0.05)
@@ -239,10 +239,10 @@ def test_ten_points_on_three_hundred_questions_are_mostly_found():
 
 
 def test_the_paired_interval_holds_the_truth_about_as_often_as_it_says():
-    dice = np.random.default_rng(11)
+    rng = np.random.default_rng(11)
     inside = []
     for _ in range(300):
-        draws = dice.choice(4, 400, p=[0.4, 0.3, 0.2, 0.1])  # both right, both wrong, first only, second only
+        draws = rng.choice(4, 400, p=[0.4, 0.3, 0.2, 0.1])  # both right, both wrong, first only, second only
         a, b = np.isin(draws, (0, 2)), np.isin(draws, (0, 3))
         found = compare(record(a), record(b, model="b"))
         inside.append(found.low <= 0.1 <= found.high)
@@ -286,9 +286,9 @@ def graded(grades: list[float], model: str, samples: int | None = None) -> Bench
 
 @pytest.mark.parametrize("samples", [None, 4])
 def test_grades_between_right_and_wrong_are_resampled_and_flipped(samples):
-    dice = np.random.default_rng(4)
-    ours = [float(x) for x in dice.choice([0, 0.25, 0.5, 1], 300)]
-    theirs = [max(0.0, x - 0.25) if dice.random() < 0.3 else x for x in ours]
+    rng = np.random.default_rng(4)
+    ours = [float(x) for x in rng.choice([0, 0.25, 0.5, 1], 300)]
+    theirs = [max(0.0, x - 0.25) if rng.random() < 0.3 else x for x in ours]
     a, b = graded(ours, "a", samples), graded([round(4 * x) / 4 for x in theirs], "b", samples)
     found = compare(a, b)
     differences = np.array(ours) - np.array(theirs)

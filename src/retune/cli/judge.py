@@ -49,7 +49,7 @@ def command() -> None:
 @click.option("--out", default="judge", show_default=True, metavar="DIR",
               help="Output folder of the form and its key.")  # fmt: skip
 @click.option("--prompt", metavar="chat|alpaca|none|FILE",
-              help="How both are asked. Default: each as it was tuned, the untuned base as the other one.")  # fmt: skip
+              help="Prompt of both models. Default: the one each was tuned with; the untuned base gets the other's.")  # fmt: skip
 @_options.tracking("MLflow tracking URI, for model@alias.")
 @click.option("--json", "as_json", is_flag=True, help="Print the places as JSON.")
 def prepare(
@@ -99,14 +99,16 @@ def prepare(
         import json
 
         click.echo(
-            json.dumps({"form": made.form_uri, "key": made.key_uri, "asked": made.asked, "equal": made.equal})
+            json.dumps(
+                {"form": made.form_uri, "key": made.key_uri, "asked": made.comparisons, "equal": made.equal}
+            )
         )
         return
     if made.equal:
         click.echo(
             f"equal answers to {len(made.equal)} of {count} questions: not in the form, counted as ties ({', '.join(made.equal)})"
         )
-    click.echo(f"send   {made.form_uri}   (this file alone; questions: {made.asked})")
+    click.echo(f"send   {made.form_uri}   (this file alone; questions: {made.comparisons})")
     click.echo(f"keep   {made.key_uri}   (whose answer is whose)")
     click.echo(f"then   retune judge score {out}/answers/*.json --key {made.key_uri}")
 

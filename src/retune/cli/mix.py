@@ -61,7 +61,7 @@ def _table(record: MixRecord) -> Table:
     parts = {
         split: [*(s.splits[split] for s in record.sources), whole] for split, whole in record.splits.items()
     }
-    table.add_row("taken for", *(source.taken or source.format for source in record.sources), "")
+    table.add_row("read as", *(source.taken or source.format for source in record.sources), "")
     table.add_row("share", *(f"{source.share:.1%}" for source in record.sources), "")
     for name in ("read", "empty", "duplicate", "shared", "held_out", "too_long"):
         numbers = [getattr(source, name) for source in record.sources]

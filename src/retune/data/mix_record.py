@@ -68,7 +68,7 @@ class SourceRecord(BaseModel):
     """What became of a source's records: ``read = empty + duplicate + shared + held_out + too_long + available``.
 
     Attributes:
-        name: the file's, without folder. format: as in the study. taken: what it was taken for, e.g. ``dolly``.
+        name: of the file, without folder. format: as in the study. taken: the format detected, e.g. ``dolly``.
         share: as in the study; without shares, the part of all records that it has. sha256: of the file's bytes.
         held_out: those with a prompt that the study's own validation file has.
         duplicate: same as an earlier record of the source. shared: same as a record of another source.

@@ -95,18 +95,18 @@ def mix(
         InputError: if a file is missing, damaged or of another schema, or a source has too few records; with
             the problems of all sources. Nothing is written then.
     """
-    tell = progress or (lambda part: None)
-    tell("reading")
+    progress = progress or (lambda part: None)
+    progress("reading")
     stocks, held_out = _stocks(data)
     recipe = _recipe(data, seed, tokenizer, stocks, held_out)
     named = tokenizer_digest(tokenizer)
     if kept := _kept(out_uri, recipe):
         if tokenizer is not None:
-            tell("storing tokens")
+            progress("storing tokens")
             _store_again(data, tokenizer, out_uri, kept)
         return kept
-    prompt, splits = _drawn(data, seed, tokenizer, stocks, held_out, tell)
-    tell("writing")
+    prompt, splits = _drawn(data, seed, tokenizer, stocks, held_out, progress)
+    progress("writing")
     files = {split: _jsonl([text for _, text in part]) for split, part in splits.items()}
     record = _record(
         data, seed, named, recipe, prompt, [*stocks, *([held_out] if held_out else [])], splits, files
@@ -124,8 +124,8 @@ def mix(
     return record
 
 
-def rehearse(data: Data, seed: int, tokenizer: Any) -> list[str]:
-    """Do all of `mix` but the writing and the statistics; return a line on each file: what it was taken for.
+def preview(data: Data, seed: int, tokenizer: Any) -> list[str]:
+    """Read, filter and draw as `mix` does, but write nothing; return a line per file with the format detected.
 
     Raises:
         InputError: as `mix`.
@@ -133,12 +133,12 @@ def rehearse(data: Data, seed: int, tokenizer: Any) -> list[str]:
     stocks, held_out = _stocks(data)
     everything = [*stocks, *([held_out] if held_out else [])]
     prompt, splits = _drawn(data, seed, tokenizer, stocks, held_out, lambda part: None, count=False)
-    lines = [f"{sources.name(s.source)}: {s.read:,} records, taken for {s.taken}" for s in everything]
-    asked = {"chat": "the base's chat template" if prompt.text is None else "the chat template of the file", "fields": "the file",
+    lines = [f"{sources.name(s.source)}: {s.read:,} records, read as {s.taken}" for s in everything]
+    templates = {"chat": "the base's chat template" if prompt.text is None else "the chat template of the file", "fields": "the file",
              "alpaca": "Alpaca's template", "none": "none"}  # fmt: skip
     return [
         *lines,
-        f"{len(splits['train']):,} + {len(splits['validation']):,} records; prompt: {asked[prompt.kind]}",
+        f"{len(splits['train']):,} + {len(splits['validation']):,} records; prompt: {templates[prompt.kind]}",
     ]
 
 
@@ -146,26 +146,28 @@ def read_mix_record(uri: str) -> MixRecord:
     """Return the record of the mixed data in a folder.
 
     Raises:
-        InputError: if there is none.
+        InputError: if there is no record, or it cannot be read.
     """
     try:
         return MixRecord.model_validate(unseal(json.loads(store.read(store.join(uri, MARKER)))))
     except FileNotFoundError as error:
-        raise InputError(f"no mixed data there, {MARKER} is missing; run `retune mix` first", uri) from error
+        raise InputError(
+            f"the folder holds no mixed data, since {MARKER} is missing; run `retune mix` first", uri
+        ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{MARKER} cannot be read; run `retune mix` again ({error})", uri) from error
 
 
 def _whole(uri: str, split: Split) -> tuple[MixRecord, Path]:
-    """Return the record of mixed data and the file of a split, which is what was mixed.
+    """Return the record of mixed data and the file of a split, after comparing the file with its checksum.
 
     Raises:
-        InputError: if it is not.
+        InputError: if the file was changed.
     """
     record = read_mix_record(uri)
     if record.digest != _digest(record.recipe, record.splits):
         raise InputError(
-            f"its digest, {record.digest}, is not that of what it says; run `retune mix` again",
+            f"its digest, {record.digest}, does not match its content; run `retune mix` again",
             store.join(uri, MARKER),
         )
     asked = record.splits[split].sha256
@@ -231,10 +233,10 @@ def _drawn(
     tokenizer: Any,
     stocks: list[Stock],
     held_out: Stock | None,
-    tell: Callable[[str], None],
+    progress: Callable[[str], None],
     count: bool = True,
 ) -> tuple[Prompt, dict[Split, list[tuple[Stock, Text]]]]:
-    """Read, sift and draw; return the prompt and the records of both splits."""
+    """Read, filter and draw; return the prompt and the records of both splits."""
     everything = [*stocks, held_out] if held_out else stocks
     sift.parse(everything)
     conversations = any(text.example.messages for stock in everything for text in stock.texts)
@@ -247,7 +249,7 @@ def _drawn(
     encoder = None if tokenizer is None else _encoder(counting, prompt, tokenizer)
     if encoder is not None:
         sift.drop_too_long(everything, encoder, data.max_length)
-    tell("drawing")
+    progress("drawing")
     found = drawn(data, seed, stocks)
     splits: dict[Split, list[tuple[Stock, Text]]] = {
         "train": [(stocks[source], stocks[source].texts[place]) for source, place in found.train],
@@ -258,33 +260,36 @@ def _drawn(
         if not held_out.texts:
             raise InputError("the validation file has no record left after the rules", held_out.source.uri)
     if encoder is not None and count:
-        tell("counting tokens")
+        progress("counting tokens")
         sift.count_tokens([text for part in splits.values() for _, text in part], encoder)
     return prompt, splits
 
 
 def _read(tokenizer: Any) -> Any:
-    """Return a tokenizer, of a folder the one in it: by the package tokenizers alone where that is sure to be the same."""
+    """Return the tokenizer given, or load it from a folder.
+
+    The package tokenizers loads far faster than transformers and is used where both are known to give the same tokens.
+    """
     if not isinstance(tokenizer, str | Path):
         return tokenizer
     return plain_tokenizer.of(Path(tokenizer)) or models.load_tokenizer(Model(base=str(tokenizer)))
 
 
 def _encoder(read: Any, prompt: Prompt, tokenizer: Any) -> Encoder:
-    """Return the encoder for a tokenizer, which was `read`; chat templates are transformers' work."""
+    """Return the encoder for a tokenizer as `_read` returned it; only transformers renders chat templates."""
     if prompt.kind == "chat" and isinstance(read, plain_tokenizer.PlainTokenizer):
         read = models.load_tokenizer(Model(base=str(tokenizer)))
     return Encoder(read, prompt)
 
 
 def _store_again(data: Data, tokenizer: Any, uri: str, record: MixRecord) -> None:
-    """Store the tokens of data that was mixed before, unless they are there: by an older release, or for another loss."""
+    """Store the tokens of a finished mix, unless present. They are missing after an older release, or for another loss."""
     place = stored_tokens.place(uri, record.digest, record.prompt, tokenizer, data.max_length, data.loss_on)
     try:
         if all(stored_tokens.load(place, split) for split in ("train", "validation")):
             return
     except RetuneError:
-        pass  # damaged: they are made again
+        pass  # damaged: store them again
     encoder = _encoder(_read(tokenizer), record.prompt, tokenizer)
     splits: tuple[Split, Split] = ("train", "validation")
     stored_tokens.save(

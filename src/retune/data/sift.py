@@ -44,7 +44,7 @@ class Stock:
 
     Attributes:
         source: as in the study. data: the bytes of its file, or its folder. sha256: of its content.
-        taken: what its format was taken for. held_out: records with a prompt of the validation file.
+        taken: the format detected. held_out: records with a prompt of the validation file.
         longest: the longest prompt that was too long, in tokens.
     """
 

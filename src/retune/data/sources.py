@@ -81,7 +81,7 @@ def parse(data: bytes | Path, source: File) -> list[Example]:
 
 
 def parsed(data: bytes | Path, source: File) -> tuple[str, list[Example]]:
-    """Return what the source was taken for, e.g. ``alpaca``, and its records.
+    """Return the detected format of the source, e.g. ``alpaca``, and its records.
 
     Raises:
         InputError: with the problems found.

@@ -40,11 +40,11 @@ def choose(examples: Sequence[Example], share: float, seed: int) -> tuple[list[E
         by_source.setdefault(example.source, []).append(place)
     names = sorted(by_source)
     wanted = counts(max(1, round(share * len(examples))), [float(len(by_source[name])) for name in names])
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     places: list[int] = []
     taken: dict[str, int] = {}
     for name, count in zip(names, wanted, strict=True):
-        drawn = dice.permutation(len(by_source[name]))[:count]
+        drawn = rng.permutation(len(by_source[name]))[:count]
         places += [by_source[name][k] for k in drawn]
         taken[name] = count
     chosen = [examples[place] for place in sorted(places)]

@@ -22,7 +22,7 @@ class SearchJob:
         study: the resolved study; its JSON is in the search's folder as `study.json`.
         data_uri: folder of the mixed data. folder: URI of the search's folder, where the trials are kept.
         work: local folder for logs.
-        observe: takes `Issued` and `Finished` of every trial, what running trials report, and `Looked` now and then.
+        observe: takes `Issued` and `Finished` of every trial, what running trials report, and `Polled` now and then.
         should_stop: asked several times a second; once true, the engine ends with `retune.errors.Interrupted`.
         hours_used: hours that earlier runs of this search have spent.
 

@@ -19,7 +19,7 @@ from retune.engines.service import SuggestionProcess
 from retune.engines.spread import spread
 from retune.engines.workers import Message, Worker
 from retune.errors import DiskFull, InputError, Interrupted, RetuneError
-from retune.events import Event, Finished, Issued, Looked, Measured, Progress
+from retune.events import Event, Finished, Issued, Measured, Polled, Progress
 from retune.records import TrialRecord, by_number, now, versions
 from retune.search.stopping import DEFAULT, Job
 from retune.space import Assignment
@@ -171,7 +171,7 @@ class LocalEngine:
         try:
             self._take(self._events.get(timeout=0.2))
         except queue.Empty:
-            self.observe(Looked())
+            self.observe(Polled())
 
     def _worker_for(self, task: TrialTask) -> Worker | None:
         """Return the worker for a trial: an idle one, a new one, else the one with most room; None if all are full.

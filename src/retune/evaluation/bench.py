@@ -40,15 +40,15 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Lent:
-    """A base that is loaded already, and stays so: `load` gives it, `forget` is called if it was not left as it was."""
+class ResidentBase:
+    """A loaded base owned by the caller: `load` returns it; `forget` is called if scoring left it changed."""
 
     load: Callable[[], models.LoadedBase]
     forget: Callable[[], None]
 
 
 class Prepared(Protocol):
-    """A task made ready to be asked, by whatever protocol."""
+    """A task with its prompts, ready to be answered; one class per protocol."""
 
     @property
     def name(self) -> str:
@@ -56,11 +56,11 @@ class Prepared(Protocol):
 
     @property
     def protocol(self) -> str:
-        """Whose prompts and rule these are."""
+        """The source of the prompts and of the grading rule."""
 
     @property
     def shots(self) -> int:
-        """Solved examples before a question, where they all fit."""
+        """The number of solved examples before a question, where all fit."""
 
     @property
     def n(self) -> int:
@@ -76,7 +76,7 @@ class Prepared(Protocol):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How answers are made; part of what decides them."""
+        """How answers are generated; part of the inputs digest."""
 
     def answer(self, decoder: Decoder, done: Callable[[float], None]) -> dict[str, Any]:
         """Answer and grade all questions; return score, stderr, groups and answers of the record."""
@@ -137,21 +137,21 @@ def run(
     seed: int,
     out_uri: str,
     report: Report | None = None,
-    lent: Lent | None = None,
+    resident: ResidentBase | None = None,
 ) -> list[BenchRecord]:
     """Score every candidate on every task of `benchmark`; return the records, candidate by candidate.
 
-    Each record is written to ``<out_uri>/<candidate>/<task>.json``. Records that are there already and were made
-    from the same inputs are kept, and where all are, the model is not even loaded.
+    Each record is written to ``<out_uri>/<candidate>/<task>.json``. Existing records of the same inputs are kept; if
+    all are, the model is not loaded.
 
     Args:
         seed: decides which questions a `limit` draws.
         report: called with `Answering` about once a second, and with `Scored` after each task.
-        lent: a base to use; one is loaded if it is not given.
+        resident: the base to use; by default one is loaded.
 
     Raises:
         InputError: with every problem of data and adapters, before a model is loaded.
-        RetuneError: if a model gives no finite output, or does not fit into memory.
+        RetuneError: if a model's output is not finite, or the model does not fit into memory.
 
     """
     problems = check(benchmark) + check_candidates(model, candidates)
@@ -165,18 +165,22 @@ def run(
     for candidate in candidates:
         folder = store.download(candidate.adapter_uri) if candidate.adapter_uri else None
         weights = candidate.adapter_digest or (adapter.digest(adapter.read(folder)) if folder else None)
-        blanks = [
-            _blank(model, base_digest, candidate.name, weights, benchmark, seed, item) for item in prepared
+        unscored_records = [
+            _unscored(model, base_digest, candidate.name, weights, benchmark, seed, item) for item in prepared
         ]
-        uris = [store.join(out_uri, candidate.name, f"{blank.task}.json") for blank in blanks]
-        kept = {uri: record for uri, blank in zip(uris, blanks, strict=True) if (record := _kept(uri, blank))}
+        uris = [store.join(out_uri, candidate.name, f"{unscored.task}.json") for unscored in unscored_records]
+        kept = {
+            uri: record
+            for uri, unscored in zip(uris, unscored_records, strict=True)
+            if (record := _kept(uri, unscored))
+        }
         if len(kept) < len(uris):
-            base = base or (lent.load() if lent else models.load_base(model))
-            jobs = [job for job in zip(uris, prepared, blanks, strict=True) if job[0] not in kept]
+            base = base or (resident.load() if resident else models.load_base(model))
+            jobs = [job for job in zip(uris, prepared, unscored_records, strict=True) if job[0] not in kept]
             if not _score_all(base, folder, jobs, report):
                 base = None
-                if lent:
-                    lent.forget()
+                if resident:
+                    resident.forget()
         for uri in uris:
             record = kept.get(uri) or parse(BenchRecord, store.read(uri), uri)
             records.append(record)
@@ -190,10 +194,10 @@ def _score_all(
     jobs: Sequence[tuple[str, Prepared, BenchRecord]],
     report: Report,
 ) -> bool:
-    """Score one candidate on the tasks that it has no record of, and write each record when it is made.
+    """Score one candidate on the tasks that have no record yet; write each record as soon as it is complete.
 
     Returns:
-        whether the base is afterwards as it was; else it must be loaded again.
+        whether the base is unchanged afterwards; if not, it must be loaded again.
     """
     from retune.training.base_state import reload_if_changed
 
@@ -201,18 +205,18 @@ def _score_all(
     with ExitStack() as stack:
         stack.enter_context(reload_if_changed(lambda: changed.append(True)))
         tuned = stack.enter_context(adapters.attached(base.model, folder))
-        blank = jobs[0][2]
+        unscored = jobs[0][2]
         try:
             decoder, found = stack.enter_context(
                 self_check.decoding(
-                    tuned, base.tokenizer, base.device, _context(base.model.config), blank.batch_size
+                    tuned, base.tokenizer, base.device, _context(base.model.config), unscored.batch_size
                 )
             )
         except RetuneError as error:
-            raise RetuneError(f"{blank.model}: {error}") from error
+            raise RetuneError(f"{unscored.model}: {error}") from error
         made = {"dtype": str(base.dtype).removeprefix("torch."), "self_check": found.record()}
-        for uri, item, blank in jobs:
-            record = _score(decoder, item, blank.model_copy(update=made), report)
+        for uri, item, unscored in jobs:
+            record = _score(decoder, item, unscored.model_copy(update=made), report)
             store.write(uri, record.to_json())
     return not changed
 
@@ -230,7 +234,7 @@ def _read(benchmark: Benchmark, task: Task) -> tuple[list[Question], str]:
 
 def _may_run_code(benchmark: Benchmark) -> list[str]:
     if not benchmark.allow_code_execution:
-        return ["humaneval: it runs code written by a model, which `allow_code_execution` must allow"]
+        return ["humaneval: runs code written by a model; set `allow_code_execution: true` to allow it"]
     missing = sandbox.missing()
     return [f"humaneval: {missing}"] if missing else []
 
@@ -253,7 +257,7 @@ def _context(config: Any) -> int:
     return models.context(config) or models.USUAL_CONTEXT
 
 
-def _blank(
+def _unscored(
     model: Model,
     base_digest: str,
     name: str,
@@ -262,7 +266,7 @@ def _blank(
     seed: int,
     item: Prepared,
 ) -> BenchRecord:
-    """Return the record of a task that is not yet answered, with the digest of all that decides the answers."""
+    """Return the record of a task before scoring, with the digest of everything that determines the answers."""
     dtype = models.precision(model)
     settings = {**item.settings, "seed": seed, "base": model.base, "base_digest": base_digest}
     decides = {**settings, "base": None, "task": item.name, "protocol": item.protocol, "prompts": item.prompt_digest,
@@ -285,28 +289,28 @@ def _blank(
     )
 
 
-def _kept(uri: str, blank: BenchRecord) -> BenchRecord | None:
+def _kept(uri: str, unscored: BenchRecord) -> BenchRecord | None:
     """Return the record at `uri` if it was made from the same inputs."""
     if not store.exists(uri):
         return None
     try:
         found = parse(BenchRecord, store.read(uri), uri)
-    except RetuneError:  # damaged: it is made again
+    except RetuneError:  # damaged: score it again
         return None
-    return found if found.inputs_digest == blank.inputs_digest else None
+    return found if found.inputs_digest == unscored.inputs_digest else None
 
 
-def _score(decoder: Decoder, item: Prepared, blank: BenchRecord, report: Report) -> BenchRecord:
+def _score(decoder: Decoder, item: Prepared, unscored: BenchRecord, report: Report) -> BenchRecord:
     """Answer and grade all questions of a task."""
     begin = time.monotonic()
-    progress = _Progress(blank.model, blank.task, item.n, report)
+    progress = _Progress(unscored.model, unscored.task, item.n, report)
     try:
         made = item.answer(decoder, progress.add)
     except RetuneError as error:
-        raise RetuneError(f"{blank.model} on {blank.task}: {error}") from error
+        raise RetuneError(f"{unscored.model} on {unscored.task}: {error}") from error
     packages = ["torch", "transformers", "peft", "tokenizers"]
     packages += ["lm_eval"] if "harness" in item.settings else []
-    return blank.model_copy(
+    return unscored.model_copy(
         update={
             **made,
             "seconds": round(time.monotonic() - begin, 3),
@@ -317,7 +321,7 @@ def _score(decoder: Decoder, item: Prepared, blank: BenchRecord, report: Report)
 
 
 class _Progress:
-    """Counts answered questions and reports about once a second how long the rest takes."""
+    """Counts answered questions and reports the remaining time about once a second."""
 
     def __init__(self, model: str, task: str, total: int, report: Report) -> None:
         self._model, self._task, self._total, self._report = model, task, total, report

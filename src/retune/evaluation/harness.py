@@ -68,7 +68,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Asked:
+class HarnessBenchmark:
     """A benchmark made ready; see `retune.evaluation.bench.Prepared`."""
 
     name: TaskName
@@ -164,7 +164,7 @@ def problems(name: TaskName, uri: str) -> list[str]:
     ]
 
 
-def prepare(name: TaskName, path: Path, data_digest: str, limit: int | None, seed: int) -> Asked:
+def prepare(name: TaskName, path: Path, data_digest: str, limit: int | None, seed: int) -> HarnessBenchmark:
     """Return a benchmark with the documents that a limit draws, evenly over its subjects or tasks."""
     parts = _parts(name, path)
     every = [
@@ -175,7 +175,7 @@ def prepare(name: TaskName, path: Path, data_digest: str, limit: int | None, see
     kept: dict[str, list[int]] = {}
     for question in draw(every, limit, seed):
         kept.setdefault(question.extra["part"], []).append(int(question.id))
-    return Asked(
+    return HarnessBenchmark(
         name,
         [
             Part(

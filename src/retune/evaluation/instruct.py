@@ -15,7 +15,7 @@ from retune.study import Benchmark, Model
 
 
 @dataclass(frozen=True)
-class Asked:
+class InstructBenchmark:
     """A task with the questions that are asked and the prompts as tokens; see `retune.evaluation.bench.Prepared`."""
 
     task: Task
@@ -100,7 +100,7 @@ class Asked:
         task = self.task
         if task.choose is None:
             texts = decoder.complete(self.tokens, task.new_tokens, task.stop, done)
-            return [task.tidy(text) for text in texts], {}
+            return [task.postprocess(text) for text in texts], {}
         asked = [(question.prompt(), choice) for question in self.questions for choice in question.choices]
         contexts, endings = pairs(decoder.tokenizer, asked, decoder.context)
         share = len(self.questions) / len(contexts)
@@ -123,7 +123,7 @@ class Asked:
             lambda count: done(count / self.samples),
             sampling.named(names),
         )
-        predictions = [self.task.tidy(text) for text in texts]
+        predictions = [self.task.postprocess(text) for text in texts]
         verdicts = self.task.grade(questions, predictions)
         answers = []
         for place, entry in enumerate(self._entries()):
@@ -139,7 +139,7 @@ class Asked:
 
 def prepare(
     model: Model, context: int, benchmark: Benchmark, task: Task, read: tuple[list[Question], str], seed: int
-) -> Asked:
+) -> InstructBenchmark:
     """Return the task with the questions that a limit draws and their prompts as tokens.
 
     Args:
@@ -150,7 +150,7 @@ def prepare(
     questions = draw(read[0], benchmark.limit, seed)
     tokens, shots = fit(models.load_tokenizer(model), questions, task, context)
     if task.name != "humaneval" or not benchmark.temperature:
-        return Asked(task, questions, read[1], tokens, shots)
-    return Asked(
+        return InstructBenchmark(task, questions, read[1], tokens, shots)
+    return InstructBenchmark(
         task, questions, read[1], tokens, shots, Sampling(benchmark.temperature, seed), benchmark.samples
     )

@@ -43,11 +43,11 @@ def scores(
             "train a trial of its own (`search.parallel`)",
             "search.objective",
         )
-    lent = bench.Lent(base.load, base.forget)
+    resident = bench.ResidentBase(base.load, base.forget)
     candidate = bench.Candidate(name, adapter_uri)
     place = out_uri if base.devices.world == 1 else store.join(out_uri, f"process-{base.devices.rank}")
     try:
-        records = bench.run(study.model, [candidate], wanted, study.seed, place, report, lent)
+        records = bench.run(study.model, [candidate], wanted, study.seed, place, report, resident)
     except RetuneError as error:
         if isinstance(error.__cause__, TrialFailed):
             raise TrialFailed(str(error), error.__cause__.kind) from error

@@ -51,7 +51,7 @@ class Lock:
     Args:
         client: MLflow client.
         model: name of the registered model.
-        expiry: seconds after which an owner that shows no sign of life is taken for dead.
+        expiry: seconds without a heartbeat after which an owner counts as dead.
 
     Raises:
         Locked: if others hold it for longer than ten times `expiry`.

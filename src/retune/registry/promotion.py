@@ -402,7 +402,7 @@ def rollback(uri: str, model: str) -> Aliases:
 
 
 def _require_version(client: Any, model: str, version: str) -> str:
-    """Return the version as MLflow writes it: ``03`` is ``3``, lest it be taken for another one than the champion's."""
+    """Return the version as MLflow writes it: ``03`` is ``3``, so that it compares equal to the champion's."""
     from mlflow.exceptions import MlflowException
 
     _aliases(client, model)

@@ -125,7 +125,7 @@ def _sweep(
 ) -> bool:
     """Cut the best leaf of each depth if it beats those above it; return whether anything was cut.
 
-    While all scores are awaited, a cell is taken for as good as the one it was cut from.
+    While all scores are awaited, a cell counts as good as the one that it was cut from.
     """
     for awaited in (False, True):
         best, cut = math.inf, False

@@ -77,8 +77,8 @@ def _permuted(objectives: Sequence[float], scores: Sequence[float], seed: int) -
     if len(scores) <= _EXACT:
         orders, extra = np.array(list(permutations(second))), 0
     else:
-        dice = np.random.default_rng(seed)
-        orders, extra = dice.permuted(np.tile(second, (PERMUTATIONS, 1)), axis=1), 1
+        rng = np.random.default_rng(seed)
+        orders, extra = rng.permuted(np.tile(second, (PERMUTATIONS, 1)), axis=1), 1
     strength = np.abs(orders @ first)
     as_strong = int((strength >= abs(float(second @ first)) - 1e-9).sum())
     return (as_strong + extra) / (len(orders) + extra)

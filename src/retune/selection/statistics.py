@@ -271,12 +271,12 @@ def _resample(strata: Sequence[_Stratum], seed: int) -> NDArray[np.float64]:
     """
     import numpy as np
 
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     means = np.zeros(RESAMPLES)
     for stratum in strata:
         n = len(stratum.values)
         distinct, counts = np.unique(stratum.values, return_counts=True)
-        means += stratum.weight / n * (dice.multinomial(n, counts / n, RESAMPLES) @ distinct)
+        means += stratum.weight / n * (rng.multinomial(n, counts / n, RESAMPLES) @ distinct)
     return means
 
 
@@ -291,12 +291,12 @@ def _flip(strata: Sequence[_Stratum], lead: float, seed: int) -> float:
     """Return the share of random sign flips (and the one observed) that give a lead at least as large."""
     import numpy as np
 
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     leads = np.zeros(RESAMPLES)
     for stratum in strata:
         sizes, counts = np.unique(np.abs(stratum.values[stratum.values != 0]), return_counts=True)
         for size, count in zip(sizes, counts, strict=True):
-            ups = dice.binomial(count, 0.5, RESAMPLES)
+            ups = rng.binomial(count, 0.5, RESAMPLES)
             leads += stratum.weight / len(stratum.values) * size * (2 * ups - count)
     return float((1 + (np.abs(leads) >= abs(lead) - 1e-12).sum()) / (1 + RESAMPLES))
 

@@ -18,9 +18,9 @@ from retune.data import mixing
 from retune.data.example import Example
 from retune.data.prompts import Prompt
 from retune.errors import Interrupted, RetuneError
-from retune.evaluation.asking import Asker
 from retune.evaluation.decoding import adapters
 from retune.evaluation.decoding.self_check import decoding
+from retune.evaluation.prompter import Prompter
 from retune.records import Answered, AnswersRecord, TrialRecord, now, versions
 from retune.steps import select
 from retune.study import Study
@@ -114,9 +114,9 @@ def _generated(
     prompt: Prompt,
 ) -> Iterator[tuple[str, list[str | None]]]:
     """Yield each trial's answers; None where a prompt leaves no room for one."""
-    asker = Asker(base.tokenizer, prompt)
+    prompter = Prompter(base.tokenizer, prompt)
     context = models.context(base.model.config) or models.USUAL_CONTEXT
-    ids = [asker.ids(asker.of(example)) for example in examples]
+    ids = [prompter.ids(prompter.prompt_for(example)) for example in examples]
     short = [place for place, tokens in enumerate(ids) if len(tokens) < context]
     path = folders.work_folder(study) / "progress.json"
     for number, trial in enumerate(trials):
@@ -125,9 +125,9 @@ def _generated(
         with ExitStack() as stack:
             tuned: Any = stack.enter_context(adapters.attached(base.model, folder))
             decoder, _ = stack.enter_context(decoding(tuned, base.tokenizer, base.device, context, _BATCH))
-            decoder = replace(decoder, ends=asker.ends)
-            made = decoder.complete([ids[k] for k in short], study.report.new_tokens, asker.stop)
-        texts = dict(zip(short, map(asker.tidy, made), strict=True))
+            decoder = replace(decoder, ends=prompter.ends)
+            made = decoder.complete([ids[k] for k in short], study.report.new_tokens, prompter.is_complete)
+        texts = dict(zip(short, map(prompter.response, made), strict=True))
         yield trial.trial, [texts.get(place) for place in range(len(ids))]
 
 

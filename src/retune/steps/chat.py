@@ -6,9 +6,9 @@ from pathlib import Path
 
 from retune import models
 from retune.data.prompts import Prompt
-from retune.evaluation.asking import Asker, fits
 from retune.evaluation.decoding import adapters
 from retune.evaluation.decoding.generate import Decoder
+from retune.evaluation.prompter import Prompter, fits
 from retune.steps.tuned import Tuned
 
 
@@ -18,7 +18,7 @@ class Pair:
     def __init__(self, base: models.LoadedBase, adapter: Path, prompt: Prompt) -> None:
         self.base, self.adapter = base, adapter
         self.context = models.context(base.model.config) or models.USUAL_CONTEXT
-        self.asker = Asker(base.tokenizer, prompt)
+        self.prompter = Prompter(base.tokenizer, prompt)
 
     def answers(self, question: str, new_tokens: int) -> dict[str, str]:
         """Return the answers of both, greedily.
@@ -26,17 +26,17 @@ class Pair:
         Raises:
             InputError: if the question leaves no room for an answer.
         """
-        asker = self.asker
-        ids = asker.ids(asker.text(question))
+        prompter = self.prompter
+        ids = prompter.ids(prompter.prompt(question))
         fits(ids, self.context)
         found = {}
         for name, folder in (("base", None), ("tuned", self.adapter)):
             with adapters.attached(self.base.model, folder) as model:
                 decoder = Decoder(
-                    model, self.base.tokenizer, self.base.device, self.context, 1, ends=asker.ends
+                    model, self.base.tokenizer, self.base.device, self.context, 1, ends=prompter.ends
                 )
-                (found[name],) = decoder.complete([ids], new_tokens, asker.stop)
-        return {name: asker.tidy(text) for name, text in found.items()}
+                (found[name],) = decoder.complete([ids], new_tokens, prompter.is_complete)
+        return {name: prompter.response(text) for name, text in found.items()}
 
 
 def open_pair(what: Tuned) -> Pair:

@@ -13,7 +13,7 @@ from retune.data import mixing, plain_tokenizer
 from retune.errors import InputError, RetuneError
 from retune.evaluation import bench
 from retune.space import Assignment
-from retune.steps import benchmark, look, reach
+from retune.steps import base_facts, benchmark, remote
 from retune.study import TASKS, File, Study, trainable
 from retune.study.scored import MEAN_SCORE
 from retune.study.training import EDITING
@@ -29,11 +29,11 @@ def check(study: Study, network: bool = True, tracking: bool = False) -> list[st
 
     Args:
         study: the study.
-        network: whether to look at what is reached over the network.
-        tracking: whether to ask the MLflow server too. A run does not: it goes on without, and sends later.
+        network: whether to check what is only reachable over the network.
+        tracking: whether to check the MLflow server too. A run does not need it: unsent data waits in the outbox.
 
     Returns:
-        what the data was taken for, and what was left out, a line each.
+        a line for each file with its detected format, and a line for what was not checked.
 
     Raises:
         InputError: with every problem found.
@@ -47,9 +47,9 @@ def check(study: Study, network: bool = True, tracking: bool = False) -> list[st
 
 
 def _problems(study: Study, network: bool, tracking: bool, notes: list[str]) -> Iterator[str]:
-    far = [] if network else reach.left_out(study)
+    far = [] if network else remote.left_out(study)
     if far:
-        notes.append(f"not looked at (--offline): {', '.join(far)}")
+        notes.append(f"not checked (--offline): {', '.join(far)}")
     if study.engine.kind == "katib":
         from retune.engines.katib import manifest
 
@@ -75,12 +75,12 @@ def _problems(study: Study, network: bool, tracking: bool, notes: list[str]) -> 
     if study.scored and not any(uri in far for uri in study.benchmark.data.values()):
         yield from bench.check(study.scored)
     if study.artifacts.uri not in far:
-        yield from reach.artifacts(study)
+        yield from remote.artifacts(study)
     yield from boards.problems(study.tracking)
     if study.tracking.uri not in far:
         yield from _old_server(study)
     if tracking and study.tracking.uri not in far:
-        yield from reach.tracking(study)
+        yield from remote.tracking(study)
 
 
 def _held_out(study: Study) -> str | None:
@@ -88,7 +88,7 @@ def _held_out(study: Study) -> str | None:
 
 
 def _metrics(study: Study) -> Iterator[str]:
-    """Yield the names of metrics that no trial measures: the search would find every trial a failure."""
+    """Yield the names of metrics that no trial measures; otherwise every trial would count as failed."""
     named = {
         f"search.objective{f'.{k}' if k else ''}.metric": o.metric
         for k, o in enumerate(study.search.objectives)
@@ -109,12 +109,14 @@ def _metrics(study: Study) -> Iterator[str]:
 
 
 def _data(study: Study, base_is_here: bool) -> list[str]:
-    """Return what the data was taken for."""
+    """Return a line for each file with its detected format."""
     base = None
     if base_is_here:
-        with contextlib.suppress(FileNotFoundError, RetuneError):  # told above; the rest can still be checked
+        with contextlib.suppress(
+            FileNotFoundError, RetuneError
+        ):  # reported above; the rest can still be checked
             base = models.locate(study.model)
-    return mixing.rehearse(study.data, study.seed, base)
+    return mixing.preview(study.data, study.seed, base)
 
 
 def _old_server(study: Study) -> list[str]:
@@ -150,8 +152,8 @@ def _base(study: Study) -> None:
     try:
         base = models.locate(study.model)
     except (InputError, FileNotFoundError):
-        return  # told above
-    known = look.look(base)
+        return  # reported above
+    known = base_facts.read(base)
     problems = []
     for assignment in trainable.settings(study.search.space, ("target_modules", "first_layer", "last_layer")):
         problems += _of(lambda given=assignment: _targets(study, known.layers, given))  # type: ignore[misc]
@@ -163,9 +165,9 @@ def _base(study: Study) -> None:
     try:
         tokenizer = plain_tokenizer.of(base) or models.load_tokenizer(study.model)
     except InputError as error:
-        problems += [f"{error.subject}: {told}" for told in error.problems]
+        problems += [f"{error.subject}: {problem}" for problem in error.problems]
     else:
-        problems += [f"model.base: {told}" for told in models.tokenizer_problems(tokenizer, known.rows)]
+        problems += [f"model.base: {problem}" for problem in models.tokenizer_problems(tokenizer, known.rows)]
     if problems:
         raise InputError(problems)
 
@@ -175,7 +177,7 @@ def _targets(study: Study, layers: list[str], assignment: Assignment) -> None:
     try:
         chosen = study.training.tuned(assignment)
     except ValidationError:
-        return  # told by the study itself
+        return  # the study file's own check reports it
     found = named(layers, chosen.target_modules)
     in_range(found, layers, chosen.first_layer, chosen.last_layer)
 
@@ -185,7 +187,7 @@ def _candidates(study: Study) -> None:
     try:
         folder = SearchFolder.of(study)
     except (RetuneError, FileNotFoundError):
-        return  # the data or the base are not there, which is told above
+        return  # the data or the base are missing, as reported above
     if folder is None or not folder.has(SEARCH):
         return
     if folder.stamps.outputs("benchmark", benchmark.inputs(study, folder)) is not None:

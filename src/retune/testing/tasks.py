@@ -70,7 +70,7 @@ class TaskContract:
         self, task: Task, questions: list[Question]
     ) -> None:
         for answer, value in ((self.right, 1.0), (self.wrong, 0.0)):
-            verdicts = task.grade(questions, [task.tidy(answer(question)) for question in questions])
+            verdicts = task.grade(questions, [task.postprocess(answer(question)) for question in questions])
             assert [verdict.right for verdict in verdicts] == [value == 1.0] * len(questions)
             score = task.average(questions, [verdict.right for verdict in verdicts])
             assert (score.value, score.stderr) == (value, 0.0)

@@ -346,7 +346,7 @@ class Dies:
         self.left = after
 
     def __call__(self, event):
-        self.left -= event.kind != "looked"
+        self.left -= event.kind != "polled"
         if self.left == 0:
             raise Killed
 

@@ -34,9 +34,9 @@ class Padded:
 
 
 def prompts(loaded, count=11, prefix=40, seed=0):
-    dice = random.Random(seed)
-    start = [dice.randrange(3, 300) for _ in range(prefix)]
-    return [start + [dice.randrange(3, 300) for _ in range(dice.randrange(1, 30))] for _ in range(count)]
+    rng = random.Random(seed)
+    start = [rng.randrange(3, 300) for _ in range(prefix)]
+    return [start + [rng.randrange(3, 300) for _ in range(rng.randrange(1, 30))] for _ in range(count)]
 
 
 def one_at_a_time(loaded, prompts, new_tokens):
@@ -136,7 +136,7 @@ def test_sampled_answers_depend_on_seed_and_name_and_not_on_the_batch(loaded):
 
 def test_tokens_are_drawn_as_often_as_they_are_likely(loaded):
     logits = torch.tensor([[0.0, 1.0, 2.0]]).expand(4000, 3)
-    rows = [_Row(1, Sampling(0.5, 0, [str(k) for k in range(4000)]).dice(k)) for k in range(4000)]
+    rows = [_Row(1, Sampling(0.5, 0, [str(k) for k in range(4000)]).rng(k)) for k in range(4000)]
     drawn = _draw(logits, rows, Sampling(0.5, 0)).bincount(minlength=3) / 4000
     assert torch.allclose(drawn, torch.softmax(logits[0] / 0.5, -1), atol=0.03)
 

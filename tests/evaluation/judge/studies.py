@@ -35,17 +35,17 @@ def make(folder: Path, answers: list[tuple[str, str]]) -> tuple[key.Key, str]:
 
 def exported(the_key, name: str, votes: dict[str, str], **changes) -> dict:
     """Return what the form exports when `name` votes a, b or tie by question id; a always stands first."""
-    asked = {question.id: question for question in the_key.asked()}
+    comparisons = {question.id: question for question in the_key.comparisons()}
     answers = [
         {
-            "question": asked[id].token,
-            "choice": "tie" if vote == "tie" else asked[id].answers[vote],
-            "first": asked[id].answers["a"],
+            "question": comparisons[id].token,
+            "choice": "tie" if vote == "tie" else comparisons[id].answers[vote],
+            "first": comparisons[id].answers["a"],
         }
         for id, vote in votes.items()
     ]
     file = {"format": "retune-judge-answers", "version": 1, "form": the_key.form, "annotator": name, "session": f"s-{name}",
-            "started": "2026-01-01T00:00:00.000Z", "exported": "2026-01-01T01:00:00.000Z", "asked": len(asked), "answers": answers}  # fmt: skip
+            "started": "2026-01-01T00:00:00.000Z", "exported": "2026-01-01T01:00:00.000Z", "asked": len(comparisons), "answers": answers}  # fmt: skip
     return {**file, **changes}
 
 

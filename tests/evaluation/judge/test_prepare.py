@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from retune.cli import cli
 from retune.data.prompts import Prompt
 from retune.errors import InputError, Interrupted, RetuneError
-from retune.evaluation import asking
+from retune.evaluation import prompter
 from retune.evaluation.bench import Candidate
 from retune.evaluation.judge import answers, prepare, record
 from retune.study import Model
@@ -54,7 +54,7 @@ def test_both_models_answer_the_same_drawn_questions_with_the_prompt_they_were_t
 ):
     made = make()
     found = generated(tmp_path / "judge")
-    assert made.asked + len(made.equal) == len(found.questions) == COUNT
+    assert made.comparisons + len(made.equal) == len(found.questions) == COUNT
     assert found.models["a"].name == "tuned"
     assert found.models["a"].adapter_digest
     assert found.models["b"].adapter_uri is None
@@ -186,15 +186,15 @@ def test_a_question_longer_than_the_context_is_refused(make, tmp_path):
     ids=["white space", "next turn", "at once", "no line before", "headings stay"],
 )
 def test_an_answer_ends_where_the_template_begins_anew(text, answer):
-    assert asking.Asker(None, Prompt()).tidy(text) == answer
+    assert prompter.Prompter(None, Prompt()).response(text) == answer
 
 
 def test_the_base_is_what_the_adapters_name(adapter, base, tmp_path, questions):
     tuned, untuned = Candidate("tuned", str(adapter)), Candidate("base")
-    assert prepare.named_base(tuned, untuned) == str(base)
+    assert prepare.common_base(tuned, untuned) == str(base)
     for wrong in ((untuned, untuned), (Candidate("none", str(tmp_path)), tuned)):
         with pytest.raises(InputError, match="without --base"):
-            prepare.named_base(*wrong)
+            prepare.common_base(*wrong)
     with pytest.raises(InputError) as error:
         prepare.prepare(
             Model(base=""), Candidate("none", str(tmp_path)), untuned, "nowhere", 1, 0, str(tmp_path / "out")

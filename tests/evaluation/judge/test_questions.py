@@ -23,9 +23,9 @@ def test_reads_vicuna_fastchat_and_plain_lines(tmp_path):
         {"instruction": "Say\u2028so."},
     )
     assert questions.read(uri) == [
-        questions.Asked("7", "How?", "generic"),
-        questions.Asked("8", "Why?", "math"),
-        questions.Asked("4", "Say\u2028so."),
+        questions.Question("7", "How?", "generic"),
+        questions.Question("8", "Why?", "math"),
+        questions.Question("4", "Say\u2028so."),
     ]
 
 
@@ -65,8 +65,8 @@ def test_a_file_without_questions_is_refused(tmp_path, content):
 
 
 def test_a_draw_is_seeded_without_replacement_and_begins_with_the_smaller_one():
-    asked = [questions.Asked(str(k), str(k)) for k in range(80)]
-    small, large = questions.draw(asked, 30, 3), questions.draw(asked, 60, 3)
+    pool = [questions.Question(str(k), str(k)) for k in range(80)]
+    small, large = questions.draw(pool, 30, 3), questions.draw(pool, 60, 3)
     assert large[:30] == small
     assert len(set(large)) == 60
-    assert questions.draw(asked, 30, 4) != small
+    assert questions.draw(pool, 30, 4) != small

@@ -120,8 +120,8 @@ def test_of_one_person_the_file_exported_last_counts(tmp_path, key):
 
 def test_told_from_the_other_side_everything_is_reversed(tmp_path, key):
     swap = {"a": "b", "b": "a", "tie": "tie"}
-    dice = random.Random(1)
-    people = {f"p{n}": {f"q{k}": dice.choice(["a", "a", "b", "tie"]) for k in range(4)} for n in range(5)}
+    rng = random.Random(1)
+    people = {f"p{n}": {f"q{k}": rng.choice(["a", "a", "b", "tie"]) for k in range(4)} for n in range(5)}
     one = score([save(tmp_path, f"{n}.json", exported(key, n, v)) for n, v in people.items()], key)
     turned = {n: {q: swap[v] for q, v in votes.items()} for n, votes in people.items()}
     other = score([save(tmp_path, f"{n}-t.json", exported(key, n, v)) for n, v in turned.items()], key)

@@ -24,7 +24,7 @@ from retune.engines.katib import algorithms, manifest, pods
 from retune.engines.katib.api import Api, Object, ended, said
 from retune.engines.katib.history import Experiments
 from retune.errors import InputError, Interrupted, RetuneError
-from retune.events import Event, Finished, Issued, Looked
+from retune.events import Event, Finished, Issued, Polled
 from retune.records import Status, TrialRecord, by_number, now, parse, versions
 from retune.search import SAME
 from retune.space import Assignment, Parameter, Value
@@ -47,7 +47,7 @@ class KatibEngine:
     Args:
         study: the resolved study; its JSON is in the search's folder as `study.json`.
         data_uri: folder of the mixed data. folder: URI of the search's folder.
-        observe: takes `Issued`, `Finished` and `Looked`.
+        observe: takes `Issued`, `Finished` and `Polled`.
         should_stop: asked before each look at the cluster; True ends with `Interrupted`, the Experiment goes on.
         poll_seconds: between two looks at the cluster.
         patience: seconds for which the Kubernetes API may be away.
@@ -425,7 +425,7 @@ class KatibEngine:
         return limit is not None and self._history.hours(self._clock()) > limit
 
     def _look(self, experiment: str) -> None:
-        self.observe(Looked())
+        self.observe(Polled())
         if self.should_stop():
             going = f"experiment {experiment} goes on" if experiment else "its jobs go on"
             raise Interrupted(f"stopped following the search; {going} on the cluster, run again to follow it")

@@ -42,7 +42,7 @@ _STATES = (
 class Sampling:
     """Draws tokens at a temperature above 0 instead of taking the likeliest.
 
-    Each prompt has a name, unique among them, and dice of its own, thrown once a token: what it draws depends on seed,
+    Each prompt has a name, unique among them, and its own random generator, used once per token: what it draws depends on seed,
     name and the model alone, not on the batch it is in.
     """
 
@@ -54,8 +54,8 @@ class Sampling:
         """Return the same for prompts of these names."""
         return replace(self, names=names)
 
-    def dice(self, prompt: int) -> random.Random:
-        """Return the dice of a prompt, by its place."""
+    def rng(self, prompt: int) -> random.Random:
+        """Return the random generator of the prompt at this place."""
         return random.Random(f"{self.seed}/{self.names[prompt]}")
 
 
@@ -125,7 +125,7 @@ class Decoder:
         def answer(rows: list[int], shared: Prefix | None) -> list[list[int]]:
             room = [min(new_tokens, self.context - len(prompts[k])) for k in rows]
             asked = [
-                _Row(count, sampling.dice(k) if sampling else None, prompt=k)
+                _Row(count, sampling.rng(k) if sampling else None, prompt=k)
                 for k, count in zip(rows, room, strict=True)
             ]
             return self._batch([prompts[k] for k in rows], asked, shared, stop, sampling)
@@ -472,10 +472,10 @@ class Decoder:
 
 @dataclass
 class _Row:
-    """One prompt of a batch: how many tokens it may make, the dice that draw them, those it has made, its place of all."""
+    """One prompt of a batch: how many tokens it may generate, its random generator, the tokens so far, its place among all."""
 
     room: int
-    dice: random.Random | None = None
+    rng: random.Random | None = None
     made: list[int] = field(default_factory=list)
     ended: bool = False
     prompt: int = 0
@@ -487,12 +487,12 @@ def _supports_removal(cache: Any) -> bool:
 
 
 def _draw(logits: torch.Tensor, rows: Sequence[_Row], sampling: Sampling) -> torch.Tensor:
-    """Return one token for each row, drawn with its own dice from the distribution at the temperature."""
+    """Return one token for each row, drawn with its own generator from the distribution at the temperature."""
     import torch
 
     sums = torch.softmax(logits.double() / sampling.temperature, -1).cumsum(-1)
-    thrown = [row.dice.random() if row.dice else 0.0 for row in rows]
-    marks = torch.tensor(thrown, dtype=sums.dtype, device=sums.device)[:, None] * sums[:, -1:]
+    drawn = [row.rng.random() if row.rng else 0.0 for row in rows]
+    marks = torch.tensor(drawn, dtype=sums.dtype, device=sums.device)[:, None] * sums[:, -1:]
     return torch.searchsorted(sums, marks, right=True)[:, 0].clamp(max=sums.shape[-1] - 1)
 
 

@@ -11,13 +11,13 @@ from pydantic import ValidationError
 from retune import adapter, models, store
 from retune.data.prompts import Prompt
 from retune.errors import InputError, RetuneError
-from retune.evaluation.asking import NEXT_TURN, Asker
 from retune.evaluation.bench import Candidate
 from retune.evaluation.decoding import adapters
 from retune.evaluation.decoding.generate import Decoder
 from retune.evaluation.decoding.self_check import decoding
-from retune.evaluation.judge.questions import Asked
+from retune.evaluation.judge.questions import Question
 from retune.evaluation.judge.record import SIDES, Answered, Contestant, Generated, Side
+from retune.evaluation.prompter import NEXT_TURN, Prompter
 from retune.events import Answering, Event
 from retune.records import digest, now, versions
 from retune.study import Model
@@ -25,13 +25,13 @@ from retune.study import Model
 Report = Callable[[Event], None]
 
 Prompts = Mapping[Side, Prompt]
-"""How each of the two is asked: as it was tuned."""
+"""The prompt of each of the two models: the one it was tuned with."""
 
 
-def blank(
+def unanswered(
     model: Model,
     contestants: dict[Side, Contestant],
-    questions: Sequence[Asked],
+    questions: Sequence[Question],
     seed: int,
     new_tokens: int,
     batch_size: int,
@@ -39,11 +39,11 @@ def blank(
 ) -> Generated:
     """Return the record without an answer."""
     tokenizer = models.load_tokenizer(model)
-    askers = {side: Asker(tokenizer, prompts[side]) for side in SIDES}
-    asked = []
+    prompters = {side: Prompter(tokenizer, prompts[side]) for side in SIDES}
+    pending = []
     for q in questions:
-        texts = list(dict.fromkeys(askers[side].text(q.text) for side in SIDES))
-        asked.append(
+        texts = list(dict.fromkeys(prompters[side].prompt(q.text) for side in SIDES))
+        pending.append(
             Answered(
                 id=q.id,
                 category=q.category,
@@ -63,14 +63,14 @@ def blank(
         "decoding": "greedy",
         "new_tokens": new_tokens,
         "stop": NEXT_TURN.pattern,
-        "questions": len(asked),
+        "questions": len(pending),
         "seed": seed,
-        "prompts": digest([question.prompt for question in asked]),
+        "prompts": digest([question.prompt for question in pending]),
     }
-    return Generated(models=contestants, inputs=inputs, questions=asked, batch_size=batch_size)
+    return Generated(models=contestants, inputs=inputs, questions=pending, batch_size=batch_size)
 
 
-def carried_on(fresh: Generated, uri: str) -> Generated:
+def resume(fresh: Generated, uri: str) -> Generated:
     """Return the record at `uri` if it was made from the same inputs, and `fresh` if nothing is there.
 
     Raises:
@@ -99,7 +99,7 @@ def generate(model: Model, record: Generated, uri: str, report: Report, prompts:
     """Fill in every answer that is missing, and write the record to `uri` after each batch.
 
     Args:
-        prompts: as of `blank`.
+        prompts: as of `unanswered`.
         report: called after each batch with `Answering`.
 
     Raises:
@@ -110,8 +110,8 @@ def generate(model: Model, record: Generated, uri: str, report: Report, prompts:
     if not missing:
         return record
     tokenizer = models.load_tokenizer(model)
-    askers = {side: Asker(tokenizer, prompts[side]) for side in SIDES}
-    tokens = {side: _tokens(model, record, askers[side]) for side in SIDES}
+    prompters = {side: Prompter(tokenizer, prompts[side]) for side in SIDES}
+    tokens = {side: _tokens(model, record, prompters[side]) for side in SIDES}
     base = models.load_base(model)
     context = models.context(base.model.config) or models.USUAL_CONTEXT
     spent, begin, made = record.seconds, time.monotonic(), 0
@@ -122,9 +122,9 @@ def generate(model: Model, record: Generated, uri: str, report: Report, prompts:
             adapters.attached(base.model, folder) as tuned,
             decoding(tuned, base.tokenizer, base.device, context, record.batch_size) as (decoder, _),
         ):
-            decoder = replace(decoder, ends=askers[side].ends)
+            decoder = replace(decoder, ends=prompters[side].ends)
             for batch in _batches(record, side, tokens[side]):
-                _answer(decoder, side, batch, tokens[side], record.inputs["new_tokens"], askers[side])
+                _answer(decoder, side, batch, tokens[side], record.inputs["new_tokens"], prompters[side])
                 made += len(batch)
                 seconds = time.monotonic() - begin
                 record.seconds = round(spent + seconds, 3)
@@ -137,11 +137,11 @@ def generate(model: Model, record: Generated, uri: str, report: Report, prompts:
     return record
 
 
-def _tokens(model: Model, record: Generated, asker: Asker) -> dict[str, list[int]]:
+def _tokens(model: Model, record: Generated, prompter: Prompter) -> dict[str, list[int]]:
     """Return each question's prompt as tokens, as it was in training."""
     from transformers import AutoConfig
 
-    ids = [asker.ids(asker.text(question.question)) for question in record.questions]
+    ids = [prompter.ids(prompter.prompt(question.question)) for question in record.questions]
     config = AutoConfig.from_pretrained(models.locate(model), trust_remote_code=False)
     context = models.context(config) or models.USUAL_CONTEXT
     problems = [
@@ -168,18 +168,18 @@ def _answer(
     batch: list[Answered],
     tokens: dict[str, list[int]],
     new_tokens: int,
-    asker: Asker,
+    prompter: Prompter,
 ) -> None:
     try:
         texts = decoder.complete(
             [tokens[question.id] for question in batch],
             new_tokens,
-            asker.stop,
+            prompter.is_complete,
         )
     except RetuneError as error:
         raise RetuneError(f"model {side}: {error}") from error
     for question, text in zip(batch, texts, strict=True):
-        question.answers[side] = asker.tidy(text)
+        question.answers[side] = prompter.response(text)
 
 
 def contestant(candidate: Candidate) -> Contestant:

@@ -49,7 +49,7 @@ class Ballot(BaseModel):
     first: dict[str, Side]
 
 
-class LeftOut(BaseModel):
+class Excluded(BaseModel):
     """A file that is not counted, and why."""
 
     file: str
@@ -57,14 +57,14 @@ class LeftOut(BaseModel):
     reason: str
 
 
-def collect(files: Sequence[str], key: Key) -> tuple[list[Ballot], list[LeftOut]]:
+def collect(files: Sequence[str], key: Key) -> tuple[list[Ballot], list[Excluded]]:
     """Return the ballots to count, by annotator, and the files left out, in the order given.
 
     Of several files of one person the one exported last is counted. One person is whoever has the same name or code
     (upper and lower case and spaces aside), or exported from the same filling in of the form.
     """
     ballots: list[Ballot] = []
-    left_out: list[LeftOut] = []
+    left_out: list[Excluded] = []
     for file in dict.fromkeys(files):
         found = _read(file, key)
         (ballots if isinstance(found, Ballot) else left_out).append(found)  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ def collect(files: Sequence[str], key: Key) -> tuple[list[Ballot], list[LeftOut]
             kept.append(ballot)
         else:
             reason = f"{same.file} is of the same annotator, {same.annotator!r}, and was exported later"
-            left_out.append(LeftOut(file=ballot.file, kind="double", reason=reason))
+            left_out.append(Excluded(file=ballot.file, kind="double", reason=reason))
     left_out.sort(key=lambda one: list(files).index(one.file))
     return sorted(kept, key=lambda one: _plain(one.annotator)), left_out
 
@@ -88,11 +88,11 @@ def _plain(name: str) -> str:
     return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
-def _read(file: str, key: Key) -> Ballot | LeftOut:
+def _read(file: str, key: Key) -> Ballot | Excluded:
     """Return the ballot in a file, or why there is none."""
 
-    def out(kind: Any, reason: str) -> LeftOut:
-        return LeftOut(file=file, kind=kind, reason=reason)
+    def out(kind: Any, reason: str) -> Excluded:
+        return Excluded(file=file, kind=kind, reason=reason)
 
     try:
         data = store.read(file)
@@ -123,11 +123,11 @@ def _read(file: str, key: Key) -> Ballot | LeftOut:
 
 def _ballot(file: str, parsed: _File, key: Key) -> Ballot | None:
     """Return the judgements with the names of the form resolved; None if one of them is not in the key."""
-    asked = {question.token: question for question in key.asked()}
+    comparisons = {question.token: question for question in key.comparisons()}
     votes: dict[str, Vote] = {}
     first: dict[str, Side] = {}
     for answer in parsed.answers:
-        question = asked.get(answer.question)
+        question = comparisons.get(answer.question)
         if question is None or question.id in votes:
             return None
         whose: dict[str, Side] = {token: side for side, token in question.answers.items()}

@@ -19,7 +19,7 @@ def build(key: Key, generated: Generated) -> str:
     """
     answered = {question.id: question for question in generated.questions}
     questions = []
-    for hidden in key.asked():
+    for hidden in key.comparisons():
         found = answered[hidden.id]
         texts = [{"id": token, "text": found.answers[side]} for side, token in hidden.answers.items()]
         questions.append(

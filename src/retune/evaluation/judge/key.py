@@ -12,10 +12,10 @@ from retune.evaluation.judge.record import Contestant, Generated, Side
 from retune.records import Record, digest, now
 
 
-class Hidden(BaseModel):
+class BlindQuestion(BaseModel):
     """One question. `token` names it in the form, `answers` names each model's answer; both are random.
 
-    Where both models gave the same answer, `token` is None: nobody is asked.
+    Where both models gave the same answer, `token` is None and the question is not in the form.
     """
 
     id: str
@@ -37,11 +37,11 @@ class Key(Record):
 
     form: str
     models: dict[Side, Contestant]
-    questions: list[Hidden]
+    questions: list[BlindQuestion]
     generated: str
     made: str = ""
 
-    def asked(self) -> list[Hidden]:
+    def comparisons(self) -> list[BlindQuestion]:
         """Return the questions that are in the form."""
         return [question for question in self.questions if question.token is not None]
 
@@ -79,7 +79,7 @@ def read(uri: str) -> Key:
 def _build_key(generated: Generated, content: str) -> Key:
     questions = []
     for question in generated.questions:
-        hidden = Hidden(id=question.id, category=question.category, question=question.question)
+        hidden = BlindQuestion(id=question.id, category=question.category, question=question.question)
         if question.answers["a"] != question.answers["b"]:
             hidden.token = secrets.token_hex(8)
             hidden.answers = {"a": secrets.token_hex(8), "b": secrets.token_hex(8)}

@@ -22,7 +22,7 @@ class Prepared:
 
     form_uri: str
     key_uri: str
-    asked: int
+    comparisons: int
     equal: list[str]
 
 
@@ -48,16 +48,16 @@ def prepare(
         model: the base; where its name is empty, the one that the adapters name.
         a, b: the two models. count: questions drawn from the file by `seed`.
         new_tokens: the most tokens of an answer.
-        report: see `answers.generate`. prompts: how each of the two is asked; by default by Alpaca's template.
+        report: see `answers.generate`. prompts: the prompt of each of the two models; Alpaca's by default.
 
     Raises:
         InputError: with every problem of questions and models, before the base is loaded.
         RetuneError: if a model gives no finite output, or both answer every question alike.
 
     """
-    asked, problems = _questions(questions_uri, count)
+    questions, problems = _questions(questions_uri, count)
     try:
-        model = model if model.base else model.model_copy(update={"base": named_base(a, b)})
+        model = model if model.base else model.model_copy(update={"base": common_base(a, b)})
         problems += check_candidates(model, [a, b])
     except InputError as error:
         problems += error.problems
@@ -68,11 +68,11 @@ def prepare(
         raise InputError(
             f"--a and --b are two different models, but {a.name} and {b.name} have the same weights"
         )
-    drawn = questionnaire.draw(asked, count, seed)
+    drawn = questionnaire.draw(questions, count, seed)
     prompts = prompts or {"a": Prompt(), "b": Prompt()}
-    fresh = answers.blank(model, {"a": first, "b": second}, drawn, seed, new_tokens, batch_size, prompts)
+    fresh = answers.unanswered(model, {"a": first, "b": second}, drawn, seed, new_tokens, batch_size, prompts)
     generated_uri = store.join(out_uri, GENERATED)
-    record = answers.carried_on(fresh, generated_uri)
+    record = answers.resume(fresh, generated_uri)
     record.batch_size = batch_size
     record = answers.generate(model, record, generated_uri, report, prompts)
     if all(question.answers["a"] == question.answers["b"] for question in record.questions):
@@ -87,7 +87,7 @@ def prepare(
     )
 
 
-def named_base(*candidates: Candidate) -> str:
+def common_base(*candidates: Candidate) -> str:
     """Return the base that the adapters of these models say they were trained on.
 
     Raises:
@@ -113,14 +113,14 @@ def named_base(*candidates: Candidate) -> str:
     return named.pop()
 
 
-def _questions(uri: str, count: int) -> tuple[list[questionnaire.Asked], list[str]]:
+def _questions(uri: str, count: int) -> tuple[list[questionnaire.Question], list[str]]:
     """Return the questions of the file, and its problems."""
     try:
-        asked = questionnaire.read(uri)
+        questions = questionnaire.read(uri)
     except InputError as error:
         return [], [f"questions: {problem}" for problem in error.problems]
-    if count > len(asked):
+    if count > len(questions):
         return [], [
-            f"questions: -n is at most the number of questions, but got {count} and {uri} holds {len(asked)}"
+            f"questions: -n is at most the number of questions, but got {count} and {uri} holds {len(questions)}"
         ]
-    return asked, []
+    return questions, []

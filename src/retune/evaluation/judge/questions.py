@@ -16,7 +16,7 @@ _FIELDS = ("text", "question", "instruction", "prompt")
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """A question of the study. `id` is unique in its file; `category` is empty where the file has none."""
 
     id: str
@@ -24,7 +24,7 @@ class Asked:
     category: str = ""
 
 
-def read(uri: str) -> list[Asked]:
+def read(uri: str) -> list[Question]:
     """Return the questions of a file: JSON lines or plain text with one question a line.
 
     A JSON line holds the question under ``text`` (Vicuna), ``turns`` (FastChat, of which the first is asked),
@@ -44,12 +44,12 @@ def read(uri: str) -> list[Asked]:
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise InputError(f"{uri} holds no question")
-    found: list[Asked] = []
+    found: list[Question] = []
     problems: list[str] = []
     as_json = lines[0][1].startswith("{")
     for number, line in lines:
         try:
-            found.append(_from_json(line, number) if as_json else Asked(str(number), line))
+            found.append(_from_json(line, number) if as_json else Question(str(number), line))
         except ValueError as error:
             problems.append(f"line {number}: {error}")
     problems += _repeated(found)
@@ -58,14 +58,14 @@ def read(uri: str) -> list[Asked]:
     return found
 
 
-def draw(questions: Sequence[Asked], count: int, seed: int) -> list[Asked]:
+def draw(questions: Sequence[Question], count: int, seed: int) -> list[Question]:
     """Return `count` questions drawn at random without replacement; a larger draw begins with a smaller one."""
     places = list(range(len(questions)))
     random.Random(f"{seed}/questions").shuffle(places)
     return [questions[place] for place in places[:count]]
 
 
-def _from_json(line: str, number: int) -> Asked:
+def _from_json(line: str, number: int) -> Question:
     try:
         entry: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -83,10 +83,10 @@ def _from_json(line: str, number: int) -> Asked:
     if more:
         raise ValueError("a question stands alone, but this one has an input: put it into the question")
     name = entry.get("question_id", entry.get("id", number))
-    return Asked(str(name), text.strip(), str(entry.get("category") or ""))
+    return Question(str(name), text.strip(), str(entry.get("category") or ""))
 
 
-def _repeated(questions: Sequence[Asked]) -> list[str]:
+def _repeated(questions: Sequence[Question]) -> list[str]:
     """Return a problem for every id and every text that stands there twice: people would judge it twice."""
     problems = []
     for what, values in (("id", [q.id for q in questions]), ("text", [q.text for q in questions])):

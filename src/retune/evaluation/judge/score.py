@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from retune.errors import InputError
 from retune.evaluation.judge.agreement import krippendorff_alpha, nominal, ordinal
-from retune.evaluation.judge.collect import Ballot, LeftOut, Vote, collect
+from retune.evaluation.judge.collect import Ballot, Excluded, Vote, collect
 from retune.evaluation.judge.key import Key
 from retune.evaluation.judge.record import Side
 from retune.records import Record, now, versions
@@ -37,7 +37,7 @@ class Count(BaseModel):
 
 
 class QuestionCount(Count):
-    """The judgements of one question; `equal` where both answers were the same and nobody was asked."""
+    """The judgements of one question; `equal` where both answers were the same, so that it was not in the form."""
 
     id: str
     category: str = ""
@@ -60,10 +60,10 @@ class Preference(Record):
     """The outcome of a preference study.
 
     Attributes:
-        a, b: names of the models; all is told from a's side.
+        a, b: names of the models; wins and losses are those of a.
         overall: all judgements. score: the overall preference score, share of wins minus share of losses.
         interval: of the score, at `level`, by bootstrap over questions and people.
-        alpha_nominal, alpha_ordinal: Krippendorff's alpha over the questions that were asked, with lose < tie < win
+        alpha_nominal, alpha_ordinal: Krippendorff's alpha over the questions of the form, with lose < tie < win
             for the second; None where it is not defined.
         first: as in `AnnotatorCount`, over all people; far from 0.5 the place of an answer decided.
 
@@ -83,7 +83,7 @@ class Preference(Record):
     first: float | None
     questions: list[QuestionCount]
     annotators: list[AnnotatorCount]
-    left_out: list[LeftOut]
+    left_out: list[Excluded]
     versions: dict[str, str] = Field(default_factory=dict)
     finished: str = ""
 
@@ -130,7 +130,7 @@ def score(files: Sequence[str], key: Key, seed: int = 0) -> Preference:
         questions=questions,
         annotators=[
             AnnotatorCount(
-                annotator=ballot.annotator, file=ballot.file, missing=len(key.asked()) - len(ballot.votes),
+                annotator=ballot.annotator, file=ballot.file, missing=len(key.comparisons()) - len(ballot.votes),
                 first=_first([ballot]), **_count(list(one.values())).model_dump(),
             )
             for ballot, one in zip(ballots, votes, strict=True)
@@ -159,10 +159,10 @@ def interval(
 
     values = np.array([[_VALUE[one[q]] if q in one else 0 for q in questions] for one in votes], dtype=float)
     given = np.array([[q in one for q in questions] for one in votes], dtype=float)
-    dice = np.random.default_rng(seed)
-    people, asked = values.shape
-    by_person = dice.multinomial(people, np.full(people, 1 / people), resamples)
-    by_question = dice.multinomial(asked, np.full(asked, 1 / asked), resamples)
+    rng = np.random.default_rng(seed)
+    people, size = values.shape
+    by_person = rng.multinomial(people, np.full(people, 1 / people), resamples)
+    by_question = rng.multinomial(size, np.full(size, 1 / size), resamples)
     sums = ((by_person @ values) * by_question).sum(1)
     counts = ((by_person @ given) * by_question).sum(1)
     drawn = sums[counts > 0] / counts[counts > 0]

@@ -77,4 +77,6 @@ def grade(questions: Sequence[Question], predictions: Sequence[str]) -> list[Ver
     return [Verdict(outcome.passed, outcome.reason) for outcome in outcomes]
 
 
-TASK = Task("humaneval", 0, 1360, 512, files, read, grade, micro_average, stop=finished, tidy=completion)
+TASK = Task(
+    "humaneval", 0, 1360, 512, files, read, grade, micro_average, stop=finished, postprocess=completion
+)

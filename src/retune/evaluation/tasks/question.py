@@ -78,7 +78,7 @@ class Task:
             every problem.
         grade: from questions and predictions to verdicts. average: from verdicts to the score.
         stop: tells from the text so far that nothing after it counts.
-        tidy: the part of a prediction that counts and is kept.
+        postprocess: the part of a prediction that counts and is kept.
         protocol: whose prompts and rule these are.
         choose: from the log-likelihoods of a question's choices to the prediction; then nothing is generated.
         others: further scores from the log-likelihoods, by name.
@@ -94,7 +94,7 @@ class Task:
     grade: Grade
     average: Average
     stop: Callable[[str], bool] | None = None
-    tidy: Callable[[str], str] = str
+    postprocess: Callable[[str], str] = str
     protocol: str = PROTOCOL
     choose: Callable[[Question, Sequence[float]], str] | None = None
     others: Callable[[Sequence[Question], Sequence[Sequence[float]]], dict[str, float]] | None = None
@@ -145,9 +145,9 @@ def draw(questions: Sequence[Question], limit: int | None, seed: int) -> list[Qu
         places.setdefault(question.group, []).append(place)
     ranked: list[tuple[float, int]] = []
     for group, members in places.items():
-        dice = random.Random(f"{seed}/{group}")
-        offset = dice.random()
-        dice.shuffle(members)
+        rng = random.Random(f"{seed}/{group}")
+        offset = rng.random()
+        rng.shuffle(members)
         ranked += [((k + offset) / len(members), place) for k, place in enumerate(members)]
     return [questions[place] for _, place in sorted(sorted(ranked)[:limit], key=lambda pair: pair[1])]
 

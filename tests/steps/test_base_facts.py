@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 from retune.data import plain_tokenizer
 from retune.models import load_tokenizer
-from retune.steps import look
+from retune.steps import base_facts
 from retune.study import Model
 from tests.conftest import DEMO, ROOT
 from tests.evaluation.conftest import make_base
@@ -30,13 +30,13 @@ def save(folder, kind, **settings):
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
 def test_files_tell_what_the_built_model_does(tmp_path, kind, tied):
     base = save(tmp_path, kind, tie_word_embeddings=tied)
-    assert look._by_files(base) == look._built(base)
+    assert base_facts._by_files(base) == base_facts._built(base)
 
 
 def test_another_design_is_built(tmp_path):
     base = save(tmp_path, "gemma")
-    assert look._by_files(base) is None
-    assert look.look(base).context == 96
+    assert base_facts._by_files(base) is None
+    assert base_facts.read(base).context == 96
 
 
 @pytest.mark.parametrize(
@@ -48,14 +48,14 @@ def test_files_that_contradict_config_json_are_not_believed(tmp_path, change):
     base = save(tmp_path, "llama", head_dim=8)
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | change))
-    assert look._by_files(base) is None
+    assert base_facts._by_files(base) is None
 
 
 def test_a_base_without_readable_headers_is_built(tmp_path):
     base = save(tmp_path, "llama")
     for file in base.glob("*.safetensors"):
         file.write_bytes(b"cut off")
-    assert look.look(base) == look._built(base)
+    assert base_facts.read(base) == base_facts._built(base)
 
 
 @pytest.mark.parametrize("made", [False, True])

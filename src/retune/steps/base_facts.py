@@ -28,7 +28,7 @@ _TABLES = ("model.embed_tokens", "lm_head")
 
 
 @dataclass(frozen=True)
-class Look:
+class BaseFacts:
     """What a base is like.
 
     Attributes:
@@ -41,7 +41,7 @@ class Look:
     rows: int
 
 
-def look(base: Path) -> Look:
+def read(base: Path) -> BaseFacts:
     """Return what the base in a folder is like.
 
     Raises:
@@ -54,7 +54,7 @@ def look(base: Path) -> Look:
     return found or _built(base)
 
 
-def _by_files(base: Path) -> Look | None:
+def _by_files(base: Path) -> BaseFacts | None:
     """Return what the files tell of a base of the plain design, None unless every layer is where that design has it."""
     config = json.loads((base / "config.json").read_text())
     kind = config["model_type"]
@@ -84,7 +84,7 @@ def _by_files(base: Path) -> Look | None:
     sizes_agree = all(_fits(name, shapes[f"{name}.weight"], config) for name in layers)
     if rows != config["vocab_size"] or not sizes_agree:
         return None
-    return Look([_TABLES[0], *layers, _TABLES[1]], config.get("max_position_embeddings"), rows)
+    return BaseFacts([_TABLES[0], *layers, _TABLES[1]], config.get("max_position_embeddings"), rows)
 
 
 def _fits(name: str, shape: list[int], config: dict[str, Any]) -> bool:
@@ -102,7 +102,7 @@ def _fits(name: str, shape: list[int], config: dict[str, Any]) -> bool:
     return shape == asked.get(name.rpartition(".")[2], shared)
 
 
-def _built(base: Path) -> Look:
+def _built(base: Path) -> BaseFacts:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -114,6 +114,6 @@ def _built(base: Path) -> Look:
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"the base cannot be built from its config.json: {error}", "model.base") from error
-    return Look(
+    return BaseFacts(
         layer_names(model), models.context(model.config), model.get_input_embeddings().weight.shape[0]
     )

@@ -1,4 +1,4 @@
-"""What a study points to outside of itself: whether it answers, before anything is spent."""
+"""Checks of what a study uses over the network: artifacts and tracking, before compute is spent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from retune.errors import InputError, RetuneError
 from retune.study import File, Study
 from retune.tracking.runs import address
 
-SECONDS = 5.0  # a tracking server that takes longer to say that it lives is taken for away
+SECONDS = 5.0  # a tracking server that is slower than this counts as unreachable
 
 
 def is_remote(uri: str) -> bool:
@@ -20,7 +20,7 @@ def is_remote(uri: str) -> bool:
 
 
 def left_out(study: Study) -> list[str]:
-    """Return what of a study is reached over the network, which `--offline` does not look at."""
+    """Return the URIs of a study that are only reachable over the network; `--offline` skips them."""
     found = [source.uri for source in study.data.sources]
     if isinstance(study.data.validation, File):
         found.append(study.data.validation.uri)
@@ -36,13 +36,13 @@ def left_out(study: Study) -> list[str]:
 
 
 def artifacts(study: Study) -> Iterator[str]:
-    """Yield why the study's results could not be kept where it says."""
+    """Yield why results cannot be written to `artifacts.uri`."""
     uri = study.artifacts.uri
     if is_remote(uri):
         try:
             store.exists(study.root)
         except FileNotFoundError as error:
-            yield f"artifacts.uri: {uri} must exist, but there is none ({error.strerror})"
+            yield f"artifacts.uri: {uri} must exist, but does not ({error.strerror})"
         except RetuneError as error:
             yield f"artifacts.uri: {error}"
         return
@@ -51,13 +51,13 @@ def artifacts(study: Study) -> Iterator[str]:
 
 
 def tracking(study: Study) -> Iterator[str]:
-    """Yield why MLflow cannot be reached; a run would keep what it has to say, and send it once the server is back."""
+    """Yield why MLflow cannot be reached. A run would continue and send its data once the server is back."""
     uri = study.tracking.uri
     if uri.startswith("sqlite:///"):
         yield from _writable(Path(uri.removeprefix("sqlite:///").partition("?")[0]).parent, "tracking.uri")
     if not uri.startswith(("http://", "https://")):
         return
-    import urllib.error  # with TLS, which most checks need not load
+    import urllib.error  # imports TLS, which most checks do not need
     import urllib.request
 
     try:
@@ -66,9 +66,9 @@ def tracking(study: Study) -> Iterator[str]:
             return
     except urllib.error.HTTPError as error:
         if error.code >= 500:
-            yield f"tracking.uri: the server {uri} answers with an error of its own ({error.code} {error.reason})"
+            yield f"tracking.uri: the server {uri} answers with an error ({error.code} {error.reason})"
         elif error.code == 404:
-            yield f"tracking.uri: {uri} answers, but it is no MLflow server: it has no /health"
+            yield f"tracking.uri: {uri} answers, but it is not an MLflow server: /health is missing"
     except InputError as error:
         yield f"tracking.uri: {error.problems[0]}"
     except (OSError, ValueError) as error:

@@ -13,7 +13,7 @@ from retune import models, store
 from retune.cli import cli
 from retune.data.prompts import Prompt
 from retune.errors import InputError
-from retune.evaluation.asking import Asker
+from retune.evaluation.prompter import Prompter
 from retune.registry import promotion
 from retune.steps import contestants, export, tuned
 from retune.steps.chat import open_pair
@@ -28,10 +28,10 @@ def run(*words):
 def test_an_answer_ends_where_the_template_closes_a_turn(searched_chat):
     study, _, _ = searched_chat
     tokenizer = models.load_tokenizer(study.model)
-    asker = Asker(tokenizer, Prompt(kind="chat"))
-    assert asker.text("hi") == "<|user|>hi<|end|><|assistant|>"
+    prompter = Prompter(tokenizer, Prompt(kind="chat"))
+    assert prompter.prompt("hi") == "<|user|>hi<|end|><|assistant|>"
     end = tokenizer.convert_tokens_to_ids("<|end|>")
-    assert asker.ends == {end} != {tokenizer.eos_token_id}
+    assert prompter.ends == {end} != {tokenizer.eos_token_id}
     base = models.load_base(study.model)
     with torch.no_grad():  # a base that says <|end|> after whatever
         base.model.lm_head.weight.zero_()
@@ -42,9 +42,9 @@ def test_an_answer_ends_where_the_template_closes_a_turn(searched_chat):
         base.model.lm_head = head
     from retune.evaluation.decoding.generate import Decoder
 
-    ids = [asker.ids(asker.text("hi"))]
+    ids = [prompter.ids(prompter.prompt("hi"))]
     assert Decoder(base.model, tokenizer, base.device, 64, 1).tokens(ids, 5) == [[end] * 5]
-    assert Decoder(base.model, tokenizer, base.device, 64, 1, ends=asker.ends).tokens(ids, 5) == [[]]
+    assert Decoder(base.model, tokenizer, base.device, 64, 1, ends=prompter.ends).tokens(ids, 5) == [[]]
 
 
 def test_chat_and_judge_ask_by_the_chat_template_of_the_study(searched_chat):
