@@ -35,7 +35,7 @@ import search_page
 from functions import names, surface
 from retune import search
 from retune.records import digest, now, versions
-from search_runs import APART, RIVALS, Job, run
+from search_runs import RIVALS, SEPARATE_ENVIRONMENT, Job, run
 
 HERE = Path(__file__).parent
 MARKS = (10, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90, 100)
@@ -98,7 +98,7 @@ def key(job: Job) -> str:
         patterns.append("benchmarks/fitted.py")
     if job.surface in fitted.OWN:
         patterns.append(f"benchmarks/surfaces/{fitted.file(job.surface).name}")
-    if job.algorithm in APART:
+    if job.algorithm in SEPARATE_ENVIRONMENT:
         patterns.append("benchmarks/rivals/ask.py")
     if job.algorithm not in RIVALS:
         patterns.append("src/retune/search/*.py")

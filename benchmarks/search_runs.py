@@ -27,7 +27,7 @@ from functions import Surface, surface
 from retune import search
 from retune.search import Objective, Observation
 
-APART = ("botorch", "hebo", "nni")
+SEPARATE_ENVIRONMENT = ("botorch", "hebo", "nni")
 RIVALS = (
     "hyperopt",
     "hyperopt-katib",
@@ -35,7 +35,7 @@ RIVALS = (
     "optuna-multivariate",
     "optuna-gp",
     "nomad-optimize",
-    *APART,
+    *SEPARATE_ENVIRONMENT,
 )
 SECONDS = 120.0  # for NOMAD's own run, which may spin near convergence or end its process
 
@@ -212,7 +212,7 @@ _LOOPS: dict[str, Callable[[Study, Job], None]] = {
     "optuna-gp": optuna_tpe,
     "hyperopt": hyperopt_tpe,
     "hyperopt-katib": hyperopt_tpe,
-    **dict.fromkeys(APART, apart),
+    **dict.fromkeys(SEPARATE_ENVIRONMENT, apart),
 }
 
 

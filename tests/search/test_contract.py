@@ -75,7 +75,7 @@ def test_nomad_with_many_parameters_polls_in_time(dimension):
 
 
 def test_a_study_file_can_name_each_algorithm_that_there_is_and_no_other():
-    assert set(NAMES) == {*search.ALGORITHMS, *search.APART, *search.ALIASES, *KATIB_ONLY}
+    assert set(NAMES) == {*search.ALGORITHMS, *search.SEPARATE_PACKAGES, *search.ALIASES, *KATIB_ONLY}
 
 
 def test_an_unknown_algorithm_is_refused_with_those_there_are():

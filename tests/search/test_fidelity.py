@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from retune.search import Objective, Observation, explain
-from retune.search.fidelity import WholeTraining
+from retune.search.fidelity import MultiFidelityModel
 from retune.search.gaussian import fit
 from retune.search.lattice import Lattice
 from retune.search.problem import pose
@@ -60,7 +60,7 @@ def test_stopped_trials_make_the_model_of_whole_trainings_better():
         posed = problem(history(stopped=20, whole=4, seed=seed))
         lattice = Lattice(SPACE)
         model = objective_model(posed, lattice)
-        assert isinstance(model, WholeTraining)
+        assert isinstance(model, MultiFidelityModel)
         whole = [point for point in posed.ok if point.whole]
         alone = fit(
             lattice.features([p.levels for p in whole]),

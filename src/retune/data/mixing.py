@@ -134,7 +134,7 @@ def preview(data: Data, seed: int, tokenizer: Any) -> list[str]:
     everything = [*stocks, *([held_out] if held_out else [])]
     prompt, splits = _drawn(data, seed, tokenizer, stocks, held_out, lambda part: None, count=False)
     lines = [f"{sources.name(s.source)}: {s.read:,} records, read as {s.taken}" for s in everything]
-    templates = {"chat": "the base's chat template" if prompt.text is None else "the chat template of the file", "fields": "the file",
+    templates = {"chat": "the base's chat template" if prompt.text is None else "the file's chat template", "fields": "the file",
              "alpaca": "Alpaca's template", "none": "none"}  # fmt: skip
     return [
         *lines,

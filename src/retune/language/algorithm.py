@@ -2,7 +2,8 @@
 
 Every setting is written out as text (`prompt`), a frozen model embeds it (`embedding`), a projection and a learnable token are
 trained with a Gaussian process (`kernel`), and the candidates with the highest expected improvement are next, in batches by
-believing the expected value. The candidates are the same at each call of a study, and the neighbours of the best settings.
+counting as measured at its expected value. The candidates are the same at each call of a study, and the neighbours of
+the best settings.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def _improving(
         running = [point.levels for point in problem.running]
         places = place([*pool, *running])
         for row in places[len(pool) :]:
-            fitted = fitted.believing(row, fitted.predict(row[None])[0][0])
+            fitted = fitted.condition_on(row, fitted.predict(row[None])[0][0])
         return _picked(fitted, pool, places[: len(pool)], count)
 
 
@@ -134,5 +135,5 @@ def _picked(fitted: object, pool: Sequence[Levels], places: object, count: int) 
         place = int(torch.where(free, improvement, -1.0).argmax())
         free[place] = False
         found.append(Candidate(pool[place], "search: expected improvement in the language model's view"))
-        fitted = fitted.believing(places[place], mean[place])
+        fitted = fitted.condition_on(places[place], mean[place])
     return found

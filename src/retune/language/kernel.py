@@ -39,7 +39,7 @@ class Kernel:
         variance = self.logs[1].exp() - (half**2).sum(dim=0)
         return mean, variance.clamp(min=1e-12).sqrt()
 
-    def believing(self, point: torch.Tensor, value: torch.Tensor) -> Kernel:
+    def condition_on(self, point: torch.Tensor, value: torch.Tensor) -> Kernel:
         """Return the model with one more point, everything else kept."""
         import torch
 

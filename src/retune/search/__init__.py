@@ -1,9 +1,8 @@
 """Search algorithms as pure functions: a history goes in, the next points come out.
 
-The same arguments give the same answer in any process; the order of the history does not matter; the answer
-always holds exactly the asked number of points, on the grid of the space, all different from each other and
-from the history while the space has unseen points. Nothing is remembered between calls, so a restart changes
-nothing.
+The same arguments give the same answer in any process, whatever the order of the history. The answer holds exactly
+the requested number of points, on the grid of the space, different from each other and from the history as long as
+the space has unseen points. No state is kept between calls, so a restart changes nothing.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ from retune.space import Assignment, Space
 __all__ = [
     "ALGORITHMS",
     "ALIASES",
-    "APART",
     "FALLBACK",
     "MOST_OBJECTIVES",
     "SAME",
+    "SEPARATE_PACKAGES",
     "Algorithm",
     "Candidate",
     "Objective",
@@ -62,9 +61,9 @@ MOST_OBJECTIVES = 3
 class Algorithm:
     """One algorithm: its settings, and the function that proposes points.
 
-    `propose` may return fewer points than asked, or seen ones; what lacks is filled with random unseen
-    points. `several`: whether it can improve two or three objectives at once. `conditions`: whether it can search a space
-    with conditional parameters.
+    `propose` may return fewer points than requested, or seen ones; random unseen points replace them. `several`:
+    whether it can improve two or three objectives at once. `conditions`: whether it can search a space with
+    conditional parameters.
     """
 
     settings: type[Settings]
@@ -91,16 +90,16 @@ ALGORITHMS: dict[str, Algorithm] = {
     "random": Algorithm(random.RandomSettings, random.propose, "uniform random points", several=True),
 }
 
-APART = {"language-bo": "retune.language"}
-"""Algorithms of retune that need more than this room may know (torch): the packages that hold them as `ALGORITHM`."""
+SEPARATE_PACKAGES = {"language-bo": "retune.language"}
+"""Algorithms that need packages which `search` must not import (torch), and the package that defines each as `ALGORITHM`."""
 
 ALIASES = {"retune-tpe": "tpe", "retune-random": "random"}
-"""Names that mean ours everywhere: under Katib `tpe` and `random` are Katib's own services."""
+"""Names of ours that Katib does not have: with Katib, `tpe` and `random` are Katib's own services."""
 
 
 def algorithm_names() -> list[str]:
     """Return the names of retune's own algorithms and of those that installed packages add."""
-    return sorted({*ALGORITHMS, *APART, *extensions.names("algorithms")})
+    return sorted({*ALGORITHMS, *SEPARATE_PACKAGES, *extensions.names("algorithms")})
 
 
 def find(name: str) -> Algorithm:
@@ -112,9 +111,9 @@ def find(name: str) -> Algorithm:
     name = ALIASES.get(name, name)
     if name in ALGORITHMS:
         return ALGORITHMS[name]
-    if name in APART:
-        apart: Algorithm = importlib.import_module(APART[name]).ALGORITHM
-        return apart
+    if name in SEPARATE_PACKAGES:
+        separate: Algorithm = importlib.import_module(SEPARATE_PACKAGES[name]).ALGORITHM
+        return separate
     if name not in extensions.names("algorithms"):
         raise InputError(f"unknown algorithm {name!r}; there are {algorithm_names()}", "search")
     found = extensions.load("algorithms", name)
@@ -130,11 +129,11 @@ def validate(
     objective: Objective | None = None,
     here: bool = True,
 ) -> list[str]:
-    """Return all that is wrong with the settings of an algorithm and its objective; nothing if it can run.
+    """Return every problem with the settings and the objective of an algorithm; none if it can run.
 
     Args:
-        algorithm: its name. space, settings, objective: what it is to run with.
-        here: whether it runs on this machine, which must have its packages then, or elsewhere.
+        algorithm: its name. space, settings, objective: its input.
+        here: whether it will run on this machine, which must then have the packages that it needs.
 
     """
     try:
@@ -145,9 +144,9 @@ def validate(
     if here and algorithm == "nomad" and find_spec("PyNomad") is None:
         found.append(
             f"`nomad` needs the package PyNomadBBO, which is not installed on this {platform.machine()} machine "
-            "(there is no wheel of it for arm64 Linux): use `mads-global`, or a machine that has it"
+            "(it has no wheel for arm64 Linux): use `mads-global`, or another machine"
         )
-    if here and algorithm in APART and find_spec("torch") is None:
+    if here and algorithm in SEPARATE_PACKAGES and find_spec("torch") is None:
         found.append(f"`{algorithm}` needs the package torch, which is not installed here: use `mads-global`")
     goals = [goal.metric for goal in objective.goals] if objective else []
     if len(goals) > 1 and not chosen.several:
@@ -176,8 +175,8 @@ def explain(
 ) -> list[Proposal]:
     """Return the next `count` points to try, and where each comes from.
 
-    `history` holds all that is known, in any order: completed, failed, running and early-stopped trials.
-    `seed` is the study's; `settings["seed"]` goes before it. `issued` is how many points were asked for
+    `history` holds all known trials in any order: completed, failed, running and early-stopped ones.
+    `seed` is the study's; `settings["seed"]` overrides it. `issued` is the number of points requested
     before, by default the number of this study's observations.
 
     Raises:
@@ -200,7 +199,7 @@ def explain(
     return [Proposal(space.decode(levels), origin) for levels, origin in candidates]
 
 
-def _bare(explained: Callable[P, list[Proposal]]) -> Callable[P, list[Assignment]]:
+def _assignments_only(explained: Callable[P, list[Proposal]]) -> Callable[P, list[Assignment]]:
     def suggest(*args: P.args, **kwargs: P.kwargs) -> list[Assignment]:
         """Like `explain`, without where the points come from."""
         return [proposal.assignment for proposal in explained(*args, **kwargs)]
@@ -208,7 +207,7 @@ def _bare(explained: Callable[P, list[Proposal]]) -> Callable[P, list[Assignment
     return suggest
 
 
-suggest = _bare(explain)
+suggest = _assignments_only(explain)
 
 
 def _complete(problem: Problem, proposed: Iterable[Candidate], count: int) -> list[Candidate]:

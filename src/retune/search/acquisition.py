@@ -1,4 +1,4 @@
-"""Where a model of the results promises most: expected improvement, with failures and constraints.
+"""The acquisition function: expected improvement, with failures and constraints.
 
 The value of a point is its augmented expected improvement (Huang et al. 2006) times the probability that the trial does
 not fail (a process on the outcomes) and that it keeps each constraint (Gardner et al. 2014). Augmented: less where the
@@ -26,11 +26,11 @@ _CLIMBS = 16  # points of a batch that are improved step by step
 _STEPS = (1, 2, 5, 10, 20, 50)
 
 
-class Promise:
-    """The models of one history, and the points they promise most of.
+class Acquisition:
+    """The models of one history, and the points where the acquisition function is highest.
 
-    `count` points can be taken one after the other with `best`; each is believed to give its expected value.
-    `foretold`: whether earlier studies foretell this one's results; None while there are too few.
+    Call `best` several times for a batch: each point taken counts as measured at its expected value.
+    `uses_earlier_studies`: whether earlier studies predict this one's results; None while there are too few results.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -39,7 +39,7 @@ class Promise:
         ok = sorted(problem.ok, key=lambda point: point.merit)[:_MODELLED]
         inputs = self.lattice.features([point.levels for point in ok])
         self._objective = transfer.objective_model(problem, self.lattice)
-        self.foretold = transfer.foretold(problem, self._objective)
+        self.uses_earlier_studies = transfer.uses_earlier_studies(problem, self._objective)
         self._constraints = [
             fit(inputs, _signed_log(np.array([point.excesses[k] for point in ok])), self.lattice.groups)
             for k in range(problem.constraints)
@@ -51,6 +51,7 @@ class Promise:
         self._climbs = _CLIMBS
         self._impute([point.levels for point in problem.running])
 
+    # A regression on labels +1 and -1 instead of a classifier: one solve, and good enough to steer away from failures.
     def _survives(self, ok: Sequence[Levels]) -> Gaussian | None:
         failed = [point.levels for point in self._problem.failed][-_MODELLED:]
         if not failed:
@@ -58,10 +59,11 @@ class Promise:
         labels = np.array([1.0] * len(ok) + [-1.0] * len(failed))
         return fit(self.lattice.features([*ok, *failed]), labels, self.lattice.groups)
 
+    # The "kriging believer" of Ginsbourger et al.: without it, all points of a batch would be next to each other.
     def _impute(self, levels: Sequence[Levels]) -> None:
         if levels:
             inputs = self.lattice.features(levels)
-            self._objective = self._objective.believing(inputs, self._objective.predict(inputs)[0])
+            self._objective = self._objective.condition_on(inputs, self._objective.predict(inputs)[0])
         if len(self._feasible):
             self._target = self._effective_best()
 
@@ -82,7 +84,7 @@ class Promise:
         return total
 
     def _effective_best(self) -> float:
-        """Return the expected objective at the point that is good for sure: the effective best of Huang et al."""
+        """Return the expected objective at the best point with some certainty, the effective best of Huang et al. (2006)."""
         mean, deviation = self._objective.predict(self._feasible)
         return float(mean[np.argmin(mean + deviation)])
 
@@ -91,7 +93,7 @@ class Promise:
         return self._objective.predict(self.lattice.features(levels))[0]
 
     def best(self, taken: set[Levels], rng: np.random.Generator) -> Levels | None:
-        """Return the point that promises most and is not in `taken`, and believe in its expected value."""
+        """Return the point outside `taken` with the highest acquisition, and count it as measured at its expected value."""
         pool = self._pool if len(self._pool) else self._draw(rng)
         values = self.value(pool)
         order = np.argsort(-values, kind="stable")
@@ -108,7 +110,7 @@ class Promise:
         return None
 
     def ranked(self, candidates: Sequence[Candidate], taken: set[Levels]) -> Candidate | None:
-        """Return the candidate that promises most and is not in `taken`, and believe in its expected value."""
+        """Return the candidate outside `taken` with the highest acquisition, and count it as measured at its expected value."""
         free = [candidate for candidate in candidates if candidate.levels not in taken]
         if not free:
             return None
@@ -176,6 +178,7 @@ def _log_information(deviation: Floats, noise: float) -> Floats:
 
 def _log_improvement(z: Floats) -> Floats:
     """Return log(phi(z) + z Phi(z)), the logarithm of the expected improvement in units of the deviation."""
+    # Below -5 the direct form cancels to 0 and its logarithm to -inf; the tail is its asymptotic expansion.
     safe = np.maximum(z, -5.0)
     direct = np.log(np.exp(-0.5 * safe**2) / np.sqrt(2 * np.pi) + safe * np.exp(scipy.special.log_ndtr(safe)))
     tail = np.minimum(z, -5.0)

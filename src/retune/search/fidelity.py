@@ -1,10 +1,10 @@
-"""A model of the objective that trials which were stopped early teach: how far a trial was trained is one more dimension.
+"""A multi-fidelity model of the objective: the share of the training done is one more dimension.
 
 The Gaussian process is over setting and share of the whole training (Kandasamy et al. 2017, section 3, with the same kernel as
-over the settings): it has each trial's loss at each of its rungs, and is asked at the end of the training alone. Its length
-scale along the share is fitted with the others, so it finds by itself how much a loss at a rung says of the last one. Losses fall
-while a trial trains, for nearly all settings alike: that mean course is taken out first, as the median at each rung of how far
-the loss was above the trial's next one.
+over the settings). It is fitted to each trial's loss at each of its rungs and predicts the loss at the end of the training.
+The length scale along the share is fitted with the others, so the data decide how much a loss at a rung says about the last
+one. Losses fall during training, for nearly all settings alike: this common decrease is subtracted first, as the median at
+each rung of how far the loss was above the trial's next one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from retune.search.problem import Point
 
 
-class WholeTraining:
+class MultiFidelityModel:
     """The model at the end of the training; the interface of `Gaussian`.
 
     Args:
@@ -34,7 +34,7 @@ class WholeTraining:
         self._model = model
 
     @classmethod
-    def of(cls, lattice: Lattice, points: Sequence[Point]) -> WholeTraining:
+    def of(cls, lattice: Lattice, points: Sequence[Point]) -> MultiFidelityModel:
         """Return the model of points with a value, in squashed units (`retune.search.transfer.squashed`)."""
         from retune.search.transfer import squashed
 
@@ -55,21 +55,21 @@ class WholeTraining:
         """The standard deviation of a measurement."""
         return self._model.noise
 
-    def foresight(self) -> float:
+    def loo_log_density(self) -> float:
         """Return the log density of the results, each predicted from all others."""
-        return self._model.foresight()
+        return self._model.loo_log_density()
 
     def predict(self, inputs: Floats) -> tuple[Floats, Floats]:
         """Return mean and standard deviation after the whole training at `inputs`, each of shape (m,)."""
         return self._model.predict(_with_share(inputs, np.ones(len(inputs))))
 
-    def believing(self, inputs: Floats, values: Floats) -> WholeTraining:
+    def condition_on(self, inputs: Floats, values: Floats) -> MultiFidelityModel:
         """Return the model with further whole trainings, the hyper-parameters kept."""
-        return WholeTraining(self._model.believing(_with_share(inputs, np.ones(len(inputs))), values))
+        return MultiFidelityModel(self._model.condition_on(_with_share(inputs, np.ones(len(inputs))), values))
 
 
 def _curve(point: Point) -> list[tuple[float, float]]:
-    """Return what a trial had at its rungs and, if it was not stopped, at its end."""
+    """Return the losses of a trial at its rungs and, if it was not stopped, at its end."""
     return [*sorted(point.rungs), *([(1.0, point.value)] if point.whole else [])]
 
 

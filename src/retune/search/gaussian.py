@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy  # it loads its parts when they are first used: most commands need none
+import scipy  # loads its submodules on first use; most commands need none
 
 from retune.search.lattice import Floats, Ints
 
@@ -53,7 +53,7 @@ class Gaussian:
             variance -= np.einsum("ij,ij->j", half, half)
         return self.shift + self.scale * mean, self.scale * np.sqrt(np.maximum(variance, 1e-12))
 
-    def foresight(self) -> float:
+    def loo_log_density(self) -> float:
         """Return the log density of the values, each predicted from all others (Rasmussen and Williams 2006, 5.4.2)."""
         precision = np.diag(
             scipy.linalg.cho_solve((self.factor, True), np.eye(len(self.values)), check_finite=False)
@@ -62,7 +62,7 @@ class Gaussian:
         density = -0.5 * (off**2 * precision - np.log(precision) + np.log(2 * np.pi)) - np.log(self.scale)
         return float(density.sum())
 
-    def believing(self, inputs: Floats, values: Floats) -> Gaussian:
+    def condition_on(self, inputs: Floats, values: Floats) -> Gaussian:
         """Return the process with further points, the hyper-parameters kept."""
         standard = (values - self.shift) / self.scale
         return _condition(

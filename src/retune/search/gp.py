@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pydantic import Field
 
 from retune.search import design
-from retune.search.acquisition import Promise
+from retune.search.acquisition import Acquisition
 from retune.search.problem import Candidate, Problem
 from retune.search.settings import Settings
 
@@ -32,21 +32,21 @@ def searched(
     turns: Sequence[bool] = (),
     others: Callable[[], Sequence[Candidate]] = lambda: (),
 ) -> list[Candidate]:
-    """Return what is unseen of the start design, then the points of the highest expected improvement.
+    """Return the unseen points of the start design, then those of the highest expected improvement.
 
-    Where `turns` says so the point is the most promising of the `others`, if there is one.
+    Where `turns` is true, the point is the best of `others`, if there is one.
 
-    After earlier studies every other point is of the start design, until there are results enough to judge by: points that
-    those studies choose alone never show that they are wrong. Then the rest of it is dropped if they foretell this study's
-    results, and else made first.
+    With earlier studies, every other point comes from the start design until there are enough results to judge them:
+    points that only those studies choose can never show that they are wrong. After that, the rest of the design is
+    dropped if the earlier studies predict this study's results, and otherwise made first.
     """
     left = [point for point in begin if point.levels not in problem.seen]
-    told = any(point.outcome == "ok" for point in problem.earlier)
-    if (len(left) >= count and not told) or len(problem.ok) < 2:
+    informed = any(point.outcome == "ok" for point in problem.earlier)
+    if (len(left) >= count and not informed) or len(problem.ok) < 2:
         return left[:count]
-    promise, rng = Promise(problem), problem.rng("acquisition")
-    mixed = told and promise.foretold is None
-    if mixed or promise.foretold:
+    acquisition, rng = Acquisition(problem), problem.rng("acquisition")
+    mixed = informed and acquisition.uses_earlier_studies is None
+    if mixed or acquisition.uses_earlier_studies:
         found: list[Candidate] = []
     else:
         found = left[:count]
@@ -57,9 +57,9 @@ def searched(
             taken.add(left[0].levels)
             found.append(left.pop(0))
             continue
-        point = promise.ranked(given, taken) if turn < len(turns) and turns[turn] else None
+        point = acquisition.ranked(given, taken) if turn < len(turns) and turns[turn] else None
         if point is None:
-            levels = promise.best(taken, rng)
+            levels = acquisition.best(taken, rng)
             if levels is None:
                 break
             point = Candidate(levels, "search: expected improvement")

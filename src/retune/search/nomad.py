@@ -22,7 +22,7 @@ from retune.search.problem import FALLBACK, Candidate, Levels, Point, Problem, h
 from retune.search.settings import Settings
 
 if TYPE_CHECKING:
-    from retune.search.acquisition import Promise
+    from retune.search.acquisition import Acquisition
 
 _BASIN = 0.2  # a point further away in some coordinate of the unit cube may lie in another basin
 _SEEDS = 1_000_000  # PyNomad takes O(seed) to set one
@@ -143,11 +143,11 @@ def _around(problem: Problem, frame: Frame, steps: Steps, count: int) -> list[Ca
         groups.setdefault(index, []).append(Candidate(tuple(point), _origin(frame, center, point)))
     if answer.failure is not None:
         groups[1] = _coordinate_poll(problem, frame, center, answer.failure)
-    promise = _promise(problem)
-    ranked = _vns_points(problem, frame, promise, count) if promise else []
+    acquisition = _acquisition(problem)
+    ranked = _vns_points(problem, frame, acquisition, count) if acquisition else []
     ranked += _speculative(problem, frame)
     for index in sorted(groups):
-        ranked += _sorted(problem, groups[index], promise, ranked, count)
+        ranked += _sorted(problem, groups[index], acquisition, ranked, count)
     return ranked
 
 
@@ -207,19 +207,19 @@ def _other_categories(problem: Problem, center: Levels) -> list[Candidate]:
     return found
 
 
-def _promise(problem: Problem) -> Promise | None:
+def _acquisition(problem: Problem) -> Acquisition | None:
     """Return the model that says which of NOMAD's points to try first; None where it is not wanted."""
     if _settings(problem).EVAL_QUEUE_SORT == "RANDOM" or len(problem.ok) < 2:
         return None
-    from retune.search.acquisition import Promise
+    from retune.search.acquisition import Acquisition
 
-    return Promise(problem)
+    return Acquisition(problem)
 
 
 def _sorted(
     problem: Problem,
     candidates: list[Candidate],
-    promise: Promise | None,
+    acquisition: Acquisition | None,
     before: Sequence[Candidate],
     count: int,
 ) -> list[Candidate]:
@@ -232,8 +232,8 @@ def _sorted(
     order = problem.rng("order").permutation(len(left)).tolist()
     left = [left[k] for k in order]
     ranked: list[Candidate] = []
-    while promise and left and len(before) + len(ranked) < count:
-        best = promise.ranked(left, taken)
+    while acquisition and left and len(before) + len(ranked) < count:
+        best = acquisition.ranked(left, taken)
         assert best is not None
         taken.add(best.levels)
         ranked.append(best)
@@ -241,7 +241,7 @@ def _sorted(
     return ranked + left
 
 
-def _vns_points(problem: Problem, frame: Frame, promise: Promise, count: int) -> list[Candidate]:
+def _vns_points(problem: Problem, frame: Frame, acquisition: Acquisition, count: int) -> list[Candidate]:
     """Return the points of a variable neighbourhood search (Audet, Bechard and Le Digabel 2008).
 
     While the polls fail, the incumbent is shaken, further with each failed iteration, and the model's descent
@@ -261,7 +261,7 @@ def _vns_points(problem: Problem, frame: Frame, promise: Promise, count: int) ->
     for _ in turns:
         place = np.clip(home + reach * rng.uniform(-1, 1, size=len(home)), 0, 1)
         row = np.array([problem.space.from_unit(place.tolist())])
-        end = climb(promise.lattice, promise.value, row, promise.value(row))[0]
+        end = climb(acquisition.lattice, acquisition.value, row, acquisition.value(row))[0]
         levels = problem.snap(end.tolist())
         if levels not in problem.seen:
             found.append(Candidate(levels, f"VNS: shaken by {reach:.1f} of the range"))

@@ -1,9 +1,9 @@
 """Simultaneous optimistic optimisation (Munos 2011), as Algorithm 3.3 of Davouse (2024).
 
 The space is cut into K cells along one axis after the other; a cell's score is the value at its centre. A sweep goes
-down the depths and cuts, at each, the best leaf if it is as good as all cut above it in this sweep. The tree is grown
-anew from the known values at each call; centres that are not known are the proposals, and the sweeps go on with the
-other cells meanwhile, so a batch comes from several nodes.
+down the depths and cuts the best leaf of each, if it is as good as all leaves cut above it in this sweep. Each call grows
+the tree anew from the known values. Centres without a value are the proposals; the sweeps continue with the other cells,
+so a batch comes from several nodes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from retune.search.settings import Settings
 _CELLS, _CELLS_A_TRIAL = (
     5_000,
     20,
-)  # a call looks at no more cells: a tree that asks for nothing would grow for ever
+)  # limit per call: a tree whose centres are all known would grow for ever
 
 
 class SooSettings(Settings):
@@ -35,18 +35,21 @@ class SooSettings(Settings):
 
 @dataclass
 class Cell:
-    """A box of the unit cube. `score` is to be minimised, None while it is not known."""
+    """A box of the unit cube.
+
+    `score` is to be minimised, None while unknown; `bound` is the score of the cell it was cut from.
+    """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
     center: Levels
     score: float | None
-    hope: float
+    bound: float
 
 
 @dataclass
 class Depth:
-    """The leaves at one depth, the most hopeful first: those with a score, and those that await theirs."""
+    """The leaves at one depth, the best first: those with a score, and those that wait for one."""
 
     scored: list[tuple[float, int, Cell]] = field(default_factory=list)
     awaited: list[tuple[float, int, Cell]] = field(default_factory=list)
@@ -56,7 +59,7 @@ class Depth:
         heapq.heappush(self.awaited if cell.score is None else self.scored, (_expected(cell), number, cell))
 
     def best(self, awaited: bool) -> list[tuple[float, int, Cell]]:
-        """Return the heap that has the most hopeful leaf on top; with `awaited`, of both."""
+        """Return the heap with the best leaf on top; leaves without a score count only with `awaited`."""
         if awaited and self.awaited and (not self.scored or self.awaited[0] < self.scored[0]):
             return self.awaited
         return self.scored
@@ -97,7 +100,7 @@ def grow(problem: Problem, count: int, score: Score) -> list[Candidate]:
     depths: list[Depth] = []
     scored = 0
 
-    def add(depth: int, low: tuple[float, ...], high: tuple[float, ...], hope: float) -> None:
+    def add(depth: int, low: tuple[float, ...], high: tuple[float, ...], bound: float) -> None:
         nonlocal scored
         middle = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
         center = problem.snap(problem.space.from_unit(middle))
@@ -109,7 +112,7 @@ def grow(problem: Problem, count: int, score: Score) -> list[Candidate]:
             )
         if depth == len(depths):
             depths.append(Depth())
-        depths[depth].add(Cell(low, high, center, value, hope), scored)
+        depths[depth].add(Cell(low, high, center, value, bound), scored)
 
     add(0, (0.0,) * dimension, (1.0,) * dimension, math.inf)
     while len(asked) < count and scored < most and _sweep(problem, depths, settings.sections, add):
@@ -146,7 +149,7 @@ def _sweep(
 
 
 def _pick(problem: Problem, leaves: Depth, awaited: bool, best: float) -> tuple[Cell | None, int]:
-    """Take the most hopeful leaf out that can be cut, if it is no worse than `best`; and the axis to cut."""
+    """Remove and return the best leaf that can be cut, if it is no worse than `best`, and the axis to cut."""
     while heap := leaves.best(awaited):
         if heap[0][0] > best:
             break
@@ -158,7 +161,7 @@ def _pick(problem: Problem, leaves: Depth, awaited: bool, best: float) -> tuple[
 
 
 def _expected(cell: Cell) -> float:
-    return cell.hope if cell.score is None else cell.score
+    return cell.bound if cell.score is None else cell.score
 
 
 def _axis(problem: Problem, cell: Cell) -> int | None:

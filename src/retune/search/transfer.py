@@ -1,13 +1,13 @@
-"""What results of earlier studies say of this one: their shape counts, their level and scale are learnt anew.
+"""What earlier studies say about this one: their shape is used, their level and scale are fitted again.
 
 Losses of another data set or number of epochs are not comparable with this study's, but good settings tend to be good
 again. Each earlier study gets a Gaussian process of its own; this study's results are modelled as
 ``a + b * earlier(x) + rest(x)`` with several b if there are several studies. a and b are least squares on the results so
-far, b drawn to one share each while there are few and never negative; the rest is a process too, so that a study that is
-unlike the earlier ones is soon modelled by its own results alone. Values are compared in squashed units (see `squashed`).
+far; b is shrunk towards equal shares while there are few, and never negative. The rest is a Gaussian process too, so a
+study unlike the earlier ones is soon modelled by its own results alone. Values are in squashed units (see `squashed`).
 
-Models take this as their mean (`Expectation`). All other algorithms see an earlier trial with the value that is expected
-of it here (`adapted`): so nothing of an earlier study's level reaches them either.
+Model-based algorithms use this as their mean (`TransferModel`). All others see an earlier trial with the value expected here
+(`adapted`), so the level of an earlier study does not reach them either.
 """
 
 from __future__ import annotations
@@ -17,21 +17,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from retune.search.fidelity import WholeTraining
+from retune.search.fidelity import MultiFidelityModel
 from retune.search.gaussian import Gaussian, fit
 from retune.search.lattice import Floats, Ints, Lattice
 from retune.search.problem import Levels, Point, Problem
 
 _MODELLED = 400  # points in a model at most: the best ones
-_TRUST = 4.0  # how many results of this study an earlier one's scale, and its likeness, is worth
-_JUDGED = (
-    6  # from so many results on, earlier studies are used only while they foretell this one's results better
-)
-_EVIDENCE = 2.3  # by how much: ten times as likely
-_UNLIKE = 0.3  # how unlike studies are before anything is known, in squashed units (a spread is about one)
+_TRUST = 4.0  # weight of an earlier study's scale and similarity, in results of this study
+_ENOUGH_RESULTS = 6  # with this many results, earlier studies are used only while they predict them better
+_EVIDENCE = 2.3  # log density by which they must be better: ten times as likely
+_PRIOR_DIFFERENCE = 0.3  # assumed difference between studies before there are results, in squashed units (a spread is about one)
 
 
-class Expectation:
+class TransferModel:
     """A model of the objective whose mean comes from earlier studies; the interface of `Gaussian`.
 
     Args:
@@ -49,18 +47,18 @@ class Expectation:
         inputs = lattice.features(own)
         self._level, self._shares = self._aligned(inputs, values)
         rest = values - self._prior(inputs)
-        variance = (np.sum(rest**2) + _TRUST * _UNLIKE**2) / (len(rest) + _TRUST)
+        variance = (np.sum(rest**2) + _TRUST * _PRIOR_DIFFERENCE**2) / (len(rest) + _TRUST)
         self._rest = fit(inputs, rest, lattice.groups, (0.0, float(np.sqrt(variance))))
 
     def _aligned(self, inputs: Floats, values: Floats) -> tuple[float, Floats]:
-        """Return a and b of least squares, b drawn to equal shares."""
+        """Return a and b by least squares, b shrunk towards equal shares."""
         count = len(self._sources)
         shares = np.full(count, 1.0 / count)
         if not len(values):
             return 0.0, shares
         expected = np.stack([source.predict(inputs)[0] for source in self._sources], axis=1)
         centred, wanted = expected - expected.mean(axis=0), values - values.mean()
-        prior = _TRUST * _UNLIKE**2 * np.eye(count)
+        prior = _TRUST * _PRIOR_DIFFERENCE**2 * np.eye(count)
         off = np.linalg.solve(centred.T @ centred + prior, centred.T @ (wanted - centred @ shares))
         shares = np.maximum(shares + off, 0.0)
         return float(np.mean(values - expected @ shares)), shares
@@ -78,27 +76,27 @@ class Expectation:
         """The standard deviation of a measurement."""
         return self._rest.noise
 
-    def foresight(self) -> float:
+    def loo_log_density(self) -> float:
         """Return the log density of this study's results, each predicted from all others."""
-        return self._rest.foresight()
+        return self._rest.loo_log_density()
 
     def predict(self, inputs: Floats) -> tuple[Floats, Floats]:
         """Return mean and standard deviation of the noise-free function at `inputs`, each of shape (m,)."""
         mean, deviation = self._rest.predict(inputs)
         return self._prior(inputs) + mean, deviation
 
-    def believing(self, inputs: Floats, values: Floats) -> Expectation:
+    def condition_on(self, inputs: Floats, values: Floats) -> TransferModel:
         """Return the model with further points, everything else kept."""
-        found = object.__new__(Expectation)
+        found = object.__new__(TransferModel)
         found.__dict__.update(self.__dict__)
-        found._rest = self._rest.believing(inputs, values - self._prior(inputs))
+        found._rest = self._rest.condition_on(inputs, values - self._prior(inputs))
         return found
 
 
 def squashed(values: Floats, unit: float | None = None) -> Floats:
     """Return values with the bad half compressed: how bad a bad point is says little about where the good ones are.
 
-    0 is the median; `unit` is the distance from there to the best, unless another one is given.
+    The median becomes 0; `unit` is by default the distance from the median to the best value.
     """
     middle = np.median(values)
     spread = unit or spread_of(values)
@@ -112,7 +110,7 @@ def spread_of(values: Floats) -> float:
     return float(np.median(values) - values.min() or np.ptp(values) or 1.0)
 
 
-def objective_model(problem: Problem, lattice: Lattice) -> Gaussian | Expectation | WholeTraining:
+def objective_model(problem: Problem, lattice: Lattice) -> Gaussian | TransferModel | MultiFidelityModel:
     """Return the model of the objective, in squashed units, from the best points of this study and of earlier ones."""
     earlier = _by_source(problem.earlier)
     own = [point for point in problem.ok if point.source is None]
@@ -120,28 +118,30 @@ def objective_model(problem: Problem, lattice: Lattice) -> Gaussian | Expectatio
     values = np.array([point.value for point in kept])
     if not earlier:
         if any(not point.whole for point in kept):
-            return WholeTraining.of(lattice, kept)
+            return MultiFidelityModel.of(lattice, kept)
         return fit(lattice.features([p.levels for p in kept]), squashed(values), lattice.groups)
     sources = [(_levels(lattice, ps), squashed(np.array([p.value for p in ps]))) for ps in earlier.values()]
     unit = _unit(values, list(earlier.values()))
     own_values = squashed(values, unit) if len(values) else values
-    model = Expectation(lattice, _levels(lattice, kept), own_values, sources)
-    if len(kept) < _JUDGED:
+    model = TransferModel(lattice, _levels(lattice, kept), own_values, sources)
+    if len(kept) < _ENOUGH_RESULTS:
         return model
     inputs = lattice.features([point.levels for point in kept])
-    if model.foresight() > fit(inputs, own_values, lattice.groups).foresight() + _EVIDENCE:
+    if model.loo_log_density() > fit(inputs, own_values, lattice.groups).loo_log_density() + _EVIDENCE:
         return model
     return fit(inputs, squashed(values), lattice.groups)
 
 
-def foretold(problem: Problem, model: Gaussian | Expectation | WholeTraining) -> bool | None:
+def uses_earlier_studies(
+    problem: Problem, model: Gaussian | TransferModel | MultiFidelityModel
+) -> bool | None:
     """Return whether the chosen `model` uses earlier studies; None while there are too few results to choose."""
     own = sum(point.source is None for point in problem.ok)
-    return isinstance(model, Expectation) if own >= _JUDGED else None
+    return isinstance(model, TransferModel) if own >= _ENOUGH_RESULTS else None
 
 
 def adapted(problem: Problem) -> Problem:
-    """Return the problem with each trial of an earlier study at the value that this study expects of it."""
+    """Return the problem with each earlier trial at the value that is expected in this study."""
     same = [point for point in problem.warm if point.source is None]
     foreign = {point.levels: point for point in problem.warm if point.source is not None}
     foreign |= {p.levels: p for p in problem.warm if p.source is not None and p.outcome == "ok"}
