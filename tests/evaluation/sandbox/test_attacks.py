@@ -87,9 +87,9 @@ def test_what_a_function_may_return_arrives_as_it_was():
         ("    raise ValueError('so')", "    try:\n        c()\n    except ValueError as e:\n        assert str(e) == 'so'\n    else: assert 0", ""),
         ("    class Own(Exception): pass\n    raise Own('so')", "    c()", "Own: so"),
         ("    return 1 / 0", "    c()", "ZeroDivisionError: division by zero"),
-        ("    return object()", "    c()", "TypeError: an object of type object is no plain data, which alone is handed over"),
+        ("    return object()", "    c()", "TypeError: only plain data can be passed, but got an object of type object"),
         ("    import os; os._exit(0)", "    try:\n        c()\n    except BaseException: pass", "ended before its last line"),
-        ("    return 1", "    c(lambda: 1)", "TypeError: an object of type function is no plain data, which alone is handed over"),
+        ("    return 1", "    c(lambda: 1)", "TypeError: only plain data can be passed, but got an object of type function"),
         ("    return 1", "    assert c() == 2, 'why'", "AssertionError: why"),
         ("    return 'x' * (17 << 20)", "    c()", "ended before its last line"),
     ],
@@ -117,21 +117,21 @@ def test_an_answer_sees_no_test():
 
 
 def test_a_sandbox_that_cannot_be_set_up_is_tried_again(monkeypatch):
-    asked = []
+    calls = []
     once = runner._once
 
-    def short(orders, limits, isolation):
-        asked.append(isolation)
-        if len(asked) < 3:
+    def short(jobs, limits, isolation):
+        calls.append(isolation)
+        if len(calls) < 3:
             raise runner.SetupError("no memory for a process")
-        return once(orders, limits, isolation)
+        return once(jobs, limits, isolation)
 
     monkeypatch.setattr(runner, "_PAUSES", (0.0, 0.0, 0.0))
     isolation = runner.available()
     monkeypatch.setattr(runner, "_once", short)
     assert judge(attacks.SOLUTION).passed
-    assert asked == [isolation] * 3
-    asked[:] = [None] * -9
+    assert calls == [isolation] * 3
+    calls[:] = [None] * -9
     monkeypatch.setattr(runner, "_once", lambda *words: (_ for _ in ()).throw(runner.SetupError("never")))
     with pytest.raises(OSError, match="never"):
         judge(attacks.SOLUTION)
@@ -168,16 +168,16 @@ def test_messages_are_read_to_the_letter():
     assert roles._value(wire.receive(reader), "n") == {(1, 2): [b"x"]}
     for strange in (None, [], ["n", "value"], ["n", "value", 1, 2], ["m", "value", 1], ["n", "?", 1], ["n", "value", ["?"]],
                     ["n", "value", {"a": 1}], ["n", "error", 1], ["n", "value", ["i", "zz"]], ["n", "value", ["s", ["l"]]]):  # fmt: skip
-        with pytest.raises(wire.Broken):
+        with pytest.raises(wire.ProtocolError):
             roles._value(json.loads(json.dumps(strange)), "n")
     os.write(writer, b"\xff\xff\xff\xff")
-    with pytest.raises(wire.Broken, match="16 MiB"):
+    with pytest.raises(wire.ProtocolError, match="16 MiB"):
         wire.receive(reader)
     os.write(writer, b"\x00\x00\x00\x01[")
-    with pytest.raises(wire.Broken):
+    with pytest.raises(wire.ProtocolError):
         wire.receive(reader)
     os.close(writer)
-    with pytest.raises(wire.Broken):
+    with pytest.raises(wire.ProtocolError):
         wire.receive(reader)
     os.close(reader)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from retune.evaluation.sandbox import door
+from retune.evaluation.sandbox import privileges
 
 SOURCE = Path(__file__).parents[3] / "src"
 HERE = Path(__file__).parent
@@ -85,8 +85,8 @@ def test_where_landlock_lets_files_be_emptied_the_filter_does_not(tmp_path):
             path = bytes(tmp_path / "kept")
             number = (2, None) if os.uname().machine == "x86_64" else (None, None)
             os.close(os.open(path, os.O_RDWR))
-            door._call("prctl", 38, 1, 0, 0, 0)
-            door.forbid(truncates=False)
+            privileges._call("prctl", 38, 1, 0, 0, 0)
+            privileges.forbid(truncates=False)
             os.close(os.open(path, os.O_RDONLY))
             tries = [lambda: os.open(path, os.O_RDONLY | os.O_TRUNC), lambda: os.truncate(path, 0)]
             if number[0] is not None:

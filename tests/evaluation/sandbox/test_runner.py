@@ -211,11 +211,11 @@ def test_no_descriptor_of_ours_is_inherited(run, tmp_path):
 
 
 def test_no_socket_reaches_a_server(run):
-    asked = []
+    calls = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
+            calls.append(self.path)
             self.send_response(200)
             self.end_headers()
 
@@ -229,9 +229,9 @@ def test_no_socket_reaches_a_server(run):
     )
     try:
         exec(program)  # it works out here
-        assert asked == ["/"]
+        assert calls == ["/"]
         assert not run(program).passed
-        assert asked == ["/"]
+        assert calls == ["/"]
     finally:
         server.shutdown()
         server.server_close()

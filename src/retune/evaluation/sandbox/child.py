@@ -1,8 +1,8 @@
-"""The inside of the sandbox, started by `runner` in a Python of its own (``-I -S``), which reads its order from stdin.
+"""The inside of the sandbox. `runner` starts it in a separate Python (``-I -S``) and sends it a job as JSON on stdin.
 
-Two processes. The supervisor makes namespaces, forks the one that is to be held, and kills it when its time is up.
-The other shuts the door behind itself (`door`), says so on the control pipe, closes that pipe, and plays its role
-(`roles`): nothing that it runs can write to the control pipe.
+There are two processes. The supervisor creates the namespaces, forks the sandboxed process and kills it when its time
+is up. The sandboxed process drops its privileges (`privileges`), reports that on the control pipe, closes that pipe, and
+only then runs untrusted code (`roles`), so that code can never write to the control pipe.
 """
 
 from __future__ import annotations
@@ -14,57 +14,57 @@ import signal
 import sys
 from typing import Any
 
-from retune.evaluation.sandbox import door, roles
+from retune.evaluation.sandbox import privileges, roles
 
 _ROLES = {"program": roles.program, "answer": roles.answer, "judge": roles.judge}
 
 
 def main() -> None:
-    """Carry out the order on stdin."""
-    order = json.loads(sys.stdin.buffer.read())
+    """Run the job on stdin."""
+    job = json.loads(sys.stdin.buffer.read())
     nothing = os.open("/dev/null", os.O_RDWR)
     os.dup2(nothing, 0)
     os.close(nothing)
-    control = order["control"]
+    control = job["control"]
     try:
-        if order["isolation"] == "namespaces":
-            door.leave_namespaces()
+        if job["isolation"] == "namespaces":
+            privileges.unshare_namespaces()
         child = os.fork()
     except OSError as error:
-        _say(control, {"setup": str(error)})
+        _send(control, {"setup": str(error)})
         return
     if child == 0:
         try:
-            _held(order)
+            _run_role(job)
         finally:
             os._exit(0)
-    for pipe in order["pipes"]:
-        os.close(pipe)  # else the other side would not see that the child is gone
+    for pipe in job["pipes"]:
+        os.close(pipe)  # otherwise readers would not see end of file when the child is gone
     ended = os.pidfd_open(child)
-    ready, _, _ = select.select([ended], [], [], order["seconds"])
+    ready, _, _ = select.select([ended], [], [], job["seconds"])
     if not ready:
-        _say(control, {"timeout": True})
-    os.kill(child, signal.SIGKILL)  # not yet waited for, so the number is still its own
+        _send(control, {"timeout": True})
+    os.kill(child, signal.SIGKILL)  # not waited for yet, so its process id cannot have been reused
     os.waitpid(child, 0)
 
 
-def _held(order: dict[str, Any]) -> None:
-    """Shut the door, then play the role."""
-    control = order.pop("control")
+def _run_role(job: dict[str, Any]) -> None:
+    """Drop all privileges, then run the role."""
+    control = job.pop("control")
     try:
-        sys.path[:] = [folder for folder in sys.path if folder != order["source"]]
-        door.shut(order, [control, *order["pipes"]])
+        sys.path[:] = [folder for folder in sys.path if folder != job["source"]]
+        privileges.drop(job, [control, *job["pipes"]])
     except BaseException as error:
-        _say(control, {"setup": repr(error)})
+        _send(control, {"setup": repr(error)})
         return
-    _say(control, {"ready": True})
+    _send(control, {"ready": True})
     os.close(control)
-    os.environ.clear()  # Python itself put LC_CTYPE there
-    _ROLES[order["role"]](order)
+    os.environ.clear()  # Python itself sets LC_CTYPE
+    _ROLES[job["role"]](job)
 
 
-def _say(control: int, word: dict[str, Any]) -> None:
-    os.write(control, json.dumps(word).encode() + b"\n")
+def _send(control: int, message: dict[str, Any]) -> None:
+    os.write(control, json.dumps(message).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What runs behind the shut door: a program, an answer that is called, or the tests that call it.
+"""What a sandboxed process runs: a program, an answer whose function is called, or the tests that call it.
 
-The answer's process defines the answer's functions and computes what it is asked; it never sees a test. The judge's
-process runs the tests and never sees a line of the answer: the function it tests sends its arguments to the other
-process and returns the plain data that comes back. So the verdict is made where the answer has no hand in it.
+The answer's process defines the answer's functions and computes the calls it receives; it never sees a test. The judge's
+process runs the tests and never sees a line of the answer: the function under test sends its arguments to the other
+process and returns the plain data that comes back. So the answer cannot influence the verdict.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 from retune.evaluation.sandbox import wire
 
 
-def program(order: dict[str, Any]) -> None:
-    """Run a program and report on the pipe whether it came to its end. It reports on itself: trust it or do not ask."""
-    text, verdict = order["program"], order["verdict"]
+def program(job: dict[str, Any]) -> None:
+    """Run a program and report on the pipe whether it ended without an exception. The program could forge that report."""
+    text, verdict = job["program"], job["verdict"]
     try:
         exec(compile(text, "<program>", "exec"), {})
     except BaseException as error:
@@ -27,54 +27,54 @@ def program(order: dict[str, Any]) -> None:
         _judge(verdict, True)
 
 
-def answer(order: dict[str, Any]) -> None:
-    """Define what the answer defines, then compute one call after the other until nobody asks."""
-    asked, given, entry = order["asked"], order["given"], order["entry_point"]
+def answer(job: dict[str, Any]) -> None:
+    """Run the answer's definitions, then compute one call after the other until the pipe is closed."""
+    calls, replies, entry = job["calls"], job["replies"], job["entry_point"]
     try:
         namespace: dict[str, Any] = {}
-        exec(compile(order["program"], "<answer>", "exec"), namespace)
+        exec(compile(job["program"], "<answer>", "exec"), namespace)
         if entry not in namespace:
             raise NameError(f"name {entry!r} is not defined")
     except BaseException as error:
-        wire.send(given, ["", "error", wire.encode_error(error)])
+        wire.send(replies, ["", "error", wire.encode_error(error)])
         return
-    wire.send(given, ["", "ready", None])
+    wire.send(replies, ["", "ready", None])
     while True:
-        number, positional, named = wire.receive(asked)
+        number, positional, named = wire.receive(calls)
         try:
             arguments = [wire.decode(value) for value in positional]
             names = {name: wire.decode(value) for name, value in named}
             reply = ["value", wire.encode(namespace[entry](*arguments, **names))]
         except BaseException as error:
             reply = ["error", wire.encode_error(error)]
-        wire.send(given, [number, *reply])
+        wire.send(replies, [number, *reply])
 
 
-def judge(order: dict[str, Any]) -> None:
+def judge(job: dict[str, Any]) -> None:
     """Run the tests against the answer in the other process, and write the verdict.
 
-    The definitions of the prompt are there, since tests use its helpers; the function to test is the other process's,
-    under its own name too. Arguments go as copies: what the answer does to them stays with it.
+    The prompt's definitions are available, since tests use its helpers. The function under test is a call to the other
+    process, under its own name too. Arguments are copies: changes that the answer makes to them are not seen here.
     """
-    asked, given, verdict = order["asked"], order["given"], order["verdict"]
+    calls, replies, verdict = job["calls"], job["replies"], job["verdict"]
 
     def call(*positional: Any, **named: Any) -> Any:
         arguments = [wire.encode(value) for value in positional]
         names = [[name, wire.encode(value)] for name, value in named.items()]
         try:
-            number = secrets.token_hex(8)  # not to be known before the call: nothing is answered in advance
-            wire.send(asked, [number, arguments, names])
-            return _value(wire.receive(given), number)
-        except wire.Broken as error:
+            number = secrets.token_hex(8)  # unpredictable, so that a reply cannot be prepared before its call
+            wire.send(calls, [number, arguments, names])
+            return _value(wire.receive(replies), number)
+        except wire.ProtocolError as error:
             broken.append(error)
             raise
 
-    broken: list[wire.Broken] = []  # kept, lest tests that expect an exception take it for theirs
+    broken: list[wire.ProtocolError] = []  # kept, since a test that expects an exception would swallow it
     try:
-        _ready(wire.receive(given))
-        namespace = _definitions(order["prompt"])
-        namespace[order["entry_point"]] = call
-        exec(compile(order["tests"], "<tests>", "exec"), namespace)
+        _ready(wire.receive(replies))
+        namespace = _definitions(job["prompt"])
+        namespace[job["entry_point"]] = call
+        exec(compile(job["tests"], "<tests>", "exec"), namespace)
         namespace["check"](call)
         if broken:
             raise broken[0]
@@ -98,14 +98,14 @@ def _value(message: Any, number: str) -> Any:
         _, kind, content = message
         found = {"value": wire.decode, "error": wire.decode_error}[kind](content)
     except Exception as error:
-        raise wire.Broken("what the answer returned is no plain data") from error
+        raise wire.ProtocolError("the answer returned something that is not plain data") from error
     if kind == "error":
         raise found
     return found
 
 
 def _definitions(prompt: str) -> dict[str, Any]:
-    """Return what the prompt defines by itself. Its last function lacks its body, and perhaps even a docstring."""
+    """Return what the prompt alone defines. Its last function has no body, and perhaps not even a docstring."""
     for ending in ("", "\n    pass\n"):
         try:
             code = compile(prompt + ending, "<prompt>", "exec")
@@ -122,7 +122,7 @@ def _judge(pipe: int, passed: bool, reason: str = "") -> None:
 
 
 def _last_line(error: BaseException) -> str:
-    if isinstance(error, wire.Broken | wire.AnswerError):
+    if isinstance(error, wire.ProtocolError | wire.AnswerError):
         return str(error)[:200]
     try:
         return traceback.format_exception_only(error)[-1].strip().replace("\n", " ")[:200]

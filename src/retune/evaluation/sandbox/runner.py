@@ -1,6 +1,6 @@
 """Running code that a model wrote, in processes that can do nothing but compute.
 
-What holds, and by what (`Isolation`):
+There are two means of isolation (`Isolation`):
 
 * ``namespaces`` (Linux, where the kernel grants them): own network, process, mount and IPC namespaces; the file
   system is a new one that shows only the Python installation, read-only, and an empty scratch folder in memory.
@@ -8,12 +8,12 @@ What holds, and by what (`Isolation`):
   nothing else; no file can be written.
 
 In both, a seccomp filter forbids sockets, new processes, signals to others, tracing and mounting; the environment is
-empty; limits hold for CPU and wall time, memory, file size, open files and threads; and at the end every process is
-killed. Elsewhere code is not run at all.
+empty; limits hold for CPU and wall time, memory, file size, open files and threads; and every process is killed
+at the end. On other systems code is not run at all.
 
-`check` has two such processes for each answer: one defines the answer's functions and computes what it is asked, the
-other runs the tests and never a line of the answer (`roles`). The verdict comes over a pipe that only the second
-holds, so an answer can win by returning the right values and by nothing else. docs/security.md says what is promised.
+`check` starts two such processes for each answer: one defines the answer's functions and computes calls, the other runs
+the tests and never a line of the answer (`roles`). The verdict comes over a pipe that only the second has, so an
+answer can pass only by returning the right values. docs/security.md states what is promised.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from typing import Any, Literal
 Isolation = Literal["namespaces", "filters"]
 _SOURCE = str(Path(__file__).parents[3])  # where `retune` is imported from
 _START = f"import sys; sys.path.append({_SOURCE!r}); from retune.evaluation.sandbox.child import main; main()"
-_GRACE_SECONDS = 30.0  # to start Python and to clean up, beside the program's own time
+_GRACE_SECONDS = 30.0  # to start Python and to clean up, besides the program's own time
 _PAUSES = (0.5, 2.0, 8.0)  # seconds before a sandbox that could not be set up is tried again
 
 
@@ -81,31 +81,31 @@ def check(
 
     Args:
         answer: the whole text that defines the function, prompt and completion.
-        tests: text that defines ``check(candidate)``, which raises if the function is wrong. What it gives the function
-            and what it gets back is plain data (`retune.evaluation.sandbox.wire`).
+        tests: text that defines ``check(candidate)``, which raises if the function is wrong. Arguments and results
+            are plain data (`retune.evaluation.sandbox.wire`).
         entry_point: the function's name.
         prompt: the part of `answer` that was given; tests may use what it defines.
-        limits: of the answer; the tests, which wait for it, have as much again.
-        isolation: which means to use; the strongest that this machine has by default.
+        limits: of the answer; the tests, which wait for it, get twice the time.
+        isolation: the means to use; by default the strongest that works on this machine.
 
     Raises:
-        OSError: if the sandbox itself cannot be set up, several times: nothing is ever run without it.
+        OSError: if the sandbox cannot be set up after several attempts; nothing is ever run without it.
 
     """
-    orders = [
+    jobs = [
         {"role": "judge", "prompt": prompt, "tests": tests, "entry_point": entry_point},
         {"role": "answer", "program": answer, "entry_point": entry_point},
     ]
-    return _run_with_retries(orders, limits, isolation)
+    return _run_with_retries(jobs, limits, isolation)
 
 
 def run(program: str, limits: Limits = DEFAULT, isolation: Isolation | None = None) -> Outcome:
-    """Run a Python program in the sandbox and return whether it says that it ran to its end without an exception.
+    """Run a Python program in the sandbox and return whether it reports that it ended without an exception.
 
-    The program reports on itself, so this is for programs that may be believed; `check` is for answers to be judged.
+    The program could forge that report, so this is for trusted programs; use `check` to judge answers.
 
     Raises:
-        OSError: if the sandbox itself cannot be set up, several times: nothing is ever run without it.
+        OSError: if the sandbox cannot be set up after several attempts; nothing is ever run without it.
 
     """
     return _run_with_retries([{"role": "program", "program": program}], limits, isolation)
@@ -113,7 +113,7 @@ def run(program: str, limits: Limits = DEFAULT, isolation: Isolation | None = No
 
 @functools.cache
 def available() -> Isolation | None:
-    """Return the strongest isolation that works here, found by trying; None where there is none."""
+    """Try each isolation and return the strongest that works here, None if none does."""
     if sys.platform != "linux":
         return None
     isolations: tuple[Isolation, ...] = ("namespaces", "filters")
@@ -127,7 +127,7 @@ def available() -> Isolation | None:
 
 
 def missing() -> str | None:
-    """Return why code cannot be run here, or None where it can."""
+    """Return why code cannot be run here, or None if it can."""
     if available() is not None:
         return None
     return (
@@ -136,39 +136,39 @@ def missing() -> str | None:
     )
 
 
-def _run_with_retries(orders: list[dict[str, Any]], limits: Limits, isolation: Isolation | None) -> Outcome:
-    """Run the orders; retry after a pause when the machine is temporarily out of a resource."""
+def _run_with_retries(jobs: list[dict[str, Any]], limits: Limits, isolation: Isolation | None) -> Outcome:
+    """Run the jobs; retry after a pause when the machine is temporarily out of a resource."""
     isolation = isolation or available()
     if isolation is None:
         raise OSError(missing())
     for pause in _PAUSES:
         try:
-            return _once(orders, limits, isolation)
+            return _once(jobs, limits, isolation)
         except SetupError:
             time.sleep(pause)
-    return _once(orders, limits, isolation)
+    return _once(jobs, limits, isolation)
 
 
-def _once(orders: list[dict[str, Any]], limits: Limits, isolation: Isolation) -> Outcome:
-    """Start one process an order, wait for the first, which gives the verdict, and end them all."""
+def _once(jobs: list[dict[str, Any]], limits: Limits, isolation: Isolation) -> Outcome:
+    """Start one process per job, wait for the first, which gives the verdict, and end them all."""
     with contextlib.ExitStack() as stack:
-        verdict, asked, given = (stack.enter_context(_Pipe()) for _ in range(3))
+        verdict, calls, replies = (stack.enter_context(_Pipe()) for _ in range(3))
         pipes = {
             "program": {"verdict": verdict.writer},
-            "judge": {"verdict": verdict.writer, "asked": asked.writer, "given": given.reader},
-            "answer": {"asked": asked.reader, "given": given.writer},
+            "judge": {"verdict": verdict.writer, "calls": calls.writer, "replies": replies.reader},
+            "answer": {"calls": calls.reader, "replies": replies.writer},
         }
-        words: list[dict[str, Any]] = []
+        messages: list[dict[str, Any]] = []
         started: list[tuple[subprocess.Popen[bytes], _Pipe]] = []
         # Tests wait for the answer: their own time is over well after the answer's.
-        patience = 2 * limits.seconds + 2 if len(orders) > 1 else limits.seconds
+        patience = 2 * limits.seconds + 2 if len(jobs) > 1 else limits.seconds
         try:
-            for order in orders:
+            for job in jobs:
                 control = stack.enter_context(_Pipe())
-                seconds = limits.seconds if order["role"] == "answer" else patience
-                own = pipes[order["role"]]
+                seconds = limits.seconds if job["role"] == "answer" else patience
+                own = pipes[job["role"]]
                 scratch = stack.enter_context(_mount_point()) if isolation == "namespaces" else ""
-                whole = order | own | {
+                whole = job | own | {
                     "isolation": isolation, "limits": asdict(replace(limits, seconds=seconds)), "seconds": seconds,
                     "control": control.writer, "pipes": sorted(own.values()), "scratch": scratch,
                     "python": _python_folders(), "source": _SOURCE,
@@ -176,27 +176,27 @@ def _once(orders: list[dict[str, Any]], limits: Limits, isolation: Isolation) ->
                 child = _start(whole)
                 started.append((child, control))
                 control.close_writer()
-                # It says "ready", so that the answer's clock starts after the tests'; or that, and why, it cannot.
-                said = _lines(control, _GRACE_SECONDS)
-                if not said:
+                # Wait for "ready", so that the answer's clock starts after that of the tests, or for what went wrong.
+                reply = _lines(control, _GRACE_SECONDS)
+                if not reply:
                     raise SetupError(
                         "the sandbox could not be set up: it ended, or was silent, before its start"
                     )
-                words += said
-            for pipe in (verdict, asked, given):
+                messages += reply
+            for pipe in (verdict, calls, replies):
                 pipe.close_writer()
             _wait(started[0][0], patience + _GRACE_SECONDS)
         finally:
             for child, _ in started:
                 _end(child)
         for _, control in started:
-            words += _lines(control, 0)
-        if problem := next((word["setup"] for word in words if "setup" in word), None):
+            messages += _lines(control, 0)
+        if problem := next((message["setup"] for message in messages if "setup" in message), None):
             raise SetupError(f"the sandbox could not be set up: {problem}")
         found = _lines(verdict, 0)
     if found and found[-1].get("passed") is True:
         return Outcome(True)
-    if any("timeout" in word for word in words):
+    if any("timeout" in message for message in messages):
         return Outcome(False, f"longer than {limits.seconds:g} s")
     return Outcome(False, str(found[-1].get("reason")) if found else "ended before its last line")
 
@@ -209,7 +209,7 @@ class _Pipe:
         self._open = {self.reader, self.writer}
         return self
 
-    def __exit__(self, *words: object) -> None:
+    def __exit__(self, *details: object) -> None:
         for end in self._open:
             os.close(end)
 
@@ -221,7 +221,7 @@ class _Pipe:
 
 @contextlib.contextmanager
 def _mount_point() -> Iterator[str]:
-    """Give an empty folder for the sandbox's own file system, which nobody else ever sees."""
+    """Create an empty folder on which the sandbox mounts its own file system, visible to it alone."""
     folder = tempfile.mkdtemp(prefix="retune-sandbox-")
     try:
         yield folder
@@ -230,8 +230,8 @@ def _mount_point() -> Iterator[str]:
             os.rmdir(folder)
 
 
-def _start(order: dict[str, Any]) -> subprocess.Popen[bytes]:
-    """Start a supervisor and hand it its order."""
+def _start(job: dict[str, Any]) -> subprocess.Popen[bytes]:
+    """Start a supervisor and send it its job."""
     try:
         child = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _START],
@@ -240,14 +240,17 @@ def _start(order: dict[str, Any]) -> subprocess.Popen[bytes]:
             stderr=subprocess.DEVNULL,
             env={},
             cwd="/",
-            pass_fds=[order["control"], *order["pipes"]],
+            pass_fds=[job["control"], *job["pipes"]],
             start_new_session=True,
         )
     except OSError as error:
         raise SetupError(f"the sandbox could not be set up: {error}") from error
     assert child.stdin is not None
-    with contextlib.suppress(BrokenPipeError), child.stdin:  # if it ended before it read, its silence tells
-        child.stdin.write(json.dumps(order).encode())
+    with (
+        contextlib.suppress(BrokenPipeError),
+        child.stdin,
+    ):  # if it died before reading, the missing reply shows it
+        child.stdin.write(json.dumps(job).encode())
     return child
 
 
@@ -262,14 +265,14 @@ def _python_folders() -> list[str]:
 
 
 def _lines(pipe: _Pipe, seconds: float) -> list[dict[str, Any]]:
-    """Return what is said on a pipe, JSON objects in lines, and nothing else; wait for it for at most so long."""
+    """Return the JSON objects written to a pipe, one per line; wait at most `seconds` for the first."""
     ready, _, _ = select.select([pipe.reader], [], [], seconds)
     text = os.read(pipe.reader, 65536) if ready else b""
     found = []
     for line in text.splitlines():
         with contextlib.suppress(ValueError, RecursionError):
             found.append(json.loads(line))
-    return [word for word in found if isinstance(word, dict)]
+    return [message for message in found if isinstance(message, dict)]
 
 
 def _wait(child: subprocess.Popen[bytes], seconds: float) -> None:
@@ -278,7 +281,7 @@ def _wait(child: subprocess.Popen[bytes], seconds: float) -> None:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Kill the supervisor and its whole process group. A group outlives its leader, so this is never too late."""
+    """Kill the supervisor and its whole process group. A process group outlives its leader, so its id stays valid."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()

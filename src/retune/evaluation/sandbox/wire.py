@@ -22,12 +22,12 @@ MOST_BYTES = 16 << 20  # of one message
 _JSON_INTEGER = 1 << 53
 
 
-class Broken(Exception):
-    """The other side is gone, or what it sent is no message."""
+class ProtocolError(Exception):
+    """The other side is gone, or sent something that is not a message."""
 
 
 class AnswerError(Exception):
-    """The answer ended in an exception of a class of its own, or in one that is no `Exception`."""
+    """The answer raised an exception of its own class, or one that is not an `Exception`."""
 
 
 def _texted(value: float) -> Any:
@@ -35,10 +35,10 @@ def _texted(value: float) -> Any:
 
 
 def encode(value: Any) -> Any:
-    """Return `value` as what JSON can hold. Subclasses of plain types lose what they add to them.
+    """Return `value` as JSON types. Subclasses of plain types become the plain type.
 
     Raises:
-        TypeError: if it is, or holds, something that is no plain data.
+        TypeError: if it is, or holds, anything but plain data.
     """
     if value is None or value is True or value is False:
         return value
@@ -64,7 +64,7 @@ def encode(value: Any) -> Any:
     for letter, kinds in _LISTED:
         if isinstance(value, kinds):
             return [letter, *(encode(item) for item in value)]
-    raise TypeError(f"an object of type {type(value).__name__} is no plain data, which alone is handed over")
+    raise TypeError(f"only plain data can be passed, but got an object of type {type(value).__name__}")
 
 
 _LISTED: tuple[tuple[str, Any], ...] = (
@@ -119,7 +119,7 @@ def decode(value: Any) -> Any:
     if isinstance(value, list):
         return _BUILD[value[0]](value[1:])
     if isinstance(value, dict):
-        raise Broken("a JSON object is no part of a message")
+        raise ProtocolError("a JSON object is no part of a message")
     return value
 
 
@@ -149,32 +149,32 @@ def send(pipe: int, message: Any) -> None:
     """Write one message.
 
     Raises:
-        Broken: if nobody reads, or the message is longer than `MOST_BYTES`.
+        ProtocolError: if nobody reads, or the message is longer than `MOST_BYTES`.
     """
     data = json.dumps(message).encode()
     if len(data) > MOST_BYTES:
-        raise Broken(f"a value of more than {MOST_BYTES >> 20} MiB cannot be handed over")
+        raise ProtocolError(f"a value of more than {MOST_BYTES >> 20} MiB cannot be handed over")
     data = len(data).to_bytes(4, "big") + data
     try:
         while data:
             data = data[os.write(pipe, data) :]
     except OSError as error:
-        raise Broken("the other process is gone") from error
+        raise ProtocolError("the other process is gone") from error
 
 
 def receive(pipe: int) -> Any:
     """Read one message, still encoded.
 
     Raises:
-        Broken: if there is none, or it is no JSON of at most `MOST_BYTES`.
+        ProtocolError: if there is none, or it is no JSON of at most `MOST_BYTES`.
     """
     length = int.from_bytes(_read(pipe, 4), "big")
     if length > MOST_BYTES:
-        raise Broken(f"a value of more than {MOST_BYTES >> 20} MiB cannot be handed over")
+        raise ProtocolError(f"a value of more than {MOST_BYTES >> 20} MiB cannot be handed over")
     try:
         return json.loads(_read(pipe, length))
     except (ValueError, RecursionError) as error:
-        raise Broken("what arrived is no message") from error
+        raise ProtocolError("what arrived is no message") from error
 
 
 def _read(pipe: int, length: int) -> bytes:
@@ -182,6 +182,6 @@ def _read(pipe: int, length: int) -> bytes:
     while len(data) < length:
         part = os.read(pipe, min(length - len(data), 1 << 20))
         if not part:
-            raise Broken("ended before its last line")
+            raise ProtocolError("ended before its last line")
         data += part
     return bytes(data)

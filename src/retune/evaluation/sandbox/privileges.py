@@ -24,11 +24,11 @@ _READ_SEARCH = 1 << 2  # CAP_DAC_READ_SEARCH
 _ROOT = os.getuid() == 0
 _MACHINE = ("x86_64", "aarch64").index(
     os.uname().machine
-)  # others have no filter here, so nothing is run on them
+)  # no filter is written for other machines, so nothing runs there
 _AUDIT = (0xC000003E, 0xC00000B7)
 _SYSTEM_FOLDERS = ("/usr", "/lib", "/lib64", "/lib32", "/bin")
 
-# Syscall numbers (x86_64, aarch64; None where there is no such call) of what a program that only computes never needs.
+# Syscall numbers (x86_64, aarch64; None where there is no such call) that a program which only computes never needs.
 _FORBIDDEN: dict[str, tuple[int | None, int | None]] = {
     "socket": (41, 198), "connect": (42, 203), "bind": (49, 200), "sendto": (44, 206), "sendmsg": (46, 211),
     "sendmmsg": (307, 269), "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138),
@@ -48,7 +48,7 @@ _FORBIDDEN: dict[str, tuple[int | None, int | None]] = {
     "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106), "reboot": (169, 142),
     "swapon": (167, 224), "swapoff": (168, 225), "sethostname": (170, 161), "setdomainname": (171, 162),
     "settimeofday": (164, 170), "clock_settime": (227, 112), "adjtimex": (159, 171), "clock_adjtime": (305, 266),
-    # What belongs to a user and to no file: without an IPC namespace it would be retune's own.
+    # IPC objects belong to a user, not to a file: without an IPC namespace they would be shared with retune.
     "shmat": (30, 196), "shmctl": (31, 195), "shmdt": (67, 197), "msgsnd": (69, 189), "msgrcv": (70, 188),
     "msgctl": (71, 187), "semop": (65, 193), "semtimedop": (220, 192), "semctl": (66, 191), "mq_unlink": (241, 181),
     "mq_timedsend": (242, 182), "mq_timedreceive": (243, 183), "mq_notify": (244, 184), "mq_getsetattr": (245, 185),
@@ -60,12 +60,12 @@ _FORBIDDEN: dict[str, tuple[int | None, int | None]] = {
     "inotify_init": (253, None), "inotify_init1": (294, 26),
     # What all programs of a machine share: its disks, the number of asynchronous requests.
     "sync": (162, 81), "syncfs": (306, 267), "io_setup": (206, 0),
-    # Doors into the kernel that have been left open before, and that nobody needs to compute.
+    # Parts of the kernel with a history of vulnerabilities, which no computation needs.
     "seccomp": (317, 277), "splice": (275, 76), "tee": (276, 77), "vmsplice": (278, 75), "uselib": (134, None),
     "lookup_dcookie": (212, 18), "remap_file_pages": (216, 234), "nfsservctl": (180, 42),
 }  # fmt: skip
 # From 424 on both have the same numbers. Of these only close_range, faccessat2, epoll_pwait2 and futex_waitv
-# are there; the others, and what kernels to come will add, are answered with ENOSYS: C libraries then do without.
+# are allowed. All others, including those of future kernels, return ENOSYS, for which C libraries have a fallback.
 _NEW_CALLS, _ALLOWED_NEW_CALLS = 424, (436, 439, 441, 449)
 # Calls that are forbidden by the bits or the value of one argument: name, numbers, which argument, bits, values.
 # clone: no new process, only threads, so that a limit of memory counts all of an answer; fcntl and ioctl: a pipe can
@@ -80,23 +80,23 @@ _NUMBERS = {
 }  # fmt: skip
 
 
-def shut(order: dict[str, Any], kept: list[int]) -> None:
-    """Give up everything that is not needed, in an order in which each step is still allowed.
+def drop(job: dict[str, Any], kept: list[int]) -> None:
+    """Give up every privilege, in an order in which each step is still permitted.
 
     Args:
-        order: isolation, limits, folders; see `runner`.
-        kept: the file descriptors that stay open, beside 0 to 2.
+        job: isolation, limits and folders; see `runner`.
+        kept: the file descriptors that stay open, besides 0 to 2.
 
     Raises:
-        OSError: if any of it is refused.
+        OSError: if the kernel refuses a step.
 
     """
-    limits = order["limits"]
-    filters = order["isolation"] == "filters"
+    limits = job["limits"]
+    filters = job["isolation"] == "filters"
     if filters:
         os.chdir("/")
     else:
-        _own_file_system(order["scratch"], order["python"], limits["scratch_mib"])
+        _own_file_system(job["scratch"], job["python"], limits["scratch_mib"])
     bounds = [2, *sorted(kept), 65536]
     for before, after in itertools.pairwise(bounds):
         os.closerange(before + 1, after)
@@ -107,13 +107,13 @@ def shut(order: dict[str, Any], kept: list[int]) -> None:
     _keep_capabilities(_READ_SEARCH if filters and _ROOT else 0)
     truncates = True
     if filters:
-        truncates = _landlock([*_SYSTEM_FOLDERS, *order["python"], "/dev/null", "/dev/urandom"])
+        truncates = _landlock([*_SYSTEM_FOLDERS, *job["python"], "/dev/null", "/dev/urandom"])
     _limit(limits)
     forbid(truncates)
 
 
-def leave_namespaces() -> None:
-    """Leave the network, processes, mounts and IPC of the machine; children are born into the new ones."""
+def unshare_namespaces() -> None:
+    """Enter new network, process, mount and IPC namespaces; a process id namespace takes effect for children."""
     away = _NEWNS | _NEWPID | _NEWNET | _NEWIPC | _NEWUTS
     if _ROOT:
         _call("unshare", away)
@@ -283,8 +283,8 @@ def forbid(truncates: bool = True) -> None:
 
 def _call(name: str, *arguments: Any) -> int:
     """Call a function of the C library; raise OSError if it returns -1."""
-    given = [ctypes.c_ulong(argument) if isinstance(argument, int) else argument for argument in arguments]
-    result: int = getattr(_LIBC, name)(*given)
+    replies = [ctypes.c_ulong(argument) if isinstance(argument, int) else argument for argument in arguments]
+    result: int = getattr(_LIBC, name)(*replies)
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
