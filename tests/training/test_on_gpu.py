@@ -120,7 +120,7 @@ def test_batches_of_32_train_at_7b(seven, records, allowed, capsys):
             trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
             passes = Passes(adapted, seven, tokens, trained, Devices(), loss_sum, lambda x: x, notes.append)
             start = time.monotonic()
-            loss = passes.add_gradients(list(range(32)), int(tokens.counted.sum()), 0)
+            loss = passes.add_gradients(list(range(32)), int(tokens.counted.sum()), 0, "")
             mean = float(loss) / int(tokens.counted.sum())
             seconds = time.monotonic() - start
             norms = [

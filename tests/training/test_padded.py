@@ -94,7 +94,7 @@ def gradients_of(model, dropout=0.0, fails_above=None, records=tuple(range(len(L
                 tuned, model, tokens, weights, Devices(), loss, lambda x: x, notes.append, layout(tuned)
             )
             torch.manual_seed(5)
-            total = passes.add_gradients(list(records), 50, spare=0)
+            total = passes.add_gradients(list(records), 50, 0, "7 0")
         return float(total), torch.cat([w.grad.flatten() for w in weights]), losses, notes
 
 

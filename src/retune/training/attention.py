@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
 from retune.errors import RetuneError
+from retune.training.record_dropout import of_record
 
 NAME = "retune_segments"
 
@@ -189,21 +190,24 @@ def _attend_by_record(query: Tensor, key: Tensor, value: Tensor, records: Segmen
         form.masks or [None] * len(lengths),
         strict=True,
     )
-    done = [
-        _attend_with_scores(q, k, v, mask, form)
-        if special
-        else scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=mask is None,
-            dropout_p=form.dropout,
-            scale=form.scale,
-            enable_gqa=grouped,
-        )
-        for q, k, v, mask in parts
-    ]
+    done = []
+    for place, (q, k, v, mask) in enumerate(parts):
+        with of_record(place) if form.dropout else nullcontext():
+            out = (
+                _attend_with_scores(q, k, v, mask, form)
+                if special
+                else scaled_dot_product_attention(
+                    q,
+                    k,
+                    v,
+                    attn_mask=mask,
+                    is_causal=mask is None,
+                    dropout_p=form.dropout,
+                    scale=form.scale,
+                    enable_gqa=grouped,
+                )
+            )
+        done.append(out)
     return torch.cat([x.transpose(1, 2) for x in done], 1)
 
 

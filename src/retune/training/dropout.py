@@ -107,9 +107,12 @@ def _kept(rows: int, columns: int, chance: float, generator: torch.Generator | N
 
 
 @contextmanager
-def _by(generator: torch.Generator) -> Iterator[None]:
-    """Let a GPU's default generator draw in the place of this one inside the block."""
-    default = torch.cuda.default_generators[generator.device.index]
+def drawn_by(generator: torch.Generator) -> Iterator[None]:
+    """Let the default generator of a generator's device draw in its place inside the block."""
+    device = generator.device
+    default = (
+        torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+    )
     before = default.get_state()
     default.set_state(generator.get_state())
     try:
@@ -120,4 +123,4 @@ def _by(generator: torch.Generator) -> Iterator[None]:
 
 
 def _default(draws: Draws | None) -> AbstractContextManager[None]:
-    return _by(draws.generator) if draws and draws.generator.device.type == "cuda" else nullcontext()
+    return drawn_by(draws.generator) if draws and draws.generator.device.type == "cuda" else nullcontext()

@@ -120,7 +120,8 @@ class Loop:
         while not self.at_end():
             records = self.records()
             mine = share(records, self.devices.rank, self.devices.world)
-            self.step(passes.add_gradients(mine, self.counted(records), spare=records[0]))
+            seed = f"{self.seed} {self.state.step}"
+            self.step(passes.add_gradients(mine, self.counted(records), records[0], seed))
         return self.state
 
     def begin(self) -> None:

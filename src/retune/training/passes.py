@@ -1,8 +1,8 @@
 """The gradients of one optimiser step, computed in as many passes as the memory requires.
 
 The records of a step are taken in units; a unit is one pass if it fits. A pass that runs out of memory is repeated in halves:
-its gradients are added only when it is done, and dropout is drawn by unit (`retune.training.dropout`), so that losses and
-gradients are the same but for the rounding of sums. Where records are not flattened, transformers' own dropout draws by pass.
+its gradients are added only when it is done, and dropout is drawn by unit (`retune.training.dropout`) or by record
+(`retune.training.record_dropout`), so that losses and gradients are the same but for the rounding of sums.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from retune.training import memory, recompute
 from retune.training.devices import Devices
 from retune.training.dropout import Window, drawing
 from retune.training.recompute import generators, set_generators
+from retune.training.record_dropout import RecordDraws, drawn_by_record
+from retune.training.record_dropout import draws as record_draws
 from retune.training.room import Room
 
 UNIT_TOKENS = 16384
@@ -137,14 +139,16 @@ class Passes:
         self._lengths = tokens.lengths.tolist()
         self.room = Room(core, devices.device, max(self._lengths))
 
-    def add_gradients(self, records: Sequence[int], counted: int, spare: int) -> Tensor:
+    def add_gradients(self, records: Sequence[int], counted: int, spare: int, seed: str) -> Tensor:
         """Add the gradients of this process's records of a step and return their sum of -log p.
 
         Args:
             records: none, if other processes have them all.
             counted: counted tokens of the step over all processes; the loss is divided by it.
             spare: a record to take part with in what the others exchange, where they have more passes.
+            seed: of the step; dropout that is drawn by record draws by it.
         """
+        self._seed = seed
         total = torch.zeros((), device=self.devices.device)
         waiting = self._plan(records)
         for _ in range(self.devices.most(max(1, len(waiting))) - len(waiting)):
@@ -168,7 +172,7 @@ class Passes:
         padded = self.layout == "padded"
         if padded:
             records = sorted(records, key=lambda record: self._lengths[record])
-        if self.layout != "flattened":  # transformers' own dropout draws for a pass, not for a unit
+        if self.layout != "flattened":
             lengths = [self._lengths[record] for record in records]
             return [
                 _whole([records[place] for place in part], [lengths[place] for place in part], padded)
@@ -203,11 +207,17 @@ class Passes:
         batch = flatten(self.tokens, run.unit.records if spare else run.records).to(device)
         again = recompute.recomputing(self.core) if self.room.recomputes else nullcontext()
         before = self.room.begin()
-        with again, drawing(None if spare else self._window(run)):
+        window, draws = (None, None) if spare else (self._window(run), self._draws(run))
+        drawn = recompute.drawing_from(draws.generators) if draws else nullcontext()
+        with again, drawn, drawn_by_record(draws), drawing(window):
             loss = self.loss(self.model, batch)
             self.scale(loss * 0 if spare else loss / counted).backward()  # type: ignore[no-untyped-call]
         self.room.end(before, run.tokens)
         return loss.detach() * (0 if spare else 1)
+
+    def _draws(self, run: Pass) -> RecordDraws:
+        lengths = [self._lengths[record] for record in run.records]
+        return record_draws(lengths, self.layout != "flattened", run.records, self._seed, self.devices.device)
 
     def _window(self, run: Pass) -> Window | None:
         """Set the generators to where the unit begins, and return the window of the pass in it."""

@@ -19,7 +19,11 @@ from retune.training import lora_linear
 
 
 class _NoTensor(Exception):
-    """The layer gives something else than one tensor."""
+    """The layer gives something else than one tensor; `state`: of the generators before it drew."""
+
+    def __init__(self, state: list[Tensor]) -> None:
+        super().__init__()
+        self.state = state
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
@@ -55,8 +59,9 @@ def _forward(layer: Any, plain: set[type], hidden: Tensor, *args: Any, **kwargs:
 
     try:
         return _Recomputed.apply(hidden, run, *trained)  # type: ignore[no-untyped-call]
-    except _NoTensor:
+    except _NoTensor as error:
         plain.add(type(layer))
+        set_generators(error.state, hidden.device)  # as if it had not been tried
         return run(hidden)
 
 
@@ -70,7 +75,7 @@ class _Recomputed(torch.autograd.Function):
         ctx.save_for_backward(hidden)
         out = run(hidden)
         if not isinstance(out, Tensor):
-            raise _NoTensor
+            raise _NoTensor(ctx.state)
         return out
 
     @staticmethod
