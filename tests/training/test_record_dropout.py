@@ -10,7 +10,7 @@ from retune.training import lora, recompute, self_check
 from retune.training.devices import Devices
 from retune.training.loss import layout, loss_sum
 from retune.training.passes import Passes
-from retune.training.record_dropout import draws, drawn_by_record
+from retune.training.record_dropout import drawn_by_record, draws
 
 from . import zoo
 from .test_loss import random_tokens
