@@ -1,4 +1,7 @@
-"""Fixtures for tests that need S3: `moto` is a real server, `s3` a new bucket on it; see `pytest_plugins`."""
+"""Fixtures for tests that need S3: `moto` is a real server, `s3` a new bucket on it; see `pytest_plugins`.
+
+`moto_server` is the same server, which can be stopped and started.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,47 @@ from uuid import uuid4
 import pytest
 
 
-@pytest.fixture(scope="session")
-def moto():
+class Server:
     """Moto's server; one request at a time, as its check-then-put of conditional writes is a race."""
-    from moto.server import DomainDispatcherApplication, create_backend_app
-    from werkzeug.serving import WSGIRequestHandler, make_server
 
-    class Quiet(WSGIRequestHandler):
-        def log_request(self, *_):
-            pass
+    def __init__(self) -> None:
+        from moto.server import DomainDispatcherApplication, create_backend_app
 
-    app = DomainDispatcherApplication(create_backend_app)
-    server = make_server("127.0.0.1", 0, app, threaded=False, request_handler=Quiet)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
+        self._app = DomainDispatcherApplication(create_backend_app)
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        """Listen, on the same port as before; what was stored is still there."""
+        from werkzeug.serving import WSGIRequestHandler, make_server
+
+        class Quiet(WSGIRequestHandler):
+            def log_request(self, *_):
+                pass
+
+        self._server = make_server("127.0.0.1", self.port, self._app, threaded=False, request_handler=Quiet)
+        self.port = self._server.server_port
+        loop = {"poll_interval": 0.02}
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs=loop, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Refuse connections."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture(scope="session")
+def moto_server():
+    server = Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def moto(moto_server):
+    return f"http://127.0.0.1:{moto_server.port}"
 
 
 @pytest.fixture

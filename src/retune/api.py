@@ -45,13 +45,16 @@ def run(
         RetuneError: if a step failed.
 
     """
+    from retune import outages
     from retune.launch import local
     from retune.steps import outcome
     from retune.steps.plan import checked
 
-    if not all(checked(study).values()):
-        local.run(study, lambda progress: on_progress(progress) if progress else None, stops)
-    return outcome.read(study)
+    states = checked(study)
+    with outages.outlasting():
+        if not all(states.values()):
+            local.run(study, lambda progress: on_progress(progress) if progress else None, stops)
+        return outcome.read(study)
 
 
 def suggest(study: Study, count: int = 1) -> list[Assignment]:

@@ -1,6 +1,7 @@
-"""The MLflow server goes away while a study runs: nothing is lost."""
+"""The MLflow server, or the storage, goes away while a study runs: nothing is lost."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from tests.conftest import DEMO, SMALL, wait_for
 
 pytestmark = pytest.mark.slow
-pytest_plugins = ["tests.mlflow_server"]
+pytest_plugins = ["tests.mlflow_server", "tests.s3_server"]
 
 
 def test_a_server_that_is_away_in_mid_run_loses_nothing(retune, tmp_path, mlflow_server):
@@ -46,3 +47,27 @@ def test_a_server_that_is_away_in_mid_run_loses_nothing(retune, tmp_path, mlflow
         str(client.get_model_version_by_alias("first-study-adapter", "champion").version)
         == outcome["gate"]["challenger"]
     )
+
+
+def test_a_storage_that_is_away_in_mid_run_ends_nothing(retune, s3, moto_server, tmp_path):
+    """For longer than the five attempts of a command at a terminal, which end within 15 s."""
+    from retune import store
+
+    words = [f"artifacts.uri={s3}/artifacts", "search.trials=4"]
+    process = retune(
+        "run", str(DEMO), *SMALL, *words, "--json", XDG_CACHE_HOME=str(tmp_path / "cache"), RETUNE_CACHE=""
+    )
+
+    def finished():
+        return [name for name in store.listing(f"{s3}/artifacts") if name.endswith("/trial.json")]
+
+    wait_for(finished, seconds=240)
+    moto_server.stop()
+    try:
+        time.sleep(18)
+    finally:
+        moto_server.start()
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert json.loads(out)["gate"]["decision"] == "promote"
+    assert len(finished()) == 5

@@ -17,9 +17,12 @@ class Proxy:
         port: of the server.
         lose_first: endpoints (ends of paths) whose first answer is lost: the server acts, nobody is told.
         delay_first: endpoints whose first request is passed on only once a second one has been answered.
+        own_port: where it listens; by default a free port.
     """
 
-    def __init__(self, port: int, lose_first: Endpoints = (), delay_first: Endpoints = ()) -> None:
+    def __init__(
+        self, port: int, lose_first: Endpoints = (), delay_first: Endpoints = (), own_port: int = 0
+    ) -> None:
         self.calls: Counter[str] = Counter()
         self._again: dict[str, threading.Event] = {name: threading.Event() for name in delay_first}
         self._lock = threading.Lock()
@@ -53,7 +56,7 @@ class Proxy:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", own_port), Handler)
         self._server.handle_error = lambda *_: None  # clients that gave up are the point
         self.uri = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()

@@ -21,19 +21,24 @@ def command(study_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
       retune run study.yaml search.trials=20 search.parallel=2
       retune run study.yaml search.algorithm=tpe name=my-study-tpe
     """
-    from retune import study
+    from retune import outages, study
     from retune.cli._show import Display, show_outcome
     from retune.launch import local
     from retune.processes import stop_signals
     from retune.steps import outcome
     from retune.steps.plan import checked
 
+    if (
+        outages.in_a_pod()
+    ):  # a drained node may have taken the storage away together with this pod's forerunner
+        outages.outlast()
     loaded = study.load(study_file, overrides)
     states = checked(loaded)
-    with Display(states, quiet=as_json) as display, stop_signals() as stops:
-        if not all(states.values()):
-            local.run(loaded, display.update, stops)
-    result = outcome.read(loaded)
+    with outages.outlasting():
+        with Display(states, quiet=as_json) as display, stop_signals() as stops:
+            if not all(states.values()):
+                local.run(loaded, display.update, stops)
+        result = outcome.read(loaded)
     if as_json:
         click.echo(result.model_dump_json(indent=2))
     else:

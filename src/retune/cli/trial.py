@@ -93,9 +93,9 @@ def command(
         from retune.training.run_trial import TrialTask, run_trial
 
         if "://" in study:  # a pod of a search, whose training is lost if its record cannot be written
-            from retune.store.s3 import retry_longer
+            from retune import outages
 
-            retry_longer()
+            outages.outlast()
         chosen = _read(study, overrides)
         given = {key: value for key, value in setting.items() if value is not None}
         task = TrialTask(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from retune import models
+from retune import models, outages
 from retune.errors import RetuneError
 from retune.processes import die_with_run
 from retune.study import Study, parse
@@ -81,4 +81,5 @@ def last_words(step: str) -> Iterator[None]:
 if __name__ == "__main__":
     die_with_run()
     models.quiet()
+    outages.outlast()
     run(parse(json.loads(Path(sys.argv[1]).read_text())))

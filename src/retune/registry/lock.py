@@ -45,6 +45,10 @@ class Locked(RetuneError):
     """The lock could not be taken, or was taken away."""
 
 
+class Expired(Locked):
+    """It was held for so long that another may have taken it away."""
+
+
 class Lock:
     """The right to move a model's aliases, for the length of a ``with`` block.
 
@@ -94,11 +98,11 @@ class Lock:
         """Make sure that the lock is still ours; call it right before each write.
 
         Raises:
-            Locked: if it may have been taken away.
+            Expired: if it may have been taken away.
 
         """
         if time.monotonic() - self._taken > self._expiry / 2:
-            raise Locked(
+            raise Expired(
                 f"{self._name} was held for more than {self._expiry / 2:.0f} s: nothing more is written"
             )
 

@@ -22,6 +22,7 @@ from retune.errors import InputError, RetuneError
 from retune.records import BenchRecord, GateRecord, TrialRecord, now
 from retune.registry.gate import ChampionFacts
 from retune.registry.lock import Lock, name_problem
+from retune.registry.outlast import outlasts
 from retune.store import names
 from retune.tracking import server
 from retune.tracking.runs import TRIAL, connect, ensure_experiment, tracking_uri, trial_run
@@ -46,6 +47,7 @@ class Aliases:
     challenger: str | None
 
 
+@outlasts
 def register(
     uri: str,
     model: str,
@@ -165,6 +167,17 @@ def _tags(
     return {**found, **{name: str(value) for name, value in more.items()}}
 
 
+@outlasts
+def wait_for_server(uri: str) -> None:
+    """Return once the MLflow server answers.
+
+    Raises:
+        Unreachable: if it does not for as long as `retune.outages` says.
+
+    """
+    server.version(tracking_uri(uri))
+
+
 def _client(uri: str, model: str) -> Any:
     """Return MLflow's client, if a model can have this name: it becomes part of queries and of the lock's name.
 
@@ -180,6 +193,7 @@ def _client(uri: str, model: str) -> Any:
     return connect(used)
 
 
+@outlasts
 def aliases(uri: str, model: str) -> Aliases:
     """Return which version is champion, previous and challenger.
 
@@ -203,6 +217,7 @@ def _aliases(client: Any, model: str) -> Aliases:
     return Aliases(versions.get(CHAMPION), versions.get(PREVIOUS), versions.get(CHALLENGER))
 
 
+@outlasts
 def champion_facts(uri: str, model: str, tasks: Sequence[str] = ()) -> ChampionFacts | None:
     """Return what the registry knows of the champion; None before the first promotion.
 
@@ -271,6 +286,7 @@ def _number(text: str | None) -> float | None:
         return None
 
 
+@outlasts
 def download_adapter(uri: str, model: str, version: str, folder: Path) -> Path:
     """Copy a registered adapter into `folder` and return where `PeftModel.from_pretrained` finds it.
 
@@ -293,6 +309,7 @@ def download_adapter(uri: str, model: str, version: str, folder: Path) -> Path:
     return copy
 
 
+@outlasts
 def note_gate(uri: str, record: GateRecord) -> None:
     """Keep the gate's decision and reasons as tags of the challenger's version, for `retune promote`."""
     client = connect(tracking_uri(uri))
@@ -302,6 +319,7 @@ def note_gate(uri: str, record: GateRecord) -> None:
     client.set_model_version_tag(record.model, record.challenger, "gate_reasons", "\n".join(reasons)[:5000])
 
 
+@outlasts
 def promote(uri: str, model: str, version: str, expected: str | None) -> Aliases:
     """Make `version` the champion and keep the old one as ``previous``.
 
@@ -325,6 +343,10 @@ def promote(uri: str, model: str, version: str, expected: str | None) -> Aliases
     with Lock(client, model) as lock:
         present = _aliases(client, model)
         if present.champion == version:
+            if (
+                "promoted" not in client.get_model_version(model, version).tags
+            ):  # the answer to the move was lost
+                client.set_model_version_tag(model, version, "promoted", now())
             return present
         if present.champion != expected:
             raise ChampionChanged(

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from retune import gpus
+from retune import gpus, outages
 from retune.errors import Interrupted, RetuneError
 from retune.registry import promotion
 from retune.retuning import changes, forge, proposal
@@ -171,7 +171,7 @@ def run(
         notify(f"{study.name}: not started: {text}")
         raise Interrupted(text)
     try:
-        with retunings.acquire(planned.gpus, planned.inputs, planned.reasons) as lease:
+        with outages.outlasting(), retunings.acquire(planned.gpus, planned.inputs, planned.reasons) as lease:
             notify(
                 f"{study.name}: retuning {lease.entry.number} starts: {'; '.join(planned.reasons or [planned.waits or ''])}"
             )

@@ -8,9 +8,8 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from retune import models
+from retune import models, outages
 from retune.processes import die_with_run
-from retune.store.s3 import retry_longer
 from retune.study import Study, parse
 
 _PACKED = "zlib"
@@ -26,7 +25,7 @@ def entry(study: str) -> Iterator[Study]:
     """
     die_with_run()
     models.quiet()
-    retry_longer()
+    outages.outlast()
     yield parse(unpacked(study))
 
 

@@ -33,6 +33,7 @@ def register(study: Study, folder: SearchFolder) -> str:
         return str(done["version"])
     with folder.stamps.step("register", ask) as outputs:
         tracker = open_tracker(study, folder)
+        promotion.wait_for_server(study.tracking.uri)
         tracker.flush(FLUSH_SECONDS)  # the version belongs to its trial's run, which must be there first
         tracker.close(0)
         trial = folder.trials[_chosen(folder)]

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retune import store
+from retune import outages, store
 from retune.data import mixing
 from retune.records import digest
 from retune.report import figures, page
@@ -70,4 +70,4 @@ def _track(
             tracker.artifact(path, f"figures/{path.name}")
         tracker.artifact(store.download(out), PAGE)
         tracker.finish_study("FINISHED" if selection else "FAILED")
-        tracker.close(FLUSH_SECONDS)  # the figures are gone after this block
+        tracker.close(max(FLUSH_SECONDS, outages.farewell()))  # the figures are gone after this block

@@ -28,8 +28,6 @@ READ_SECONDS = 60  # a server that is silent for so long is asked again
 _SMALL = 1 << 20  # bytes of an object that is asked for in one piece
 _DAMAGED = 2  # so often what arrived damaged is read again
 _REPLACED = 20  # so often something that is replaced while it is read is read again
-_PATIENT = 20
-"""Attempts in about two and a half minutes: botocore waits at random, up to 20 s each time."""
 
 
 @dataclass(frozen=True)
@@ -400,14 +398,6 @@ def _transfer() -> Any:
     return TransferConfig(multipart_threshold=MULTIPART_BYTES, multipart_chunksize=MULTIPART_BYTES)
 
 
-def retry_longer() -> None:
-    """Make this process retry for a minute or two while a server is unreachable, so that hours of work are not lost.
-
-    Without this call, a wrong address is reported within seconds. ``AWS_MAX_ATTEMPTS`` in the environment overrides both.
-    """
-    os.environ.setdefault("AWS_MAX_ATTEMPTS", str(_PATIENT))
-
-
 def _client() -> Any:
     """Return this process's S3 client; a new one after a fork or when a setting has changed."""
     return _client_for(
@@ -420,7 +410,7 @@ def _client_for(pid: int, settings: tuple[tuple[str, str], ...]) -> Any:
     import boto3
     from botocore.config import Config
 
-    # Throttling, 5xx answers and broken connections are tried again, with growing pauses.
+    # Throttling, 5xx answers and broken connections are tried again, with growing pauses; `retune.outages` allows more.
     retries = {"mode": "standard", "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS") or 5)}
     config = Config(retries=retries, connect_timeout=10, read_timeout=READ_SECONDS)
     client = boto3.session.Session().client("s3", config=config)

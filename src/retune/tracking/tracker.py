@@ -15,6 +15,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, cast
 
+from retune import outages
 from retune.records import BenchRecord, TrialRecord, digest
 from retune.space import Assignment
 from retune.tracking.applied import StudyOnServer
@@ -175,9 +176,15 @@ class Tracker:
             time.sleep(min(0.1, max(0.0, end - time.monotonic())))
         return left
 
-    def close(self, timeout: float = 10.0) -> int:
-        """Try to send what is left, then stop; return how many operations wait for the next start."""
-        left = self.flush(timeout)
+    def close(self, timeout: float | None = None) -> int:
+        """Try to send what is left, then stop; return how many operations wait for the next start.
+
+        Args:
+            timeout: seconds to try for; by default 10, and in a pod, whose outbox goes with it, as long as
+                `retune.outages` says.
+
+        """
+        left = self.flush(outages.farewell() if timeout is None else timeout)
         self._sender.stop(timeout=1.0)
         try:
             self._outbox.sync()

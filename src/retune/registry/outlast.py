@@ -1,0 +1,75 @@
+"""Operations that wait for an MLflow server which is away, as `retune.outages` says."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar
+
+from retune import outages
+from retune.registry.lock import Expired
+from retune.tracking import server
+from retune.tracking.runs import is_remote, tracking_uri
+
+log = logging.getLogger("retune.registry")
+P = ParamSpec("P")
+T = TypeVar("T")
+_PAUSE = 2.0
+
+
+def outlasts(operation: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P], T]:
+    """Repeat an operation as a whole while the server that its first argument names is away.
+
+    Only for an operation that finds what an earlier attempt left behind and carries on from there: the answer to a
+    request that the server has carried out may be what was lost.
+
+    Raises:
+        Unreachable: if the server stays away.
+
+    """
+
+    @functools.wraps(operation)
+    def call(uri: str, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        limit, begun = outages.seconds(), time.monotonic()
+        told = False
+        while True:
+            try:
+                return operation(uri, *args, **kwargs)
+            except Exception as error:
+                if limit == 0 or not is_remote(tracking_uri(uri)) or not _is_passing(error):
+                    raise
+                if time.monotonic() - begun >= limit:
+                    raise server.Unreachable(
+                        f"{_line(error)} (tried for {limit:.0f} s, {outages.MLFLOW})"
+                    ) from error
+                if not told:
+                    log.warning("waiting for the MLflow server: %s", _line(error))
+                told = True
+            time.sleep(min(_PAUSE, limit / 10))
+
+    return call
+
+
+def _is_passing(error: Exception) -> bool:
+    """Return whether the same request may succeed later.
+
+    A server that cannot reach its own storage or database answers 500; one that was away for longer than half of a lock's
+    life may have given the lock to another.
+    """
+    import requests  # type: ignore[import-untyped]
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, server.Unreachable | Expired):
+        return True
+    if isinstance(error, requests.RequestException):
+        return error.response is None or bool(error.response.status_code >= 500)
+    if isinstance(error, MlflowException):
+        status = int(error.get_http_status_code())
+        return status >= 500 or status == 429
+    return False
+
+
+def _line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:500]
