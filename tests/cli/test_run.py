@@ -190,7 +190,8 @@ def test_missing_files_are_all_named_before_anything_is_spent(retune, tmp_path):
 
 
 def test_a_failing_step_is_named_with_its_log(retune, tmp_path):
-    _, err = finish(retune("run", *STUDY, "tracking.uri=http://127.0.0.1:9"), code=1)
+    words = [*STUDY, "tracking.uri=http://127.0.0.1:9"]
+    _, err = finish(retune("run", *words, RETUNE_PATIENCE_SECONDS="1"), code=1)  # else it waits for minutes
     assert "the step 'register' failed: " in err
     assert "http://127.0.0.1:9" in err
     assert "raise RuntimeError" not in err

@@ -3,6 +3,7 @@
 What pushes images and submits to Kubeflow Pipelines is left out: this cluster has no registry, and test_schedule.py submits.
 """
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from retune import study
 from tests.conftest import ROOT
 from tests.e2e.cluster import until
 from tests.e2e.install_page import block, filled, run
-from tests.e2e.objects import KEYS, STUDY, overrides
+from tests.e2e.objects import KEYS, STUDY, TRIALS, overrides
 
 pytestmark = pytest.mark.cluster
 
@@ -41,12 +42,14 @@ def shell(namespace, images, tmp_path):
     names = {
         "kubectl create namespace team-a\n": "", "team-a": place.namespace, "registry.example/ml": registry,
         "s3://my-bucket/retune": "s3://retune",
-        "--timeout 30m": f"--wait --timeout 30m --set-string images.tag={tag} --set storage.endpoint={endpoint},mlflow.workers=1 "
+        "--timeout 30m": f"--timeout 30m --set-string images.tag={tag} --set storage.endpoint={endpoint},mlflow.workers=1 "
         f"--set networkPolicy.storage.namespace={place.namespace}",
     }  # fmt: skip
-    place.shell = lambda *beginnings: run(
-        "".join(filled(block(b), names, KEYS) for b in beginnings), tmp_path, env
-    )
+
+    def shell(*beginnings, **more):
+        return run("".join(filled(block(b), names | more, KEYS) for b in beginnings), tmp_path, env)
+
+    place.shell = shell
     place.folder = tmp_path
     return place
 
@@ -74,12 +77,20 @@ def test_a_new_user_gets_from_the_page_to_a_search_and_back(shell, images):
     )
     shell.shell("for key in USERNAME", "retune mix study.yaml")
     (experiment,) = shell.get("experiments")
+    name = experiment["metadata"]["name"]
+    (pod, *_) = until(lambda: shell.pods(TRIALS), 600, "a trial")
+    printed = shell.shell("kubectl describe experiment NAME", NAME=name, POD=pod)
+    assert "Kind:         Experiment" in printed
+    assert "Kind:         Suggestion" in printed
 
     def succeeded():
-        return shell.get("experiment", experiment["metadata"]["name"])["status"].get("trialsSucceeded") == 2
+        return shell.get("experiment", name)["status"].get("trialsSucceeded") == 2
 
     until(succeeded, 900, "the end of two trials")
-    shell.kubectl("delete", "experiment", experiment["metadata"]["name"])
+    (shell.folder / "my-values.yaml").write_text(shell.helm("get", "values", "retune", "--output", "yaml"))
+    shell.shell("helm upgrade retune")
+    assert json.loads(shell.helm("status", "retune", "--output", "json"))["version"] == 2
+    shell.kubectl("delete", "experiment", name)
     shell.shell("helm uninstall retune")
     left = shell.get(
         "deployments,statefulsets,persistentvolumeclaims,jobs", selector="app.kubernetes.io/instance=retune"
