@@ -46,6 +46,13 @@ class Cluster:
         self.kubectl("label", "namespace", self.namespace, LABEL, namespaced=False)
 
     def remove(self):
+        """Remove the release, part of which is elsewhere, and the namespace; whatever failed before."""
+        for words in (
+            ("kubectl", "delete", "experiments", "--all"),
+            ("helm", "uninstall", "retune", "--wait", "--timeout", "5m"),
+        ):
+            command = [self.programs[words[0]], "--namespace", self.namespace, *words[1:]]
+            subprocess.run(command, capture_output=True, timeout=600)
         self.kubectl(
             "delete", "namespace", self.namespace, "--wait=false", "--ignore-not-found", namespaced=False
         )
