@@ -72,12 +72,14 @@ def run(
     """
     import os
 
-    from retune import study
+    from retune import outages, study
     from retune.processes import stop_signals
     from retune.retuning import run as retuning
     from retune.retuning.forge import TOKENS
     from retune.retuning.notify import notifier
 
+    if outages.in_a_pod():  # as a CronJob, whose next time may be a week away
+        outages.outlast()
     words = [*overrides, *([f"code={_last_commit(paths)}"] if paths else [])]
     loaded = study.load(study_file, words)
     if pull_request is not None and loaded.promote.automatic == "passed":
