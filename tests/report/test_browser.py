@@ -1,6 +1,7 @@
 """The page in a real browser: on a phone nothing sticks out, and nothing is fetched."""
 
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from retune.records import Answered, AnswersRecord
 from retune.report.page import render
+from retune.space import tribes2024
 from tests.report.synthetic import mix, outcome, study, trial
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -44,6 +46,7 @@ onload = () => {
     narrow: figures.filter(f => f.width < 0.8 * Math.min(width, 400)).length,
     flat: figures.filter(f => f.height < 80).length,
     cut: [...page.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.getAttribute("aria-label")),
+    table: page.querySelector("[aria-label=Trials]").clientHeight, window: view.innerHeight,
     type: parseFloat(view.getComputedStyle(page.body).fontSize),
   });
 };</script>"""
@@ -116,3 +119,19 @@ def test_an_empty_study_fits_too(look):
     seen = look(render(study(), None, [], [], None, None), 375)
     assert seen["scroll"] <= seen["width"]
     assert seen["outside"] == []
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_what_follows_a_thousand_trials_is_in_reach(look, width):
+    names = tribes2024()
+    chance = random.Random(0)
+    records = [
+        trial(k, "search", names.decode([chance.randrange(p.levels) for p in names.parameters]), 2 + 1 / k)
+        for k in range(2, 1002)
+    ]
+    page = render(study(), mix(), records, [], None, None)
+    seen = look(page, width)
+    assert 300 < seen["table"] < seen["window"]
+    assert seen["scroll"] <= seen["width"]
+    assert seen["outside"] == []
+    assert len(page) < 2_000_000

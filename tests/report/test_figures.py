@@ -5,7 +5,9 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
+import sklearn.ensemble
 
+from retune.report import importance
 from retune.report.figures import draw, history, write_figures
 from retune.report.importance import MIN_TRIALS, importances
 from retune.report.style import to_svg
@@ -111,22 +113,45 @@ def test_files_for_mlflow(tmp_path):
     assert (tmp_path / "figures/history.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_importances_of_many_trials_are_told_from_some_of_them_and_once(monkeypatch):
+def drawn_at_random(count, parameters, seed):
+    """Return levels of so many settings, and losses in which parameters work alone and together."""
+    chance = random.Random(seed)
+    points = [tuple(chance.randrange(5 + 9 * k) for k in range(parameters)) for _ in range(count)]
+    return points, [p[1] / 7 + (p[0] - 2) ** 2 * (p[-1] % 3) + chance.gauss(0, 0.1) for p in points]
+
+
+@pytest.mark.parametrize(("count", "parameters"), [(10, 2), (60, 4)])
+def test_importances_are_those_of_optunas_fanova(count, parameters):
     import optuna
 
-    sizes = []
-    real = optuna.importance.get_param_importances
+    points, losses = drawn_at_random(count, parameters, seed=count)
+    levels = tuple(5 + 9 * k for k in range(parameters))
+    asked = optuna.create_study()
+    space = {f"p{k}": optuna.distributions.IntDistribution(0, n - 1) for k, n in enumerate(levels)}
+    for point, loss in zip(points, losses, strict=True):
+        params = dict(zip(space, point, strict=True))
+        asked.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=loss))
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    theirs = optuna.importance.get_param_importances(asked, evaluator=evaluator)
+    ours = importance._shares(levels, tuple(zip(points, losses, strict=True)))
+    assert ours == pytest.approx([theirs[name] for name in space], rel=1e-9)
+
+
+def test_importances_are_told_from_all_trials_and_computed_once(monkeypatch):
+    fitted = []
+    real = sklearn.ensemble.RandomForestRegressor.fit
     monkeypatch.setattr(
-        optuna.importance, "get_param_importances", lambda s, **k: sizes.append(len(s.trials)) or real(s, **k)
+        sklearn.ensemble.RandomForestRegressor,
+        "fit",
+        lambda self, x, y: fitted.append(len(x)) or real(self, x, y),
     )
-    monkeypatch.setattr("retune.report.importance.MOST_TRIALS", 30)
     chance = random.Random(1)
-    points = [[chance.randrange(p.levels) for p in SPACE.parameters] for _ in range(60)]
+    points = [[chance.randrange(p.levels) for p in SPACE.parameters] for _ in range(300)]
     records = [
         trial(number, "search", SPACE.decode(levels), 2 + levels[3] / 100)
         for number, levels in enumerate(points, 2)
     ]
     found = importances(records, SPACE, LOSS)
     assert importances(records[::-1], SPACE, LOSS) == found
-    assert sizes == [30]
+    assert fitted == [300]
     assert sum(found.values()) == pytest.approx(1.0)

@@ -19,7 +19,7 @@ from retune.report.data_tables import (
     number,
 )
 from retune.report.figures import draw
-from retune.report.importance import MIN_TRIALS, MOST_TRIALS, settings
+from retune.report.importance import MIN_TRIALS
 from retune.report.style import to_svg, words
 from retune.selection.choice import Row, Selection, select
 from retune.selection.pareto import pareto_set
@@ -226,11 +226,6 @@ def _figures(
     drawn = drawn or draw(trials, study.search.space, study.search.objective, selection)
     shown = []
     for name, (title, note) in FIGURES.items():
-        if (
-            name == "importance"
-            and len(settings(trials, study.search.space, study.search.objective)) > MOST_TRIALS
-        ):
-            note += f" Told from {MOST_TRIALS} settings drawn at random."
         if name in drawn:
             shown.append({"title": title, "svg": Markup(to_svg(drawn[name], name, title)), "note": note})
         elif name == "importance":

@@ -8,6 +8,7 @@ dark.
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 from html import escape
@@ -84,12 +85,7 @@ def to_svg(figure: Figure, name: str, title: str = "") -> str:
         title: read out by screen readers.
 
     """
-    import matplotlib
-
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
+    text = _svg_file(figure, name)
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     head, rest = text.split(">", 1)
@@ -100,6 +96,20 @@ def to_svg(figure: Figure, name: str, title: str = "") -> str:
     return f'{head} role="img" aria-label="{label}">{rest}'.replace(INK, "currentColor")
 
 
+@functools.lru_cache(maxsize=8)
+def _svg_file(figure: Figure, name: str) -> str:
+    """Return a figure as an SVG file; drawn once in a process for the page and for MLflow."""
+    import matplotlib
+
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    figure.set_layout_engine(
+        "none"
+    )  # where things are is known now; finding it takes half the time of a drawing
+    return buffer.getvalue()
+
+
 def write_files(figures: dict[str, Figure], folder: Path) -> list[Path]:
     """Write every figure as PNG and SVG on white, for the parent run in MLflow; return the files."""
     import matplotlib
@@ -107,8 +117,11 @@ def write_files(figures: dict[str, Figure], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, figure in figures.items():
-        for kind in ("png", "svg"):
-            with matplotlib.rc_context(_STYLE):
-                figure.savefig(folder / f"{name}.{kind}", dpi=200, facecolor="white")
-            files.append(folder / f"{name}.{kind}")
+        head, root, rest = re.split(r"(<svg[^>]*>)", _svg_file(figure, name), maxsplit=1)
+        paper = '<rect width="100%" height="100%" fill="white"/>'
+        svg, png = folder / f"{name}.svg", folder / f"{name}.png"
+        svg.write_text(f"{head}{root}{paper}{rest}", encoding="utf-8")
+        with matplotlib.rc_context(_STYLE):
+            figure.savefig(png, dpi=200, facecolor="white")
+        files += [png, svg]
     return files
