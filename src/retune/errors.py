@@ -90,3 +90,9 @@ def as_retune_error(error: RetuneError | OSError) -> RetuneError:
     if error.errno in FULL:
         return DiskFull(f"{text}; free some space and run again")
     return RetuneError(text)
+
+
+def first_line(problem: object) -> str:
+    """Return the first line of an error's text, or of a text; the name of its class where it says nothing."""
+    lines = str(problem).strip().splitlines()
+    return lines[0] if lines else type(problem).__name__

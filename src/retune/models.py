@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retune.errors import InputError
+from retune.errors import InputError, first_line
 from retune.study import Model
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def load_tokenizer(model: Model) -> Any:
         tokenizer = _tokenizer_class(folder).from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"no tokenizer can be read in {folder}: {str(error).splitlines()[0]}", "model.base"
+            f"no tokenizer can be read in {folder}: {first_line(error)}", "model.base"
         ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -313,7 +313,7 @@ def _first_line(error: Exception) -> str:
     """Return an error in one line; transformers writes a table to the log where shapes differ, and refers to it."""
     if "ignore_mismatched_sizes" in str(error):
         return "the shapes of its weights are not those that config.json asks for"
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first_line(error)
 
 
 def read_model(folder: Path, dtype: torch.dtype, attention: str | None, **options: Any) -> Any:
@@ -351,7 +351,7 @@ def config_of(folder: Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(
             f"transformers cannot read {folder / 'config.json'}: {reason}", "model.base"
         ) from error

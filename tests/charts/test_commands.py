@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from retune import store
-from retune.retuning.book import Book
+from retune.retuning.lease import Retunings
 from tests.charts import kubelet
 from tests.charts.helm import EXAMPLES, SETS, find
 from tests.charts.rights import grants, hold
@@ -162,9 +162,9 @@ def test_a_schedule_submits_the_study_with_this_clusters_settings_and_its_budget
     assert "the budget of 0.002 GPU hours in 7 days is used up" in output
     (started,) = pipelines.runs.values()
     assert started["state"] == "CANCELED"
-    (entry,) = Book(f"{s3}/team-a/support-bot").entries()
-    assert (entry.state, entry.reasons, entry.gpu_hours > 0) == ("stopped", ["it was never retuned"], True)
-    assert server.texts()[0] == "support-bot: retuning 1 starts: it was never retuned"
+    (entry,) = Retunings(f"{s3}/team-a/support-bot").entries()
+    assert (entry.state, entry.reasons, entry.gpu_hours > 0) == ("stopped", ["never retuned before"], True)
+    assert server.texts()[0] == "support-bot: retuning 1 starts: never retuned before"
     assert "secret" not in output
     ran = json.loads(started["runtime_config"]["parameters"]["study"])
     assert started["service_account"] == "retune"
@@ -183,10 +183,10 @@ def test_a_schedule_can_be_a_dry_run_and_one_at_work_is_not_disturbed(scheduled,
     code, output, _ = scheduled("keys", dryRun=True)
     assert code == 0, output
     assert "support-bot: would start: mix, search" in output
-    assert "it was never retuned" in output
-    book = Book(f"{s3}/team-a/support-bot", beat_seconds=0.5)
-    assert book.entries() == []
-    with book.take(1, {}, ["by hand"]):
+    assert "never retuned before" in output
+    retunings = Retunings(f"{s3}/team-a/support-bot", beat_seconds=0.5)
+    assert retunings.entries() == []
+    with retunings.acquire(1, {}, ["by hand"]):
         code, output, _ = scheduled("keys")
     assert (code, "retuning 1 is at work" in output) == (75, True), output
     assert not pipelines.runs

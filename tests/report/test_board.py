@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from retune import store
 from retune.records import GateRecord
 from retune.report import board
-from tests.report.synthetic import study, trials
+from tests.report.synthetic import study, trial, trials
 
 pytest_plugins = ["tests.s3_server"]
 
@@ -93,6 +93,21 @@ def test_a_study_that_ended_has_no_queue_and_shows_its_gate_and_peak(tmp_path, s
     assert found["retune_trials", ("state", "running"), name] == 0
     assert found["retune_gate", ("decision", "promote"), name] == 1
     assert found["retune_peak_gpu_memory_bytes", metric, name] == 2 * 2**30
+
+
+def test_the_best_value_is_of_trials_on_all_data_once_there_are_some(tmp_path, serve):
+    part = [
+        trial(number, "proxy", {}, loss).model_copy(update={"trial": f"p{number}"})
+        for number, loss in [(1, 1.5), (2, 1.2)]
+    ]
+    key = ("retune_best_value", ("metric", "validation_loss"), ("study", "alpaca-dolly"))
+    fill(tmp_path / "a", [trial(0, "base", {}, 2.9), *part])
+    assert samples(serve(tmp_path / "a"))[key] == 1.2
+    fill(
+        tmp_path / "b",
+        [trial(0, "base", {}, 2.9), *part, trial(1, "default", {}, 1.9), trial(2, "search", {}, 1.8)],
+    )
+    assert samples(serve(tmp_path / "b"))[key] == 1.8
 
 
 def test_every_study_has_its_live_page(tmp_path, serve):

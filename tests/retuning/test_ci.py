@@ -175,14 +175,14 @@ def test_from_changed_data_by_a_pull_request_to_the_champion(tmp_path, server):
     job.commit("other data")
     (reason,) = job.dry()["reasons"]
     assert reason.startswith("data alpaca-demo.json: ")
-    budget = (
-        job.retunings.spent(30) + result["gpu_hours"] / 3
-    )  # of what the same study took before, on this machine
+    # A third of what the same study took before, on this machine.
+    budget = job.retunings.spent(30) + result["gpu_hours"] / 3
     code, _, err = job.run("--gpu-hours", str(budget))
     assert code == 75, err
     assert "is used up" in err
     assert job.retunings.entries()[-1].state == "stopped"
-    assert job.retunings.spent(30) <= budget
+    # test_lease.py holds when it is stopped; here a busy machine may need a while to end the processes.
+    assert job.retunings.spent(30) <= budget + 30 / 3600
     count = len(job.retunings.entries())
     code, _, err = job.run("--gpu-hours", str(job.retunings.spent(30)))
     assert (code, len(job.retunings.entries())) == (75, count)  # not even started

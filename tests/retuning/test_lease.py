@@ -12,6 +12,7 @@ import pytest
 from retune import store
 from retune.errors import Interrupted
 from retune.retuning.lease import AlreadyRunning, Lease, Retuning, Retunings, stop_when
+from retune.retuning.run import Options, plan
 from tests.conftest import wait_for
 
 pytest_plugins = ["tests.s3_server"]
@@ -23,6 +24,14 @@ with Retunings(sys.argv[1], float(sys.argv[2])).acquire(2, {"base": "b"}, ["beca
     print(lease.entry.number, flush=True)
     time.sleep(float(sys.argv[3]))
 """
+
+
+def test_a_retuning_that_failed_without_a_word_is_still_told(small):
+    """Of a record by another version, say: the next look names it."""
+    loaded = small()
+    record = Retuning(number=1, state="failed", problem="")
+    store.write(Retunings(loaded.root).path(1), record.to_json())
+    assert plan(loaded, Options()).reasons[-1] == "retuning 1 failed: no reason was noted"
 
 
 @pytest.fixture

@@ -24,7 +24,11 @@ def test_a_kill_while_the_tables_are_made_leaves_nothing_in_the_way(tmp_path):
     begun.kill()
     begun.wait()
     assert not path.exists()
+    assert list(tmp_path.glob(".mlflow.db.*"))
     assert connect(f"sqlite:///{path}").search_experiments()
+    assert not list(tmp_path.glob(".mlflow.db.*")), (
+        "the next one that makes the database takes away what was left"
+    )
     with sqlite3.connect(path) as made:
         assert made.execute("select count(*) from alembic_version").fetchone() == (1,)
 

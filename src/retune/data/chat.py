@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from retune.data.example import Turn
-from retune.errors import InputError
+from retune.errors import InputError, first_line
 
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Span = tuple[int, int]
@@ -145,7 +145,7 @@ class ChatTemplate:
                 **self.tokenizer.special_tokens_map,
             )
         except Exception as error:  # a template may raise anything
-            raise TurnsNotFound(f"the template refuses it: {str(error).splitlines()[0]}") from error
+            raise TurnsNotFound(f"the template refuses it: {first_line(error)}") from error
         return texts[0], [(start, end) for start, end in marks[0] if end > start]
 
     def _render(self, turns: Sequence[Turn], ask: bool) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from retune.errors import InputError
+from retune.errors import InputError, first_line
 from retune.store.packed import gunzip
 
 Rows = Iterator[tuple[int, Any]]
@@ -100,9 +100,7 @@ def folder_rows(folder: Path, split: str | None, uri: str) -> Rows:
                 else datasets.load_dataset(str(folder), cache_dir=cache, keep_in_memory=True)
             )
         except Exception as error:  # the library has errors of many kinds, and so have the readers under it
-            raise InputError(
-                f"the folder cannot be read as a data set: {str(error).splitlines()[0]}", uri
-            ) from error
+            raise InputError(f"the folder cannot be read as a data set: {first_line(error)}", uri) from error
         if isinstance(found, datasets.DatasetDict):
             names = list(found)
             chosen = split or ("train" if "train" in names else names[0] if len(names) == 1 else None)
@@ -168,7 +166,7 @@ def _parquet(data: bytes, problems: list[str]) -> Rows:
                 place += 1
                 yield place, record
     except (pa.ArrowException, OSError) as error:
-        problems.append(f"the Parquet file is damaged: {str(error).splitlines()[0]}")
+        problems.append(f"the Parquet file is damaged: {first_line(error)}")
 
 
 def _table(text: str, name: str, problems: list[str]) -> Rows:

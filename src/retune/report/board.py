@@ -115,6 +115,7 @@ def _fill(found: Standing, search: str) -> None:
     better = min if study.search.objective.goal == "minimize" else max
     issued = {path.split("/")[1] for path in files if path.endswith("/assignment.json")}
     done = set()
+    best: dict[bool, float] = {}  # of trials on all data, and of those on a part, which do not compare
     for path, content in files.items():
         if not path.endswith("/trial.json"):
             continue
@@ -128,7 +129,9 @@ def _fill(found: Standing, search: str) -> None:
         if record.role == "base":
             found.base = value
         elif value is not None and record.role != "repeat":
-            found.best = value if found.best is None else better(found.best, value)
+            whole = record.role != "proxy"
+            best[whole] = better(best.get(whole, value), value)
+    found.best = best.get(True, best.get(False))
     if "search.json" not in files:
         found.trials["running"] = len(issued - done)
         found.queued = max(0, study.search.planned_trials - len(issued | done))

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from retune import store, study
-from retune.errors import InputError
+from retune.errors import InputError, first_line
 from retune.records import AnswersRecord, BenchRecord, GateRecord, TrialRecord, by_number
 from retune.report.page import write_report
 from retune.selection.choice import Selection
@@ -91,7 +91,7 @@ def _record(kind: Any, uri: str, problems: list[str], content: bytes | None = No
     try:
         return kind.model_validate(found) if found is not None else None
     except ValueError as error:
-        problems.append(f"{uri} is no {kind.__name__}: {str(error).splitlines()[0]}")
+        problems.append(f"{uri} is no {kind.__name__}: {first_line(error)}")
         return None
 
 

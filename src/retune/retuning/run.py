@@ -7,8 +7,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+<<<<<<< HEAD
 from retune import gpus, outages
 from retune.errors import Interrupted, RetuneError
+=======
+from retune import gpus
+from retune.errors import Interrupted, RetuneError, first_line
+>>>>>>> a812248 (A real Prometheus answers the dashboard's queries; waiting threads sleep; best value of a board, leftovers of a killed database, reasons without words)
 from retune.registry import promotion
 from retune.retuning import changes, forge, proposal
 from retune.retuning.lease import HEARTBEAT_SECONDS, Lease, Retuning, Retunings, stop_when
@@ -119,7 +124,9 @@ def plan(study: Study, options: Options) -> Plan:
     steps = [step for step, done in states.items() if not done]
     lines = changes.reasons(made[-1].inputs if made else None, now) if steps else []
     if steps and last is not None and last.state in ("stopped", "failed"):
-        lines.append(f"retuning {last.number} {last.state}: {(last.problem or '').splitlines()[0]}")
+        lines.append(
+            f"retuning {last.number} {last.state}: {first_line(last.problem or 'no reason was noted')}"
+        )
     if steps and not lines:
         lines = [f"not up to date: {', '.join(steps)}"]
     spent = Retunings(study.root).spent(options.days, entries)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retune import store, study
-from retune.errors import InputError, RetuneError
+from retune.errors import InputError, RetuneError, first_line
 from retune.records import BenchRecord, TrialRecord, by_number, loads, parse
 from retune.selection import rule as rules
 from retune.selection.score_tables import Scored, read_table
@@ -200,7 +200,7 @@ def _records(kind: Any, path: str, names: Iterable[str]) -> list[Any]:
         try:
             found.append(parse(kind, store.read(store.join(path, name)), name))
         except RetuneError as error:
-            problems.append(str(error).splitlines()[0])
+            problems.append(first_line(error))
     if problems:
         raise InputError(problems, path)
     return found

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from retune.errors import InputError, RetuneError
+from retune.errors import InputError, RetuneError, first_line
 from retune.records import BenchRecord, TrialRecord
 from retune.report.folder import newest_search, study_in
 from retune.selection.ranking import measured
@@ -54,7 +54,7 @@ def export(folder: str, storage: str) -> tuple[str, int, int]:
         )
     except Exception as error:  # whatever the database's driver raises
         why = error.__cause__ or error
-        raise RetuneError(f"the storage {storage} cannot be opened: {str(why).splitlines()[0]}") from error
+        raise RetuneError(f"the storage {storage} cannot be opened: {first_line(why)}") from error
     owner = kept.user_attrs.get(SEARCH_ATTR)
     if owner not in (None, search.name) or (owner is None and kept.trials):
         raise InputError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retune.errors import InputError, RetuneError
+from retune.errors import InputError, RetuneError, first_line
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -102,7 +102,7 @@ def _told(where: Target, more: str = "") -> Iterator[None]:
             401: "the hub does not take the token: set HF_TOKEN to one that may write",
             403: f"the token may not write to {where.repo}",
             404: f"the token may not see {where.repo}, or its owner does not exist",
-        }.get(code, f"the hub answered {code}: {str(error).splitlines()[0]}")
+        }.get(code, f"the hub answered {code}: {first_line(error)}")
         raise RetuneError(f"{where.url}: {why}{more}") from error
     except (InputError, RetuneError):
         raise

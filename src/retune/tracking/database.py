@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import re
+import socket
 from pathlib import Path
+
+from retune.processes import alive
 
 _SQLITE = "sqlite:///"
 
@@ -26,7 +31,14 @@ def create_if_missing(uri: str) -> None:
         return
     from mlflow import MlflowClient
 
-    made = path.with_name(f".{path.name}.{os.getpid()}.new")
+    host = socket.gethostname()
+    begun = f".{path.name}.{host}."
+    for left in path.parent.glob(
+        f"{glob.escape(begun)}*.new*"
+    ):  # of processes of this machine that were killed
+        if (owner := re.match(r"\d+", left.name.removeprefix(begun))) and not alive(int(owner[0])):
+            left.unlink(missing_ok=True)
+    made = path.with_name(f"{begun}{os.getpid()}.new")
     made.unlink(missing_ok=True)
     try:
         whole = f"{_SQLITE}{made}"

@@ -14,6 +14,7 @@ import logging
 import os
 import threading
 
+from retune.errors import first_line
 from retune.tracking.applied import StudyOnServer
 from retune.tracking.outbox import Operation, Outbox
 
@@ -168,5 +169,4 @@ def _is_metric(operation: Operation | None) -> bool:
 
 
 def _line(error: Exception) -> str:
-    text = str(error) or type(error).__name__
-    return text.splitlines()[0][:500]
+    return first_line(error)[:500]
