@@ -7,13 +7,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-<<<<<<< HEAD
 from retune import gpus, outages
-from retune.errors import Interrupted, RetuneError
-=======
-from retune import gpus
 from retune.errors import Interrupted, RetuneError, first_line
->>>>>>> a812248 (A real Prometheus answers the dashboard's queries; waiting threads sleep; best value of a board, leftovers of a killed database, reasons without words)
 from retune.registry import promotion
 from retune.retuning import changes, forge, proposal
 from retune.retuning.lease import HEARTBEAT_SECONDS, Lease, Retuning, Retunings, stop_when
