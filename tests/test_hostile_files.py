@@ -30,8 +30,9 @@ STUDIES = {
     "deep mappings": ("a: " + "{a: " * 3000 + "1" + "}" * 3000, "nested deeper"),
     "60 levels": ("a: " + "[" * 60 + "]" * 60, "nested deeper"),
     "no date": ("name: 2001-99-99\n", "month must be"),
-    "a long number": ("seed: " + "9" * 5000, "limit"),
-    "a long hexadecimal number": ("seed: 0x" + "f" * 100_000, "64 bits"),
+    "a long number": ("seed: " + "9" * 5000, "at most 100 characters"),
+    "a long hexadecimal number": ("seed: 0x" + "f" * 100_000, "at most 100 characters"),
+    "a number of 80 bits": ("seed: 0x" + "f" * 20, "64 bits"),
     "Python objects": ("name: !!python/object/apply:os.system ['touch x']\n", "could not determine a constructor"),
     "a null character": ("a: \0", "not allowed"),
     "2 MiB": ("a: " + "x" * (2 << 20), "at most 1 MiB"),
@@ -199,3 +200,25 @@ def test_sealed_content_is_compared():
     assert records.parse(Any, json.dumps(sealed).encode(), "x").a == 1
     with pytest.raises(RetuneError, match="x cannot be read: its checksum"):
         records.parse(Any, json.dumps({**sealed, "a": 2}).encode(), "x")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "name: 1" + ":1" * 100_000, "name: 1" + ":1" * 2000 + ".5", "name: !!bool no bool", 'name: !!int ""', "name: !!timestamp x",
+        "name: !!float x", 'name: "\\ud800"', '"\\ud800": 1', 'name: "\\0"', 'artifacts: {uri: "\\0"}', "artifacts: {uri: ~nobody-at-all/x}",
+        "artifacts: {uri: '" + "a/" * 3000 + "\\0'}", "model: ~nobody-at-all/x", "model: " + "a" * 5000, 'benchmark: {data: {mmlu: "\\0"}}',
+        'tracking: {tensorboard: "a\\0"}', 'search: {warm_start: ["\\0"]}', 'data: {prompt: "\\0"}', "name: |" + "\n a" * 100_000,
+    ],
+    ids=lambda line: line[:30],
+)  # fmt: skip
+def test_texts_and_numbers_that_nothing_can_hold(line, tmp_path):
+    """One error in a few lines, that can be printed, in bounded time: whatever PyYAML or a file system would have said."""
+    path = tmp_path / "study.yaml"
+    path.write_text(line + "\n")
+    begin = time.process_time()
+    with pytest.raises(InputError) as caught:
+        study.load(path)
+    assert time.process_time() - begin < 20
+    assert str(path) in str(caught.value) or "a path must be" in str(caught.value)
+    assert len(str(caught.value).encode()) < 6000

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from click.testing import CliRunner
@@ -166,3 +167,12 @@ def test_a_server_with_a_password_is_found_or_named(small):
     assert "http://me:***@127.0.0.1:9 does not answer" in problem
     (problem,) = tracking(small("tracking.uri=http://you:***@127.0.0.1:9"))
     assert "is masked and not known here" in problem
+
+
+@pytest.mark.parametrize("word", ["://a:b", "http://a", "http://:", "://"])
+def test_a_long_text_of_addresses_is_masked_in_the_time_of_its_length(word):
+    begin = time.process_time()
+    assert uris.mask(word * 20_000) == word * 20_000
+    assert uris.mask(word * 20_000 + "http://me:secret@host/x").endswith("@host/x")
+    assert "secret" not in uris.mask(word * 20_000 + "http://me:secret@host/x")
+    assert time.process_time() - begin < 5

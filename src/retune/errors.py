@@ -23,6 +23,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The errno values of a full disk, a full quota, and a limit on file size (`ulimit -f`)."""
 
 
+_MOST_TOLD = 2000  # letters of each half of a problem
+
+
 class RetuneError(Exception):
     """The base of every error that retune raises on purpose."""
 
@@ -45,7 +48,7 @@ class InputError(RetuneError):
 
     def __init__(self, problems: str | Sequence[str], subject: str | None = None) -> None:
         told = [problems] if isinstance(problems, str) else list(problems)
-        self.problems: list[str] = [mask(problem) for problem in told]
+        self.problems: list[str] = [_cut(mask(problem)) for problem in told]
         self.subject = mask(subject) if subject else subject
         subject = self.subject
         head = f"{subject}: " if subject else ""
@@ -55,6 +58,13 @@ class InputError(RetuneError):
             lines = "\n".join(f"  - {problem}" for problem in self.problems)
             text = f"{head}{len(self.problems)} problems\n{lines}"
         super().__init__(text)
+
+
+def _cut(text: str) -> str:
+    """Return `text`; of a very long one, which repeats a value that somebody gave, the beginning and the end."""
+    if len(text) <= 2 * _MOST_TOLD:
+        return text
+    return f"{text[:_MOST_TOLD]} [… {len(text) - 2 * _MOST_TOLD:,} letters …] {text[-_MOST_TOLD:]}"
 
 
 class Interrupted(RetuneError):

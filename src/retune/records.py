@@ -120,9 +120,21 @@ def _damaged(where: str, why: object) -> RetuneError:
     )
 
 
-def by_number(name: str) -> tuple[list[int], str]:
+def by_number(name: str) -> tuple[list[tuple[int, str]], str]:
     """Return what sorts names of trials by their numbers: trial-999, trial-1000, trial-1000-seed-1."""
-    return [int(digits) for digits in re.findall(r"[0-9]+", name)], name
+    return [_number(digits) for digits in re.findall(r"[0-9]+", name)], name
+
+
+def by_parts(name: str) -> list[tuple[int, str]]:
+    """Return what sorts any names by their words and numbers in turn: a-9, a-10, b-1."""
+    parts = re.split(r"([0-9]+)", name)
+    return [_number(part) if place % 2 else (-1, part) for place, part in enumerate(parts)]
+
+
+def _number(digits: str) -> tuple[int, str]:
+    """Return what sorts whole numbers, which may be too long for Python to read."""
+    digits = digits.lstrip("0")
+    return len(digits), digits
 
 
 class Record(BaseModel):

@@ -188,7 +188,7 @@ class Parameter(BaseModel):
         if low == high or (self.kind == "integer" and (self.scale == "linear" or self.step is None)):
             return []
         if self.kind == "integer":
-            too_close = low * (10**self._grid - 1) < 1
+            too_close = self._grid < 1 and low * (10**self._grid - 1) < 1
         elif self.scale == "log":
             too_close = self._grid <= 10.0 ** (1 - _DIGITS)
         else:  # compare with the last of six digits of the largest value

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from retune.records import by_parts
 from retune.space import Assignment, Space, Value
 from retune.study import Constraint, Search
 from retune.study import Objective as Goal
@@ -263,9 +263,8 @@ def _levels(space: Space, entry: Observation) -> Levels | None:
 def _order(placed: tuple[Levels, Observation]) -> tuple[Any, ...]:
     levels, entry = placed
     number = math.inf if entry.number is None else entry.number
-    name = [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", entry.name)]
     values = sorted((metric, repr(value)) for metric, value in entry.values.items())
-    return number, name, levels, entry.status, values
+    return number, by_parts(entry.name), levels, entry.status, values
 
 
 def _merge(objective: Objective, entries: Sequence[tuple[Levels, Observation]]) -> tuple[Point, ...]:

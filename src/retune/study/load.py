@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from retune.study.problems import all_problems, takes_text
 MOST_BYTES = 1 << 20
 _MOST_LEVELS = 50
 _MOST_NODES = 100_000
+_MOST_DIGITS = 100
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Study:
@@ -55,6 +56,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         raise InputError(f"a study file is a mapping of keys to values, but this one {found}", str(path))
     for override in overrides:
         _override(content, override)
+    if strange := list(_strange(content, ())):
+        raise InputError(strange[:10], str(path))
     _resolve(content, path.resolve().parent, Path.cwd())
     return parse(content, str(path))
 
@@ -137,13 +140,35 @@ def _read(text: str, name: str) -> Any:
         raise ValueError(str(error)) from error
     except RecursionError as error:
         raise ValueError(f"sections and lists are nested deeper than {_MOST_LEVELS} levels") from error
+    except (
+        LookupError,
+        AttributeError,
+        TypeError,
+        OverflowError,
+    ) as error:  # of PyYAML, for `!!bool no bool`
+        raise ValueError(f"a value is not what its tag says: {error!r}") from error
 
 
 def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    _short(node)
     value: int = yaml.SafeLoader.construct_yaml_int(loader, node)
     if value.bit_length() > 64:
         raise yaml.constructor.ConstructorError(None, None, "a number has at most 64 bits", node.start_mark)
     return value
+
+
+def _real(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    _short(node)
+    value: float = yaml.SafeLoader.construct_yaml_float(loader, node)
+    return value
+
+
+def _short(node: yaml.ScalarNode) -> None:
+    """Refuse what takes long to read: the number 1:1:1:… of base 60 grows with each part."""
+    if len(str(node.value)) > _MOST_DIGITS:
+        raise yaml.constructor.ConstructorError(
+            None, None, f"a number has at most {_MOST_DIGITS} characters", node.start_mark
+        )
 
 
 class _Loader(yaml.SafeLoader):
@@ -196,7 +221,25 @@ class _Loader(yaml.SafeLoader):
 
 _FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)\Z")
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+_Loader.add_constructor("tag:yaml.org,2002:float", _real)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+def _strange(content: Any, place: tuple[str, ...]) -> Iterator[str]:
+    """Yield what is wrong with the texts in `content`: no file and no protocol can hold these characters."""
+    if isinstance(content, str) and _STRANGE.search(content):
+        key = ".".join(place) or "the file"
+        yield f"a text has no null character and no half of a surrogate pair, but got {content[:100]!a} for `{key[:100]}`"
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            yield from _strange(key, place)
+            yield from _strange(value, (*place, ascii(key)[1:-1] if isinstance(key, str) else str(key)))
+    elif isinstance(content, list) and len(place) < _MOST_LEVELS:
+        for number, value in enumerate(content):
+            yield from _strange(value, (*place, str(number)))
+
+
+_STRANGE = re.compile("[\0\ud800-\udfff]")
 
 
 def _resolve(content: dict[str, Any], inputs: Path, outputs: Path) -> None:
@@ -217,7 +260,7 @@ def _resolve(content: dict[str, Any], inputs: Path, outputs: Path) -> None:
         model = content["model"] = {"base": model}
     if isinstance(model, dict) and isinstance(model.get("base"), str):
         base = model["base"]
-        if base.startswith((".", "~")) or (inputs / base).is_dir():
+        if base.startswith((".", "~")) or _is_folder(inputs / base):
             _absolute(model, "base", inputs)
     files = _get(content, "benchmark", "data")
     if isinstance(files, dict):
@@ -254,4 +297,16 @@ def _dicts(items: Any) -> Iterable[dict[str, Any]]:
 def _absolute(holder: dict[str, Any], key: str, folder: Path) -> None:
     uri = holder.get(key)
     if isinstance(uri, str) and uri and "://" not in uri:
-        holder[key] = str((folder / Path(uri).expanduser()).resolve())
+        try:
+            holder[key] = str((folder / Path(uri).expanduser()).resolve())
+        except (OSError, RuntimeError) as error:  # too long, a loop of links, the home of nobody
+            raise InputError(
+                f"a path must be one of this machine, but got {uri[:200]!r} for `{key}`: {error}"
+            ) from error
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # too long
+        return False

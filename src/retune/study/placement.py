@@ -6,6 +6,7 @@ validateTopologySpreadConstraints).
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -50,7 +51,7 @@ class _Requirement(Section):
             problems.append(f"`operator: {self.operator}` needs `values`, but there is none for {self.key!r}")
         if self.operator in ("Exists", "DoesNotExist") and count:
             problems.append(f"`operator: {self.operator}` takes no `values`, but got {self.values}")
-        if self.operator in ("Gt", "Lt") and (count != 1 or not self.values[0].lstrip("-").isdigit()):
+        if self.operator in ("Gt", "Lt") and (count != 1 or not re.fullmatch("-?[0-9]+", self.values[0])):
             problems.append(f"`operator: {self.operator}` takes one whole number, but got {self.values}")
         return self._checked(problems)
 

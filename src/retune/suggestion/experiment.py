@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,7 @@ _KINDS = {
     "discrete": katib.DISCRETE,
     "categorical": katib.CATEGORICAL,
 }
+MOST_PARAMETERS, MOST_VALUES, MOST_LETTERS = 1000, 10_000, 10_000
 ISSUED = "retune.issued"
 """The setting that brings back the points issued so far; Katib stores it with the suggestions."""
 WARM = "retune.warm_start"
@@ -150,6 +151,9 @@ def search_of(experiment: Any) -> Search:
     spec, problems = experiment.spec, []
     settings = {entry.name: entry.value for entry in spec.algorithm.algorithm_settings}
     issued, earlier = settings.pop(ISSUED, ""), settings.pop(WARM, "")
+    problems += _too_large(spec, settings)
+    if problems:  # nothing that large is looked at any further
+        raise InputError(problems, "experiment")
     parameters, texts = [], {}
     for entry in spec.parameter_specs.parameters:
         own = {key: settings.pop(f"{key}.{entry.name}", None) for key in ("default", "log_step", "when")}
@@ -179,6 +183,38 @@ def search_of(experiment: Any) -> Search:
     algorithm = spec.algorithm.algorithm_name
     parallel = max(spec.parallel_trial_count, 1)
     return Search(experiment.name, algorithm, space, objective, settings, issued, parallel, texts, warm)
+
+
+def _too_large(spec: Any, settings: Mapping[str, str]) -> list[str]:
+    """Return what is larger than any search is: reading it could take longer than Katib waits."""
+    parameters = spec.parameter_specs.parameters
+    found = []
+    if len(parameters) > MOST_PARAMETERS:
+        found.append(f"a search has at most {MOST_PARAMETERS:,} parameters, but got {len(parameters):,}")
+    for entry in parameters[:MOST_PARAMETERS]:
+        size = len(entry.feasible_space.list)
+        if size > MOST_VALUES:
+            found.append(
+                f"`list` of {entry.name[:50]!r} has at most {MOST_VALUES:,} values, but got {size:,}"
+            )
+        space = entry.feasible_space
+        texts = (entry.name, space.min, space.max, space.step, *space.list[:MOST_VALUES])
+        found += _long(f"a text of parameter {entry.name[:50]!r}", texts)
+    objective = spec.objective
+    found += _long("a metric's name", (objective.objective_metric_name, *objective.additional_metric_names))
+    found += [
+        problem
+        for name, value in settings.items()
+        for problem in _long(f"setting {name[:50]!r}", (name, value))
+    ]
+    return found[:10]
+
+
+def _long(what: str, texts: Iterable[str]) -> list[str]:
+    longest = max(map(len, texts))
+    if longest <= MOST_LETTERS:
+        return []
+    return [f"{what} has at most {MOST_LETTERS:,} letters, but got {longest:,}"]
 
 
 _ANY_SPACE = Space(parameters=(Parameter(name="any", kind="categorical", values=("any",)),))
@@ -328,7 +364,7 @@ def _conditional(spec: Any, parameter: Parameter, text: str) -> Parameter:
     """Return the parameter with its condition."""
     try:
         when = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"setting 'when.{spec.name}' must be JSON, but got {text!r}: {error}") from error
     fields = parameter.model_dump() | {"when": when}
     del fields["name"]
@@ -347,7 +383,7 @@ def _plain(message: str) -> str:
 
 
 def _number(text: str) -> float | int:
-    return int(text) if re.fullmatch(r"[-+]?\d+", text.strip()) else float(text)
+    return int(text) if re.fullmatch("[-+]?[0-9]{1,18}", text.strip()) else float(text)
 
 
 def _finite(text: str) -> float | None:

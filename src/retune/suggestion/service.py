@@ -34,6 +34,10 @@ _LOG = logging.getLogger("retune.suggestion")
 _ANSWER_SECONDS = 45.0  # Katib gives up after 60
 _STOP_SECONDS = 25.0  # Kubernetes kills after 30
 _WORKERS = 10
+_MOST_BYTES = 128 << 20  # of a request: a hundred thousand trials of twenty parameters
+_MOST_CALLS = 100  # at a time; more are refused, so that what waits has a bound
+_MOST_POINTS = 10_000  # in one answer
+_MOST_TOLD = 4000  # letters of an error: it travels in a header, which clients accept up to 8 KiB
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
@@ -47,8 +51,14 @@ class SuggestionService:
     def get_suggestions(self, request: Any, context: Any) -> Any:
         """Answer `GetSuggestions` with exactly the asked number of assignments."""
         begun = time.monotonic()
+        if not context.is_active():  # given up while it waited for its turn
+            return katib.GetSuggestionsReply()
         found = self._read(request.experiment, context)
         count = request.current_request_number
+        if count > _MOST_POINTS:
+            self._refuse(
+                found.name, [f"at most {_MOST_POINTS:,} points are given at once, but got {count:,}"], context
+            )
         before = request.total_request_number - count
         history = history_of(found, request.trials, first=before == 0)
         reply = katib.GetSuggestionsReply()
@@ -89,10 +99,17 @@ class SuggestionService:
         try:
             return search_of(experiment)
         except InputError as error:
-            self._metrics.refused()
-            _LOG.warning("refused", extra={"experiment": experiment.name, "problems": error.problems})
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-            raise  # abort has raised already; this is for the type checker
+            self._refuse(experiment.name, error.problems, context)
+            raise  # that has raised already; this is for the type checker
+
+    def _refuse(self, name: str, problems: list[str], context: Any) -> None:
+        """End the call with INVALID_ARGUMENT; its text tells all problems, of which long ones, and those over 40, are cut."""
+        self._metrics.refused()
+        each = max(_MOST_TOLD // max(len(problems), 1), 100)
+        told = [_cut(problem, each) for problem in problems[:40]]
+        _LOG.warning("refused", extra={"experiment": _cut(name, 100), "problems": told})
+        text = str(InputError(told, f"experiment {_cut(name, 100)!r}"))
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
 
     def _search(
         self, found: Search, history: list[Observation], count: int, issued: int | None
@@ -119,6 +136,12 @@ class SuggestionService:
         arguments = (found.space, found.objective, settings, history, count, 0, issued)
         origin = f"{FALLBACK}: random, {found.algorithm} failed: {reason}"
         return [Proposal(p.assignment, origin) for p in search.explain("random", *arguments)]
+
+
+def _cut(text: str, letters: int) -> str:
+    """Return `text`, or its beginning: a letter beyond ASCII takes nine in a header."""
+    letters = letters if text.isascii() else letters // 9
+    return text if len(text) <= letters else f"{text[:letters]}..."
 
 
 def _within(seconds: float, work: Callable[[], list[Proposal]]) -> list[Proposal]:
@@ -148,7 +171,12 @@ def start(host: str = "[::]", port: int = 6789, metrics: Metrics | None = None) 
         InputError: if the port is taken.
     """
     service = SuggestionService(metrics=metrics)
-    server = grpc.server(ThreadPoolExecutor(_WORKERS), options=[*UNLIMITED, ("grpc.so_reuseport", 0)])
+    options = [
+        ("grpc.max_receive_message_length", _MOST_BYTES),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),
+    ]
+    server = grpc.server(ThreadPoolExecutor(_WORKERS), options=options, maximum_concurrent_rpcs=_MOST_CALLS)
     handlers = {
         "GetSuggestions": _handler(service.get_suggestions, katib.GetSuggestionsRequest),
         "ValidateAlgorithmSettings": _handler(

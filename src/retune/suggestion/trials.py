@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+from retune.records import by_parts
 from retune.search import Observation
 from retune.space import Assignment
 from retune.suggestion import messages as katib
@@ -21,6 +22,7 @@ from retune.suggestion.experiment import Search, strings
 
 _NUMBER, _WARM, _SOURCE = "retune.number", "retune.warm-start", "retune.source"
 _RUNGS = "retune.rungs"
+_WHOLE = "[0-9]{1,18}"
 _STATUS: dict[int, Literal["completed", "failed", "running", "early_stopped"]] = {
     katib.CREATED: "running",
     katib.RUNNING: "running",
@@ -92,7 +94,7 @@ def decode_issued(found: Search) -> list[tuple[tuple[int, ...], int]]:
     """Return the points issued so far with their place; what is not in the space is left out."""
     points = []
     for place, text in enumerate(filter(None, found.issued.split(";"))):
-        if not re.fullmatch(r"\d+(\.\d+)*", text):
+        if not re.fullmatch(rf"{_WHOLE}(\.{_WHOLE})*", text):
             continue
         levels = tuple(map(int, text.split(".")))
         tops = [parameter.levels for parameter in found.space.parameters]
@@ -108,8 +110,7 @@ def _levels(found: Search, assignment: Any) -> str:
 def _order(trial: Any) -> tuple[Any, ...]:
     """Order by completion, unfinished ones last and by start; then by name, digits by their value."""
     done, begun = trial.status.completion_time, trial.status.start_time
-    name = [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", trial.name)]
-    return done == "", done, begun, name
+    return done == "", done, begun, by_parts(trial.name)
 
 
 def _observation(found: Search, trial: Any) -> Observation | None:
@@ -127,7 +128,7 @@ def _observation(found: Search, trial: Any) -> Observation | None:
     for entry in trial.status.observation.metrics:
         values.setdefault(entry.name, _float(entry.value))
     labels = {entry.key: entry.value for entry in trial.spec.labels}
-    number = int(labels[_NUMBER]) if labels.get(_NUMBER, "").isdigit() else None
+    number = int(labels[_NUMBER]) if re.fullmatch(_WHOLE, labels.get(_NUMBER, "")) else None
     status = _STATUS.get(trial.status.condition, "failed")
     warm, source = labels.get(_WARM) == "true", labels.get(_SOURCE, "")
     rungs = _rungs(labels.get(_RUNGS, ""))
