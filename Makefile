@@ -51,7 +51,7 @@ test-lowest: $(VENV)/.dev ## run the tests of training and decoding with the old
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip --disable-pip-version-check --quiet install "torch==$(shell sed -n 's/^train = .*"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml).*"
 	$(BIN)/python -c 'import site; print(*site.getsitepackages(), "$(CURDIR)/src", sep="\n")' > $$($(LOWEST)/bin/python -c 'import site; print(site.getsitepackages()[0])')/zz-the-rest.pth
-	$(LOWEST)/bin/python -m pytest tests/training tests/evaluation/decoding --ignore tests/training/test_architectures.py
+	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile tests/training tests/evaluation/decoding --ignore tests/training/test_architectures.py
 
 lint: $(VENV)/.dev ## ruff, types, layers
 	$(BIN)/ruff check .

@@ -52,6 +52,34 @@ except Interrupted:
 else:
     raise SystemExit("it was not stopped")
 run_trial(study, data, task("stopped"), base)
+if base.devices.sharded:  # memory runs out in one process: in a forward, in a backward, and in a validation
+    from retune.events import Note
+
+    class Short(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            if gradient.shape[1] > 260:
+                raise torch.OutOfMemoryError("CUDA out of memory in the backward pass.")
+            return gradient
+
+    def short(module, arguments):
+        x, rank = arguments[0], base.devices.rank
+        if x.shape[1] > (280 if rank else 900):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return (Short.apply(x),) if rank == 0 and x.requires_grad else None
+
+    settings = json.loads(settings) | {"batch_size": 7}
+    study = make_study(base_folder, **settings)
+    run_trial(study, data, task("roomy"), base)
+    base.load().model.model.layers[1].mlp.register_forward_pre_hook(short)
+    notes = []
+    run_trial(study, data, task("short"), base, lambda event: notes.append(event))
+    with open(f"{out}/notes-{base.devices.rank}.json", "w") as file:
+        json.dump([note.text for note in notes if isinstance(note, Note)], file)
 run_trial(study, data, TrialTask(trial="base", number=0, role="base", folder=f"{out}/base"), base)
 torch.distributed.destroy_process_group()
 """
@@ -105,6 +133,15 @@ def test_two_processes_learn_what_one_learns(base, base_folder, data, task, tmp_
     assert (together.tokens, together.steps) == (alone.tokens, alone.steps)
     assert (stopped.status, stopped.adapter_digest) == ("completed", together.adapter_digest)
     assert stopped.values["validation_loss"] == together.values["validation_loss"]
+    if sharded == "true":
+        roomy, short = record(tmp_path / "roomy"), record(tmp_path / "short")
+        assert short.status == "completed", short.reason
+        for curve in ("train_loss", "validation_loss"):
+            ours, theirs = ([point.value for point in r.curves[curve]] for r in (short, roomy))
+            assert ours == pytest.approx(theirs, rel=1e-5)
+        for rank in (0, 1):
+            notes = json.loads((tmp_path / f"notes-{rank}.json").read_text())
+            assert any("ran out of memory: its records are computed in two halves" in note for note in notes)
     untuned = record(tmp_path / "base").values["validation_loss"]
     assert untuned == pytest.approx(base.evaluate(None, data, make_study(base_folder)), rel=1e-5)
 

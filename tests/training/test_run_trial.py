@@ -70,7 +70,7 @@ def test_the_adapter_loads_in_peft_and_gives_the_recorded_loss(study, data, base
     with torch.no_grad():
         for r in range(len(tokens)):
             span = slice(int(tokens.offsets[r]), int(tokens.offsets[r + 1]))
-            ids, counted = tokens.ids[span], tokens.counted[span]
+            ids, counted = tokens.ids[span].long(), tokens.counted[span]
             logp = model(input_ids=ids[None]).logits[0].float().log_softmax(-1)
             total -= float(logp[:-1].gather(1, ids[1:, None])[counted[1:]].double().sum())
     assert total / int(tokens.counted.sum()) == pytest.approx(

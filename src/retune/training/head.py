@@ -11,23 +11,23 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from retune.training.guarded import is_sharded
+
 LOGITS = 1 << 26
 """Logits that are there at once, at most: 256 MiB in float32, and a few times that in what is computed of them."""
 
 
 def decoder(core: Any) -> nn.Module | None:
-    """Return what lies before the head of a transformers model; None if the two cannot be called apart.
-
-    Over the weights of a sharded model (FSDP) only its whole forward has power.
-    """
+    """Return what lies before the head of a transformers model; None if the two cannot be called apart."""
     body = getattr(core, "base_model", None)
-    if not isinstance(body, nn.Module) or body is core or hasattr(core, "unshard"):
+    if not isinstance(body, nn.Module) or body is core:
         return None
     inner = getattr(body, "decoder", None)  # OPT and Bart call it themselves
     return inner if isinstance(inner, nn.Module) and inner is core.get_decoder() else body
@@ -66,10 +66,12 @@ def losses(core: Any, body: nn.Module, output: Any, rows: Tensor, targets: Tenso
 def _logits(core: Any, body: nn.Module, output: Any, targets: Tensor) -> Callable[[Tensor], Tensor]:
     takes_cache = "use_cache" in inspect.signature(core.forward).parameters
     options: dict[str, Any] = {"use_cache": False} if takes_cache else {}
+    # Of a sharded model this runs inside of its forward (`guarded.within`), which must not be entered once more.
+    call = partial(type(core).forward, core) if is_sharded(core) else core
 
     def logits_of(part: Tensor) -> Tensor:
         with _giving(body, type(output)(**{**output, "last_hidden_state": part.unsqueeze(0)})):
-            made: Tensor = core(input_ids=targets[: len(part)].unsqueeze(0), **options).logits
+            made: Tensor = call(input_ids=targets[: len(part)].unsqueeze(0), **options).logits
         return made[0]
 
     return logits_of

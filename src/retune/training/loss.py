@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from retune.data.batches import Batch
 from retune.training import head, one_by_one
 from retune.training.attention import flattens, segments
+from retune.training.guarded import within
 from retune.training.one_by_one import transformers_model
 from retune.training.passes import Layout
 
@@ -39,7 +40,7 @@ def loss_sum(model: Any, batch: Batch) -> Tensor:
     core = transformers_model(model)
     body, inputs = head.decoder(core), _inputs(batch)
     if body is not None:
-        return head.loss_sum(core, body, body(**inputs), batch.rows, batch.targets)
+        return within(core, lambda: head.loss_sum(core, body, body(**inputs), batch.rows, batch.targets))
     logits = model(**inputs, logits_to_keep=batch.rows).logits
     return cross_entropy(logits[0].float(), batch.targets, reduction="sum")
 

@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from retune.data.batches import Batch
 from retune.training import head
 from retune.training.attention import attending
+from retune.training.guarded import within
 
 _READING = "_retune_reading"
 
@@ -100,9 +101,8 @@ def _loss_sum(model: Any, ids: Tensor, rows: Tensor, targets: Tensor, reading: R
     if body is None:
         return cross_entropy(logits(model, ids, rows), targets, reduction="sum")
     reset_rotary(core)
-    return head.loss_sum(
-        core, body, body(input_ids=ids, **_options(body, ids, model.training)), rows, targets
-    )
+    options = _options(body, ids, model.training)
+    return within(core, lambda: head.loss_sum(core, body, body(input_ids=ids, **options), rows, targets))
 
 
 def logits(model: Any, ids: Tensor, rows: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from retune.events import Note
 from retune.training import memory, recompute
 from retune.training.devices import Devices
 from retune.training.dropout import Window, drawing
+from retune.training.guarded import RanOut, guarding
 from retune.training.recompute import generators, set_generators
 from retune.training.record_dropout import RecordDraws, drawn_by_record
 from retune.training.record_dropout import draws as record_draws
@@ -150,18 +151,17 @@ class Passes:
         """
         self._seed = seed
         total = torch.zeros((), device=self.devices.device)
-        waiting = self._plan(records)
-        for _ in range(self.devices.most(max(1, len(waiting))) - len(waiting)):
-            waiting.append(Pass(Unit([spare], [self._lengths[spare]]), 0, 0))
+        nothing = Pass(Unit([spare], [self._lengths[spare]]), 0, 0)
+        waiting = self._plan(records) or [nothing]
         waiting.reverse()
-        while waiting:
-            run = waiting.pop()
-            loss = self._attempt(run, counted)
-            if loss is None:
-                memory.give_back(self.devices.device)
-                waiting += reversed(run.halves() if run.stop - run.start > 1 else [run])
+        while self.devices.most(len(waiting)):
+            run = waiting.pop() if waiting else nothing
+            found = self._attempt(run, counted)
+            if isinstance(found, Tensor):
+                total += found
             else:
-                total += loss
+                memory.give_back(self.devices.device)
+                waiting += reversed(found)
         return total
 
     def _plan(self, records: Sequence[int]) -> list[Pass]:
@@ -180,8 +180,8 @@ class Passes:
             ]
         return plan(records, self._lengths, limit)
 
-    def _attempt(self, run: Pass, counted: int) -> Tensor | None:
-        """Add the gradients of a pass and return its loss, or None if it ran out of memory and nothing was added."""
+    def _attempt(self, run: Pass, counted: int) -> Tensor | list[Pass]:
+        """Add the gradients of a pass and return its loss; if it ran out of memory nothing was added: what to do instead."""
         sums = [parameter.grad for parameter in self.parameters]
         for parameter in self.parameters:
             parameter.grad = None
@@ -190,17 +190,28 @@ class Passes:
         except Exception as error:
             for parameter, before in zip(self.parameters, sums, strict=True):
                 parameter.grad = before
-            if self.devices.sharded or not memory.is_out_of_memory(error):
-                raise  # of a sharded base the others would wait for this process for ever
-            then = self.room.shrink(run.tokens, run.stop - run.start)
-            if then is None:
+            agreed = isinstance(error, RanOut)
+            if not memory.is_out_of_memory(error) or (self.devices.sharded and not agreed):
                 raise
-            self.report(Note(f"a pass of {run.tokens} tokens ran out of memory: {then}"))
-            return None
+            return self._instead(run, error)
         for parameter, before in zip(self.parameters, sums, strict=True):
             if before is not None:
                 parameter.grad = before if parameter.grad is None else before.add_(parameter.grad)
         return loss
+
+    def _instead(self, run: Pass, error: Exception) -> list[Pass]:
+        """Return what to do instead of a pass that ran out of memory, here or in another process; raise `error` if nothing."""
+        if isinstance(error, RanOut) and not error.here:
+            then, parts = "", [run]
+        else:
+            then = self.room.shrink(run.tokens, run.stop - run.start) or ""
+            parts = run.halves() if run.stop - run.start > 1 else [run]
+            if then:
+                self.report(Note(f"a pass of {run.tokens} tokens ran out of memory: {then}"))
+        hopeless = not then and (not isinstance(error, RanOut) or error.here)
+        if self.devices.most(int(hopeless)):
+            raise error
+        return parts
 
     def _gradients(self, run: Pass, counted: int) -> Tensor:
         device, spare = self.devices.device, run.start == run.stop
@@ -209,9 +220,11 @@ class Passes:
         before = self.room.begin()
         window, draws = (None, None) if spare else (self._window(run), self._draws(run))
         drawn = recompute.drawing_from(draws.generators) if draws else nullcontext()
-        with again, drawn, drawn_by_record(draws), drawing(window):
+        with again, guarding(self.core) as guard, drawn, drawn_by_record(draws), drawing(window):
             loss = self.loss(self.model, batch)
+            guard.agree(self.devices)
             self.scale(loss * 0 if spare else loss / counted).backward()  # type: ignore[no-untyped-call]
+            guard.agree(self.devices)
         self.room.end(before, run.tokens)
         return loss.detach() * (0 if spare else 1)
 

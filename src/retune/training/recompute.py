@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from retune.training import lora_linear
 
 
-class _NoTensor(Exception):
+class NoTensor(Exception):
     """The layer gives something else than one tensor; `state`: of the generators before it drew."""
 
     def __init__(self, state: list[Tensor]) -> None:
@@ -59,7 +59,7 @@ def _forward(layer: Any, plain: set[type], hidden: Tensor, *args: Any, **kwargs:
 
     try:
         return _Recomputed.apply(hidden, run, *trained)  # type: ignore[no-untyped-call]
-    except _NoTensor as error:
+    except NoTensor as error:
         plain.add(type(layer))
         set_generators(error.state, hidden.device)  # as if it had not been tried
         return run(hidden)
@@ -75,7 +75,7 @@ class _Recomputed(torch.autograd.Function):
         ctx.save_for_backward(hidden)
         out = run(hidden)
         if not isinstance(out, Tensor):
-            raise _NoTensor(ctx.state)
+            raise NoTensor(ctx.state)
         return out
 
     @staticmethod

@@ -15,7 +15,9 @@ from retune.data.batches import flatten, passes, share
 from retune.data.tokens import Tokens
 from retune.training import memory
 from retune.training.devices import Devices
+from retune.training.guarded import RanOut, guarding
 from retune.training.loss import layout, loss_sum
+from retune.training.one_by_one import transformers_model
 
 PASS_TOKENS = 4096
 
@@ -45,26 +47,38 @@ def validation_loss(
     try:
         with torch.no_grad():
             how = layout(model)
-            runs = list(passes(lengths, 1 if how == "alone" else pass_tokens, how == "padded"))
-            rounds = devices.most(len(runs))
-            for places in runs:
+            runs = passes(lengths, 1 if how == "alone" else pass_tokens, how == "padded")
+            waiting = [[mine[place] for place in places] for places in runs]
+            waiting.reverse()
+            while devices.most(len(waiting)):
                 if poll is not None:
                     poll()
-                total += _sum(model, tokens, [mine[place] for place in places], devices)
-            for _ in range(rounds - len(runs)):  # take part in the others' exchange, add nothing
-                loss_sum(model, flatten(tokens, [0]).to(devices.device))
+                records = (
+                    waiting.pop() if waiting else []
+                )  # then take part in the others' exchange and add nothing
+                found = _sum(model, tokens, records or [0], devices)
+                if not isinstance(found, torch.Tensor):
+                    memory.give_back(devices.device)
+                    waiting += reversed(found if records else [])
+                elif records:
+                    total += found
     finally:
         model.train(training)
     return float(devices.sum(total)) / int(tokens.counts.sum())
 
 
-def _sum(model: Any, tokens: Tokens, records: list[int], devices: Devices) -> torch.Tensor:
-    """Return the sum of -log p over some records in one pass, or in halves of it where memory runs out."""
-    try:
-        return loss_sum(model, flatten(tokens, records).to(devices.device)).double()
-    except Exception as error:
-        if len(records) == 1 or devices.sharded or not memory.is_out_of_memory(error):
-            raise
-    memory.give_back(devices.device)
+def _sum(model: Any, tokens: Tokens, records: list[int], devices: Devices) -> torch.Tensor | list[list[int]]:
+    """Return the sum of -log p over some records in one pass; if it ran out of memory, what to do instead.
+
+    Raises:
+        RanOut: if nothing is left to do.
+    """
+    with guarding(transformers_model(model)) as guard, guard.catching():
+        loss = loss_sum(model, flatten(tokens, records).to(devices.device)).double()
+    hopeless = guard.error is not None and len(records) == 1
+    if devices.most(int(hopeless)):
+        raise RanOut(guard.error)
+    if not devices.most(int(guard.error is not None)):
+        return loss
     middle = len(records) // 2
-    return _sum(model, tokens, records[:middle], devices) + _sum(model, tokens, records[middle:], devices)
+    return [records] if guard.error is None else [records[:middle], records[middle:]]
