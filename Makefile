@@ -28,7 +28,7 @@ demo: $(VENV)/.all ## run a whole small study, from raw data to a promoted adapt
 	$(BIN)/retune run examples/01-first-study/study.yaml
 
 test: $(VENV)/.dev ## run every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 E2E ?= tests/e2e
 # LOAD names the command that gives the nodes an image, one call an image, e.g. LOAD='kind load docker-image'.
@@ -38,7 +38,7 @@ cluster-test: $(VENV)/.dev ## run tests/e2e on the cluster of KUBECONFIG (docs/c
 	RETUNE_E2E_TAG=$(TAG) $(BIN)/python -m pytest $(E2E) -m cluster
 
 quick: $(VENV)/.dev ## run the tests that take seconds
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-gpu: $(VENV)/.dev ## run what trains and scores on this machine's GPU, Llama-2-7B's shape among it, and print its peaks
 	$(BIN)/python -m pytest -s tests/training/test_on_gpu.py

@@ -59,7 +59,7 @@ class Server:
         log = (self.folder / "log").open("a")
         self._process = subprocess.Popen(
             command, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            env={**os.environ, **self.env},
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **self.env},
         )  # fmt: skip
         end = time.monotonic() + 240
         while not self._answers():

@@ -50,6 +50,7 @@ def run(tmp_path):
 # Katib's configuration
 
 
+@pytest.mark.slow
 def test_the_hooks_put_our_algorithms_into_katib_and_take_them_out(rendered, cluster, run):
     """Under the account's own rights, and twice, as an upgrade does."""
     documents, config = rendered["production"], cluster.kubeconfig()
@@ -300,6 +301,7 @@ def answers(address, host, **headers):
         return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["retune-test-mlflow", "retune-test-storage"])
 def test_a_check_fails_where_there_is_nothing(helm, run, name):
     documents = helm.render(

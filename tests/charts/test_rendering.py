@@ -43,6 +43,7 @@ def test_golden(rendered, name):
     assert text == file.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: "{}.{}".format(*version))
 def test_kubernetes_takes_every_object(rendered, version):
     found = {

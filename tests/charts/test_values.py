@@ -95,6 +95,7 @@ def test_a_misspelt_key_is_refused(helm, section):
     assert "Additional property misspelt is not allowed" in found.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "word",
     [

@@ -510,6 +510,7 @@ def test_to_and_from_s3(two, tmp_path, s3):
     assert mixing.recipe_digest(two.model_copy(update={"sources": remote}), 0) != here.recipe
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_leaves_no_half_mix(two, tmp_path):
     """Over the mix of another seed, so that a marker of the old mix could be taken for the new one's."""
     code = (

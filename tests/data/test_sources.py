@@ -247,6 +247,7 @@ def test_from_s3(s3):
 DATA = Path(os.environ.get("RETUNE_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.skipif(not DATA.is_dir(), reason="no real data: set RETUNE_DATA")
 def test_real_files():

@@ -132,6 +132,7 @@ def test_conversations_under_a_chat_template(tmp_path):
     same(found, tokenize_examples(mixing.load_split(out, "train"), given, how, 64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train-ids.npy", "train-counted.npy", "train-offsets.npy", "tokens.json"])
 @pytest.mark.parametrize(
     "harm", [lambda b: b[:-3], lambda b: b[:-1] + bytes([b[-1] ^ 1])], ids=["cut", "flipped"]
@@ -158,6 +159,7 @@ def test_a_killed_mix_leaves_no_marker(tmp_path, monkeypatch):
     assert len(written) == 2 + 6 + 2
 
 
+@pytest.mark.slow
 def test_the_files_are_mapped_not_read(tmp_path):
     """9 million tokens are opened by a process that grows by far less than they take as lists."""
     import numpy as np

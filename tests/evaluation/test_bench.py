@@ -78,6 +78,7 @@ def test_records_of_base_and_adapter(model, adapter, mmlu, bbh, tmp_path):
     assert (last.done, last.total, last.seconds_left) == (14, 14, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 64])
 def test_predictions_do_not_depend_on_the_batch_size(model, adapter, mmlu, bbh, tmp_path, batch_size):
     def predictions(size):
@@ -103,6 +104,7 @@ EDITS = {
 }
 
 
+@pytest.mark.slow
 def test_no_adapter_changes_what_is_scored_after_it(model, base, adapter, mmlu, bbh, tmp_path):
     """Whatever the adapters do to the base, each candidate's answers are those that it gives alone."""
     candidates = [Candidate("base"), Candidate("plain", str(adapter))]
@@ -156,6 +158,7 @@ def test_a_second_run_keeps_the_records_and_loads_nothing(model, adapter, mmlu, 
     assert all(event.kept for event in events)
 
 
+@pytest.mark.slow
 def test_what_decides_the_answers_makes_a_new_record(model, base, adapter, mmlu, bbh, tmp_path):
     out = str(tmp_path / "out")
 
@@ -190,6 +193,7 @@ def test_a_record_cut_off_is_made_again(model, mmlu, bbh, tmp_path):
     assert again.answers == first.answers
 
 
+@pytest.mark.slow
 def test_killed_between_tasks_it_carries_on(base, mmlu, bbh, tmp_path):
     program = textwrap.dedent(f"""
         import torch; torch.set_num_threads(1)
@@ -323,6 +327,7 @@ def test_humaneval_whole(model, tmp_path):
     assert all("\n\n" not in answer["prediction"] for answer in record.answers)
 
 
+@pytest.mark.slow
 def test_humaneval_sampled(model, tmp_path):
     path = tmp_path / "h.jsonl"
     # What a random model writes behind a comment's mark runs as long as it stays on the line.

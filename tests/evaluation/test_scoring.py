@@ -77,6 +77,7 @@ def test_a_trial_and_the_base_have_the_score_that_the_benchmark_gives(study, pla
     assert kept.values["hellaswag"] == tuned.score
 
 
+@pytest.mark.slow
 def test_a_diverged_adapter_fails_its_trial_and_not_the_search(study, place, base, tmp_path, monkeypatch):
     from retune.errors import TrialFailed
     from retune.evaluation.decoding.generate import Decoder

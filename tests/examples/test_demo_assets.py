@@ -119,6 +119,7 @@ def test_code_problems_are_solved_by_their_solutions():
         names["check"](names[problem["entry_point"]])
 
 
+@pytest.mark.slow
 def test_tokenizer_is_what_the_script_builds(tmp_path):
     build("examples.base.build", "--out", str(tmp_path), "--steps", "0")
 

@@ -42,6 +42,7 @@ def overlay(kustomize, tmp_path):
     return build
 
 
+@pytest.mark.slow
 def test_the_generated_files_are_what_chart_and_program_say(helm):
     words = [sys.executable, str(K8S / "generate.py"), "--check", "--helm", helm._program]
     done = subprocess.run(words, capture_output=True, text=True)
@@ -53,6 +54,7 @@ def test_there_is_a_kustomization_for_each_purpose():
     assert wanted <= set(KUSTOMIZATIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [VERSIONS[0], VERSIONS[-1]], ids=lambda version: "{}.{}".format(*version))
 @pytest.mark.parametrize("folder", KUSTOMIZATIONS)
 def test_kubernetes_takes_every_object(kustomize, folder, version):

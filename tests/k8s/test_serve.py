@@ -169,6 +169,7 @@ def versions(database, tmp_path):
     return database
 
 
+@pytest.mark.slow
 def test_a_promotion_is_rolled_out_and_its_rollback_rolled_back(built, api, versions):
     kind, documents = built
     name, _, plural = KINDS[kind]

@@ -40,6 +40,7 @@ def suggest(space, known, count=4, seed=0, **more):
     return search.explain("language-bo", space, LOSS, {**TINY, "LH_SEARCH": 0, **more}, known, count, seed)
 
 
+@pytest.mark.slow
 def test_new_points_on_the_grid_whatever_the_order_and_in_another_process():
     space, known = tribes2024(), history(tribes2024())
     found = suggest(space, known)
@@ -81,6 +82,7 @@ def test_the_start_is_the_default_and_a_hypercube_and_needs_no_model():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [{"projection": 0, "token": False}, {"token": False}, {"projection": 0}])
 def test_the_ablations_give_other_points(parts):
     """Embedding alone, with projection, with token: each is another model of the same results."""
@@ -88,6 +90,7 @@ def test_the_ablations_give_other_points(parts):
     assert suggest(space, known, **parts) != suggest(space, known)
 
 
+@pytest.mark.slow
 def test_the_search_finds_the_valley():
     space, known = tribes2024(), []
     while len(known) < 24:

@@ -23,6 +23,7 @@ def documents(name, study):
     return list(yaml.safe_load_all(package(name, study)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PIPELINES)
 def test_nothing_but_image_and_resources_differs_from_the_golden_file(small, name):
     spec, _ = documents(name, small(*CLUSTER))

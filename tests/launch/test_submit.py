@@ -28,6 +28,7 @@ def kubeflow(tmp_path):
         process.wait()
 
 
+@pytest.mark.slow
 def test_a_package_is_uploaded_once(kubeflow, small):
     client, study = Kubeflow(kubeflow.address), small(*CLUSTER)
     runs = [client.submit("search", study, {"study": study.model_dump_json()}) for _ in range(2)]
@@ -42,6 +43,7 @@ def test_a_package_is_uploaded_once(kubeflow, small):
     assert runs[0].url == f"{kubeflow.address}/#/runs/details/{runs[0].id}"
 
 
+@pytest.mark.slow
 def test_other_pods_are_another_version(kubeflow, small):
     client = Kubeflow(kubeflow.address)
     versions = {
@@ -51,6 +53,7 @@ def test_other_pods_are_another_version(kubeflow, small):
     assert len(kubeflow.pipelines) == 1
 
 
+@pytest.mark.slow
 def test_waiting_bears_lost_replies_and_ends_on_a_cancelled_run(kubeflow, small):
     client = Kubeflow(kubeflow.address)
     run = client.submit("search", small(*CLUSTER), {"study": "{}"})
@@ -75,6 +78,7 @@ def test_a_server_that_is_away_or_refuses_is_told_in_one_sentence(kubeflow, smal
         client.submit("search", small(*CLUSTER), {})
 
 
+@pytest.mark.slow
 def test_a_study_has_one_schedule(kubeflow, small):
     client, study = Kubeflow(kubeflow.address), small(*CLUSTER)
     client.schedule("search", study, {"study": "{}"}, "0 3 * * 1")
@@ -173,6 +177,7 @@ def long_study(small, count, length=60):
     return small(*CLUSTER, f"search.warm_start=[{starts}]")
 
 
+@pytest.mark.slow
 def test_a_study_over_kfps_limit_is_packed(kubeflow, small):
     study = long_study(small, 300)
     plain = {"study": study.model_dump_json()}

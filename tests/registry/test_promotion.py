@@ -134,6 +134,7 @@ def test_what_cannot_be_promoted(database, versions):
     assert aliases(database, "m") == Aliases("1", None, "3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails_at", [1, 2, 3])
 def test_a_crash_at_any_step_leaves_a_champion_and_can_be_repeated(database, versions, monkeypatch, fails_at):
     versions(3)
@@ -337,6 +338,7 @@ def test_the_command_shows_moves_and_rolls_back(database, versions):
     assert run(database, "--to", "1", "--rollback")[0] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["03", "0003", "3"])
 def test_a_version_is_a_number_however_it_is_written(database, versions, version):
     versions(3)

@@ -125,6 +125,7 @@ def test_every_study_has_its_live_page(tmp_path, serve):
             get(f"{url}/{path}")
 
 
+@pytest.mark.slow
 def test_studies_in_a_bucket_and_a_bucket_that_is_away(s3, serve, monkeypatch):
     fill(s3)
     url = serve(s3)

@@ -138,6 +138,7 @@ def kept(tmp_path):
     return tmp_path / "alpaca-dolly"
 
 
+@pytest.mark.slow
 def test_the_page_can_be_written_again_from_the_records_alone(kept, whole):
     asked, records, scores, selection, gate = outcome()
     write_report(asked, mix(), records, scores, selection, gate, kept / "first.html")

@@ -190,6 +190,7 @@ def test_from_changed_data_by_a_pull_request_to_the_champion(tmp_path, server):
     assert any(line.startswith("retuning 3 stopped: the budget of") for line in job.dry()["reasons"])
 
 
+@pytest.mark.slow
 def test_reverting_a_merge_brings_the_champion_back_and_an_old_proposal_is_refused(tmp_path, database):
     from retune.retuning.proposal import Pin
     from retune.retuning.run import apply_pin

@@ -49,6 +49,7 @@ def test_what_is_not_active_keeps_its_default():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", sorted(set(search.ALGORITHMS) - {"soo", "bamsoo"}))
 def test_every_point_of_a_conditional_space_is_tried_once(algorithm):
     history = []

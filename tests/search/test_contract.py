@@ -17,6 +17,7 @@ ALGORITHMS = sorted(search.ALGORITHMS)
 each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
 
+@pytest.mark.slow
 class TestModelBased(AlgorithmContract):
     @pytest.fixture(params=sorted({*ALGORITHMS} - {"random", "lhs", "soo", "bamsoo"}))
     def algorithm(self, request):
@@ -39,6 +40,7 @@ class TestTrees(AlgorithmContract):
         return request.param
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [lambda unit: 1.0, lambda unit: sum(unit)], ids=["flat", "tilted"])
 @pytest.mark.parametrize("algorithm", ["soo", "bamsoo"])
 def test_an_exhausted_tree_ends(algorithm, values):

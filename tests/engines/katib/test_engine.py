@@ -23,6 +23,7 @@ def settings(run):
     return [json.dumps(run.searched[number].assignment, sort_keys=True) for number in sorted(run.searched)]
 
 
+@pytest.mark.slow
 def test_a_study_gives_what_the_local_engine_gives(cluster, run_on, tmp_path):
     run = run_on()
     assert [(r.trial, r.role, r.status) for r in run.outcome.records] == [
@@ -44,6 +45,7 @@ def test_a_study_gives_what_the_local_engine_gives(cluster, run_on, tmp_path):
     assert made["metadata"]["name"].startswith("first-study-")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["nomad", "tpe", "random"])
 def test_the_demo_study_ends_through_restarts_and_lost_replies(cluster, run_on, algorithm):
     cluster.lose, cluster.kill_before = {2, 3, 7}, {4, 6}
@@ -59,6 +61,7 @@ def test_the_demo_study_ends_through_restarts_and_lost_replies(cluster, run_on, 
     assert 3 <= len(repeated) <= 4, [r.trial for r in ranked[:4]]
 
 
+@pytest.mark.slow
 def test_one_after_the_other_nothing_that_happens_changes_what_is_tried(
     make_cluster, run_on, on_katib, tmp_path
 ):
@@ -100,6 +103,7 @@ def foreign(cluster, experiment, number):
     cluster.objects.create("trials", "team-b", content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", [*OURS, *KATIB_ONLY])
 def test_every_algorithm_runs_to_its_end(cluster, run_on, algorithm):
     several = ", {metric: peak_gpu_gib}" if algorithm in ("nomad", "lhs") else ""
@@ -185,6 +189,7 @@ def test_a_default_between_two_levels_is_tried_exactly(cluster, run_on):
 # Failures
 
 
+@pytest.mark.slow
 def test_failed_silent_and_nan_trials_are_recorded_and_the_search_goes_on(cluster, run_on):
     wrong(cluster, fail=[1, 20], silent=[21, 34], nan=[35, 47])
     run = run_on("search.trials=14", "search.max_failed=null")
@@ -267,6 +272,7 @@ def test_an_evicted_pod_is_started_again_and_a_deleted_one_is_a_failure(cluster,
     assert cluster.trials()[done[1]] == "Failed"
 
 
+@pytest.mark.slow
 def test_an_early_stopped_trial_has_its_last_value_and_no_objective(cluster, run_on):
     wrong(cluster, seconds=0.8, epochs=4)
     stop = "cluster.katib.early_stopping=medianstop"
@@ -323,6 +329,7 @@ def test_stopped_it_leaves_the_experiment_going_and_finds_it_again(cluster, run_
     assert not {"trial-000", "trial-001"} & set(run.issued)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", range(1, 16, 2))
 def test_killed_after_any_event_it_ends_alike(cluster, on_katib, tmp_path, after):
     """The engine's process is gone after its n-th event: nothing is tried twice, and there is one Experiment."""
@@ -495,6 +502,7 @@ def test_katibs_own_cannot_carry_on_what_never_resumes(cluster, run_on):
         run_on("search.trials=6", "search.algorithm=tpe")
 
 
+@pytest.mark.slow
 def test_a_larger_budget_reaches_a_running_experiment(cluster, run_on):
     wrong(cluster, seconds=6)  # it must not end while the changes fail
     with pytest.raises(Interrupted):
@@ -520,6 +528,7 @@ def test_more_trials_at_once_reach_a_running_experiment_and_fewer_end_none(clust
     assert [r.status for r in run.searched.values()] == ["completed"] * 9
 
 
+@pytest.mark.slow
 def test_an_earlier_study_is_known_to_ours(cluster, run_on, tmp_path):
     first = run_on("search.trials=5", name="search-first")
     second = run_on("search.trials=5", f"search.warm_start=[{tmp_path}/search-first]", name="search-second")
@@ -532,6 +541,7 @@ def test_an_earlier_study_is_known_to_ours(cluster, run_on, tmp_path):
 # What is left
 
 
+@pytest.mark.slow
 def test_nothing_is_left_on_the_cluster_if_so_wished(cluster, run_on):
     run = run_on("cluster.katib.keep=false", "search.repeats=1")
     assert experiments(cluster) == []
@@ -550,6 +560,7 @@ def test_only_the_best_adapters_stay(cluster, run_on, tmp_path):
     assert on_disk == {run.records[name].adapter_uri for name in kept}
 
 
+@pytest.mark.slow
 def test_two_engines_at_once_follow_one_experiment(cluster, run_on, on_katib, tmp_path):
     wrong(cluster, seconds=0.2)
     join = in_background(lambda: run_on("search.trials=6", "search.repeats=1"))
@@ -560,6 +571,7 @@ def test_two_engines_at_once_follow_one_experiment(cluster, run_on, on_katib, tm
     assert here.outcome == there.outcome
 
 
+@pytest.mark.slow
 def test_an_engine_that_was_given_up_numbers_the_trials_as_the_one_in_its_place(cluster, on_katib, tmp_path):
     """It read the ledger before there were trials, and sees all of them at once, not one after the other."""
     wanted = ("search.trials=9", "search.parallel=1")
@@ -585,6 +597,7 @@ def test_two_experiments_of_one_search_are_refused_by_name(cluster, on_katib, ru
         run_on()
 
 
+@pytest.mark.slow
 def test_constraints_reach_the_service_and_hold_in_the_ranking(cluster, run_on):
     run = run_on(
         "search.constraints=[{metric: peak_gpu_gib, max: 15}]", "search.trials=12", "search.algorithm=gp"
@@ -595,6 +608,7 @@ def test_constraints_reach_the_service_and_hold_in_the_ranking(cluster, run_on):
     assert len(run.searched) == 12
 
 
+@pytest.mark.slow
 def test_equal_searches_of_two_studies_or_in_two_folders_have_nothing_to_do_with_each_other(
     cluster, on_katib, tmp_path
 ):

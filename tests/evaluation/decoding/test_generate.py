@@ -56,6 +56,7 @@ def one_at_a_time(loaded, prompts, new_tokens):
     return texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", [0, 40])
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
 @pytest.mark.parametrize("padded", [False, True])

@@ -110,6 +110,7 @@ WAYS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(WAYS))
 def test_a_benchmark_on_any_base_is_that_of_one_prompt_at_a_time(name, bases, mmlu, bbh, tmp_path):
     """A window, soft-capping, a hybrid, Conv1D and a rope that changes with the length, with and without adapters."""

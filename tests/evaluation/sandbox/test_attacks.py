@@ -41,6 +41,7 @@ def isolations():
         yield isolation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isolation", ["namespaces", "filters"])
 def test_no_forgery_passes(isolation):
     if isolation not in isolations():
