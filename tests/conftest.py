@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import forked
+
 # A slow machine is no failure: what is fast is measured in benchmarks/, never asserted here.
 settings.register_profile("retune", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("retune")
@@ -21,6 +23,23 @@ SMALL = [
     "search.algorithm=random", "benchmark.tasks=[]", "benchmark.data={}", "select.weights={}", "engine.threads=1",
     "report.answers=0",
 ]  # fmt: skip
+
+
+def pytest_configure():
+    """Fork the program where a new interpreter is not what a test is about."""
+    forked.install()
+
+
+def pytest_unconfigure():
+    """End the server that forks."""
+    forked.Popen.end()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Give the tests marked `fresh`, and the fixtures set up for them, new interpreters."""
+    forked.Popen.on = item.get_closest_marker("fresh") is None
+    return (yield)
 
 
 @pytest.fixture

@@ -147,6 +147,7 @@ def test_killed_at_random_moments_it_ends_as_an_undisturbed_run(undisturbed, fiv
     assert Run(five, tmp_path / "search").go().results == undisturbed.results
 
 
+@pytest.mark.fresh
 def test_workers_and_service_end_with_a_killed_engine(small, tmp_path):
     process = running.start(FIVE, tmp_path)
     children = wait_for(lambda: c if len(c := _children(process.pid)) >= 3 else None)

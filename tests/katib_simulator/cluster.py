@@ -9,6 +9,7 @@ from typing import ClassVar
 import yaml
 
 from retune.engines.katib import registration
+from tests import forked
 from tests.katib_simulator import admission, fast_trial, services
 from tests.katib_simulator.controller import Controller
 from tests.katib_simulator.objects import ApiServer, Objects
@@ -42,7 +43,10 @@ class Cluster:
         self.lose, self.kill_before, self.kill_under = set(), set(), set()
         self.controller = Controller(self.objects, self.pods, self)
         self.restarts = 0
-        if not real:
+        if real:
+            self.pods.env |= forked.Popen.program(self.folder / "bin")
+            self.pods.path = f"{self.folder / 'bin'}:{self.pods.path}"
+        else:
             self._install_fast_trial()
         self._config()
         self._closed = threading.Event()

@@ -1,6 +1,6 @@
 """The demo study to its end with real trials: the wrapped command in `sh`, `retune trial`, the collector, the records.
 
-Few trials, so that four studies take some two minutes on two cores: most of it is torch being imported. The same
+Few trials, so that four studies take little; that torch is imported once for all trials (tests/forked.py) is the most of it. The same
 studies with more trials, of milliseconds each, are in tests/engines/katib/test_engine.py.
 """
 

@@ -70,6 +70,7 @@ def test_earlier_logs_are_kept_but_not_for_ever(tmp_path):
     assert log.path.read_text() == str(EARLIER_LOGS + 3)
 
 
+@pytest.mark.slow
 def test_a_run_names_the_step_and_its_reason(small, monkeypatch):
     """The real pipeline, with data that goes between the check and the run."""
     study = small("data.sources.0.uri=gone.json")

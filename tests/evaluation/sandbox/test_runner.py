@@ -144,6 +144,7 @@ if os.fork() == 0:
     assert strays() == []
 
 
+@pytest.mark.slow
 def test_memory_is_limited(run):
     assert run("try:\n    bytearray(2 << 30)\nexcept MemoryError: pass\nelse: raise AssertionError").passed
     assert not run("x = []\nwhile True: x.append(bytearray(1 << 24))").passed
