@@ -37,7 +37,7 @@ def overrides(namespace, registry, tag, name, *more):
     images = {image: f"{registry}/retune-{image}:{tag}".lstrip("/") for image in IMAGES}
     return [
         f"name={name}", f"promote.model={name}", "data.train=40", "data.validation=20", "training.epochs=1",
-        "search.trials=4", "search.parallel=2", "search.repeats=0", "benchmark.tasks=[]", "select.weights={}",
+        "search.trials=4", "search.parallel=2", "search.repeats=0", "benchmark.tasks=[]", "select.weights={}", "report.answers=0",
         f"cluster.namespace={namespace}", f"cluster.secrets=[{','.join(SECRETS)}]", f"cluster.images.train={images['train']}", f"cluster.images.eval={images['eval']}",
         "cluster.cpu=100m", f"tracking.uri=http://retune-mlflow.{namespace}.svc.cluster.local:5000", *more,
     ]  # fmt: skip

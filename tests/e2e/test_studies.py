@@ -33,7 +33,7 @@ class Thief:
 
 
 def test_a_study_that_pods_are_taken_from_ends_with_a_champion(team, images):
-    job = start(team, images, "nomad")
+    job = start(team, images, "nomad", "report.answers=2")
     thief = Thief(team, TRIALS, SUGGESTIONS)
     outcome = team.outcome(job, meanwhile=thief)
     assert all(thief.taken.values()), (
@@ -74,7 +74,7 @@ def test_a_study_whose_run_dies_is_carried_on_under_katibs_own_tpe(team, images,
 
 def test_several_objectives_and_a_constraint_with_mlflow_and_the_storage_away_for_a_minute(team, images):
     job = start(
-        team, images, "front", "search.algorithm=nomad", "search.trials=6",
+        team, images, "front", "search.algorithm=nomad", "search.trials=4",
         "search.objective=[{metric: validation_loss}, {metric: adapter_mib}]",
         "search.constraints=[{metric: adapter_mib, max: 1.0}]",
     )  # fmt: skip
@@ -85,7 +85,7 @@ def test_several_objectives_and_a_constraint_with_mlflow_and_the_storage_away_fo
         time.sleep(60)
     assert team.ended(job) == "", f"the study had ended before both were back\n{team.logs(job)}"
     outcome = team.outcome(job)
-    assert outcome["trials"] == 6
+    assert outcome["trials"] == 4
     assert len(outcome["pareto"]) >= 1
 
 
