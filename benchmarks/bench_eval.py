@@ -20,9 +20,10 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -34,6 +35,7 @@ from retune.evaluation.tasks.question import Question
 from retune.records import now, versions
 from retune.study import Model
 
+T = TypeVar("T")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -58,12 +60,36 @@ def one_at_a_time(base: models.LoadedBase, questions: list[Question], context: i
     return texts
 
 
-def ours(base: models.LoadedBase, questions: list[Question], context: int, batch_size: int) -> list[str]:
-    """Return the answers as `retune bench` computes them."""
+@dataclass(frozen=True)
+class Counted(Decoder):
+    """A decoder that counts its calls of the model, which are what a GPU waits for where they are small."""
+
+    calls: list[str] = field(default_factory=list)
+
+    def _states(self, *given: Any) -> Any:
+        self.calls.append("prefix")
+        return super()._states(*given)
+
+    def _packed(self, *given: Any) -> Any:
+        self.calls.append("prompts")
+        return super()._packed(*given)
+
+    def _step(self, *given: Any) -> Any:
+        self.calls.append("step")
+        return super()._step(*given)
+
+
+def ours(
+    base: models.LoadedBase,
+    questions: list[Question],
+    context: int,
+    batch_size: int,
+    call_tokens: float | None,
+) -> tuple[list[str], int]:
+    """Return the answers as `retune bench` computes them, and how many calls of the model they took."""
     prompts, _ = fit(base.tokenizer, questions, mmlu.TASK, context)
-    return Decoder(base.model, base.tokenizer, base.device, context, batch_size).complete(
-        prompts, mmlu.TASK.new_tokens
-    )
+    decoder = Counted(base.model, base.tokenizer, base.device, context, batch_size, call_tokens=call_tokens)
+    return decoder.complete(prompts, mmlu.TASK.new_tokens), len(decoder.calls)
 
 
 def tokens(base: models.LoadedBase, questions: list[Question], context: int) -> tuple[int, int]:
@@ -79,10 +105,10 @@ def tokens(base: models.LoadedBase, questions: list[Question], context: int) -> 
     return total, total - shared
 
 
-def timed(work: Callable[[], list[str]]) -> tuple[list[str], float, float]:
+def timed(work: Callable[..., T], *given: Any) -> tuple[T, float, float]:
     """Return the result, the wall seconds and the CPU seconds."""
     wall, cpu = time.perf_counter(), time.process_time()
-    result = work()
+    result = work(*given)
     return result, time.perf_counter() - wall, time.process_time() - cpu
 
 
@@ -92,6 +118,13 @@ def main() -> None:
     parser.add_argument("--model", default=str(EXAMPLES / "base" / "tiny"))
     parser.add_argument("--mmlu", type=Path, default=EXAMPLES / "data" / "benchmarks" / "mmlu")
     parser.add_argument("--every", type=int, default=10, help="every how-manyth subject of the alphabet")
+    parser.add_argument(
+        "--subjects", nargs="+", help="these subjects, e.g. high_school_us_history: the longest prompts"
+    )
+    parser.add_argument(
+        "--call-tokens", type=float,
+        help="what a call of the model costs, in tokens; default: what the device is taken to need (on a GPU 2048)",
+    )  # fmt: skip
     parser.add_argument(
         "--limit", type=int, help="questions per subject; default: all of them, as a real run asks"
     )
@@ -111,23 +144,27 @@ def main() -> None:
     base = models.load_base(Model(base=words.model, dtype=words.dtype))
     context = words.context or base.model.config.max_position_embeddings
     every = mmlu.read(words.mmlu)
-    names = sorted({question.group for question in every})[:: words.every]
+    names = words.subjects or sorted({question.group for question in every})[:: words.every]
     rows: list[dict[str, Any]] = []
     for name in names:
         questions: list[Question] = [question for question in every if question.group == name][: words.limit]
-        ours(base, questions[:4], context, words.batch_size), one_at_a_time(base, questions[:2], context)
-        fast, wall, cpu = timed(lambda: ours(base, questions, context, words.batch_size))  # noqa: B023
+        (
+            ours(base, questions[:4], context, words.batch_size, words.call_tokens),
+            one_at_a_time(base, questions[:2], context),
+        )
+        (fast, calls), wall, cpu = timed(ours, base, questions, context, words.batch_size, words.call_tokens)
         asked = questions[:: words.sample]
-        slow, slow_wall, slow_cpu = timed(lambda: one_at_a_time(base, asked, context))  # noqa: B023
+        slow, slow_wall, slow_cpu = timed(one_at_a_time, base, asked, context)
         slow_wall, slow_cpu = (seconds * len(questions) / len(asked) for seconds in (slow_wall, slow_cpu))
         equal = fast[:: words.sample] == slow
         whole, tree = tokens(base, questions, context)
         rows.append({"subject": name, "questions": len(questions), "tokens": whole, "tree_tokens": tree, "ours_s": wall,
                      "ours_cpu_s": cpu, "one_s": slow_wall, "one_cpu_s": slow_cpu,
-                     "compared": len(asked), "equal": equal})  # fmt: skip
+                     "compared": len(asked), "equal": equal, "calls": calls})  # fmt: skip
         print(f"{name:<40} {len(questions):5} questions  {wall:8.2f} s  {slow_wall:8.2f} s one at a time"
               f"  {slow_wall / wall:6.1f}×  (tokens {whole / tree:4.1f}×)"
-              f"  (CPU {slow_cpu / cpu:4.1f}×)  {'equal' if equal else 'DIFFERENT'}", flush=True)  # fmt: skip
+              f"  (CPU {slow_cpu / cpu:4.1f}×)  {calls} calls for {2 * len(questions)}"
+              f"  {'equal' if equal else 'DIFFERENT'}", flush=True)  # fmt: skip
     total = {
         key: sum(row[key] for row in rows)
         for key in (
@@ -135,6 +172,7 @@ def main() -> None:
             "compared",
             "tokens",
             "tree_tokens",
+            "calls",
             "ours_s",
             "ours_cpu_s",
             "one_s",

@@ -1,6 +1,7 @@
 """Decoding: the same answers as transformers' own greedy search, whatever the batch, the prefix or the memory."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from retune.errors import RetuneError
 from retune.evaluation.decoding.generate import Decoder, Sampling, _draw, _Row
-from retune.evaluation.decoding.prefix import common_prefix
+from retune.evaluation.decoding.prefix import common_prefix, cost_apart, worth_sharing
 from retune.models import load_base
 from retune.study import Model
 
@@ -67,6 +68,42 @@ def test_same_answers_as_one_prompt_at_a_time(loaded, prefix, batch_size, padded
     asked = decoder(loaded, batch_size, model=Padded(loaded.model) if padded else None)
     assert asked._packs is (not padded and loaded.device.type == "cpu")  # a GPU gets padded batches
     assert asked.complete(given, 12) == expected
+
+
+def test_where_a_call_costs_much_passages_that_few_share_do_not_break_up_the_batches(loaded):
+    rng = random.Random(1)
+
+    def words(count):
+        return [rng.randrange(3, 300) for _ in range(count)]
+
+    shots, passages = words(200), [words(140) for _ in range(12)]
+    given = [[*shots, *passages[k // 2], *words(20 + k % 3)] for k in range(24)]
+    calls = []
+
+    class Counted(Padded):
+        def __call__(self, **settings):
+            calls.append(settings["input_ids"].shape)
+            return super().__call__(**settings)
+
+    asked, found = decoder(loaded, model=Counted(loaded.model)), {}
+    for price in (None, 2048):
+        calls.clear()
+        answers = replace(asked, call_tokens=price).complete(given, 2)
+        found[price] = answers, len(calls)
+    assert found[2048] == (
+        one_at_a_time(loaded, given, 2),
+        1 + 3 * 2,
+    )  # the shots, and three batches of two tokens
+    assert found[None] == (found[2048][0], 1 + 12 + 12 * 2)  # here a call for each passage pays
+
+
+def test_what_it_costs_to_compute_rows_apart():
+    assert cost_apart("cpu", 128, rows=2, batch_size=32, steps=2) == 128
+    assert cost_apart("cuda", 2048, rows=32, batch_size=32, steps=2) == 2048  # a full batch loses nothing
+    assert cost_apart("cuda", 2048, rows=8, batch_size=32, steps=2) == 2048 * (1 + 2 * 0.75)
+    two = [[*range(400), k] for k in (1, 2)]
+    assert worth_sharing(two, 0, cost_apart("cpu", 128, 2, 32, 2))
+    assert not worth_sharing(two, 0, cost_apart("cuda", 2048, 2, 32, 2))
 
 
 def test_equal_prompts_and_a_prompt_that_is_the_prefix(loaded):

@@ -14,7 +14,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from retune.errors import RetuneError, TrialFailed
-from retune.evaluation.decoding.prefix import Prefix, can_be_split, common_prefix, runs, worth_sharing
+from retune.evaluation.decoding.prefix import (
+    CALL_TOKENS,
+    Prefix,
+    can_be_split,
+    common_prefix,
+    cost_apart,
+    runs,
+    worth_sharing,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +78,7 @@ class Decoder:
         way: how prompts are read; `retune.evaluation.decoding.self_check` says which way is right for a model.
         steady: tokens up to which rotary frequencies do not change with the length; longer prompts are read one by one.
         ends: tokens that end an answer besides the end of text.
+        call_tokens: what one call of the model costs beside its tokens, in tokens; None for what is usual on the device.
 
     """
 
@@ -81,6 +90,7 @@ class Decoder:
     way: Way = "shared"
     steady: float = math.inf
     ends: frozenset[int] = frozenset()
+    call_tokens: float | None = None
 
     def complete(
         self,
@@ -130,7 +140,7 @@ class Decoder:
             ]
             return self._batch([prompts[k] for k in rows], asked, shared, stop, sampling)
 
-        return self._each(prompts, new_tokens, answer, done)
+        return self._each(prompts, new_tokens, new_tokens, answer, done)
 
     def likelihoods(
         self,
@@ -160,7 +170,7 @@ class Decoder:
             whole = [[*contexts[k], *endings[k]] for k in rows]
             return self._measure(whole, [len(endings[k]) for k in rows], shared)
 
-        return self._each(contexts, max(map(len, endings)), measure, done)
+        return self._each(contexts, max(map(len, endings)), 1, measure, done)
 
     def _parts(self, lengths: Sequence[int]) -> list[tuple[Decoder, list[int]]]:
         """Return who reads which prompts, if some are to be read one by one for their length, else nothing."""
@@ -175,16 +185,17 @@ class Decoder:
         self,
         prompts: Sequence[Sequence[int]],
         new_tokens: int,
+        steps: int,
         work: Callable[[list[int], Prefix | None], list[_T]],
         done: Callable[[int], None],
     ) -> list[_T]:
-        """Do `work` on every prompt, in batches that share a prefix and are of like lengths."""
+        """Do `work`, of so many steps a batch, on every prompt, in batches that share a prefix and are of like lengths."""
         import torch
 
         results: dict[int, _T] = {}
         with torch.inference_mode():
             order = sorted(range(len(prompts)), key=lambda k: list(prompts[k]))
-            for places, shared in self._leaves(prompts, order, None, new_tokens):
+            for places, shared in self._leaves(prompts, order, new_tokens, steps):
                 places.sort(key=lambda k: -len(prompts[k]))
                 size = 1 if self._alone else self.batch_size
                 waiting = [places[k : k + size] for k in range(0, len(places), size)][::-1]
@@ -204,35 +215,45 @@ class Decoder:
         return [results[k] for k in range(len(prompts))]
 
     def _leaves(
-        self, prompts: Sequence[Sequence[int]], places: list[int], above: Prefix | None, new_tokens: int
+        self, prompts: Sequence[Sequence[int]], places: list[int], new_tokens: int, steps: int
     ) -> Iterator[tuple[list[int], Prefix | None]]:
         """Walk the tree of common prefixes; give the prompts that end at each node with the node's cached prefix.
 
         Args:
-            places: which prompts, in lexicographic order, so that those with a common prefix are neighbours.
-            above: the cached prefix that all of them begin with.
+            places: all prompts, in lexicographic order, so that those with a common prefix are neighbours.
+            new_tokens: the most tokens that follow a prompt. steps: calls of the model that a batch takes.
         """
+        call = (
+            CALL_TOKENS.get(self.device.type, CALL_TOKENS["cuda"])
+            if self.call_tokens is None
+            else self.call_tokens
+        )
+
+        def below(
+            places: list[int], above: Prefix | None, cost: float
+        ) -> Iterator[tuple[list[int], Prefix | None]]:
+            node, start = above, above.length if above else 0
+            if worth_sharing([prompts[k] for k in places], start, cost):
+                node = self._extended([prompts[k] for k in places], above, new_tokens)
+                start = node.length
+            alone: list[int] = []
+            for run in runs(prompts, places, start):
+                apart = cost_apart(self.device.type, call, len(run), self.batch_size, steps)
+                if len(run) < len(places) and worth_sharing([prompts[k] for k in run], start, apart):
+                    yield from below(run, node, apart)
+                else:
+                    alone += run
+            if alone:
+                yield alone, node
+
         if self.way != "shared" or not can_be_split(self.model):
             yield places, None
-            return
-        node = self._extended([prompts[k] for k in places], above, new_tokens)
-        start = node.length if node else 0
-        alone: list[int] = []
-        for run in runs(prompts, places, start):
-            if worth_sharing([prompts[k] for k in run], start):
-                yield from self._leaves(prompts, run, node, new_tokens)
-            else:
-                alone += run
-        if alone:
-            yield alone, node
+        else:
+            yield from below(places, None, call)
 
-    def _extended(
-        self, prompts: Sequence[Sequence[int]], above: Prefix | None, new_tokens: int
-    ) -> Prefix | None:
+    def _extended(self, prompts: Sequence[Sequence[int]], above: Prefix | None, new_tokens: int) -> Prefix:
         """Return the cached common prefix of all prompts, which goes on from the one `above`."""
         start = above.length if above else 0
-        if not worth_sharing(prompts, start):
-            return above
         length, room = common_prefix(prompts), max(map(len, prompts)) + new_tokens
         made = self._states(prompts[0][start:length], above)
         if above is None:

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 
     from retune.evaluation.decoding.packed import Layers
 
-# A prefix is computed by a call of its own, which pays from about so many tokens on.
 _SHORTEST_SHARED = 16
-_LEAST_SAVED = 128
+# What a call of the model costs beside its tokens, in tokens. On a CPU that is little. A GPU has computed about so many before
+# the kernels of the next call are launched; its value is an estimate.
+CALL_TOKENS = {"cpu": 128, "cuda": 2048}
 
 
 class Prefix:
@@ -104,10 +105,24 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     return min(_agree(first, last), min(map(len, prompts)) - 1)
 
 
-def worth_sharing(prompts: Sequence[Sequence[int]], start: int) -> bool:
-    """Return whether computing the common prefix behind `start` once saves more than the extra call costs."""
+def worth_sharing(prompts: Sequence[Sequence[int]], start: int, cost: float) -> bool:
+    """Return whether computing the common prefix behind `start` once saves more tokens than it costs (`cost_apart`)."""
     gain = common_prefix(prompts) - start
-    return len(prompts) > 1 and gain >= _SHORTEST_SHARED and gain * (len(prompts) - 1) >= _LEAST_SAVED
+    return len(prompts) > 1 and gain >= _SHORTEST_SHARED and gain * (len(prompts) - 1) >= cost
+
+
+def cost_apart(device: str, call_tokens: float, rows: int, batch_size: int, steps: int) -> float:
+    """Return what it costs, in tokens, to compute some of a batch's rows behind a longer prefix of their own.
+
+    That is a call for the prefix. They also fill batches of their own, the last one only in part: each of its calls would
+    have been shared with others. On a CPU a call takes about as long as its rows, so there this costs nothing.
+
+    Args:
+        device: type of the device. call_tokens: what a call costs.
+        rows: how many go apart. batch_size: rows at once. steps: calls of a batch.
+    """
+    lost = 0.0 if device == "cpu" else -(-rows // batch_size) - rows / batch_size
+    return call_tokens * (1 + steps * lost)
 
 
 def runs(prompts: Sequence[Sequence[int]], places: list[int], start: int) -> list[list[int]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from retune.errors import InputError, RetuneError, TrialFailed
 from retune.evaluation.decoding.generate import Decoder, Sampling, Way, _Row
-from retune.evaluation.decoding.prefix import can_be_split
+from retune.evaluation.decoding.prefix import CALL_TOKENS, can_be_split
 
 if TYPE_CHECKING:
     import torch
@@ -191,7 +191,16 @@ class _Check:
         from retune.training.self_check import allowed, apart
 
         given = self.decoder
-        decoder = _Traced(given.model, _NoEnd(given.tokenizer), given.device, self.room, 8, way)
+        # A call at its price on a CPU, so that these few short prompts share their prefix on a GPU too.
+        decoder = _Traced(
+            given.model,
+            _NoEnd(given.tokenizer),
+            given.device,
+            self.room,
+            8,
+            way,
+            call_tokens=CALL_TOKENS["cpu"],
+        )
         try:
             made = decoder.tokens(self.prompts, _NEW)
             measured = decoder.likelihoods(self.prompts, made)
