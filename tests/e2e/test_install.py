@@ -1,6 +1,7 @@
 """docs/install.md as a new user types it: from the namespace to a search of Katib's, and away again.
 
-What pushes images and submits to Kubeflow Pipelines is left out: this cluster has no registry, and test_schedule.py submits.
+What pushes images and submits to Kubeflow Pipelines is left out: this cluster has no registry, and test_schedule.py submits. So is
+the way without Helm, of which tests/k8s tests what it renders.
 """
 
 import json
