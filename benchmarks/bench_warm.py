@@ -152,6 +152,9 @@ def main() -> None:
     parser.add_argument("--algorithms", nargs="+", default=["mads-global"])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument(
+        "--first-seed", type=int, default=0, help="others than those that a rule was chosen by"
+    )
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--lines", type=Path, default=HERE.parent / "build" / "warm.jsonl")
@@ -160,7 +163,7 @@ def main() -> None:
     given.lines.parent.mkdir(parents=True, exist_ok=True)
     jobs = [
         Job(arm, kind if arm != "cold" else "", name, algorithm, given.batch, seed)
-        for seed in range(given.seeds)
+        for seed in range(given.first_seed, given.first_seed + given.seeds)
         for name in given.surfaces
         for algorithm in given.algorithms
         for kind in KINDS

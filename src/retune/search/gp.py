@@ -11,6 +11,10 @@ from retune.search.acquisition import Acquisition
 from retune.search.problem import Candidate, Problem
 from retune.search.settings import Settings
 
+_PROBE = (
+    1  # the place of the point that earlier studies choose before they are judged, after the default setting
+)
+
 
 class GpSettings(Settings):
     """Settings of `gp`."""
@@ -36,9 +40,10 @@ def searched(
 
     Where `turns` is true, the point is the best of `others`, if there is one.
 
-    With earlier studies, every other point comes from the start design until there are enough results to judge them:
-    points that only those studies choose can never show that they are wrong. After that, the rest of the design is
-    dropped if the earlier studies predict this study's results, and otherwise made first.
+    With earlier studies, the second point is theirs and the others come from the start design until there are enough
+    results to judge by: points that only those studies choose can never show that they are wrong, and one is enough to
+    profit if they are right. After that, the rest of the design is dropped if the earlier studies predict this study's
+    results, and otherwise made first.
     """
     left = [point for point in begin if point.levels not in problem.seen]
     informed = any(point.outcome == "ok" for point in problem.earlier)
@@ -53,7 +58,7 @@ def searched(
     given = others() if any(turns[len(found) :]) else ()
     taken = set(problem.seen) | {point.levels for point in found}
     for turn in range(len(found), count):
-        if mixed and left and ((place := problem.issued + turn) == 0 or place % 2):
+        if mixed and left and problem.issued + turn != _PROBE:
             taken.add(left[0].levels)
             found.append(left.pop(0))
             continue
