@@ -1,5 +1,6 @@
 """What a server lists can lie nowhere but below the folder it is brought to; only plain files are read and sent."""
 
+import itertools
 import os
 
 import boto3
@@ -27,7 +28,9 @@ LEADING_AWAY = [
 DEVICES = ["nul", "a/CON", "com1.txt", "x/aux.json"]
 
 
-@pytest.mark.parametrize("name", [*LEADING_AWAY, *DEVICES, "x" * 300])
+@pytest.mark.parametrize(
+    "name", [*LEADING_AWAY, *DEVICES, "aux .txt", "x" * 300, "x/" * 2000 + "x", "\ud800"]
+)
 def test_names_that_are_refused(name):
     assert names.problem(name)
 
@@ -46,6 +49,36 @@ def test_every_refused_name_is_told():
     assert len(found.value.problems) == 3
     with pytest.raises(InputError, match="and 40 more"):
         names.check([f"../{n}" for n in range(50)], "s3://bucket/x")
+
+
+def test_two_names_that_read_the_same_are_refused():
+    """On some disks the second file would replace the first."""
+    with pytest.raises(InputError, match="other letters of Unicode"):
+        names.check(["d/\u00e9.txt", "d/e\u0301.txt"], "s3://bucket/x")
+    names.check(["d/\u00e9.txt", "d/e.txt", "D/e.txt"], "s3://bucket/x")
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [({"Contents": [{"Key": "set/x", "ETag": '"0"', "Size": 1}]}, "without an end"), ({}, "without an end"), ({"Contents": [{"Key": "other/x", "ETag": '"0"', "Size": 1}]}, "does not lie below")],
+)  # fmt: skip
+def test_a_listing_without_an_end_is_given_up(page, words, monkeypatch):
+    """Each page has a new token, so that the client asks on; nothing is deleted, and nothing fetched, for such a server."""
+
+    class Pages:
+        def paginate(self, **_):
+            return itertools.repeat(page)
+
+    class Client:
+        meta = type("Meta", (), {"endpoint_url": "http://server"})
+
+        def get_paginator(self, _):
+            return Pages()
+
+    monkeypatch.setattr("retune.store.s3._client", Client)
+    for ask in (store.listing, store.remove, lambda uri: store.contents(uri, lambda name: True)):
+        with pytest.raises(RetuneError, match=words):
+            ask("s3://bucket/set")
 
 
 @pytest.mark.parametrize("name", ["../../escaped", "sub/../../../escaped", "/escaped", "nul", "taken/x"])

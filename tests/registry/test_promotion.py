@@ -391,3 +391,15 @@ def test_an_adapter_with_names_that_lead_away_is_not_fetched(database, versions,
     with pytest.raises(InputError, match=r"\.\./\.\./x"):
         promotion.download_adapter(database, "m", "1", tmp_path / "here")
     assert not (tmp_path / "here").exists()
+
+
+def test_a_version_that_was_deleted_meanwhile_is_named(database, versions, tmp_path):
+    versions(2)
+    connect(database).delete_model_version("m", "1")
+    for ask in (
+        lambda: promotion.download_adapter(database, "m", "1", tmp_path / "x"),
+        lambda: promotion.prompt(database, "m", "1"),
+    ):
+        with pytest.raises(InputError, match="there is no version '1'"):
+            ask()
+    assert not (tmp_path / "x").exists()

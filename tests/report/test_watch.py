@@ -1,5 +1,6 @@
 """The live page: what it is sent, and how a browser shows it, on a desk and on a phone."""
 
+import http.client
 import json
 import os
 import re
@@ -186,3 +187,21 @@ def test_a_browser_shows_and_follows_it(folder, server, browser, tmp_path, monke
     assert (max(map(int, re.findall(r"\d+", seen["back"])[:3])) < 60) == (scheme == "dark")
     assert seen["small"] >= 9  # pixels
     assert browser.complaints() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [("localhost", 200), ("127.0.0.1:80", 200), ("[::1]:8080", 200), ("study.localhost", 200), ("evil.example", 403), ("127.0.0.1.evil.example:80", 403),
+     ("localhost.evil.example", 403), ("169.254.169.254", 403), ("[::1", 403), ("a@b:c", 403), ("", 200)],
+)  # fmt: skip
+def test_another_name_for_this_machine_sees_nothing(server, name, status):
+    """A page on the web may have its own name lead to 127.0.0.1, and would then read what is served there (DNS rebinding)."""
+    for path in ("/", "/state"):
+        connection = http.client.HTTPConnection(server.removeprefix("http://"), timeout=10)
+        connection.putrequest("GET", path, skip_host=True)
+        connection.putheader("Host", name)
+        connection.endheaders()
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        assert (answer.status, b"trial" in content) == (status, status == 200)

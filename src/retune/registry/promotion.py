@@ -271,7 +271,7 @@ def version(uri: str, model: str, named: str) -> tuple[str, dict[str, str]]:
 def prompt(uri: str, model: str, version: str) -> Prompt | None:
     """Return how a registered version was tuned to be asked; None for those that were registered before this was kept."""
     client = _client(uri, model)
-    found = client.get_model_version(model, version)
+    found = client.get_model_version(model, _require_version(client, model, version))
     if "prompt" not in found.tags:
         return None
     with tempfile.TemporaryDirectory() as folder:
@@ -291,11 +291,12 @@ def download_adapter(uri: str, model: str, version: str, folder: Path) -> Path:
     """Copy a registered adapter into `folder` and return where `PeftModel.from_pretrained` finds it.
 
     Raises:
-        InputError: if the server lists files that would lie elsewhere, or it is not what was registered.
+        InputError: if there is no such model or version, the server lists files that would lie elsewhere, or it is not
+            what was registered.
 
     """
     client = _client(uri, model)
-    found = client.get_model_version(model, version)
+    found = client.get_model_version(model, _require_version(client, model, version))
     listed = client.list_artifacts(found.run_id, "adapter")
     names.check((item.path for item in listed), f"{model} version {version}")
     if folders := [item.path for item in listed if item.is_dir]:

@@ -5,6 +5,7 @@ Everything is read from the study's folder; the process that runs the study know
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import math
 import subprocess
@@ -17,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from retune import gpus, store
 from retune.errors import InputError, RetuneError
@@ -27,9 +29,10 @@ from retune.study import Study
 
 EVERY_SECONDS = 1.0
 _GPU_SECONDS = 2.0
+_SILENT_SECONDS = 60.0  # a client that sends no request, or takes no answer, for so long is let go
 _MOST_POINTS = 500  # of one curve; beyond, every other point is left out
 HTML = "text/html; charset=utf-8"
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; frame-ancestors 'none'"
 
 
 class Watched:
@@ -173,7 +176,23 @@ def events(watched: Watched, every: float = EVERY_SECONDS) -> Iterator[bytes]:
 
 
 class Page(BaseHTTPRequestHandler):
-    """Answers with pages that load nothing from elsewhere, and writes no log."""
+    """Answers with pages that load nothing from elsewhere, and writes no log.
+
+    Where only this machine is served, it answers only to this machine's names: a page on the web can have its own name
+    lead to 127.0.0.1 and then read what is served there.
+    """
+
+    timeout = _SILENT_SECONDS
+
+    def parse_request(self) -> bool:
+        """Read a request; refuse one that is meant for another name."""
+        if not super().parse_request():
+            return False
+        bound = ipaddress.ip_address(str(self.server.server_address[0]))
+        if not bound.is_loopback or _is_local(self.headers.get("Host", "")):
+            return True
+        self.send_error(403, "this page is served to this machine alone, under its name localhost")
+        return False
 
     def send(self, kind: str, content: bytes | Iterable[bytes]) -> None:
         """Send a whole answer, or one that goes on part by part; a browser that goes away ends it.
@@ -185,6 +204,7 @@ class Page(BaseHTTPRequestHandler):
         self.send_header("Content-Type", kind)
         self.send_header("Content-Security-Policy", POLICY)
         self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
         with suppress(BrokenPipeError, ConnectionResetError):
             self.end_headers()
             for part in [content] if isinstance(content, bytes) else content:
@@ -193,6 +213,15 @@ class Page(BaseHTTPRequestHandler):
 
     def log_message(self, *words: Any) -> None:
         """Write nothing."""
+
+
+def _is_local(host: str) -> bool:
+    """Return whether a Host header names this machine. Without one it is no browser's."""
+    try:
+        name = urlsplit(f"//{host}").hostname or "" if host else "localhost"
+        return name == "localhost" or name.endswith(".localhost") or ipaddress.ip_address(name).is_loopback
+    except ValueError:  # no name at all, or another one
+        return False
 
 
 def serve(folder: str, host: str, port: int, every: float = EVERY_SECONDS) -> ThreadingHTTPServer:

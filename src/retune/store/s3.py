@@ -27,6 +27,7 @@ MULTIPART_BYTES = 8 << 20  # larger files are sent in parts of this size, severa
 READ_SECONDS = 60  # a server that is silent for so long is asked again
 _SMALL = 1 << 20  # bytes of an object that is asked for in one piece
 _DAMAGED = 2  # so often what arrived damaged is read again
+_MOST_PAGES = 2000  # of a listing: two million objects on S3
 _REPLACED = 20  # so often something that is replaced while it is read is read again
 
 
@@ -200,8 +201,16 @@ class S3Place:
             hidden: whether with what was gathered of other objects.
         """
         pages = _client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._prefix)
-        for page in pages:
+        for number, page in enumerate(pages, 1):
+            if number > _MOST_PAGES:
+                raise RetuneError(
+                    f"{self.uri} is listed without an end: {_MOST_PAGES:,} pages have come; no folder of a study has so many files"
+                )
             for item in page.get("Contents", ()):
+                if not item["Key"].startswith(self._prefix):
+                    raise RetuneError(
+                        f"{self.uri}: the server lists {item['Key']!r}, which does not lie below"
+                    )
                 name = item["Key"].removeprefix(self._prefix)
                 if not hidden and name.rpartition("/")[2] == gathered.NAME:
                     continue
@@ -475,7 +484,7 @@ def _refusal(uri: str, error: Any) -> Exception:
     ):
         return RetuneError(
             f"{uri}: the server refused ({code}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or"
-            " AWS_PROFILE, to ones that may list the bucket, read it and write to it"
+            " AWS_PROFILE, to ones that may list the bucket, read it and write to it (and see that this machine's clock is right)"
         )
     if code in (
         "507",
