@@ -32,7 +32,10 @@ _GPU_SECONDS = 2.0
 _SILENT_SECONDS = 60.0  # a client that sends no request, or takes no answer, for so long is let go
 _MOST_POINTS = 500  # of one curve; beyond, every other point is left out
 HTML = "text/html; charset=utf-8"
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; frame-ancestors 'none'"
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data:; frame-ancestors 'none'"
+)
 
 
 class Watched:
@@ -188,7 +191,7 @@ class Page(BaseHTTPRequestHandler):
         """Read a request; refuse one that is meant for another name."""
         if not super().parse_request():
             return False
-        bound = ipaddress.ip_address(str(self.server.server_address[0]))
+        bound = ipaddress.ip_address(self.server.socket.getsockname()[0])
         if not bound.is_loopback or _is_local(self.headers.get("Host", "")):
             return True
         self.send_error(403, "this page is served to this machine alone, under its name localhost")

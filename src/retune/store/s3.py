@@ -204,7 +204,7 @@ class S3Place:
         for number, page in enumerate(pages, 1):
             if number > _MOST_PAGES:
                 raise RetuneError(
-                    f"{self.uri} is listed without an end: {_MOST_PAGES:,} pages have come; no folder of a study has so many files"
+                    f"{self.uri} is listed without an end: {_MOST_PAGES:,} pages have come, more than any study has"
                 )
             for item in page.get("Contents", ()):
                 if not item["Key"].startswith(self._prefix):
