@@ -186,6 +186,7 @@ class Page(BaseHTTPRequestHandler):
     """
 
     timeout = _SILENT_SECONDS
+    server: ThreadingHTTPServer
 
     def parse_request(self) -> bool:
         """Read a request; refuse one that is meant for another name."""
