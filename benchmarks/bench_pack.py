@@ -1,11 +1,12 @@
 """A search's trials on one base: side by side, one after another here, and one process of transformers' Trainer for each.
 
 All three train the same adapters (rank 8, alpha 32, dropout 0, each with a learning rate and seed of its own) on the demo's base
-and data. The peers' processes start Python, import, load base and data and train, one after the other, as a user's script for
-each trial would; ours load once. The losses of all steps must agree. CPU seconds of all processes are compared, so that what else
-the machine does matters little; give it to this program alone for wall times.
+and data, and validate each. The peers' processes start Python, import, load base and data and train, one after the other, as a
+user's script for each trial would; ours load once. The losses of all steps must agree. CPU seconds of all processes are compared,
+so that what else the machine does matters little; give it to this program alone for wall times. Only `--alone` and `--peers` of
+the trials are run in the two other ways, and their seconds are counted for all: trials differ in rate and seed, not in work.
 
-    python benchmarks/bench_pack.py --trials 16 --threads 1
+    python benchmarks/bench_pack.py --trials 16 --records 800 --threads 1
     python benchmarks/bench_pack.py --gpu 1.1B --trials 8 --records 80      # random weights of that shape; 7B likewise
 
 `--gpu` compares side by side with one after another, in real tokens a second. It has not been run on a GPU yet; `--gpu tiny` runs
@@ -51,6 +52,7 @@ arguments = TrainingArguments(job["out"], per_device_train_batch_size=4, num_tra
 trainer = Trainer(model, arguments, train_dataset=job["rows"][str(seed)],
     data_collator=DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(job["base"]), padding=True))
 trainer.train()
+trainer.evaluate(job["validation"])
 losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 print("LOSSES", json.dumps(losses))
 """
@@ -64,9 +66,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--records", type=int, default=400)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "--peers", type=int, help="Trainer processes that are run; default: one for each trial"
-    )
+    parser.add_argument("--alone", type=int, default=4, help="trials that are run one after another")
+    parser.add_argument("--peers", type=int, default=2, help="trials that are run in a process of Trainer's")
     parser.add_argument(
         "--gpu", choices=list(SHAPES), help="a shape with random weights, side by side and alone"
     )
@@ -81,8 +82,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         result = _compare(options, Path(folder))
-    result = {"machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-                          "load": os.getloadavg()[0]},
+    result = {"machine": {"cpu": _cpu(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
               "versions": versions("torch", "transformers", "peft"), "settings": vars(options)} | result  # fmt: skip
     print(json.dumps({name: value for name, value in result.items() if name != "losses"}, indent=2))
     if options.json:
@@ -127,21 +127,35 @@ def _compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             for rate, seed in trials
         ]  # fmt: skip
 
+    count_alone, count = min(options.alone, options.trials), min(options.peers, options.trials)
+
     def alone() -> list[Any]:
-        return [run_trial(study, recipe.folder, task, base) for task in tasks("alone")]
+        found = []
+        for task in tasks("alone")[:count_alone]:
+            found.append(run_trial(study, recipe.folder, task, base))
+            _say(f"alone: {len(found)} of {count_alone} trials")
+        return found
 
     def together() -> list[Any]:
         pack = SideBySide(study, recipe.folder, base)
         for task in tasks("together"):
             assert pack.start(task) is None
-        found = []
+        found, steps, said = [], 0, time.monotonic()
         while pack.running:
             found += pack.step()
+            steps += 1
+            if time.monotonic() - said > 5:
+                said = time.monotonic()
+                _say(
+                    f"side by side: {steps} of {pack.running[0].loop.steps if pack.running else steps} steps"
+                )
         return sorted(found, key=lambda record: record.number)
 
     # Loads, checks and tokenises, and trains once for nothing: all of it is charged to us below.
+    _say("loading, checking and a first trial")
     first = _timed(lambda: run_trial(study, recipe.folder, tasks("first")[0], base))[1]
-    one, alone_seconds = _timed(alone)
+    one, seconds = _timed(alone)
+    alone_seconds = {name: value / count_alone * options.trials for name, value in seconds.items()}
     several, together_seconds = _timed(together)
     curves = [
         [[point.value for point in record.curves["train_loss"]] for record in records]
@@ -152,7 +166,7 @@ def _compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "alone": alone_seconds, "side_by_side": together_seconds, "tokens": tokens,
         "tokens_per_second": {"alone": tokens / alone_seconds["wall"], "side_by_side": tokens / together_seconds["wall"]},
         "ratio_to_alone": {k: alone_seconds[k] / together_seconds[k] for k in alone_seconds},
-        "difference_to_alone": _apart(*curves), "losses": curves[1],
+        "run_alone": count_alone, "difference_to_alone": _apart(curves[0], curves[1][:count_alone]), "losses": curves[1],
     }  # fmt: skip
     if options.gpu:
         return result | (
@@ -160,12 +174,20 @@ def _compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         )
     data = base.tokens(recipe.folder, "train", study.data)
     rows = {seed: [_row(data, record) for record in epoch_order(len(data), seed, 0)] for _, seed in trials}
+    held_out = base.tokens(recipe.folder, "validation", study.data)
     job = folder / "job.json"
-    job.write_text(
-        json.dumps({"base": str(base_folder), "out": str(folder / "peer"), "trials": trials, "rows": rows})
-    )
-    count = options.peers or options.trials
-    peers, seconds = _timed(lambda: [_peer(job, number, options.threads) for number in range(count)])
+    content = {"base": str(base_folder), "out": str(folder / "peer"), "trials": trials, "rows": rows,
+               "validation": [_row(held_out, record) for record in range(len(held_out))]}  # fmt: skip
+    job.write_text(json.dumps(content))
+
+    def train_peers() -> list[list[float]]:
+        found = []
+        for number in range(count):
+            found.append(_peer(job, number, options.threads))
+            _say(f"Trainer: {len(found)} of {count} processes")
+        return found
+
+    peers, seconds = _timed(train_peers)
     share = {name: value / count * options.trials for name, value in seconds.items()}
     imports = _timed(
         lambda: subprocess.run([sys.executable, "-c", "import retune.training.side_by_side"], check=True)
@@ -178,17 +200,27 @@ def _compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _say(text: str) -> None:
+    """Print where the program stands, and the CPU seconds so far."""
+    print(f"{_seconds():7.1f} CPU s  {text}", file=sys.stderr, flush=True)
+
+
+def _seconds() -> float:
+    """Return the CPU seconds of this process and of those that it waited for."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def _timed(act: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     """Return what it gives, and the wall and CPU seconds of this process and of those that it waited for."""
-
-    def cpu() -> float:
-        return sum(
-            sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-        )
-
-    before = time.monotonic(), cpu()
+    before = time.monotonic(), _seconds()
     found = act()
-    return found, {"wall": time.monotonic() - before[0], "cpu": cpu() - before[1]}
+    return found, {"wall": time.monotonic() - before[0], "cpu": _seconds() - before[1]}
 
 
 def _peer(job: Path, number: int, threads: int) -> list[float]:

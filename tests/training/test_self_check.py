@@ -1,5 +1,7 @@
 """The check that our way gives the plain way's losses: it sees what is broken, says so, and the plain way is taken."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, BertConfig, LlamaConfig
@@ -72,8 +74,14 @@ BROKEN = {
     "scale of lora": (
         lora_linear, "_add", lambda real: lambda out, x, layer: real(out, x * 1.001, layer), "a token's loss", "llama",
     ),
-    "rotary": (llama_layer, "_rotate", lambda real: lambda x, cos, sin: real(x, cos, sin * 1.001), "a token's loss", "llama"),
-    "norm": (llama_layer, "_norm", lambda real: lambda x, w, e: real(x, w, e + 1e-3), "a token's loss", "llama"),
+    "rotary": (
+        llama_layer, "PLAIN", lambda real: replace(real, rotate=lambda x, cos, sin: real.rotate(x, cos, sin * 1.001)),
+        "a token's loss", "llama",
+    ),
+    "norm": (
+        llama_layer, "PLAIN", lambda real: replace(real, norm=lambda x, w, e: real.norm(x, w, e + 1e-3)), "a token's loss",
+        "llama",
+    ),
     "softmax": (
         blocked_attention, "forward", lambda real: lambda q, k, v, s, o: real(q, k, v, s * 1.01, o), "a token's loss",
         "llama",

@@ -1,11 +1,13 @@
-"""A layer of Llama, Mistral or Qwen2 as one node of the graph, with its backward pass written out. For CPUs.
+"""A layer of Llama, Mistral or Qwen2 as one node of the graph, with its backward pass written out.
 
 The same sums as transformers' layer, with three differences that cost nothing but save a third of the time on a small
-model: steps are done in place where autograd would keep copies, nothing is computed for the frozen weights, and the
+model: steps are done in place where autograd would keep copies, nothing is computed for the frozen weights, and on a CPU the
 last layer is computed only where its output is used. The loss counts predictions of completions; behind the last layer
 the prompts' positions are never looked at, so there only keys and values are needed at all positions.
 
-On a GPU transformers' own layer is used: its time goes into large matrix products.
+In float32 on a CPU this is always used. Elsewhere `retune.training.self_check` compares it with transformers' layer first, on a
+GPU for speed too: there the number of kernels counts, since the host takes longer to launch those of a small batch than the GPU
+to compute.
 """
 
 from __future__ import annotations
@@ -17,14 +19,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
 
-from retune.training import blocked_attention, lora_linear
-from retune.training.attention import Pattern, Segments
+from retune.training import blocked_attention, lora_linear, products
+from retune.training.attention import Form, Pattern, Segments, attend
+from retune.training.layer_steps import PLAIN, Steps
 from retune.training.lora_linear import Layer
 
 # Layers of exactly this form: norm, attention with rotary positions, norm, gated feed-forward.
 _KNOWN = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
+_HOW = "_retune_steps"
 _NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -52,17 +55,38 @@ class Parts:
         return (self.q, self.k, self.v, self.o, self.gate, self.up, self.down)
 
 
+def certain(model: Any) -> bool:
+    """Return whether layers are written out without a check: in float32 on a CPU."""
+    return bool(model.device.type == "cpu" and model.dtype == torch.float32)
+
+
+def known(model: Any) -> bool:
+    """Return whether a transformers model has layers that can be written out."""
+    layers = getattr(getattr(model, "model", None), "layers", None) or ()
+    return any(type(layer).__name__ in _KNOWN for layer in layers)
+
+
+def allow(model: Any, how: Steps | None) -> None:
+    """Say by which steps a model's layers are written out from here on where that is not `certain`; None for not at all."""
+    vars(model)[_HOW] = how
+
+
+def refused(model: Any) -> bool:
+    """Return whether `allow` has said that they are not."""
+    return vars(model).get(_HOW, PLAIN) is None
+
+
 @contextmanager
 def installed(model: Any) -> Iterator[None]:
-    """Let the layers of a known architecture compute by `LlamaLayer` inside the block, on a CPU in float32.
+    """Let the layers of a known architecture compute by `LlamaLayer` inside the block, if that is `certain` or allowed.
 
     The layers' class is told, not each layer: an adapter may copy layers (`layer_replication`), and a copy must compute
     with its own weights.
     """
     decoder = getattr(model, "model", None)
     layers = getattr(decoder, "layers", None)
-    fits = layers is not None and model.device.type == "cpu" and model.dtype == torch.float32
-    kinds = {type(layer) for layer in layers or () if fits and type(layer).__name__ in _KNOWN}
+    steps: Steps | None = PLAIN if layers is not None and certain(model) else vars(model).get(_HOW)
+    kinds = {type(layer) for layer in layers or () if steps and type(layer).__name__ in _KNOWN}
     own = {kind: kind.forward for kind in kinds}
 
     def forward(layer: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -75,7 +99,8 @@ def installed(model: Any) -> Iterator[None]:
             plain: Tensor = whole(layer, hidden_states, *args, **kwargs)
             return plain
         assert decoder is not None
-        return _forward(layer, hidden_states, whole, layer is decoder.layers[-1], **kwargs)
+        assert steps is not None
+        return _forward(layer, hidden_states, whole, layer is decoder.layers[-1], steps, **kwargs)
 
     for kind in kinds:
         kind.forward = forward
@@ -123,6 +148,7 @@ def _forward(
     hidden_states: Tensor,
     whole: Callable[..., Tensor],
     last: bool,
+    steps: Steps,
     position_embeddings: tuple[Tensor, Tensor],
     segments: Segments,
     **kwargs: Any,
@@ -133,11 +159,11 @@ def _forward(
         return whole(
             layer, hidden_states, position_embeddings=position_embeddings, segments=segments, **kwargs
         )
-    rows = segments.rows if last else None
+    rows = segments.rows if last and _in_blocks(hidden_states) else None
     adapters = [tensor for linear in parts.linear for tensor in linear.adapters]
     cos, sin = (x[0, :, : parts.head // 2].unsqueeze(1) for x in position_embeddings)
     out: Tensor = LlamaLayer.apply(  # type: ignore[no-untyped-call]
-        hidden_states[0], cos, sin, segments, rows, parts, *adapters
+        hidden_states[0], cos, sin, segments, rows, parts, steps, *adapters
     )
     return out.unsqueeze(0)
 
@@ -154,6 +180,7 @@ class LlamaLayer(torch.autograd.Function):
         records: Segments,
         rows: Tensor | None,
         parts: Parts,
+        steps: Steps,
         *adapters: Any,
     ) -> Tensor:
         """Return the layer's output.
@@ -164,50 +191,55 @@ class LlamaLayer(torch.autograd.Function):
             cos, sin: of the first half of each head, shape ``(tokens, 1, head / 2)``.
             records: the borders of the records.
             rows: the only places where the output is wanted, or None for all.
-            parts: the weights.
+            parts: the weights. steps: what is done between the products.
             adapters: a and b of each linear layer, for autograd to see.
 
         Returns:
             shape ``(tokens, hidden)``; zero outside `rows`.
         """
-        n, r = _norm(x, parts.norm, parts.norm_epsilon)
+        n, r = steps.norm(x, parts.norm, parts.norm_epsilon)
         mine = (n, cos, sin) if rows is None else (n[rows], cos[rows], sin[rows])
         query, kept_q = lora_linear.forward(mine[0], parts.q)
         key, kept_k = lora_linear.forward(n, parts.k)
         value, kept_v = lora_linear.forward(n, parts.v)
-        q = _rotate(_heads(query, parts.head), mine[1], mine[2])
-        k = _rotate(_heads(key, parts.head), cos, sin)
+        q = steps.rotate(_heads(query, parts.head), mine[1], mine[2])
+        k = steps.rotate(_heads(key, parts.head), cos, sin)
         v = _heads(value, parts.head)
         attended, kept = _attend(q, k, v, records, parts.scale, trimmed=rows is not None)
         flat = attended.flatten(1)
         out, kept_o = lora_linear.forward(flat, parts.o)
         x_2 = out.add_(x if rows is None else x[rows])
-        n_2, r_2 = _norm(x_2, parts.norm_2, parts.norm_2_epsilon)
+        n_2, r_2 = steps.norm(x_2, parts.norm_2, parts.norm_2_epsilon)
         gate, kept_g = lora_linear.forward(n_2, parts.gate)
         up, kept_u = lora_linear.forward(n_2, parts.up)
-        opened = silu(gate)
-        y, kept_d = lora_linear.forward(opened * up, parts.down)
+        inner, opened = steps.gate(gate, up)
+        y, kept_d = lora_linear.forward(inner, parts.down)
         y.add_(x_2)
         ctx.kept = (kept_q, kept_k, kept_v, kept_o, kept_g, kept_u, kept_d)
-        ctx.parts, ctx.rows, ctx.records, ctx.attention = parts, rows, records, (q, k, v, kept)
+        ctx.steps, ctx.parts, ctx.rows, ctx.records, ctx.attention = (
+            steps,
+            parts,
+            rows,
+            records,
+            (q, k, v, kept),
+        )
         ctx.tensors = (x, r, cos, sin, mine[1], mine[2], x_2, r_2, gate, up, opened)
         return y if rows is None else torch.zeros_like(x).index_copy_(0, rows, y)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """Return the gradients of x and of the adapters."""
-        parts, rows = ctx.parts, ctx.rows
+        steps, parts, rows = ctx.steps, ctx.parts, ctx.rows
         kept_q, kept_k, kept_v, kept_o, kept_g, kept_u, kept_d = ctx.kept
         x, r, cos, sin, my_cos, my_sin, x_2, r_2, gate, up, opened = ctx.tensors
         of_y = gradient if rows is None else gradient[rows]
         of_m, *down_ab = lora_linear.backward(of_y, parts.down, kept_d)
         assert of_m is not None
-        of_up = of_m * opened
-        of_gate = torch.ops.aten.silu_backward(of_m.mul_(up), gate)
+        of_gate, of_up = steps.gate_backward(of_m, gate, up, opened)
         of_n, *gate_ab = lora_linear.backward(of_gate, parts.gate, kept_g)
         of_n, *up_ab = lora_linear.backward(of_up, parts.up, kept_u, of_n)
         assert of_n is not None
-        of_x2 = _norm_backward(of_n, x_2, r_2, parts.norm_2).add_(of_y)
+        of_x2 = steps.norm_backward(of_n, x_2, r_2, parts.norm_2).add_(of_y)
         of_attended, *o_ab = lora_linear.backward(of_x2, parts.o, kept_o)
         assert of_attended is not None
         query, key, value, probabilities = ctx.attention
@@ -221,31 +253,33 @@ class LlamaLayer(torch.autograd.Function):
             parts.scale,
             rows is not None,
         )
-        of_q = _rotate(of_heads[0], my_cos, -my_sin).flatten(1)
+        of_q = steps.rotate(of_heads[0], my_cos, -my_sin).flatten(1)
         need_x = ctx.needs_input_grad[0]
         of_n, *v_ab = lora_linear.backward(of_heads[2].flatten(1), parts.v, kept_v, need_x=need_x)
         k_ab: list[Tensor | None] = [None] * len(parts.k.adapters)
         if need_x or kept_k is not None:
             of_n, *k_ab = lora_linear.backward(
-                _rotate(of_heads[1], cos, -sin).flatten(1), parts.k, kept_k, of_n, need_x
+                steps.rotate(of_heads[1], cos, -sin).flatten(1), parts.k, kept_k, of_n, need_x
             )
         of_mine, *q_ab = lora_linear.backward(of_q, parts.q, kept_q, of_n if rows is None else None, need_x)
         of_x = None
         if need_x and of_mine is not None:
             assert of_n is not None
             of_n = of_mine if rows is None else of_n.index_add_(0, rows, of_mine)
-            of_x = _norm_backward(of_n, x, r, parts.norm)
+            of_x = steps.norm_backward(of_n, x, r, parts.norm)
             of_x = of_x.add_(of_x2) if rows is None else of_x.index_add_(0, rows, of_x2)
         adapters = (*q_ab, *k_ab, *v_ab, *o_ab, *gate_ab, *up_ab, *down_ab)
-        return of_x, None, None, None, None, None, *adapters
+        return of_x, None, None, None, None, None, None, *adapters
 
 
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, records: Segments, scale: float, trimmed: bool
-) -> tuple[Tensor, list[list[Tensor]]]:
+) -> tuple[Tensor, Any]:
     """Return attention inside each record, shape of `query`, ``(tokens, heads, size)``, and what to keep."""
+    if not _in_blocks(query):
+        return _attend_by_kernel(query, key, value, records, scale)
     repeats = query.shape[1] // key.shape[1]
-    out = torch.empty_like(query)
+    out = products.empty(len(query), query.shape[1] * query.shape[2], query).view_as(query)
     kept = []
     for q, k, v, o in _by_record(records, trimmed, query, key, value, out):
         k, v = (x.repeat_interleave(repeats, 0) if repeats > 1 else x for x in (k, v))
@@ -253,11 +287,31 @@ def _attend(
     return out, kept
 
 
+def _in_blocks(x: Tensor) -> bool:
+    """Return whether attention is that of `blocked_attention`, which alone may have fewer queries than keys."""
+    return x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def _attend_by_kernel(
+    query: Tensor, key: Tensor, value: Tensor, records: Segments, scale: float
+) -> tuple[Tensor, Any]:
+    """Do the same by `retune.training.attention`; what is kept is its part of the graph."""
+    inputs = [x.detach().requires_grad_() for x in (query, key, value)]
+    with torch.enable_grad():
+        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in inputs)
+        out = attend(q, k, v, records, Form(scale))[0]
+    return out.detach(), (out, inputs)
+
+
 def _attend_backward(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, kept: list[list[Tensor]], records: Segments,
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, kept: Any, records: Segments,
     scale: float, trimmed: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of query, key and value."""
+    if not _in_blocks(query):
+        out, inputs = kept
+        of_q, of_k, of_v = torch.autograd.grad(out, inputs, gradient)
+        return of_q, of_k, of_v
     repeats = query.shape[1] // key.shape[1]
     of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
     spans = zip(
@@ -291,33 +345,6 @@ def _by_record(
     yield from zip(*parts, strict=True)
 
 
-def _norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Return RMS norm of `x`, shape ``(tokens, hidden)``, and the factor of each token, shape ``(tokens, 1)``."""
-    r = x.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
-    return (x * r).mul_(weight), r
-
-
-def _norm_backward(gradient: Tensor, x: Tensor, r: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient of x: ``r g w - x r^3 mean(g w x)``. Overwrites `gradient`.
-
-    Where the squares of `x` overflow, `r` is 0 and the output a harmless-looking 0; ``r / r`` makes the gradient NaN
-    there, as autograd does, so that the training is seen to have failed.
-    """
-    scaled = gradient.mul_(weight)
-    shared = (scaled * x).mean(-1, keepdim=True).mul_(r).mul_(r).mul_(r / r)
-    return scaled.addcmul_(x, shared, value=-1).mul_(r)
-
-
 def _heads(x: Tensor, size: int) -> Tensor:
     """Return ``(tokens, heads, size)``."""
     return x.view(len(x), -1, size)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair of a head's halves by its position's angle; ``-sin`` turns back. Shape ``(tokens, heads, size)``."""
-    first, second = x.chunk(2, -1)
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    out_1, out_2 = out.chunk(2, -1)
-    torch.mul(first, cos, out=out_1).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=out_2).addcmul_(first, sin)
-    return out

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from retune.errors import RetuneError
+from retune.training import products
 from retune.training.dropout import Draws, drop
 
 
@@ -158,7 +158,7 @@ def _frozen(module: torch.nn.Linear) -> bool:
 
 def forward(x: Tensor, layer: Layer) -> tuple[Tensor, Kept | list[Kept | None] | None]:
     """Return the output, shape ``(tokens, out)`` in the dtype of `x`, shape ``(tokens, in)``, and what to keep."""
-    out = linear(x, layer.weight, layer.bias)
+    out = products.linear(x, layer.weight, layer.bias)
     return out, _add(out, x, layer)
 
 
@@ -191,7 +191,7 @@ def backward(
         need_x: whether the gradient of x is wanted.
     """
     if need_x:
-        of_x = gradient @ layer.weight if of_x is None else of_x.addmm_(gradient, layer.weight)
+        of_x = products.times(gradient, layer.weight, of_x)
     if isinstance(layer, Weights):
         return of_x, *_backward_one(gradient, layer, kept, of_x if need_x else None)
     parts = zip(
@@ -231,9 +231,10 @@ class LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Layer, *adapters: Tensor) -> Tensor:
         """Return the output, shape ``(…, out)``, for `x`, shape ``(…, in)``; `adapters` are those of `layer`."""
-        out = linear(x, layer.weight, layer.bias)
-        ctx.layer, ctx.kept = layer, _add(out.view(-1, out.shape[-1]), x.flatten(0, -2), layer)
-        return out  # not a view: some models go on in place
+        flat = x.flatten(0, -2)
+        out = products.linear(flat, layer.weight, layer.bias)
+        ctx.layer, ctx.kept = layer, _add(out, flat, layer)
+        return out.resize_(*x.shape[:-1], out.shape[-1])  # not a view: some models go on in place
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
 
 import torch
@@ -11,6 +13,9 @@ from retune.training import memory, recompute
 _SHARE_OF_GPU = 0.9  # the rest is for what fragments, and for the libraries' own buffers
 _SHARE_OF_CPU = 0.5  # of which other trials on the machine may take their part
 _MARGIN = 1.5  # on what the shape says; what was measured needs none
+_FRESH = (
+    0.5  # seconds for which what is free is not asked again: asking takes as long as part of a small step
+)
 _MEASURABLE = 256  # tokens in a pass from which on its memory says something about larger ones
 
 
@@ -29,6 +34,7 @@ class Room:
         self.device = device
         self.recomputes = False
         self._ceiling: int | None = None
+        self._free: tuple[float, int | None] = (-math.inf, None)
         self._measured: dict[bool, float] = {}
         self._shape = {again: _bytes_per_token(core, device, longest, again) for again in (False, True)}
         self._can_recompute = bool(recompute.layers(core))
@@ -37,7 +43,10 @@ class Room:
 
     def tokens(self, less: int = 0) -> int | None:
         """Return the most tokens that a pass may have if `less` bytes were taken; None if nothing says."""
-        free = memory.free(self.device)
+        now = time.monotonic()
+        if less or now - self._free[0] > _FRESH:
+            self._free = now, memory.free(self.device)
+        free = self._free[1]
         limits = [] if self._ceiling is None else [self._ceiling]
         if free is not None:
             share = _SHARE_OF_GPU if self.device.type == "cuda" else _SHARE_OF_CPU
@@ -62,6 +71,7 @@ class Room:
         Args:
             tokens, records: how many the pass had.
         """
+        self._free = (-math.inf, None)
         if records > 1:
             self._ceiling = max(1, tokens // 2)
             return "its records are computed in two halves"

@@ -25,8 +25,9 @@ from torch.nn.functional import cross_entropy
 from retune.data.batches import flatten
 from retune.data.tokens import Tokens, pack
 from retune.errors import InputError
-from retune.training import lora_linear, one_by_one
+from retune.training import llama_layer, lora_linear, one_by_one
 from retune.training.attention import by_segments, segments
+from retune.training.layer_steps import PLAIN, compiled
 from retune.training.loss import loss_sum
 from retune.training.one_by_one import Reading, by_record, transformers_model
 
@@ -61,6 +62,7 @@ class Checked:
         slower: how many times longer the made-up records took one by one than flattened; None if it was not measured.
         seconds: what the check took.
         in_parts: whether logits are made for some tokens at a time (`retune.training.head`).
+        layers: why layers that `retune.training.llama_layer` knows are not written out; empty if they are or it knows none.
     """
 
     way: Way
@@ -71,6 +73,7 @@ class Checked:
     slower: float | None = None
     seconds: float = 0.0
     in_parts: bool = True
+    layers: str = ""
 
     def record(self) -> dict[str, Any]:
         """Return it as it is written into a trial's record."""
@@ -185,9 +188,10 @@ class _Check:
         eager = not plain <= self.allowed
         reason = unsupported_reason(self.core, self.longest)
         if not reason:
+            layers = self._layers(right, of_right)
             reason, difference, gradients = self._flattened(right, of_right)
             if not reason:
-                return Checked("flattened", "", difference, self.allowed, gradients)
+                return Checked("flattened", "", difference, self.allowed, gradients, layers=layers)
         flat_seconds = self._flat_seconds()
         slower = round(seconds / flat_seconds, 1) if flat_seconds else None
         if self.train:
@@ -340,6 +344,62 @@ class _Check:
             ),
         ]
         return next((reason for holds, reason in rules if not holds), ""), difference, gradients
+
+    def _layers(self, right: Tensor, of_right: Tensor | None) -> str:
+        """Let layers be written out (`retune.training.llama_layer`) if that gives the right losses, and on a GPU is faster.
+
+        Returns:
+            why they are not; empty if they are, or always are, or there are none that could be.
+        """
+        if llama_layer.certain(self.core) or not llama_layer.known(self.core):
+            return ""
+        if llama_layer.refused(self.core):
+            return "they were found wrong or slower before"
+        if any(hasattr(parameter, "to_local") for parameter in self.core.parameters()):
+            reason = "the base is sharded"
+        else:
+            reason = self._best_steps(right, of_right)
+        if reason:
+            llama_layer.allow(self.core, None)
+            _LOG.warning("layers are computed by transformers' own code: %s", reason)
+        return reason
+
+    def _best_steps(self, right: Tensor, of_right: Tensor | None) -> str:
+        """Let layers be written out by those steps that are right and, on a GPU, take the least time; return why none are."""
+        timed = of_right is not None and self.batch.ids.device.type == "cuda"
+        reason, times = "", {}
+        for how in [PLAIN, compiled()] if timed else [PLAIN]:
+            llama_layer.allow(self.core, how)
+            wrong = self._flattened(right, of_right)[0]
+            if not wrong:
+                times[how.name] = (self._seconds() if timed else 0.0), how
+            reason = reason or wrong
+        if not times:
+            return reason
+        seconds, how = min(times.values(), key=lambda found: found[0])
+        llama_layer.allow(self.core, None)
+        own = self._seconds() if timed else math.inf
+        if own < seconds:
+            return f"written out, a pass takes {seconds * 1e3:.1f} ms, as they are {own * 1e3:.1f} ms"
+        llama_layer.allow(self.core, how)
+        if timed:
+            _LOG.info(
+                "layers are written out, with %s steps: %.1f ms a pass, not %.1f",
+                how.name,
+                seconds * 1e3,
+                own * 1e3,
+            )
+        return ""
+
+    def _seconds(self) -> float:
+        """Return the least seconds of five training passes over the made-up records; reading gradients waits for the device."""
+        found = []
+        with by_segments(self.core), lora_linear.installed(self.model):
+            for _ in range(5):
+                begin = time.monotonic()
+                self._gradients(lambda: loss_sum(self.model, self.batch))
+                found.append(time.monotonic() - begin)
+        return min(found)
 
     def _flat(self, ids: Tensor) -> Tensor:
         """Return the loss of each counted token of the flattened batch with other tokens in it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -109,6 +109,7 @@ class SideBySide:
     def __post_init__(self) -> None:
         self._passes: SharedPasses | None = None
         self._reasons: dict[tuple[str, ...], str] = {}
+        self._mode: ExitStack | None = None
 
     def start(self, task: TrialTask) -> TrialRecord | None:
         """Let a trial join; return its record if it is over already, as it was done before or cannot share and ran alone.
@@ -116,6 +117,7 @@ class SideBySide:
         Raises:
             InputError, RetuneError: as `run_trial.run_trial`.
         """
+        self._restore()
         digest = run_trial.digest(self.study, self.data_uri, task, self.base)
         if (done := run_trial.finished(task, digest)) is not None:
             return done
@@ -146,19 +148,36 @@ class SideBySide:
             Interrupted: after checkpoints of all; run them again to carry on.
             DiskFull, RetuneError: if a trial cannot be written; checkpoints of the others were saved.
         """
-        core = self.base.load().model
-        with by_segments(core):
-            core.train()
-            try:
-                over = self._do(lambda loop, _: loop.at_end(), [None] * len(self.running))
-                if self.running and self._passes and _stop(over) is None:
-                    start = time.monotonic()
-                    found = self._passes.add_gradients([_next(trial.loop) for trial in self.running])
-                    self._charge(time.monotonic() - start)
-                    over += self._do(_take, found)
-            finally:
-                core.eval()
+        self._prepare()
+        try:
+            over = self._do(lambda loop, _: loop.at_end(), [None] * len(self.running))
+            if self.running and self._passes and _stop(over) is None:
+                start = time.monotonic()
+                found = self._passes.add_gradients([_next(trial.loop) for trial in self.running])
+                self._charge(time.monotonic() - start)
+                over += self._do(_take, found)
+        except BaseException:
+            self._restore()
+            raise
+        if over or not self.running:
+            self._restore()
         return self._settle(over)
+
+    def _prepare(self) -> None:
+        """Bring the base into the mode in which it trains, if it is not: that takes as long as part of a small step."""
+        if self._mode is None:
+            core = self.base.load().model
+            with ExitStack() as mode:
+                mode.enter_context(by_segments(core))
+                mode.callback(core.eval)
+                core.train()
+                self._mode = mode.pop_all()
+
+    def _restore(self) -> None:
+        """Leave the base as it was before the first step."""
+        if self._mode is not None:
+            mode, self._mode = self._mode, None
+            mode.close()
 
     def _do(self, act: Callable[[_Loop, Any], bool], arguments: Sequence[Any]) -> list[_Over]:
         """Let every trial do something; return those that are over by it, with the error if it failed."""
