@@ -1,9 +1,10 @@
 """Matrix products with frozen weights, by the faster of the two libraries that torch has for them on a CPU.
 
 In float32 torch calls MKL. On AMD's processors MKL computes with half of a vector of AVX-512; oneDNN, which torch carries for
-other types and for compiled models, uses all of it and takes about half the time for large products (Zen 5,
-`benchmarks/bench_products.py`; both sum in float32). oneDNN makes a kernel for each number of rows that it meets, which costs as much as a small product, and here
-every step has another number of tokens. So rows are rounded up to one of a few numbers, and what is too much is cut off.
+other types and for compiled models, uses all of it and takes about half the time for large products (on Zen 5, by
+`benchmarks/bench_products.py`; both sum in float32). oneDNN makes a kernel for each number of rows that it meets, which costs as
+much as a small product, and here every step has another number of tokens. So rows are rounded up to one of a few numbers, and
+what is too much is cut off.
 
 Nothing is chosen by timing: the same machine and software always take the same library, so results can be repeated.
 """
