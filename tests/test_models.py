@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 
@@ -110,6 +111,22 @@ def test_each_card_gets_the_type_that_it_has(monkeypatch, card, chosen):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_bitsandbytes_is_spared_where_no_base_can_need_it(monkeypatch):
+    monkeypatch.setattr("retune.gpus.visible", lambda: ["0"])
+    monkeypatch.delitem(sys.modules, "bitsandbytes", raising=False)
+    models.spare_bitsandbytes(Model(base="x"))
+    assert "bitsandbytes" not in sys.modules
+    monkeypatch.setattr("retune.gpus.visible", list)
+    models.spare_bitsandbytes(Model(base="x", quantization="nf4"))
+    assert "bitsandbytes" not in sys.modules
+    told = subprocess.run(
+        [sys.executable, "-c", "import sys; from retune import models; from retune.study import Model\n"
+         "models.spare_bitsandbytes(Model(base='x')); import peft; print(sys.modules['bitsandbytes'])"],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert told.stdout.strip() == "None"
+
+
 def test_four_bits_need_a_gpu(tmp_path):
     with pytest.raises(InputError, match="quantization: nf4` needs a CUDA GPU"):
         models.load_base(Model(base=str(made(tmp_path)), quantization="nf4"))

@@ -7,12 +7,14 @@ import importlib.util
 import json
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retune import gpus
 from retune.errors import InputError, first_line
 from retune.study import Model
 
@@ -44,6 +46,15 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", module=r"(transformers|peft|torch|huggingface_hub|accelerate)\b")
     for name in ("transformers", "peft", "accelerate", "huggingface_hub", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def spare_bitsandbytes(model: Model) -> None:
+    """Keep PEFT from importing bitsandbytes, which takes a second, in a process of ours that knows no other base.
+
+    Only bases in 4 or 8 bits need it, and those need a GPU.
+    """
+    if model.quantization is None and not gpus.visible():
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # None: importing it fails, and it is not found
 
 
 def locate(model: Model) -> Path:

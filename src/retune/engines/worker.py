@@ -68,12 +68,14 @@ def main() -> None:
 
     setup = json.loads(sys.stdin.readline())
 
+    from retune import models
     from retune.study import Study
     from retune.training.resident import ResidentBase
     from retune.training.run_trial import run_trial
     from retune.training.side_by_side import SideBySide, named
 
     study = Study.model_validate(setup["study"])
+    models.spare_bitsandbytes(study.model)
     base = ResidentBase(study.model)
     emit("ready")
     try:

@@ -82,4 +82,6 @@ if __name__ == "__main__":
     die_with_run()
     models.quiet()
     outages.outlast()
-    run(parse(json.loads(Path(sys.argv[1]).read_text())))
+    asked = parse(json.loads(Path(sys.argv[1]).read_text()))
+    models.spare_bitsandbytes(asked.model)
+    run(asked)
