@@ -257,3 +257,24 @@ def test_a_base_with_spoilt_weights_is_refused(what, said, tmp_path):
     with pytest.raises(InputError, match=said) as caught:
         models.load_base(Model(base=str(folder)))
     assert "\n" not in caught.value.problems[0]
+
+
+def test_a_folder_with_an_adapter_in_it_is_no_base(tmp_path):
+    """transformers puts such an adapter on the base without a word."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    folder = made(tmp_path)
+    adapter = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(LlamaForCausalLM.from_pretrained(folder), adapter).save_pretrained(str(folder))
+    for base in (str(folder), f"file://{folder}"):
+        for read in (models.load_base, models.load_tokenizer):
+            with pytest.raises(InputError, match=r"must not hold an adapter, but .*merge_and_unload"):
+                read(Model(base=base))
+
+
+def test_a_folder_without_a_tokenizer_is_told_of_in_a_whole_sentence(tmp_path):
+    folder = made(tmp_path)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"no tokenizer can be read in .*one of: .*tokenizers"):
+        models.load_tokenizer(Model(base=str(folder)))

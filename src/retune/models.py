@@ -71,16 +71,10 @@ def locate(model: Model) -> Path:
             folder = store.download(f"{model.base}@{model.revision}" if pinned else model.base)
         except FileNotFoundError as error:
             raise InputError(f"there is no model at {model.base} ({error.strerror})", "model.base") from error
-        if not (folder / "config.json").is_file():
-            raise InputError(
-                f"a base model folder holds config.json, but {model.base} does not", "model.base"
-            )
-        return folder
+        return _of_a_base(folder, model.base)
     folder = Path(model.base)
     if folder.is_absolute() or folder.exists():
-        if not (folder / "config.json").is_file():
-            raise InputError(f"a base model folder holds config.json, but {folder} does not", "model.base")
-        return folder
+        return _of_a_base(folder, model.base)
     from huggingface_hub import errors, snapshot_download
 
     asked = model.base if model.revision is None else f"{model.base} at revision {model.revision}"
@@ -90,7 +84,8 @@ def locate(model: Model) -> Path:
 
     try:
         found = fetched(["*.bin", "*.pth", "*.gguf"])
-        return found if any(found.glob("*.safetensors")) else fetched(["*.pth", "*.gguf"])
+        found = found if any(found.glob("*.safetensors")) else fetched(["*.pth", "*.gguf"])
+        return _of_a_base(found, model.base)
     except errors.GatedRepoError as error:
         why = "its owner must let you in: ask on its page, then set HF_TOKEN"
         cause: Exception = error
@@ -107,6 +102,23 @@ def locate(model: Model) -> Path:
             error,
         )
     raise InputError(f"the base {asked!r} cannot be had: {why}", "model.base") from cause
+
+
+def _of_a_base(folder: Path, named: str) -> Path:
+    """Return the folder of a base model.
+
+    Raises:
+        InputError: if it holds no model, or an adapter: transformers would put that on the base without a word.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise InputError(
+            f"a base model folder must not hold an adapter, but {named} has adapter_config.json; name the model that the "
+            "adapter was trained on, or save the two as one with PEFT's `merge_and_unload`",
+            "model.base",
+        )
+    if not (folder / "config.json").is_file():
+        raise InputError(f"a base model folder holds config.json, but {named} does not", "model.base")
+    return folder
 
 
 def base_digest(folder: Path) -> str:
@@ -147,9 +159,8 @@ def load_tokenizer(model: Model) -> Any:
     try:
         tokenizer = _tokenizer_class(folder).from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"no tokenizer can be read in {folder}: {first_line(error)}", "model.base"
-        ) from error
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"no tokenizer can be read in {folder}: {reason}", "model.base") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

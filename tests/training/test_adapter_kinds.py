@@ -120,6 +120,32 @@ def test_scored_as_peft_does_and_the_base_is_bit_for_bit_the_same_afterwards(kin
         assert float(padded_loss(base, tokens, [0, 1, 2, 3])) == bare
 
 
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    make().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_what_can_be_scored_is_not_refused_beforehand(kind, base_folder, tmp_path):
+    assert adapters.problems("mine", save(tmp_path, KINDS[kind]), base_folder) == []
+
+
+def test_a_replicated_layer_of_another_size_and_weights_of_old_are_refused(base_folder, tmp_path):
+    torch.manual_seed(5)
+    wide = LlamaForCausalLM(LlamaConfig(**SIZES | {"hidden_size": 48}))
+    settings = {"target_modules": ["q_proj"], "layer_replication": [[0, 2], [1, 2]], "task_type": "CAUSAL_LM"}
+    get_peft_model(wide, LoraConfig(r=4, **settings)).save_pretrained(
+        str(tmp_path), save_embedding_layers=False
+    )
+    (problem,) = adapters.problems("mine", tmp_path, base_folder)
+    assert "fits 48 features, but the base has 32" in problem
+    (tmp_path / lora.WEIGHTS).rename(tmp_path / "adapter_model.bin")
+    (problem,) = adapters.problems("mine", tmp_path, base_folder)
+    assert "save it again with `save_pretrained`" in problem
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

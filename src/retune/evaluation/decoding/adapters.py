@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,12 @@ def problems(name: str, folder: Path, base: Path) -> list[str]:
     """
     lacking = [file for file in ("adapter_config.json", WEIGHTS) if not (folder / file).is_file()]
     if lacking:
+        old = (folder / "adapter_model.bin").is_file()
+        hint = (
+            "; load its adapter_model.bin with PEFT and save it again with `save_pretrained`" if old else ""
+        )
         return [
-            f"{name}: an adapter folder holds adapter_config.json and {WEIGHTS}, but {folder} lacks {lacking}"
+            f"{name}: an adapter folder holds adapter_config.json and {WEIGHTS}, but {folder} lacks {lacking}{hint}"
         ]
     try:
         settings = json.loads((folder / "adapter_config.json").read_bytes())
@@ -42,8 +46,11 @@ def problems(name: str, folder: Path, base: Path) -> list[str]:
     blocks = settings.get("use_qalora") or settings.get(
         "use_bdlora"
     )  # their factors have shapes of their own
+    replication = settings.get("layer_replication") or []
+    layers = [layer for start, end in replication for layer in range(start, end)]
     wrong = []
     for key, shape in shapes.items():
+        key = _in_base(key, layers)
         match = _FACTOR.fullmatch(key)
         if match is None:
             saved = key.removeprefix("base_model.model.").removesuffix(".weight").removesuffix(".base_layer")
@@ -68,6 +75,20 @@ def problems(name: str, folder: Path, base: Path) -> list[str]:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         return [f"{name}: the adapter in {folder} was made for another base than {base}: {wrong[0]}{more}"]
     return []
+
+
+def _in_base(key: str, layers: Sequence[int]) -> str:
+    """Return a tensor's name with the number of the base's layer that its own is a copy of (`layer_replication`).
+
+    Args:
+        layers: the base's layer of each of the adapter's; none if no layers are replicated.
+    """
+
+    def own(match: re.Match[str]) -> str:
+        number = int(match[1])
+        return f".{layers[number]}." if number < len(layers) else match[0]
+
+    return re.sub(r"\.(\d+)\.", own, key, count=1)
 
 
 def tensor_shapes(path: Path) -> dict[str, list[int]]:
