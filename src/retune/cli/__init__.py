@@ -28,8 +28,8 @@ VERBS = {
     "ci": "Retune what changed, from CI: lock, budget, pull request.",
     "katib": "Register retune's algorithms with Katib, or remove them.",
     "render": "Print what a study would create on a cluster.",
-    "promote": "Put a registered adapter through the gate, or roll back.",
-    "rollout": "Bring the champion to where it is served on a cluster.",
+    "promote": "Promote a registered adapter, or roll back.",
+    "rollout": "Make a server on a cluster serve the champion.",
     "report": "Rewrite the report of a study.",
     "export": "Write a tuned adapter for others, with a model card; merged, as GGUF or OCI.",
     "chat": "Ask the untuned base and the tuned model the same questions.",
@@ -69,6 +69,6 @@ def main() -> None:
     except (RetuneError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in FULL:
             raise
-        told = as_retune_error(error)
-        click.secho(f"error: {told}", fg="red", err=True)
-        sys.exit(told.exit_code)
+        reported = as_retune_error(error)
+        click.secho(f"error: {reported}", fg="red", err=True)
+        sys.exit(reported.exit_code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,3 +14,25 @@ def tracking(help: str = "MLflow tracking URI.", **more: Any) -> Callable[[Any],
     return click.option(
         "--tracking", "uri", default="sqlite:///mlflow.db", show_default=True, help=help, **more
     )
+
+
+def kubeflow(
+    host: str = "Address of Kubeflow Pipelines.  [default: from the kubeconfig]",
+) -> Callable[[Any], Any]:
+    """Return the options that reach Kubeflow Pipelines: `host`, `namespace`, `token_file` and `ca`."""
+    options = [
+        click.option("--host", envvar="KF_PIPELINES_ENDPOINT", metavar="URL", help=host),
+        click.option("--namespace", metavar="NAME",
+                     help="Namespace of the user in a multi-user Kubeflow.  [default: the study's]"),
+        click.option("--token-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+                     help="File with a bearer token for the address."),
+        click.option("--ca", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
+                     help="Certificate authority of the address."),
+    ]  # fmt: skip
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 )
 @click.option("--revision", metavar="SHA", help="Revision of a hub name.")
 @click.option(
-    "--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="Precision of the base.",
 )
 @click.option(
     "--adapter", "adapters", multiple=True, metavar="[NAME=]URI", help="An adapter to score; may be repeated."
@@ -48,7 +52,9 @@ if TYPE_CHECKING:
     "--limit", type=click.IntRange(min=1), help="Questions per task at most, drawn evenly over its subjects."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides which questions a limit draws.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Prompts per batch."
+)
 @click.option(
     "--allow-code-execution", is_flag=True, help="Let humaneval run model-generated code, in a sandbox."
 )
@@ -87,7 +93,7 @@ def command(
     out: str,
     as_json: bool,
 ) -> None:
-    """Score a base model, untuned and with adapters, by the Instruct-Eval protocol or lm-evaluation-harness' own.
+    """Score a base model, untuned and with adapters, by the protocol of Instruct-Eval or of lm-evaluation-harness.
 
     \b
     Examples:

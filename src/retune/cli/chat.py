@@ -9,17 +9,17 @@ from retune.cli import _options
 
 @click.command("chat")
 @click.argument("what", metavar="STUDY_FOLDER|MODEL@ALIAS")
-@click.option("--base", metavar="BASE", help="Where the base is, if not where the study had it.")
-@click.option("--trial", metavar="NAME", help="Another trial than the chosen one.")
+@click.option("--base", metavar="BASE", help="The base model, if it is not where the study had it.")
+@click.option("--trial", metavar="NAME", help="Another trial instead of the chosen one.")
 @click.option(
-    "--ask", "questions", multiple=True, metavar="TEXT", help="Ask this and end; may be given several times."
+    "--ask", "questions", multiple=True, metavar="TEXT", help="Ask this question and exit; may be repeated."
 )
 @click.option(
     "--new-tokens",
     default=128,
     show_default=True,
     type=click.IntRange(min=1),
-    help="The most tokens of an answer.",
+    help="Maximum tokens of an answer.",
 )
 @_options.tracking("MLflow tracking URI, for MODEL@ALIAS.")
 def command(
@@ -27,8 +27,8 @@ def command(
 ) -> None:
     """Ask the untuned base and a tuned model the same questions, and see both answers.
 
-    Questions are typed line by line; an empty line ends. Each one stands for itself, is asked by the prompt that
-    the study was tuned with, and is answered greedily.
+    Type one question per line; an empty line ends. Each question is independent, uses the prompt of the study, and is
+    decoded greedily.
 
     \b
     Examples:

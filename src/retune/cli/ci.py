@@ -33,22 +33,20 @@ def command() -> None:
 @click.argument("study_file", metavar="STUDY")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--code", "paths", multiple=True, metavar="PATH",
-              help="code=<the last commit that touched PATH>; may be repeated.")  # fmt: skip
+              help="Set `code` to the last commit that changed PATH; may be repeated.")  # fmt: skip
 @click.option("--gpu-hours", type=click.FloatRange(min=0, min_open=True), metavar="HOURS",
-              help="Budget of all retunings within --days; running trials are saved before it is overspent.")  # fmt: skip
-@click.option("--days", type=click.FloatRange(min=0, min_open=True), default=30, show_default=True)
+              help="Budget of all retunings within --days; trials are saved before it is used up.")  # fmt: skip
+@click.option(
+    "--days",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30,
+    show_default=True,
+    help="Period of the budget.",
+)
 @click.option("--pull-request", metavar="FOLDER",
-              help="Propose what passes the gate: files in FOLDER, on the branch retune/MODEL.")  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Say what would start and why; run and write nothing.")
-@click.option(
-    "--host", envvar="KF_PIPELINES_ENDPOINT", metavar="URL", help="Run it on this Kubeflow Pipelines."
-)
-@click.option("--namespace", metavar="NAME", help="Of the user, in a multi-user Kubeflow.")
-@click.option("--token-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
-              help="Bearer token for the address.")  # fmt: skip
-@click.option(
-    "--ca", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="Its certificate authority."
-)
+              help="If the gate passes, propose files in FOLDER on the branch retune/MODEL.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Print what would start and why; run and write nothing.")
+@_options.kubeflow("Run on this Kubeflow Pipelines instead of this machine.")
 @click.option("--beat-seconds", type=click.FloatRange(min=0.1), default=10, show_default=True,
               help="Time between two heartbeats; after six missed ones a run counts as dead.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")
@@ -59,10 +57,10 @@ def run(
 ) -> None:  # fmt: skip
     """Run a study if its data, base, code or settings changed since the last time.
 
-    A webhook in the environment variable RETUNE_WEBHOOK is told of start and end (Slack's format). With
-    --pull-request the champion moves when it is merged (`retune ci promote`), or at once if the study says
-    `promote.automatic: beyond-noise` and the gain is. Exit codes: 0 done or nothing to do, 2 bad input, 75
-    stopped, over budget, or another retuning is running; 1 failed.
+    The environment variable RETUNE_WEBHOOK names a webhook for messages at start and end (Slack's format). With
+    --pull-request, the champion changes when the request is merged (`retune ci promote`), or at once if the study
+    has `promote.automatic: beyond-noise` and the gain is beyond noise. Exit codes: 0 done or nothing to do, 2 bad
+    input, 75 stopped, over budget, or another retuning is running; 1 failed.
 
     \b
     Examples:
@@ -126,18 +124,18 @@ def run(
     click.echo(json.dumps(result.as_dict(), indent=2) if as_json else result.sentence())
 
 
-@command.command("promote", short_help="Promote what was merged.")
+@command.command("promote", short_help="Promote the versions in merged files.")
 @click.argument(
     "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option("--before", metavar="COMMIT",
-              help="Leave files alone that are as in this commit, the branch's head before the push.")  # fmt: skip
+              help="Skip files unchanged since this commit, the branch's head before the push.")  # fmt: skip
 @_options.tracking(envvar="MLFLOW_TRACKING_URI")
 def promote(files: tuple[Path, ...], before: str | None, uri: str) -> None:
-    """Make the version in each of FILES, which `run --pull-request` wrote, the champion of its model.
+    """Make the version in each of FILES the champion of its model; `run --pull-request` wrote the files.
 
-    Refused if the champion changed after the gate's decision. With --before, a changed file that names the
-    champion before the present one rolls back: reverting a merge does.
+    Refused if the champion changed after the gate's decision. With --before, a file that names the previous
+    champion rolls back, as after the revert of a merge.
 
     \b
     Example:

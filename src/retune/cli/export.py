@@ -12,13 +12,13 @@ from retune.cli import _options
 @click.command("export")
 @click.argument("what", metavar="STUDY_FOLDER|MODEL@ALIAS")
 @click.option("--out", type=click.Path(path_type=Path), help="The folder to write.  [default: ./<name>]")
-@click.option("--base", metavar="BASE", help="Where the base is, if not where the study had it.")
-@click.option("--trial", metavar="NAME", help="Another trial of the study than the chosen one.")
+@click.option("--base", metavar="BASE", help="The base model, if it is not where the study had it.")
+@click.option("--trial", metavar="NAME", help="Another trial of the study instead of the chosen one.")
 @click.option(
     "--merge", is_flag=True, help="Merge the adapter into its base: safetensors, tokenizer, chat template."
 )
 @click.option("--gguf", metavar="TYPE", help="Also as GGUF (f16, q8_0, …), by llama.cpp's converter; merges.")
-@click.option("--oci", is_flag=True, help="Also as an OCI image layout, <out>-oci, to push by skopeo.")
+@click.option("--oci", is_flag=True, help="Also as an OCI image layout, <out>-oci, for skopeo to push.")
 @click.option(
     "--push",
     "repo",
@@ -51,7 +51,7 @@ def command(
     """Write a tuned adapter with a model card: base, data, setting, scores, gate and licence.
 
     The adapter is PEFT's own folder, which vLLM serves beside its base (`--enable-lora --lora-modules name=<out>`).
-    With --merge it is a whole model. An OCI layout is pushed by `skopeo copy oci:<out>-oci:latest docker://…` and
+    --merge writes a whole model instead. An OCI layout is pushed by `skopeo copy oci:<out>-oci:latest docker://…` and
     pulled by KServe (`storageUri: oci://…`). --push makes a repository on a Hugging Face hub (HF_ENDPOINT names
     another one) and uploads the folder as one commit.
 

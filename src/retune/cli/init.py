@@ -67,7 +67,7 @@ def sample() -> str:
 @click.command("init")
 @click.argument("file", type=click.Path(path_type=Path), default="study.yaml")
 @click.option(
-    "--name", default="my-study", show_default=True, help="Name of the study, its folder and its model."
+    "--name", default="my-study", show_default=True, help="Name of the study, of its folder and of its model."
 )
 @click.option(
     "--base",
@@ -78,7 +78,7 @@ def sample() -> str:
 @click.option(
     "--data",
     metavar="URI",
-    help=f"Your data file.  [default: {SAMPLE}, a small data set that is written too]",
+    help=f"Your data file.  [default: {SAMPLE}, a small data set, also written]",
 )
 @click.option("--force", is_flag=True, help="Overwrite existing files.")
 def command(file: Path, name: str, base: str, data: str | None, force: bool) -> None:

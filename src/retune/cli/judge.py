@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.group("judge")
 def command() -> None:
-    """Let people compare the answers of two models without knowing whose they are.
+    """Let people compare the answers of two models, blind.
 
     \b
     Examples:
@@ -29,13 +29,17 @@ def command() -> None:
 
 @command.command("prepare", short_help="Answer questions with both models and write the form.")
 @click.option("--a", "first", required=True, metavar="MODEL",
-              help="[NAME=]URI of an adapter or study folder, model@alias, or the word `base`: untuned.")  # fmt: skip
+              help="[NAME=]URI of an adapter or study folder, model@alias, or `base` for the untuned base.")  # fmt: skip
 @click.option("--b", "second", required=True, metavar="MODEL", help="The model to compare with.")
 @click.option("--base", metavar="BASE",
               help="Base model: a folder, an s3:// folder or a hub name. Default: what the adapters name.")  # fmt: skip
 @click.option("--revision", metavar="SHA", help="Revision of a hub name.")
 @click.option(
-    "--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="Precision of the base.",
 )
 @click.option("--questions", required=True, metavar="FILE",
               help="JSON lines as Vicuna's, or text with one question per line; a path or URI.")  # fmt: skip
@@ -45,7 +49,9 @@ def command() -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides which questions are drawn.")
 @click.option("--new-tokens", type=click.IntRange(min=1), default=512, show_default=True,
               help="The longest answer, in tokens.")  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Prompts per batch."
+)
 @click.option("--out", default="judge", show_default=True, metavar="DIR",
               help="Output folder of the form and its key.")  # fmt: skip
 @click.option("--prompt", metavar="chat|alpaca|none|FILE",

@@ -27,19 +27,21 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--image", required=True, help="The suggestion image, as the cluster's nodes pull it.")
-@click.option("--namespace", default="kubeflow", show_default=True, help="Where Katib is installed.")
+@click.option(
+    "--image", required=True, help="Suggestion image, under the name that the cluster's nodes pull."
+)
+@click.option("--namespace", default="kubeflow", show_default=True, help="Namespace of Katib.")
 @click.option(
     "--service-account",
     metavar="NAME",
-    help="Of the suggestion pods, e.g. one with pull secrets; must exist in each namespace with Experiments.",
+    help="Service account of the suggestion pods, e.g. for pull secrets; must exist in each namespace with Experiments.",
 )
 @click.option("--except", "left_out", multiple=True, metavar="NAME",
-              help="Leave out one of ours whose name the cluster uses for its own; may be repeated.")  # fmt: skip
+              help="Skip an algorithm whose name the cluster already uses; may be repeated.")  # fmt: skip
 @click.option("--any-user", is_flag=True,
-              help="Let the cluster choose the user id of the pods, as OpenShift does, instead of 10001.")  # fmt: skip
+              help="Let the cluster choose the pods' user id (OpenShift) instead of 10001.")  # fmt: skip
 @click.option(
-    "--metrics-port", type=click.IntRange(1, 65535), help="Port of Prometheus metrics; none by default."
+    "--metrics-port", type=click.IntRange(1, 65535), help="Port for Prometheus metrics; none by default."
 )
 @click.option("--dry-run", is_flag=True, help="Only show what would change.")
 def register(
@@ -53,7 +55,7 @@ def register(
 ) -> None:
     """Add retune's algorithms to the ConfigMap katib-config; running it again changes nothing.
 
-    Katib reads it at each use: nothing has to be restarted. Running Experiments keep the image they began with.
+    Katib reads the ConfigMap on every use, so nothing is restarted. Running Experiments keep their image.
 
     \b
     Examples:
@@ -71,10 +73,12 @@ def register(
 
 
 @command.command()
-@click.option("--namespace", default="kubeflow", show_default=True, help="Where Katib is installed.")
+@click.option("--namespace", default="kubeflow", show_default=True, help="Namespace of Katib.")
 @click.option("--dry-run", is_flag=True, help="Only show what would change.")
 @click.option(
-    "--force", is_flag=True, help="Also while Experiments use them; Katib cannot clean those up then."
+    "--force",
+    is_flag=True,
+    help="Remove them even while Experiments use them, which Katib then cannot clean up.",
 )
 def unregister(namespace: str, dry_run: bool, force: bool) -> None:
     """Remove retune's algorithms from the ConfigMap katib-config; everything else in it stays.

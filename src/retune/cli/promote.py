@@ -10,15 +10,15 @@ from retune.cli import _options
 @click.command("promote")
 @click.argument("model")
 @_options.tracking()
-@click.option("--to", "version", metavar="VERSION", help="Promote this version, whatever its gate said.")
-@click.option("--rollback", is_flag=True, help="Make the champion before this one champion again.")
-@click.option("--show", is_flag=True, help="Only show which version is what.")
+@click.option("--to", "version", metavar="VERSION", help="Promote this version, whatever the gate decided.")
+@click.option("--rollback", is_flag=True, help="Restore the previous champion.")
+@click.option("--show", is_flag=True, help="Only show the versions behind the aliases.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: str, uri: str, version: str | None, rollback: bool, show: bool, as_json: bool) -> None:
-    """Make the challenger of MODEL its champion, if its gate let it through.
+    """Make the challenger of MODEL its champion, if it passed its gate.
 
-    The old champion stays as `previous`: --rollback brings it back. Of two promotions at once one wins; the
-    other is told so and changes nothing. Exit codes: 0 done, 1 the gate or another promotion forbids it, 2
+    The old champion becomes `previous`, and --rollback restores it. Of two simultaneous promotions one succeeds;
+    the other changes nothing and exits with 1. Exit codes: 0 done, 1 refused by the gate or another promotion, 2
     bad input.
 
     \b

@@ -32,8 +32,8 @@ def command() -> None:
 def experiment(study_file: str, overrides: tuple[str, ...], data: str | None, folder: str | None) -> None:
     """Print the Katib Experiment of a study's search.
 
-    The trials' pods read the study from the search's folder, so it is written there, unless `--folder` says that it
-    lies elsewhere. `retune run` with `engine.kind: katib` creates the same Experiment and gathers the results.
+    The trials' pods read the study from the search's folder, so this command writes it there; with `--folder` it must
+    already be there. `retune run` with `engine.kind: katib` creates the same Experiment and collects the results.
 
     \b
     Examples:
@@ -57,7 +57,7 @@ def experiment(study_file: str, overrides: tuple[str, ...], data: str | None, fo
 @click.argument("study_file", metavar="STUDY")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def runtime(study_file: str, overrides: tuple[str, ...]) -> None:
-    """Print the TrainingRuntime that TrainJob trials run in: volumes, secrets and node choices are its own.
+    """Print the TrainingRuntime of TrainJob trials, which has the study's volumes, secrets and node selectors.
 
     \b
     Example:

@@ -14,7 +14,7 @@ import click
 def command(folder: str, out: str | None, show: str, as_json: bool) -> None:
     """Write the report of a study again from the records in STUDY_FOLDER.
 
-    STUDY_FOLDER is the folder of a study, or of one of its searches; of several searches the newest is taken.
+    STUDY_FOLDER is the folder of a study, or of one of its searches; with several searches, the newest is used.
 
     \b
     Examples:

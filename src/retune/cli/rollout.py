@@ -18,17 +18,19 @@ from retune.cli import _options
     "setting",
     required=True,
     metavar="NAME=VALUE",
-    help="An environment variable of TARGET; VALUE holds {version}.",
+    help="Environment variable of the target; VALUE contains {version}.",
 )
-@click.option("--namespace", metavar="NAME", help="Of the target.  [default: that of the credentials]")
+@click.option(
+    "--namespace", metavar="NAME", help="Namespace of the target.  [default: that of the credentials]"
+)
 @_options.tracking(envvar="MLFLOW_TRACKING_URI")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: str, target: str, setting: str, namespace: str | None, uri: str, as_json: bool) -> None:
-    """Let a Deployment or InferenceService serve the champion of MODEL.
+    """Make a Deployment or InferenceService serve the champion of MODEL.
 
-    Sets one environment variable of its containers to the version that the alias `champion` points to; Kubernetes
-    then replaces the pods one after the other. Nothing happens if it is that version already, so it may run every
-    minute, and a rollback of the alias is a rollback there. k8s/serve has both kinds.
+    Sets one environment variable of its containers to the version behind the alias `champion`; Kubernetes then
+    replaces the pods one by one. Nothing changes if the version is already set, so the command can run every
+    minute, and a rollback of the alias also rolls back the server. k8s/serve has an example of each kind.
 
     \b
     Examples:

@@ -6,33 +6,25 @@ from pathlib import Path
 
 import click
 
+from retune.cli import _options
+
 
 @click.command("schedule")
 @click.argument("study_file", metavar="STUDY")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--cron", metavar="TIMES", help="minute hour day month weekday, e.g. '0 3 * * 1'.")
+@click.option("--cron", metavar="TIMES", help="When to run: minute hour day month weekday, e.g. '0 3 * * 1'.")
 @click.option(
     "--dry-run", is_flag=True, help="Check everything and print the pipeline package; send nothing."
 )
 @click.option("--remove", is_flag=True, help="Delete the study's schedule.")
-@click.option(
-    "--host", envvar="KF_PIPELINES_ENDPOINT", metavar="URL", help="KFP's address.  [default: kubeconfig's]"
-)
-@click.option(
-    "--namespace", metavar="NAME", help="Of the user, in a multi-user Kubeflow.  [default: the study's]"
-)
-@click.option("--token-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
-              help="Bearer token for the address.")  # fmt: skip
-@click.option(
-    "--ca", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="Its certificate authority."
-)
+@_options.kubeflow()
 def command(
     study_file: str, overrides: tuple[str, ...], cron: str | None, dry_run: bool, remove: bool, host: str | None,
     namespace: str | None, token_file: Path | None, ca: str | None,
 ) -> None:  # fmt: skip
-    """Run a study on a cluster on a schedule. What did not change since is not done again.
+    """Run a study on a cluster on a schedule. Steps whose inputs have not changed are skipped.
 
-    A study has one schedule: a new one takes the place of the old. A run is left out while the last one goes on.
+    A study has one schedule; a new one replaces it. A run is skipped while the previous one is still running.
 
     \b
     Examples:

@@ -11,7 +11,7 @@ import click
 @click.option("--port", default=6789, show_default=True, help="Port to listen on; 0 selects a free port.")
 @click.option("--host", default="[::]", show_default=True, help="Address to listen on.")
 @click.option("--metrics-port", type=int, help="Port for Prometheus metrics over HTTP; none by default.")
-@click.option("--die-with-parent", is_flag=True, help="End when the process that started this one ends.")
+@click.option("--die-with-parent", is_flag=True, help="Exit when the parent process exits.")
 def command(port: int, host: str, metrics_port: int | None, die_with_parent: bool) -> None:
     """Serve the search algorithms over gRPC, to Katib or to a local study.
 

@@ -7,22 +7,14 @@ from pathlib import Path
 
 import click
 
+from retune.cli import _options
+
 
 @click.command("submit")
 @click.argument("study_file", metavar="STUDY")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option(
-    "--host", envvar="KF_PIPELINES_ENDPOINT", metavar="URL", help="KFP's address.  [default: kubeconfig's]"
-)
-@click.option(
-    "--namespace", metavar="NAME", help="Of the user, in a multi-user Kubeflow.  [default: the study's]"
-)
-@click.option("--token-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
-              help="Bearer token for the address.")  # fmt: skip
-@click.option(
-    "--ca", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="Its certificate authority."
-)
-@click.option("--wait", is_flag=True, help="Wait for the end; the exit code tells how it went.")
+@_options.kubeflow()
+@click.option("--wait", is_flag=True, help="Wait until the run ends; the exit code has its result.")
 @click.option("--dry-run", is_flag=True, help="Print the pipeline package instead of sending it.")
 @click.option("--render", is_flag=True, hidden=True)
 @click.option(
@@ -34,8 +26,8 @@ def command(
 ) -> None:  # fmt: skip
     """Run a study on a cluster: the same steps as `retune run`, in pods.
 
-    The pipeline package is uploaded once for each version of retune and each section `cluster`. All addresses of
-    the study must be reachable from pods: s3://, a hub name, or a path on a mounted volume.
+    The pipeline package is uploaded once per version of retune and section `cluster`. Pods must be able to reach all
+    addresses in the study: s3://, a hub name, or a path on a mounted volume.
 
     \b
     Examples:
@@ -57,7 +49,7 @@ def command(
             f"note: Kubeflow Pipelines has no field for {lost}: trials have them, steps do not", err=True
         )
     if render:  # its name in version 0.1
-        click.echo("note: --render is called --dry-run now, and will go", err=True)
+        click.echo("note: --render is deprecated; use --dry-run", err=True)
     if dry_run or render:
         click.echo(content, nl=False)
         return

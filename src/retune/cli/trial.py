@@ -48,7 +48,7 @@ def _hyper_parameters(function: Callable[..., None]) -> Callable[..., None]:
             name,
             type=kind,
             envvar=variable,
-            help=f"env {variable}",
+            help=f"Environment variable {variable}.",
             hidden=hidden,
         )(function)
     return function
@@ -68,13 +68,13 @@ def _hyper_parameters(function: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--role", type=click.Choice(get_args(Role)), default="search", show_default=True, help="base: no adapter."
 )
-@click.option("--seed", type=click.IntRange(min=0), help="[default: the study's]")
+@click.option("--seed", type=click.IntRange(min=0), help="Random seed.  [default: the study's]")
 @_hyper_parameters
 def command(
     study: str, overrides: tuple[str, ...], data: str, out: str, name: str | None, number: int, role: Role,
     seed: int | None, **setting: float | str | None,
 ) -> None:  # fmt: skip
-    """Train and validate one setting of STUDY (YAML; or resolved JSON: a .json path or URI, or - for stdin).
+    """Train and validate one setting of STUDY: a YAML file, or a resolved study as JSON (.json path or URI, or - for stdin).
 
     \b
     Examples:
@@ -82,11 +82,12 @@ def command(
       RETUNE_HP_RANK=16 retune trial s3://b/study.json --data s3://b/data --out s3://b/t1
       torchrun --nproc-per-node 8 -m retune trial study.yaml --data … --out …
 
-    Every other tunable key of `training` has its flag and variable too (docs/trial.md); missing values come from there. One line
-    per measurement goes to stdout: `<time> validation_loss=<value>`. SIGTERM saves a checkpoint; run again to resume.
+    Every other tunable key of `training` also has an option and a variable (docs/trial.md); values not given come from the
+    study. Each measurement is a line on stdout: `<time> validation_loss=<value>`. SIGTERM saves a checkpoint; run the
+    command again to resume.
 
     \b
-    Exit codes: 0 done; 1 failed (why: trial.json); 2 bad input; 75 interrupted, run again
+    Exit codes: 0 done; 1 failed (trial.json has the reason); 2 bad input; 75 interrupted, run again
     """
     with stop_signals() as signals:  # before the heavy imports: a stop must not be missed
         from retune.training.resident import ResidentBase
