@@ -22,9 +22,9 @@ class SearchJob:
         study: the resolved study; its JSON is in the search's folder as `study.json`.
         data_uri: folder of the mixed data. folder: URI of the search's folder, where the trials are kept.
         work: local folder for logs.
-        observe: takes `Issued` and `Finished` of every trial, what running trials report, and `Polled` now and then.
-        should_stop: asked several times a second; once true, the engine ends with `retune.errors.Interrupted`.
-        hours_used: hours that earlier runs of this search have spent.
+        observe: called with `Issued` and `Finished` of every trial, the events of running trials, and `Polled`.
+        should_stop: called several times a second; once True, the engine ends with `retune.errors.Interrupted`.
+        hours_used: hours spent by earlier runs of this search.
 
     """
 
@@ -40,16 +40,16 @@ class SearchJob:
 class Engine(Protocol):
     """Runs the trials of one search and keeps them in a `retune.workspace.ledger.Ledger` of the search's folder.
 
-    The search is there before and after it: what the ledger holds is not run again, so that an engine which is
-    killed at any moment and started anew carries on. `retune.testing.EngineContract` states the rest as tests.
+    A search outlives its engine: trials in the ledger are not run again, so an engine that is killed at any moment
+    and started anew resumes. `retune.testing.EngineContract` states the rest as tests.
     """
 
     def run(self) -> Outcome:
         """Run what is missing and return every record of the search.
 
         Raises:
-            Interrupted: if the job's `should_stop` said so.
-            RetuneError: if the search cannot go on; what is finished stays.
+            Interrupted: if the job's `should_stop` returned True.
+            RetuneError: if the search cannot continue; finished trials are kept.
         """
 
 
@@ -75,7 +75,7 @@ def start(job: SearchJob) -> Engine:
             job.should_stop,
             job.hours_used,
         )
-    if kind == "katib":  # which knows its hours from the cluster
+    if kind == "katib":  # gets the hours used from the cluster
         from retune.engines.katib.engine import KatibEngine
 
         return KatibEngine(study, job.data_uri, job.folder, job.observe, job.should_stop)

@@ -1,8 +1,8 @@
 """The jobs of a search in the order in which they are decided, and what was known at each decision.
 
-Without `search.stopping` job i is trial i, trained to its end. Job i is decided when jobs 1 .. i - parallel are done, and by
-their results alone, whatever else is known: so a search that is killed and started again decides the same, and finds in the
-ledger what it has done. Where no job can be decided so, all are waited for, and what follows is decided by all.
+Without `search.stopping`, job i is trial i, trained to its end. Job i is decided once jobs 1 … i - parallel are done, from
+their results alone, whatever else is known. So a search that is killed and restarted makes the same decisions and finds the
+finished jobs in the ledger. If no job can be decided in this way, all jobs are awaited, and the next is decided from all.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Jobs:
         self._settled = 0
 
     def next(self) -> Job | None:
-        """Decide the next job; None if it depends on one that is not done, or if there is none."""
+        """Decide and return the next job; None if it depends on an unfinished one, or if there is none."""
         if not self._is_settled():
             return None
         known, search = self._known(), self._search
         made = self._made
         job = next_job(search.stopping, self.results(made[:known]), made[known:], search.trials, self._wanted)
-        if job is None and known < len(made) and all(self._done(other) for other in made):
+        if job is None and known < len(made) and all(self._is_done(other) for other in made):
             self._settled = len(made)
             return self.next()
         if job is not None:
@@ -45,7 +45,7 @@ class Jobs:
         return job
 
     def _known(self) -> int:
-        """Return how many jobs the next one is decided by."""
+        """Return from how many jobs the next one is decided."""
         return max(self._settled, len(self._made) + 1 - self._search.at_once)
 
     def _record(self, trial: int) -> TrialRecord | None:
@@ -61,12 +61,12 @@ class Jobs:
             return "proxy"
         return "default" if trial == DEFAULT else "search"
 
-    def _done(self, job: Job) -> bool:
+    def _is_done(self, job: Job) -> bool:
         record = self._record(job.trial)
         return record is not None and record.share >= job.share
 
     def results(self, jobs: list[Job]) -> list[Result]:
-        """Return what done jobs gave, in their order, whatever else is known of their trials."""
+        """Return the results of finished jobs in order, and nothing that later jobs of the same trials found."""
         found: list[Result] = []
         reached: dict[int, float] = {}
         for job in jobs:
@@ -81,15 +81,15 @@ class Jobs:
         return found
 
     def failures(self) -> int:
-        """Return how many trials have failed, of those that the next job is decided by: so every run stops alike."""
+        """Return how many of the trials that decide the next job have failed, so that every run stops at the same job."""
         known = self.results(self._made[: self._known()]) if self._is_settled() else []
         return len({result.trial for result in known if result.loss is None})
 
     def _is_settled(self) -> bool:
-        return all(self._done(job) for job in self._made[: self._known()])
+        return all(self._is_done(job) for job in self._made[: self._known()])
 
     def history(self, job: Job) -> list[Observation]:
-        """Return what the setting of the new trial of `job`, the last one that was made, is found from."""
+        """Return the observations from which the setting of a new trial is suggested; `job` is the newest job."""
         known = max(self._settled, len(self._made) - self._search.at_once)
         of_trial: dict[int, list[Result]] = {}
         for result in self.results(self._made[:known]):

@@ -1,10 +1,10 @@
 """The engine `local`: runs the trials of a study in worker processes on this machine.
 
-Which setting trial i gets depends on i alone. It is asked for once trials 1 .. i - parallel are finished; the service
-is shown exactly those as finished and the ones between as running, even if some of them happen to be done. So a
-run that was killed and started again, or whose trials finished in another order, tries the same settings as an
-undisturbed one. The price is that a worker may wait for a slow trial `parallel` places before. Where trials are stopped and go
-on (`search.stopping`), the same holds for the jobs that they are trained in (`retune.engines.jobs`).
+The setting of trial i depends on i alone. It is requested once trials 1 … i - parallel have finished, and the request
+reports exactly those as finished and the later ones as running, even if some of these have finished too. So a run that
+is killed and restarted, or whose trials finish in another order, tries the same settings as an uninterrupted one. The
+price is that a worker may wait for a slow trial that started `parallel` trials earlier. With `search.stopping`, where
+trials pause and resume, the same holds for the jobs in which they train (`retune.engines.jobs`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from retune.training.run_trial import TrialTask
 from retune.workspace.ledger import Ledger, Outcome, warm_start
 
 ATTEMPTS = 2
-"""How often a trial is started whose worker process dies under it (out of memory killer, segmentation fault)."""
+"""How often a trial is started if its worker process dies (out-of-memory killer, segmentation fault)."""
 
 
 class LocalEngine:
@@ -42,7 +42,7 @@ class LocalEngine:
         work: local folder for logs.
         threads: CPU threads per worker.
         observe: takes every event.
-        should_stop: asked several times a second; True saves checkpoints and ends with `Interrupted`.
+        should_stop: called several times a second; True saves checkpoints and ends with `Interrupted`.
         hours_used: hours that earlier runs of this search have spent.
 
     """
@@ -75,15 +75,14 @@ class LocalEngine:
         """Run what is missing and return every record of the search.
 
         Raises:
-            Interrupted: if `should_stop` said so; checkpoints are saved.
+            Interrupted: if `should_stop` returned True; checkpoints are saved.
             RetuneError: if workers cannot start, or the service cannot be reached.
 
         """
         try:
             stopped_by = self._search()
-            if (
-                self.study.search.proxy is not None
-            ):  # after `max_hours` too: without them nothing can be chosen
+            # After `max_hours` too: without trials on all data, nothing can be selected.
+            if self.study.search.proxy is not None:
                 self._run_all(self.ledger.issue_whole(self.study))
             if stopped_by != "hours":
                 self._run_all(self.ledger.issue_repeats(self.study))
@@ -95,24 +94,24 @@ class LocalEngine:
         """Run the base, the default and the search trials."""
         jobs = Jobs(self.study.search, self.ledger)
         first = jobs.next()
-        assert first is not None  # that of the default setting
+        assert first is not None  # the job of the default setting
         waiting = [self.ledger.issue(0, "base", {}, self.study.seed), self._task(jobs, first)]
         while True:
-            waiting = [task for task in waiting if not self._done(task)]
+            waiting = [task for task in waiting if not self._is_done(task)]
             reason = self._stop_reason(jobs)
             while reason is None and len(waiting) < self.study.search.at_once:
                 job = jobs.next()
                 if job is None:
                     break
                 waiting.append(self._task(jobs, job))
-                waiting = [task for task in waiting if not self._done(task)]
+                waiting = [task for task in waiting if not self._is_done(task)]
                 reason = self._stop_reason(jobs)
             if not waiting:
                 return reason or "trials"
             self._dispatch(waiting)
 
     def _task(self, jobs: Jobs, job: Job) -> TrialTask:
-        """Return the task of a job; that of a trial which is new has its setting written down now."""
+        """Return the task of a job; the setting of a new trial is recorded now."""
         issued = self.ledger.tasks.get(jobs.name(job.trial))
         assignment = issued.assignment if issued else self._setting(jobs, job)
         task = self.ledger.issue(job.trial, jobs.role(job.trial), assignment, self.study.seed)
@@ -120,14 +119,14 @@ class LocalEngine:
 
     def _run_all(self, waiting: list[TrialTask]) -> None:
         """Run what is missing of `waiting`, `search.parallel` at a time."""
-        while waiting := [task for task in waiting if not self._done(task)]:
+        while waiting := [task for task in waiting if not self._is_done(task)]:
             self._dispatch(waiting)
 
-    def _done(self, task: TrialTask) -> bool:
+    def _is_done(self, task: TrialTask) -> bool:
         return self.ledger.done(task)
 
     def _stop_reason(self, jobs: Jobs) -> str | None:
-        """Return why no further job is begun, if so."""
+        """Return why no further job is started, None if one may be."""
         if self._deadline is not None and time.monotonic() > self._deadline:
             return "hours"
         limit = self.study.search.max_failed
@@ -146,7 +145,7 @@ class LocalEngine:
             try:
                 with SuggestionClient(self._service.address()) as client:
                     return client.suggest(self.study, history, count=1)[0]
-            except ConnectionError as error:  # it died under the call: the next one starts it again
+            except ConnectionError as error:  # it died during the call; the next attempt starts it again
                 if attempt == 2:
                     raise RetuneError(
                         f"the suggestion service failed three times: {error}; see {self.work}"
@@ -155,7 +154,7 @@ class LocalEngine:
         raise AssertionError("unreachable")
 
     def _dispatch(self, waiting: Sequence[TrialTask]) -> None:
-        """Give free workers the waiting tasks and take in one event."""
+        """Give the waiting tasks to free workers and handle one event."""
         busy = {name for worker in self._workers for name in worker.tasks}
         for task in waiting:
             if task.trial in busy or len(busy) >= self.study.search.at_once:
@@ -169,14 +168,14 @@ class LocalEngine:
         if self.should_stop():
             self._interrupt()
         try:
-            self._take(self._events.get(timeout=0.2))
+            self._handle(self._events.get(timeout=0.2))
         except queue.Empty:
             self.observe(Polled())
 
     def _worker_for(self, task: TrialTask) -> Worker | None:
-        """Return the worker for a trial: an idle one, a new one, else the one with most room; None if all are full.
+        """Return the worker for a trial: an idle one, a new one, or the one with the most room; None if all are full.
 
-        A trial whose worker has died once runs alone, so that it cannot take others with it again.
+        A trial whose worker has died once runs alone, so that it cannot kill other trials again.
         """
         idle = next((worker for worker in self._workers if not worker.tasks), None)
         if idle is not None or len(self._workers) < self.spread.workers:
@@ -197,7 +196,7 @@ class LocalEngine:
         self._workers.append(worker)
         return worker
 
-    def _take(self, event: Message) -> None:
+    def _handle(self, event: Message) -> None:
         if event.kind == "done":
             record = TrialRecord.model_validate(event.content["record"])
             event.worker.tasks.pop(record.trial, None)
@@ -218,7 +217,7 @@ class LocalEngine:
     def _finish(self, record: TrialRecord, write: bool = False) -> None:
         self.ledger.finish(record, write)
         self.observe(Finished(record.trial, record))
-        if record.role == "base" and record.status == "failed":  # nothing could be compared with it
+        if record.role == "base" and record.status == "failed":  # without it there is nothing to compare with
             raise RetuneError(f"the untuned base could not be validated: {record.reason}")
         self.ledger.prune(self.ledger.kept(self.study))
 
@@ -227,21 +226,22 @@ class LocalEngine:
         if worker in self._workers:
             self._workers.remove(worker)
         for task in worker.tasks.values():
-            if not self._done(task):
+            if not self._is_done(task):
                 self._attempts[task.trial] = self._attempts.get(task.trial, 0) + 1
                 if self._attempts[task.trial] >= ATTEMPTS:
-                    self._give_up(task, worker, code)  # else it is still waiting, and is dispatched again
+                    self._record_killed(
+                        task, worker, code
+                    )  # otherwise it is still waiting and is dispatched again
 
-    def _give_up(self, task: TrialTask, worker: Worker, code: int) -> None:
+    def _record_killed(self, task: TrialTask, worker: Worker, code: int) -> None:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         record = TrialRecord(
             trial=task.trial, number=task.number, role=task.role, assignment=task.assignment, seed=task.seed,
             status="failed", failure="killed", base=self.study.model.base, versions=versions("torch", "peft"), finished=now(),
             reason=f"its worker process ended with {how} in {ATTEMPTS} attempts; see {self.work}/worker-{worker.number}.log",
         )  # fmt: skip
-        if (
-            task.trial in self.ledger.records
-        ):  # where it was stopped before, other trials were compared with it
+        # Other trials were compared with its losses at these rungs, so a replay needs them.
+        if task.trial in self.ledger.records:
             record.rungs = self.ledger.records[task.trial].rungs
         self._finish(record, write=True)
 
@@ -250,7 +250,7 @@ class LocalEngine:
         raise Interrupted(f"stopped on request; {self._save_running()}")
 
     def _save_running(self, but: Worker | None = None) -> str:
-        """Let running trials save a checkpoint, and return in words which did; one worker may have ended already."""
+        """Let running trials save a checkpoint and return a sentence that names them; worker `but` has already ended."""
         for worker in self._workers:
             worker.interrupt()
         for worker in self._workers:

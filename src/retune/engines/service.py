@@ -16,12 +16,12 @@ START_SECONDS = 60
 
 
 class SuggestionProcess:
-    """Keeps one `retune serve` running on a free port; a dead one is started again when asked for.
+    """Keeps one `retune serve` running on a free port; if it died, `address` starts it again.
 
-    It needs no state: an answer depends on the request alone.
+    The service has no state: an answer depends on the request alone.
 
     Args:
-        log: file that gets the service's messages.
+        log: file for the service's messages.
 
     """
 
@@ -31,7 +31,7 @@ class SuggestionProcess:
         self._address = ""
 
     def address(self) -> str:
-        """Return ``host:port`` of a living service, started now if there is none."""
+        """Return ``host:port`` of the running service; start it if necessary."""
         if self._process is None or self._process.poll() is not None:
             self._start()
         return self._address
@@ -56,7 +56,9 @@ class SuggestionProcess:
         prefix, _, address = line.strip().rpartition(" ")
         if prefix != "serving on":
             self.close()
-            raise RetuneError(f"the suggestion service did not start: it said {line!r}; see {self._log}")
+            raise RetuneError(
+                f"the suggestion service did not start; its first line was {line!r}; see {self._log}"
+            )
         self._address = address
 
     @property
@@ -82,7 +84,7 @@ class SuggestionProcess:
 
 
 def _first_line(stream: IO[str]) -> str:
-    """Return the first line of a process, or what came until it ended."""
+    """Return the first line that a process prints, or what it printed before it ended."""
     import select
 
     ready, _, _ = select.select([stream], [], [], START_SECONDS)

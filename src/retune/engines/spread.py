@@ -1,4 +1,4 @@
-"""How the local engine spreads trials over processes: one a GPU, or one a core, and side by side in each what is left over."""
+"""How the local engine spreads trials over processes: one per GPU or core, with the remaining trials side by side in each."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _MEASURED = {
     "tokens_per_second",
     "peak_memory_gib",
     "peak_gpu_gib",
-}  # of a process, not of one trial in it
-_ROUNDS = 8  # and it leaves the search at least so many rounds to learn from
+}  # measured for a process, not for one trial in it
+_ROUNDS = 8  # `auto` leaves the search at least this many rounds
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ def spread(study: Study) -> Spread:
 
 
 def _places(study: Study) -> int:
-    """Return how many trials have a GPU, or their threads, to themselves."""
+    """Return how many trials can have a GPU, or their threads, to themselves."""
     return len(gpus.visible()) or max(1, (os.cpu_count() or 1) // (study.engine.threads or 1))
 
 
 def settled(study: Study, before: int | None) -> Study:
-    """Return the study with a number in the place of ``search.parallel: auto``.
+    """Return the study with a number instead of ``search.parallel: auto``.
 
-    Which settings a search tries depends on the number, so a search keeps the one it began with.
+    The settings that a search tries depend on this number, so a resumed search keeps it.
 
     Args:
         study: the resolved study. before: the number that its search had in an earlier run, if there was one.

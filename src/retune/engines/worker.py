@@ -1,11 +1,11 @@
 """A worker process of the local engine: loads the base model once and runs trials on it, one after another or side by side.
 
 Speaks JSON lines: tasks come on standard input, events go to standard output, everything else to standard error.
-The first line of input is ``{"study": ..., "data_uri": ..., "pack": ...}``, each further one a TrialTask; the end of input
-ends the worker. With `pack` above 1 the trials that are there train side by side.
+The first line of input is ``{"study": ..., "data_uri": ..., "pack": ...}``, each further one a TrialTask; end of input
+ends the worker. With `pack` above 1, the tasks received train side by side.
 Events: ``ready``; ``progress`` and ``metric`` of a running trial; ``done`` with the TrialRecord;
-``refused`` where the input can never work (exit code 2); ``stopped`` where something could not be read or written, as on a
-full disk, which is no setting's fault. SIGTERM saves checkpoints (exit code 75).
+``refused`` if the input is invalid (exit code 2); ``stopped`` if something could not be read or written, such as on a
+full disk, which is not the fault of the setting. SIGTERM saves checkpoints (exit code 75).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _own_stdout() -> TextIO:
 
 
 def main() -> None:
-    """Run the tasks that come on standard input."""
+    """Run the tasks from standard input."""
     die_with_parent()
     events = _own_stdout()
     stopped = threading.Event()

@@ -17,17 +17,17 @@ from retune.errors import InputError, Interrupted, RetuneError
 
 GROUP, VERSION = "kubeflow.org", "v1beta1"
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-_PASSING = {401, 408, 409, 429, 500, 502, 503, 504}  # 401: a service account's token was renewed on disk
+_TRANSIENT = {401, 408, 409, 429, 500, 502, 503, 504}  # 401: a service account's token was renewed on disk
 _TIMEOUT = (10, 60)  # seconds to connect, to answer
 
 Object = dict[str, Any]
 
 
 def connect() -> tuple[client.ApiClient, str]:
-    """Return a client with the pod's own credentials, or those of the kubeconfig, and the namespace that they name.
+    """Return a client with the pod's service account or the kubeconfig, and the namespace of these credentials.
 
     Raises:
-        InputError: if there are neither.
+        InputError: if neither exists.
 
     """
     found = client.Configuration()
@@ -36,7 +36,7 @@ def connect() -> tuple[client.ApiClient, str]:
         return client.ApiClient(found), _SERVICE_ACCOUNT.read_text().strip()
     except config.ConfigException:
         pass
-    file = os.environ.get("KUBECONFIG")  # the library reads it only once, when it is imported
+    file = os.environ.get("KUBECONFIG")  # the library reads the variable only once, at import
     try:
         config.load_kube_config(config_file=file, client_configuration=found)
         _, active = config.list_kube_config_contexts(config_file=file)
@@ -51,9 +51,9 @@ class Api:
     """Objects of one namespace.
 
     Args:
-        namespace: where they lie; by default that of the credentials.
-        patience: seconds for which a call that cannot get through is repeated.
-        should_stop: asked between two attempts.
+        namespace: of the objects; by default that of the credentials.
+        patience: seconds for which a failing call is retried.
+        should_stop: called between two attempts.
 
     """
 
@@ -75,7 +75,7 @@ class Api:
             self._custom.list_namespaced_custom_object, GROUP, VERSION, self.namespace, plural,
             label_selector=selector,
         )  # fmt: skip
-        return sorted(reply["items"], key=_age)
+        return sorted(reply["items"], key=_by_age)
 
     def get(self, plural: str, name: str) -> Object | None:
         """Return one of Katib's objects, None if there is none."""
@@ -91,14 +91,14 @@ class Api:
         return reply
 
     def create_experiment(self, content: Object) -> Object:
-        """Create an Experiment, or return the one of its name and labels that is there already.
+        """Create an Experiment, or return the existing one with its name and labels.
 
-        A request whose reply got lost may have been carried out, and another engine may have come first.
+        A request may have succeeded although its reply was lost, and another engine may have been first.
         """
         try:
             made: Object = self._call(
                 self._custom.create_namespaced_custom_object, GROUP, VERSION, self.namespace, "experiments", content,
-                passing=_PASSING - {409},
+                transient=_TRANSIENT - {409},
             )  # fmt: skip
             return made
         except Conflict:
@@ -134,14 +134,16 @@ class Api:
         return {entry["metadata"]["name"]: entry for entry in serialized}
 
     def create_job(self, content: Object) -> None:
-        """Create a Job; one of that name that is there already is as good."""
+        """Create a Job unless one of that name exists."""
         try:
-            self._call(self._batch.create_namespaced_job, self.namespace, content, passing=_PASSING - {409})
+            self._call(
+                self._batch.create_namespaced_job, self.namespace, content, transient=_TRANSIENT - {409}
+            )
         except Conflict:
             return
 
     def delete_job(self, name: str) -> None:
-        """Delete a Job with its pod, if it is there."""
+        """Delete a Job with its pod, if it exists."""
         self._call(
             self._batch.delete_namespaced_job,
             name,
@@ -151,7 +153,7 @@ class Api:
         )
 
     def everywhere(self, plural: str) -> list[Object]:
-        """Return Katib's objects of all namespaces; of this one alone if the credentials allow no more."""
+        """Return Katib's objects of all namespaces, or of this one if the credentials allow no more."""
         try:
             reply = self._call(self._custom.list_cluster_custom_object, GROUP, VERSION, plural)
         except InputError:
@@ -175,7 +177,11 @@ class Api:
         """
         name = content["metadata"]["name"]
         self._call(
-            self._core.replace_namespaced_config_map, name, self.namespace, content, passing=_PASSING - {409}
+            self._core.replace_namespaced_config_map,
+            name,
+            self.namespace,
+            content,
+            transient=_TRANSIENT - {409},
         )
 
     def _call(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -183,19 +189,19 @@ class Api:
         while True:
             try:
                 return self._once(method, *arguments, **options)
-            except _PassingError as error:
+            except _TransientError as error:
                 self._pause(error, until)
 
     def _once(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         has_default, default = "absent" in options, options.pop("absent", None)
-        passing = options.pop("passing", _PASSING)
+        transient = options.pop("transient", _TRANSIENT)
         try:
             return method(*arguments, _request_timeout=_TIMEOUT, **options)
         except ApiException as error:
             if error.status == 404 and has_default:
                 return default
-            if error.status in passing:
-                raise _PassingError(_server_message(error)) from error
+            if error.status in transient:
+                raise _TransientError(_server_message(error)) from error
             if error.status == 409:
                 raise Conflict(_server_message(error)) from error
             kind = InputError if error.status in (400, 403, 404, 422) else RetuneError
@@ -203,26 +209,28 @@ class Api:
                 f"Kubernetes refused in namespace {self.namespace}: {_server_message(error)}"
             ) from error
         except (HTTPError, OSError) as error:
-            raise _PassingError(f"the Kubernetes API cannot be reached: {error}") from error
+            raise _TransientError(f"the Kubernetes API cannot be reached: {error}") from error
 
     def _pause(self, error: Exception, until: float, seconds: float = 2.0) -> None:
         if self._should_stop():
-            raise Interrupted(f"stopped on request while the Kubernetes API was away: {error}") from error
+            raise Interrupted(
+                f"stopped on request while the Kubernetes API was unreachable: {error}"
+            ) from error
         if time.monotonic() > until:
             raise RetuneError(f"{error} (tried for {self._patience:.0f} s)") from error
         time.sleep(min(seconds, self._patience / 10))
 
 
 class Conflict(RetuneError):
-    """An object of that name is there already, or was changed meanwhile."""
+    """An object of that name already exists, or was changed meanwhile."""
 
 
-class _PassingError(Exception):
-    """Trying again may help."""
+class _TransientError(Exception):
+    """An error that a retry may resolve."""
 
 
 def ended(thing: Object) -> str | None:
-    """Return the condition in which an Experiment or Trial has ended, None while it goes on."""
+    """Return the condition in which an Experiment or Trial has ended, None while it runs."""
     over = ("Succeeded", "Failed", "Killed", "EarlyStopped", "MetricsUnavailable")
     for condition in reversed(conditions(thing)):
         if condition["type"] in over and condition["status"] == "True":
@@ -235,13 +243,13 @@ def conditions(thing: Object) -> list[Object]:
     return (thing.get("status") or {}).get("conditions") or []
 
 
-def said(thing: Object) -> str:
-    """Return the message of the condition that an object has ended in."""
+def end_message(thing: Object) -> str:
+    """Return the message of the newest condition that is true."""
     found = [c.get("message") or c.get("reason") or "" for c in conditions(thing) if c["status"] == "True"]
     return found[-1] if found else ""
 
 
-def _age(thing: Object) -> tuple[str, str]:
+def _by_age(thing: Object) -> tuple[str, str]:
     return thing["metadata"]["creationTimestamp"], thing["metadata"]["name"]
 
 

@@ -1,12 +1,12 @@
-"""The engine `katib`: creates the Experiment of a search, follows it, and gathers its trials' records.
+"""The engine `katib`: creates the Experiment of a search, follows it, and collects its trials' records.
 
-Katib runs the search's trials. The untuned base, the repeats, and the default setting where the algorithm does not
-begin with it, run as Jobs of the engine's own, in the same pods. A trial writes its record to the store; the engine
-gives it its number, in the order of creation. So the store alone holds what is known, and an engine that is killed
-finds its Experiment again by the label with the search's digest and goes on. While it is away the cluster goes on too.
+Katib runs the search's trials. The untuned base, the repeats, and the default setting if the algorithm does not start
+with it, run as Jobs that the engine creates, with the same pod template. A trial writes its record to the store; the
+engine numbers trials in the order of their creation. All state is in the store and on the cluster, so an engine that is
+killed finds its Experiment again by the label with the search's digest. Meanwhile the cluster continues.
 
-Unlike under the engine `local`, which setting is tried next depends on which trials have ended, so two runs of a study
-do not try the same ones.
+Unlike with the engine `local`, the next setting depends on which trials have ended, so two runs of a study try
+different settings.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from retune import store
 from retune.engines.katib import algorithms, manifest, pods
-from retune.engines.katib.api import Api, Object, ended, said
+from retune.engines.katib.api import Api, Object, end_message, ended
 from retune.engines.katib.history import Experiments
 from retune.errors import InputError, Interrupted, RetuneError
 from retune.events import Event, Finished, Issued, Polled
@@ -36,7 +36,7 @@ RESTARTABLE = "ExperimentMaxTrialsReached"
 
 
 def steady_clock() -> Callable[[], datetime]:
-    """Return a clock that shows the present time now, and from then on runs evenly, whatever becomes of the machine's clock."""
+    """Return a clock that starts at the present time and ignores later jumps of the machine's clock."""
     begin, mark = datetime.now(UTC), time.monotonic()
     return lambda: begin + timedelta(seconds=time.monotonic() - mark)
 
@@ -48,13 +48,13 @@ class KatibEngine:
         study: the resolved study; its JSON is in the search's folder as `study.json`.
         data_uri: folder of the mixed data. folder: URI of the search's folder.
         observe: takes `Issued`, `Finished` and `Polled`.
-        should_stop: asked before each look at the cluster; True ends with `Interrupted`, the Experiment goes on.
-        poll_seconds: between two looks at the cluster.
-        patience: seconds for which the Kubernetes API may be away.
+        should_stop: called before each poll; True ends with `Interrupted`, while the Experiment continues.
+        poll_seconds: between two polls of the cluster.
+        patience: seconds for which the Kubernetes API may be unreachable.
         clock: the time, for `search.max_hours`; by default one that ignores jumps of the machine's clock.
 
     Raises:
-        InputError: if the study cannot run on a cluster, or there is none.
+        InputError: if the study cannot run on a cluster, or no cluster is configured.
 
     """
 
@@ -79,7 +79,7 @@ class KatibEngine:
         self._history = Experiments(self.place.trials)
         self._warm = warm_start(study)
         self._selector = manifest.selector(study, self.place)
-        self._shown: set[str] = set(self.ledger.records)
+        self._announced: set[str] = set(self.ledger.records)
         self._own_default = False
         self._stale: tuple[Any, Any] | None = None
         """State of an ended Experiment that was allowed more trials: it counts as ended until Katib has seen that."""
@@ -88,7 +88,7 @@ class KatibEngine:
         """Run what is missing and return every record of the search.
 
         Raises:
-            Interrupted: if `should_stop` said so; the cluster goes on, and running again follows it.
+            Interrupted: if `should_stop` returned True; the cluster continues, and the next run follows it.
             InputError: if Katib refuses the Experiment.
             RetuneError: if the base cannot be validated, the Experiment was deleted, or the API stays away.
 
@@ -101,63 +101,63 @@ class KatibEngine:
         return self.ledger.outcome(self.study, stopped_by)
 
     def _search(self) -> str:
-        """Run base, default and the Experiment; return why the search ended."""
+        """Run the base, the default and the Experiment; return why the search ended."""
         default = self.study.search.space.default()
-        assert default is not None  # the study model demands a default of every parameter
+        assert default is not None  # the study model requires a default of every parameter
         jobs = [self.ledger.issue(0, "base", {}, self.study.seed)]
         if not algorithms.begins_with_default(self.study, self._warm):
             self.ledger.issue(1, "default", default, self.study.seed)
         own = self.ledger.tasks.get(trial_name(1))
-        there = self._experiments()
-        if own is not None and not any(own.trial in self._of(found) for found in there):
+        existing = self._experiments()
+        if own is not None and not any(own.trial in self._trial_names(found) for found in existing):
             self._own_default = True  # no Experiment runs it, or no longer
             jobs.append(own)
         experiment = self._experiment()
         reason = self._follow(experiment, jobs) if experiment else self._reason()
         self._run_jobs(jobs)
-        if trial_name(1) not in self.ledger.records:  # the algorithm did not begin with the default after all
+        if trial_name(1) not in self.ledger.records:  # the algorithm did not start with the default after all
             self._run_jobs([self.ledger.issue(1, "default", default, self.study.seed)])
         return reason
 
     def _experiment(self) -> Object | None:
-        """Return the Experiment to follow: the one that is there, else a new one; None if nothing is left to do."""
-        there = self._experiments()
-        for found in there:
-            self._history.note(found)
-            self._gather(found)
+        """Return the Experiment to follow, the existing one or a new one; None if nothing is left to do."""
+        existing = self._experiments()
+        for found in existing:
+            self._history.record_start(found)
+            self._collect(found)
             if ended(found):
-                self._history.end(found["metadata"]["name"], said(found), found)
-        for name in self._history.going() - {found["metadata"]["name"] for found in there}:
+                self._history.end(found["metadata"]["name"], end_message(found), found)
+        for name in self._history.unfinished() - {found["metadata"]["name"] for found in existing}:
             why = f"experiment {name} was deleted while nobody followed it"
-            self._lost({"metadata": {"name": name}}, "interrupted", why)
+            self._settle_missing({"metadata": {"name": name}}, "interrupted", why)
             self._history.end(name, why)
-        going = [found["metadata"]["name"] for found in there if not ended(found)]
-        if len(going) > 1:
+        unfinished = [found["metadata"]["name"] for found in existing if not ended(found)]
+        if len(unfinished) > 1:
             raise InputError(
-                f"one Experiment at a time may run a search, but {going} in namespace {self._api.namespace} do; "
+                f"one Experiment at a time may run a search, but {unfinished} in namespace {self._api.namespace} do; "
                 "delete all but one",
                 self.study.name,
             )
-        left = self._left()
-        reason, last = self._reason(left), there[-1] if there else None
+        left = self._remaining()
+        reason, last = self._reason(left), existing[-1] if existing else None
         if last and not ended(last):
             if reason != "hours":
-                return self._allow(last, left)
-            self._end(last)
+                return self._raise_limits(last, left)
+            self._delete_experiment(last)
         if reason:
             return None
-        return self._allow(last, left) if last and self._restartable(last) else self._create(left)
+        return self._raise_limits(last, left) if last and self._restartable(last) else self._create(left)
 
     def _experiments(self) -> list[Object]:
-        """Return this search's Experiments; one of an equal search that lies in another folder is not ours."""
+        """Return this search's Experiments, without those of an equal search in another folder."""
         found = self._api.objects("experiments", self._selector)
         return [one for one in found if manifest.folder_of(one) in (None, self.place.folder)]
 
     def _create(self, left: int) -> Object:
-        """Create an Experiment for the trials that are left; it is told of those that came before."""
-        earlier = [observation(r, f"warm-{r.trial}", SAME) for r in self._tried()]
+        """Create an Experiment for the remaining trials; its algorithm knows the earlier ones."""
+        earlier = [observation(r, f"warm-{r.trial}", SAME) for r in self._tried_records()]
         ours = algorithms.is_ours(self.study.search.algorithm)
-        if self._katib_tried() and not ours:
+        if self._katib_ran_trials() and not ours:
             raise InputError(
                 f"Katib's {self.study.search.algorithm!r} cannot carry on a search that has ended: set "
                 "`cluster.katib.resume: LongRunning` before the first run, or use one of ours",
@@ -172,21 +172,21 @@ class KatibEngine:
             self.study, self.place, self._api.namespace, len(self._history)
         )
         made = self._api.create_experiment(wanted)
-        self._history.note(made)
+        self._history.record_start(made)
         return made
 
     def _restartable(self, experiment: Object) -> bool:
-        """Return whether Katib carries an ended Experiment on when it is allowed more trials."""
+        """Return whether Katib resumes an ended Experiment when its number of trials is raised."""
         reasons = [c.get("reason") for c in experiment["status"]["conditions"] if c["type"] == "Succeeded"]
         return experiment["spec"].get("resumePolicy") != "Never" and reasons == [RESTARTABLE]
 
-    def _allow(self, experiment: Object, left: int) -> Object | None:
-        """Raise the number of trials, and of those at once, of an Experiment to what the study now says.
+    def _raise_limits(self, experiment: Object, left: int) -> Object | None:
+        """Raise an Experiment's total and parallel trials to the numbers of the study.
 
-        They are only raised: Katib would delete running trials to come down to fewer at once.
+        They are never lowered: Katib would delete running trials to reach fewer parallel ones.
         """
         spec = experiment["spec"]
-        wanted = left + sum(record.trial in self._of(experiment) for record in self._tried())
+        wanted = left + sum(record.trial in self._trial_names(experiment) for record in self._tried_records())
         wanted = max(wanted, spec["maxTrialCount"])
         parallel = max(min(self.study.search.at_once, wanted), spec["parallelTrialCount"])
         if (wanted, parallel) == (spec["maxTrialCount"], spec["parallelTrialCount"]):
@@ -196,7 +196,7 @@ class KatibEngine:
         if allowed is not None:
             change["maxFailedTrialCount"] = min(allowed, wanted)
         name = experiment["metadata"]["name"]
-        self._history.note(experiment, again=True)
+        self._history.record_start(experiment, again=True)
         if ended(experiment):
             self._stale = _progress(experiment)
         try:
@@ -204,71 +204,75 @@ class KatibEngine:
         except InputError:
             found = self._api.get("experiments", name)
             if found is None or (ended(found) and not ended(experiment)):
-                return self._experiment()  # it came to its end, or was deleted, a moment before
+                return self._experiment()  # it ended, or was deleted, a moment before
             raise
 
     def _follow(self, experiment: Object, jobs: list[TrialTask]) -> str:
         """Watch an Experiment to its end; return why it ended."""
         name = experiment["metadata"]["name"]
         while True:
-            self._look(name)
-            self._take_jobs(jobs)
+            self._poll(name)
+            self._collect_jobs(jobs)
             found = self._api.get("experiments", name)
             if found is None:
-                self._lost(experiment, "interrupted", f"experiment {name} was deleted from the cluster")
+                self._settle_missing(
+                    experiment, "interrupted", f"experiment {name} was deleted from the cluster"
+                )
                 self._history.end(name, "deleted")
                 raise RetuneError(
                     f"experiment {name} in namespace {self._api.namespace} was deleted while it ran; run again to carry on"
                 )
-            if "deletionTimestamp" not in found["metadata"]:  # else its trials go first, by somebody's wish
-                going = self._gather(found)
-                if ended(found) and not going and _progress(found) != self._stale:
-                    return self._closed(found)
+            if (
+                "deletionTimestamp" not in found["metadata"]
+            ):  # otherwise somebody is deleting it, trials first
+                unfinished = self._collect(found)
+                if ended(found) and not unfinished and _progress(found) != self._stale:
+                    return self._conclude(found)
                 if self._time_is_up():
-                    self._end(found)
+                    self._delete_experiment(found)
                     return "hours"
             self._pause()
 
-    def _of(self, experiment: Object) -> set[str]:
-        """Return the names, in the ledger, of an Experiment's trials."""
+    def _trial_names(self, experiment: Object) -> set[str]:
+        """Return the names of an Experiment's trials in the ledger."""
         prefix = store.join(self.place.trials, f"{experiment['metadata']['name']}-")
         return {task.trial for task in self.ledger.tasks.values() if task.folder.startswith(prefix)}
 
-    def _closed(self, experiment: Object) -> str:
-        """Note the end of an Experiment and return its reason.
+    def _conclude(self, experiment: Object) -> str:
+        """Record the end of an Experiment and return the reason.
 
         Raises:
-            InputError: if Katib gave up for another reason than failing trials.
+            InputError: if Katib gave up for another reason than failed trials.
 
         """
-        name, why = experiment["metadata"]["name"], said(experiment)
+        name, why = experiment["metadata"]["name"], end_message(experiment)
         self._history.end(name, why, experiment)
         if ended(experiment) == "Failed" and "max failed" not in why:
             suggestion = self._api.get("suggestions", name)
-            detail = said(suggestion) if suggestion else ""
+            detail = end_message(suggestion) if suggestion else ""
             raise InputError(f"Katib ended experiment {name}: {why}. {detail}", self.study.name)
         return "failures" if ended(experiment) == "Failed" else self._reason() or "trials"
 
-    def _end(self, experiment: Object) -> None:
-        """End an Experiment and its running trials: Katib has no other way than to delete it."""
+    def _delete_experiment(self, experiment: Object) -> None:
+        """Stop an Experiment and its running trials. Katib has no other way than deleting it."""
         name = experiment["metadata"]["name"]
         self._api.delete_experiment(name)
-        self._lost(experiment, "interrupted", "ended with its experiment after `search.max_hours`")
+        self._settle_missing(experiment, "interrupted", "ended with its experiment after `search.max_hours`")
         self._history.end(name, "search.max_hours", experiment)
 
-    def _gather(self, experiment: Object) -> bool:
-        """Take in the trials of an Experiment; return whether one is still going on."""
+    def _collect(self, experiment: Object) -> bool:
+        """Record the ended trials of an Experiment; return whether one is still running."""
         trials = self._trials(experiment)
         seen = {entry["metadata"]["name"] for entry in trials}
         for entry in trials:
             task = self._task(entry)
-            self._show(task)
+            self._announce(task)
             if task.trial in self.ledger.records or not ended(entry):
                 continue
-            # The metrics of one that was stopped early come a little later.
+            # Katib sets the metrics of an early-stopped trial a little after its condition.
             if ended(entry) != "EarlyStopped" or _latest(entry) or ended(experiment):
                 self._finish(self._record(task, entry))
-        self._lost(experiment, "failed", "its trial was deleted from the cluster", but=seen)
+        self._settle_missing(experiment, "failed", "its trial was deleted from the cluster", but=seen)
         return any(not ended(entry) for entry in trials)
 
     def _trials(self, experiment: Object) -> list[Object]:
@@ -286,14 +290,14 @@ class KatibEngine:
         return {name: _value(space[name], given[name]) for name in space.names}
 
     def _record(self, task: TrialTask, trial: Object) -> TrialRecord:
-        """Return what a trial wrote down, else what Katib knows of it."""
+        """Return the record that a trial wrote, or else one made from what Katib knows."""
         how, name = ended(trial), trial["metadata"]["name"]
-        written = self._written(task)
+        written = self._stored_record(task)
         if written is not None:
             return written
         if how == "EarlyStopped":
             return self._generated_record(task, "early_stopped", "Katib stopped it early", _latest(trial))
-        words = f"{how}: {said(trial) or 'no message'}"
+        words = f"{how}: {end_message(trial) or 'no message'}"
         reason = (
             f"its pod ended without a record ({words}); {self._why_killed(words)}"
             f"see the events and logs of job {name} in namespace {self._api.namespace}"
@@ -305,11 +309,11 @@ class KatibEngine:
         if f"exit code {pods.KILLED}" not in words:
             return ""
         return (
-            f"exit code {pods.KILLED} is how a container ends that needs more memory than `cluster.memory`, "
-            f"{self.study.cluster.memory} here: raise it, or make trials smaller (`training.batch_size`, `data.max_length`); "
+            f"exit code {pods.KILLED} means that the container needed more memory than `cluster.memory`, "
+            f"which is {self.study.cluster.memory}: raise it, or make trials smaller (`training.batch_size`, `data.max_length`); "
         )
 
-    def _written(self, task: TrialTask) -> TrialRecord | None:
+    def _stored_record(self, task: TrialTask) -> TrialRecord | None:
         """Return the record in a task's folder under the task's own name and number."""
         uri = store.join(task.folder, "trial.json")
         if not store.exists(uri):
@@ -329,61 +333,63 @@ class KatibEngine:
             base=self.study.model.base, versions=versions(), finished=now(),
         )  # fmt: skip
 
-    def _lost(self, experiment: Object, status: Status, reason: str, but: Iterable[str] = ()) -> None:
-        """Settle the trials of an Experiment that are no longer there; what they had written down counts."""
+    def _settle_missing(
+        self, experiment: Object, status: Status, reason: str, but: Iterable[str] = ()
+    ) -> None:
+        """Record the trials of an Experiment that no longer exist; a record that they wrote counts."""
         present = set(but)
-        for trial in sorted(self._of(experiment) - set(self.ledger.records), key=by_number):
+        for trial in sorted(self._trial_names(experiment) - set(self.ledger.records), key=by_number):
             task = self.ledger.tasks[trial]
             if task.role == "default" and status == "interrupted":
-                continue  # what all others are compared with is trained to the end, as a Job
+                continue  # all trials are compared with the default, so it is trained to the end, as a Job
             if task.folder.rsplit("/", 1)[-1] not in present:
-                self._finish(self._written(task) or self._generated_record(task, status, reason))
+                self._finish(self._stored_record(task) or self._generated_record(task, status, reason))
 
     def _finish(self, record: TrialRecord) -> None:
         self.ledger.finish(record, write=True)
         self.observe(Finished(record.trial, record))
-        if record.role == "base" and record.status == "failed":  # nothing could be compared with it
+        if record.role == "base" and record.status == "failed":  # without it there is nothing to compare with
             for found in self._experiments():
                 if not ended(found):
-                    self._end(found)
+                    self._delete_experiment(found)
             raise RetuneError(f"the untuned base could not be validated: {record.reason}")
         self.ledger.prune(self.ledger.kept(self.study))
 
-    def _show(self, task: TrialTask) -> None:
-        if task.trial not in self._shown:
-            self._shown.add(task.trial)
+    def _announce(self, task: TrialTask) -> None:
+        if task.trial not in self._announced:
+            self._announced.add(task.trial)
             self.observe(Issued(task.trial, task.number, task.role, task.assignment, task.seed))
 
     def _run_jobs(self, tasks: list[TrialTask]) -> None:
-        """Run tasks of the engine's own, `search.parallel` at a time."""
+        """Run tasks as Jobs of the engine, `search.parallel` at a time."""
         while waiting := [task for task in tasks if task.trial not in self.ledger.records]:
-            self._look("")
-            self._take_jobs(waiting[: self.study.search.at_once])
+            self._poll("")
+            self._collect_jobs(waiting[: self.study.search.at_once])
             if any(task.trial not in self.ledger.records for task in tasks):
                 self._pause()
 
-    def _take_jobs(self, tasks: list[TrialTask]) -> None:
-        """Create the Jobs that are missing and take in those that have ended."""
+    def _collect_jobs(self, tasks: list[TrialTask]) -> None:
+        """Create missing Jobs and record those that have ended."""
         waiting = [task for task in tasks if task.trial not in self.ledger.records]
         if not waiting:
             return
-        there = self._api.jobs(f"{self._selector},{manifest.TRIAL_LABEL}")
+        existing = self._api.jobs(f"{self._selector},{manifest.TRIAL_LABEL}")
         for task in waiting:
             wanted = manifest.job(self.study, self.place, task)
             name = wanted["metadata"]["name"]
-            self._show(task)
-            if name not in there:
-                written = self._written(task)  # its Job may have been cleaned up since
+            self._announce(task)
+            if name not in existing:
+                written = self._stored_record(task)  # the Job may have been deleted after it ended
                 if written is None:
                     self._api.create_job(wanted)
                 else:
                     self._finish(written)
-            elif how := _job_ended(there[name]):
+            elif how := _job_ended(existing[name]):
                 reason = (
                     f"its pod ended without a record ({how}); {self._why_killed(how)}"
                     f"see job {name} in namespace {self._api.namespace}"
                 )
-                self._finish(self._written(task) or self._generated_record(task, "failed", reason))
+                self._finish(self._stored_record(task) or self._generated_record(task, "failed", reason))
 
     def _remove(self) -> None:
         """Delete what the search created on the cluster."""
@@ -392,46 +398,48 @@ class KatibEngine:
         for name in self._api.jobs(f"{self._selector},{manifest.TRIAL_LABEL}"):
             self._api.delete_job(name)
 
-    def _tried(self) -> list[TrialRecord]:
-        """Return the records that count as tried settings; what was ended with its Experiment does not."""
+    def _tried_records(self) -> list[TrialRecord]:
+        """Return the records that count as tried settings; trials deleted with their Experiment do not."""
         return [
             record
             for record in self.ledger.records.values()
             if record.role in ("default", "search") and record.status != "interrupted"
         ]
 
-    def _katib_tried(self) -> bool:
+    def _katib_ran_trials(self) -> bool:
         return any(task.folder.startswith(self.place.trials) for task in self.ledger.tasks.values())
 
     def _failed(self) -> int:
-        return sum(record.status == "failed" for record in self._tried())
+        return sum(record.status == "failed" for record in self._tried_records())
 
-    def _left(self) -> int:
-        """Return how many trials Katib is still to run."""
+    def _remaining(self) -> int:
+        """Return how many trials Katib has yet to run."""
         by_job = self._own_default and trial_name(1) not in self.ledger.records
-        return self.study.search.trials - len(self._tried()) - by_job
+        return self.study.search.trials - len(self._tried_records()) - by_job
 
     def _reason(self, left: int | None = None) -> str:
-        """Return why no further trial is wanted, empty if one is."""
+        """Return why no further trial is run; empty if one is."""
         if self._time_is_up():
             return "hours"
         limit = self.study.search.max_failed
         if limit is not None and self._failed() > limit:
             return "failures"
-        return "trials" if (self._left() if left is None else left) <= 0 else ""
+        return "trials" if (self._remaining() if left is None else left) <= 0 else ""
 
     def _time_is_up(self) -> bool:
         limit = self.study.search.max_hours
         return limit is not None and self._history.hours(self._clock()) > limit
 
-    def _look(self, experiment: str) -> None:
+    def _poll(self, experiment: str) -> None:
         self.observe(Polled())
         if self.should_stop():
-            going = f"experiment {experiment} goes on" if experiment else "its jobs go on"
-            raise Interrupted(f"stopped following the search; {going} on the cluster, run again to follow it")
+            unfinished = f"experiment {experiment} goes on" if experiment else "its jobs go on"
+            raise Interrupted(
+                f"stopped following the search; {unfinished} on the cluster, run again to follow it"
+            )
 
     def _pause(self) -> None:
-        """Wait until the next look, or until a stop is asked for."""
+        """Wait until the next poll or a stop request."""
         end = time.monotonic() + self._poll_seconds
         while (left := end - time.monotonic()) > 0 and not self.should_stop():
             time.sleep(min(left, 0.5))
@@ -443,7 +451,7 @@ def _progress(experiment: Object) -> tuple[Any, Any]:
 
 
 def _value(parameter: Parameter, text: str) -> Value:
-    """Return the value that Katib's text stands for: the entry of a list, else a number."""
+    """Return the value of Katib's text: an entry of the list of values, or a number."""
     if parameter.values is not None:
         return next((value for value in parameter.values if _same(value, text)), text)
     return int(float(text)) if parameter.kind == "integer" else float(text)
@@ -461,7 +469,7 @@ def _latest(trial: Object) -> dict[str, float]:
     found = {}
     for metric in ((trial.get("status") or {}).get("observation") or {}).get("metrics") or []:
         try:
-            value = float(metric.get("latest", ""))  # Katib leaves the key out where a loss was NaN
+            value = float(metric.get("latest", ""))  # Katib omits the key if a loss was NaN
         except ValueError:
             continue
         if math.isfinite(value):

@@ -29,12 +29,12 @@ class Experiments:
     def __len__(self) -> int:
         return len(self._known)
 
-    def going(self) -> set[str]:
-        """Return the names of those whose end is not known."""
+    def unfinished(self) -> set[str]:
+        """Return the names of the Experiments whose end is not recorded."""
         return {name for name, entry in self._known.items() if entry["spans"][-1][1] is None}
 
-    def note(self, experiment: dict[str, Any], again: bool = False) -> None:
-        """Write down an Experiment that is seen for the first time, or that is carried on `again` after its end."""
+    def record_start(self, experiment: dict[str, Any], again: bool = False) -> None:
+        """Record an Experiment seen for the first time, or one resumed (`again`) after its end."""
         meta = experiment["metadata"]
         entry = self._known.get(meta["name"])
         if entry is None:
@@ -46,7 +46,7 @@ class Experiments:
             self._write(meta["name"], {**entry, "spans": [*entry["spans"], [now(), None]], "why": None})
 
     def end(self, name: str, why: str, experiment: dict[str, Any] | None = None) -> None:
-        """Write down how an Experiment ended, and its last state; the first end counts."""
+        """Record how an Experiment ended, and its last state; only the first end counts."""
         entry = self._known[name]
         *before, (begun, over) = entry["spans"]
         if over is None:

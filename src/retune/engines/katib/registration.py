@@ -57,9 +57,9 @@ def registered(text: str, wanted: Sequence[dict[str, Any]]) -> str:
         InputError: if the text is not Katib's configuration, or has entries of others under our names.
 
     """
-    there = suggestions(text)
+    existing = suggestions(text)
     names = {entry["algorithmName"] for entry in wanted}
-    others = [e for e in there if e.get("algorithmName") in names and not is_ours(e)]
+    others = [e for e in existing if e.get("algorithmName") in names and not is_ours(e)]
     if others:
         raise InputError(
             [
@@ -69,7 +69,7 @@ def registered(text: str, wanted: Sequence[dict[str, Any]]) -> str:
             ],
             CONFIG_MAP,
         )
-    if [entry for entry in there if is_ours(entry)] == list(wanted):
+    if [entry for entry in existing if is_ours(entry)] == list(wanted):
         return text
     return _edited(text, wanted)
 
