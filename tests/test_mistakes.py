@@ -142,7 +142,7 @@ POINTED_TO = [
     ("data.max_length", 100000, "`data.max_length <= 2048` must hold, the context of the base, but got 100000"),
     ("data.max_length", 16, "`max_length` is 16 tokens, and the longest prompt alone has"),
     ("data.sources.0.uri", "/no/such.json", "data.sources: /no/such.json: the file must exist, but there is none"),
-    ("data.prompt", "chat", "the base has no chat template, which `prompt: chat` asks for; write `prompt: alpaca`"),
+    ("data.prompt", "chat", "the base has no chat template, which `prompt: chat` needs; write `prompt: alpaca`"),
     ("data.prompt", "/x/chatt", "cannot be read; did you mean 'chat'?"),
     ("data.train", 100000, "the most that these shares allow is data.train="),
     ("training.target_modules", ["q_prj"], "did you mean 'q_proj' for 'q_prj'?"),

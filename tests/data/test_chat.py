@@ -170,7 +170,7 @@ def test_without_special_tokens_the_end_of_text_closes_the_last_answer():
 def test_what_cannot_be_told_is_refused_by_name():
     tokenizer = single_bytes()
     two = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
-    with pytest.raises(TurnsNotFound, match="writes what came before otherwise"):
+    with pytest.raises(TurnsNotFound, match="renders earlier turns differently"):
         ChatTemplate(tokenizer, LAST_SYSTEM).encode(two)
     for role in ("user", "assistant"):
         changes = CHATML.replace("m.content", f"(m.content | upper if m.role == '{role}' else m.content)")
@@ -179,7 +179,7 @@ def test_what_cannot_be_told_is_refused_by_name():
     no_system = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system, please') }}{% endif %}" + CHATML
     )
-    with pytest.raises(TurnsNotFound, match="refuses it: no system, please"):
+    with pytest.raises(TurnsNotFound, match="rejects the conversation: no system, please"):
         ChatTemplate(tokenizer, no_system).encode([("system", "s"), *two])
     drops = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
     with pytest.raises(TurnsNotFound, match="leaves out or changes what the system said"):
@@ -209,14 +209,14 @@ def test_refused_records_are_named_with_what_to_do():
     with pytest.raises(InputError) as caught:
         list(encoder.encode([talk("a", "b"), *(talk("a", "b", "c", "d", row=n) for n in range(2, 9))]))
     told = caught.value.problems
-    assert told[0].startswith("x.jsonl, record 2: the template writes")
+    assert told[0].startswith("x.jsonl, record 2: the template renders")
     assert told[3] == "and 4 more records"
     assert "{% generation %}" in told[4]
 
 
 def test_a_base_without_chat_template_is_refused():
     with pytest.raises(
-        InputError, match="no chat template, which `prompt: chat` asks for; write `prompt: alpaca`"
+        InputError, match="no chat template, which `prompt: chat` needs; write `prompt: alpaca`"
     ):
         Encoder(single_bytes(), Prompt(kind="chat"))
 

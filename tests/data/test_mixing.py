@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from retune import store
-from retune.data import mixing, prompts, sift
+from retune.data import filters, mixing, prompts
 from retune.data.draw import counts, draw, grouped, largest
 from retune.data.encode import Encoder
 from retune.data.example import Example
@@ -51,7 +51,7 @@ def test_counts_of_the_paper():
 
 
 @st.composite
-def stocks(draw_):
+def pools(draw_):
     """Up to four sources of up to 30 records with a few prompts, some of them shared; all texts differ."""
     sizes = draw_(st.lists(st.integers(0, 30), min_size=1, max_size=4))
     prompt = st.integers(0, draw_(st.sampled_from([3, 10, 60])))
@@ -59,7 +59,7 @@ def stocks(draw_):
     return [[(b"p%d" % draw_(prompt), b"t%d" % next(numbers)) for _ in range(size)] for size in sizes]
 
 
-@given(stocks(), st.data(), st.integers(0, 2**31 - 1))
+@given(pools(), st.data(), st.integers(0, 2**31 - 1))
 def test_draw_is_exact_disjoint_and_without_replacement(given_stocks, data, seed):
     wanted = [
         data.draw(st.lists(st.integers(0, 20), min_size=len(given_stocks), max_size=len(given_stocks)))
@@ -91,16 +91,16 @@ def test_all_that_is_there_can_be_drawn_if_no_prompt_stands_twice(sizes, data, s
 
 def test_repeated_prompts_waste_nothing_that_fits():
     """100 prompts with three answers each: 30 records of validation are ten prompts, 270 are left."""
-    stock = [(b"p%d" % (n // 3), b"t%d" % n) for n in range(300)]
-    assert draw(grouped([stock], 0), [270], [30]).missing == [0]
-    assert draw(grouped([stock], 0), [269], [29]).missing == [0]  # the third answer of one prompt goes unused
-    assert draw(grouped([stock], 0), [271], [29]).missing == [1]
+    pool = [(b"p%d" % (n // 3), b"t%d" % n) for n in range(300)]
+    assert draw(grouped([pool], 0), [270], [30]).missing == [0]
+    assert draw(grouped([pool], 0), [269], [29]).missing == [0]  # the third answer of one prompt goes unused
+    assert draw(grouped([pool], 0), [271], [29]).missing == [1]
 
 
-@given(stocks(), st.integers(0, 2**31 - 1), st.randoms())
+@given(pools(), st.integers(0, 2**31 - 1), st.randoms())
 def test_draw_does_not_depend_on_the_order_of_records(given_stocks, seed, chance):
-    wanted = [len(stock) // 3 for stock in given_stocks]
-    shuffled = [chance.sample(stock, len(stock)) for stock in given_stocks]
+    wanted = [len(pool) // 3 for pool in given_stocks]
+    shuffled = [chance.sample(pool, len(pool)) for pool in given_stocks]
 
     def texts(of):
         drawn = draw(grouped(of, seed), wanted, wanted)
@@ -127,15 +127,15 @@ def test_more_train_keeps_validation_and_the_train_before():
 
 
 def test_seed_decides():
-    stock = [(b"p%d" % n, b"t%d" % n) for n in range(1000)]
-    first, second = (draw(grouped([stock], seed), [500], [100]) for seed in (0, 1))
+    pool = [(b"p%d" % n, b"t%d" % n) for n in range(1000)]
+    first, second = (draw(grouped([pool], seed), [500], [100]) for seed in (0, 1))
     assert first != second
     both = len({p for _, p in first.validation} & {p for _, p in second.validation})
     assert both < 30  # 10 expected of 100; 30 would be six standard deviations
 
 
 @settings(max_examples=30)
-@given(stocks(), st.integers(1, 60), st.integers(1, 20), st.integers(0, 99))
+@given(pools(), st.integers(1, 60), st.integers(1, 20), st.integers(0, 99))
 def test_largest_works_and_one_more_does_not(given_stocks, train, validation, seed):
     even = [1 / len(given_stocks)] * len(given_stocks)
     groups = grouped(given_stocks, seed)
@@ -428,7 +428,7 @@ def test_all_problems_of_all_files_at_once_and_nothing_written(two, tmp_path):
         mixing.mix(two, 0, None, str(tmp_path / "out"))
     assert sorted(problem.removeprefix(str(tmp_path)) for problem in caught.value.problems) == [
         "/a.json: record 1: field 'output' is missing: the format 'alpaca' needs it, but the records have the fields "
-        "['instruction', 'input']; if they hold it under other names, write `columns: {prompt: instruction, completion: …}`",
+        "['instruction', 'input']; if other fields hold it, write `columns: {prompt: instruction, completion: …}`",
         "/d.jsonl: line 1: field 'response' must be text, but is a number",
     ]
     for source in two.sources:
@@ -475,16 +475,16 @@ def test_prompts_that_fill_the_length_are_dropped(tmp_path, room):
 @given(st.lists(st.text(st.characters(codec="ascii"), min_size=1), max_size=5), st.integers(2, 300))
 @settings(max_examples=50, deadline=None)
 def test_shortcut_by_characters_drops_the_same_as_counting(texts, max_length):
-    def stock():
-        given_texts = [sift.Text(Example(text, "", "x", "x", 1), (b"", b"")) for text in texts]
-        return sift.Stock(None, b"", "", texts=given_texts)
+    def pool():
+        given_texts = [filters.Text(Example(text, "", "x", "x", 1), (b"", b"")) for text in texts]
+        return filters.Pool(None, b"", "", texts=given_texts)
 
     def length(text):
         return len(tokenizer()(prompts.render(text.example)[0])["input_ids"])
 
-    quick = stock()
-    sift.drop_too_long([quick], Encoder(tokenizer(), Prompt()), max_length)
-    counted = [text for text in stock().texts if text.example.is_text or length(text) < max_length]
+    quick = pool()
+    filters.drop_too_long([quick], Encoder(tokenizer(), Prompt()), max_length)
+    counted = [text for text in pool().texts if text.example.is_text or length(text) < max_length]
     assert [text.example for text in quick.texts] == [text.example for text in counted]
 
 

@@ -95,7 +95,7 @@ def test_empty_file(form, data):
 
 
 def test_empty_list():
-    assert problems("alpaca", b"[]") == ["a data set holds at least one record, but this file holds none"]
+    assert problems("alpaca", b"[]") == ["a data set must have at least one record, but this file has none"]
 
 
 @given(st.data())
@@ -174,11 +174,11 @@ def test_only_jsonl_may_leave_the_input_out():
 def test_one_kind_of_problem_is_told_once_with_the_fields_there_are_and_the_line_that_maps_them():
     assert problems("dolly", jsonl([{"id": 1, "q": "x", "a": "y"}] * 1250)) == [
         "line 1: field 'instruction' is missing (and in 1,249 more lines): the format 'dolly' needs it, but the records have "
-        "the fields ['id', 'q', 'a']; if they hold it under other names, write `columns: {prompt: q, completion: a}`",
+        "the fields ['id', 'q', 'a']; if other fields hold it, write `columns: {prompt: q, completion: a}`",
         *(f"line 1: field {name!r} is missing (and in 1,249 more lines)" for name in ("context", "response")),
     ]
     assert problems("auto", jsonl([{"id": 1, "q": "x", "a": "y"}] * 1250)) == [
-        "the records have the fields ['id', 'q', 'a'], which do not tell what they hold; say which is which, as in "
+        "the records have the fields ['id', 'q', 'a'], whose meaning is unclear; name them, as in "
         "`columns: {prompt: q, completion: a}` (or `messages`, or `text`)"
     ]
 
@@ -201,9 +201,9 @@ def test_kinds_of_problems_have_a_limit():
 def test_other_format_is_recognised():
     alpaca, dolly = json.dumps(ALPACA).encode(), jsonl(DOLLY)
     assert problems("dolly", alpaca)[0].endswith(
-        "it looks like the format 'alpaca': leave `format` out, or write `format: alpaca`"
+        "this looks like the format 'alpaca': omit `format`, or write `format: alpaca`"
     )
-    assert "it looks like the format 'dolly'" in problems("alpaca", dolly)[0]
+    assert "this looks like the format 'dolly'" in problems("alpaca", dolly)[0]
     assert (
         "'question-answer'" in problems("dolly", jsonl([{"question": "x", "context": "", "answer": "y"}]))[0]
     )

@@ -7,31 +7,31 @@ from fractions import Fraction
 
 from retune.data import sources
 from retune.data.draw import Drawn, Group, counts, draw, grouped, largest
-from retune.data.sift import Stock
+from retune.data.filters import Pool
 from retune.errors import InputError
 from retune.study import Data, File
 
 
-def drawn(data: Data, seed: int, stocks: Sequence[Stock]) -> Drawn:
-    """Draw both splits from the sources; where validation is a file of its own, only train.
+def drawn(data: Data, seed: int, pools: Sequence[Pool]) -> Drawn:
+    """Draw both splits from the sources; only train if validation is a separate file.
 
     Raises:
-        InputError: if a source has too few records; with what was asked, what there is and what would work.
+        InputError: if a source has too few records; with the numbers requested, available and feasible.
     """
-    groups = grouped([[text.keys for text in stock.texts] for stock in stocks], seed)
-    shares = [stock.share for stock in stocks]
-    available = [len(stock.texts) for stock in stocks]
+    groups = grouped([[text.keys for text in pool.texts] for pool in pools], seed)
+    shares = [pool.share for pool in pools]
+    available = [len(pool.texts) for pool in pools]
     natural = any(share is None for share in shares)
     parts: list[float] = [float(n) for n in available] if natural else [share or 0.0 for share in shares]
     if not sum(parts):
-        raise InputError([_short(data, stock, 0, 0, 0) for stock in stocks], "data")
+        raise InputError([_short(data, pool, 0, 0, 0) for pool in pools], "data")
     there = sum(available) if natural else _most(parts, available)
     held_out = 0 if isinstance(data.validation, File) else _number(data.validation, there)
     validation = counts(held_out, parts)
     if data.train == "all":
-        if natural:  # all that is left, whatever prompts the validation set has used up
+        if natural:  # everything that the validation set leaves
             found = draw(groups, available, validation)
-            took = [sum(source == k for source, _ in found.validation) for k in range(len(stocks))]
+            took = [sum(source == k for source, _ in found.validation) for k in range(len(pools))]
             missing = [asked - got for asked, got in zip(validation, took, strict=True)]
             found = Drawn(found.train, found.validation, missing)
         else:
@@ -44,8 +44,8 @@ def drawn(data: Data, seed: int, stocks: Sequence[Stock]) -> Drawn:
         return found
     train = counts(asked, parts)
     problems = [
-        _short(data, stock, first, second, missing)
-        for stock, missing, first, second in zip(stocks, found.missing, train, validation, strict=True)
+        _short(data, pool, first, second, missing)
+        for pool, missing, first, second in zip(pools, found.missing, train, validation, strict=True)
         if missing
     ]
     most = largest(groups, parts, asked, held_out) if held_out else None
@@ -59,12 +59,12 @@ def drawn(data: Data, seed: int, stocks: Sequence[Stock]) -> Drawn:
 
 
 def _number(asked: int | float | str, there: int) -> int:
-    """Return a count as it is, and a share of what there is as a count, at least one."""
+    """Return a count unchanged, and a share as a count of the available records, at least one."""
     return asked if isinstance(asked, int) else max(1, round(Fraction(str(asked)) * there))
 
 
 def _most(shares: Sequence[float], available: Sequence[int]) -> int:
-    """Return the largest number of records that can be shared out like that."""
+    """Return the largest total that these shares allow."""
     exact = [Fraction(str(share)) / sum(Fraction(str(s)) for s in shares) for share in shares]
     total = min(int((n + 1) / share) for n, share in zip(available, exact, strict=True))
     while total and any(n > there for n, there in zip(counts(total, shares), available, strict=True)):
@@ -75,7 +75,7 @@ def _most(shares: Sequence[float], available: Sequence[int]) -> int:
 def _all_in_proportion(
     groups: Sequence[Group], shares: Sequence[float], validation: Sequence[int], most: int
 ) -> Drawn:
-    """Draw the largest train set in these shares that the validation set leaves."""
+    """Draw the largest train set with these shares from what the validation set leaves."""
     found = draw(groups, counts(max(1, most), shares), validation)
     if not any(found.missing):
         return found
@@ -87,32 +87,32 @@ def _all_in_proportion(
     return draw(groups, counts(low, shares), validation) if low else found
 
 
-def _short(data: Data, stock: Stock, train: int, validation: int, missing: int) -> str:
-    """Return what a source was asked for, what it has, and where the rest went."""
+def _short(data: Data, pool: Pool, train: int, validation: int, missing: int) -> str:
+    """Return one sentence: what a source should give, what it has, and why it has no more."""
     gone = {
-        "empty": stock.empty,
-        "duplicate": stock.duplicate,
-        "shared with another source": stock.shared,
-        "in the validation file": stock.held_out,
-        "too long": stock.too_long,
+        "empty": pool.empty,
+        "duplicate": pool.duplicate,
+        "shared with another source": pool.shared,
+        "in the validation file": pool.held_out,
+        "too long": pool.too_long,
     }
     hint = ""
-    if stock.too_long:
+    if pool.too_long:
         hint = (
-            f"; `max_length` is {data.max_length} tokens, and the longest prompt alone has {stock.longest:,}: a larger "
+            f"; `max_length` is {data.max_length} tokens, and the longest prompt alone has {pool.longest:,}: a larger "
             "one keeps them"
         )
-    share = "" if stock.share is None else f" (share {stock.share:g})"
+    share = "" if pool.share is None else f" (share {pool.share:g})"
     must = (
         f"must give {train:,} + {validation:,} = {train + validation:,} records, but gives {train + validation - missing:,}"
         if train + validation
         else "has no record left"
     )
-    told = [(word, number) for word, number in gone.items() if number or word != "in the validation file"]
+    reasons = [(word, number) for word, number in gone.items() if number or word != "in the validation file"]
     where = ", ".join(
-        f"{number:,} {'are ' if not place else ''}{word}" for place, (word, number) in enumerate(told)
+        f"{number:,} {'are ' if not place else ''}{word}" for place, (word, number) in enumerate(reasons)
     )
     return (
-        f"{sources.name(stock.source)}{share} {must}: of {stock.read:,} read, {where}, and a prompt may be in only one "
+        f"{sources.name(pool.source)}{share} {must}: of {pool.read:,} read, {where}, and a prompt may be in only one "
         f"split{hint}"
     )

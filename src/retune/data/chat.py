@@ -1,9 +1,9 @@
-"""Conversations in the words of a chat template, and which of their tokens are the assistant's.
+"""Conversations rendered by a chat template, and which of their tokens are the assistant's.
 
-Where the template marks the assistant's turns with ``{% generation %}``, as transformers reads it, these marks count.
-Where it does not, a turn begins where the template's own generation prompt ends: the text of the turns before it, with
-that prompt, must be what the whole conversation begins with. It ends behind the first special token after what was
-said, such as ``<|im_end|>``, which the model must learn to give. Where neither can be told the record is refused.
+If the template marks the assistant's turns with ``{% generation %}``, as in transformers, these marks count. If not, a
+turn begins where the template's own generation prompt ends: the earlier turns rendered with that prompt must be a prefix
+of the whole conversation. The turn ends after the first special token that follows its text, such as ``<|im_end|>``,
+which the model must learn to emit. If neither can be located exactly, the record is refused.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class TurnsNotFound(Exception):
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer, or another one that its tokens are used with.
+    """The chat template of a tokenizer, or another template for its tokens.
 
     Args:
-        tokenizer: a transformers tokenizer that gives offsets (a fast one).
+        tokenizer: a fast tokenizer of transformers, since offsets are needed.
         text: the template in Jinja; None for the tokenizer's own.
 
     Raises:
@@ -40,7 +40,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any, text: str | None = None) -> None:
         if text is None and not tokenizer.chat_template:
             raise InputError(
-                "the base has no chat template, which `prompt: chat` asks for; write `prompt: alpaca`, or name a file with one",
+                "the base has no chat template, which `prompt: chat` needs; write `prompt: alpaca`, or name a file with one",
                 "data.prompt",
             )
         if not getattr(tokenizer, "is_fast", False):
@@ -53,14 +53,14 @@ class ChatTemplate:
         self.marked = bool(_MARK.search(self.text))
 
     def ask(self, turns: Sequence[Turn]) -> str:
-        """Return the text that asks for the assistant's next turn."""
+        """Return the prompt for the assistant's next turn."""
         return self._render(turns, True)
 
     def encode(self, turns: Sequence[Turn]) -> Ids:
         """Return the token ids of a conversation, and which of them are the assistant's.
 
         Raises:
-            TurnsNotFound: if that cannot be told exactly.
+            TurnsNotFound: if they cannot be located exactly.
         """
         text, spans, closed = self.spans(turns)
         ids, counted = self._tokens(text, spans)
@@ -69,19 +69,19 @@ class ChatTemplate:
         return ids, counted
 
     def spans(self, turns: Sequence[Turn]) -> tuple[str, list[Span], bool]:
-        """Return the text of a conversation, the spans of it that are the assistant's, and whether its end is marked.
+        """Return the text of a conversation, the assistant's spans in it, and whether a special token closes the last.
 
         Raises:
-            TurnsNotFound: if the spans cannot be told exactly.
+            TurnsNotFound: if the spans cannot be located exactly.
         """
-        turns = self._as_known(turns)
+        turns = self._known_turns(turns)
         if self.marked:
             text, spans = self._marked(turns)
             return text, spans, True
         whole = self._render(turns, False)
         places = [place for place, (role, _) in enumerate(turns) if role == "assistant"]
         starts = [self._start(turns, place, whole) for place in places]
-        self._all_there(turns, whole)
+        self._require_all(turns, whole)
         spans = []
         closed = True
         for order, place in enumerate(places):
@@ -102,8 +102,8 @@ class ChatTemplate:
         before = self._render(turns[:place], True)
         if not whole.startswith(before):
             raise TurnsNotFound(
-                "the template writes what came before otherwise once later turns follow, and marks no turn with "
-                "{% generation %}"
+                "the template renders earlier turns differently once later turns follow, and does not mark the assistant's "
+                "turns with {% generation %}"
             )
         return len(before)
 
@@ -122,12 +122,14 @@ class ChatTemplate:
     def _special_in(self, text: str) -> bool:
         return any(token in text for token in self._special)
 
-    def _all_there(self, turns: Sequence[Turn], whole: str) -> None:
+    def _require_all(self, turns: Sequence[Turn], whole: str) -> None:
         at = 0
         for role, text in turns:
             said = text.strip()
             found = whole.find(said, at)
-            if found < 0 and role == "system":  # some templates put it into the first question
+            if (
+                found < 0 and role == "system"
+            ):  # some templates move the system prompt into the first question
                 found = at if said in whole else -1
                 said = ""
             if found < 0:
@@ -145,7 +147,7 @@ class ChatTemplate:
                 **self.tokenizer.special_tokens_map,
             )
         except Exception as error:  # a template may raise anything
-            raise TurnsNotFound(f"the template refuses it: {first_line(error)}") from error
+            raise TurnsNotFound(f"the template rejects the conversation: {first_line(error)}") from error
         return texts[0], [(start, end) for start, end in marks[0] if end > start]
 
     def _render(self, turns: Sequence[Turn], ask: bool) -> str:
@@ -155,12 +157,12 @@ class ChatTemplate:
             )
         except Exception as error:  # a template may raise anything
             raise TurnsNotFound(
-                f"the template refuses it: {(str(error).splitlines() or ['no reason given'])[0]}"
+                f"the template rejects the conversation: {(str(error).splitlines() or ['no reason given'])[0]}"
             ) from error
         return text
 
-    def _as_known(self, turns: Sequence[Turn]) -> list[Turn]:
-        """Return the turns with those of tools as a user's, if the template knows no tools."""
+    def _known_turns(self, turns: Sequence[Turn]) -> list[Turn]:
+        """Return the turns; those of tools become a user's if the template has no role for tools."""
         if self._knows_tools or not any(role == "tool" for role, _ in turns):
             return list(turns)
         return [("user" if role == "tool" else role, text) for role, text in turns]
@@ -181,8 +183,8 @@ class ChatTemplate:
     def _tokens(self, text: str, spans: Sequence[Span]) -> Ids:
         """Return the ids of a text and which of them lie in the spans.
 
-        A model reads its prompt as tokens of its own before it answers, so no token may reach over the border of a
-        span. Where the tokenizer would make such a one the parts are tokenised apart.
+        At inference the prompt is tokenised alone, before the answer exists. So no token may cross the border of a span;
+        where the tokenizer would merge across it, the parts are tokenised separately.
         """
         cuts = sorted({0, len(text), *(place for span in spans for place in span)})
         parts = [(start, end) for start, end in itertools.pairwise(cuts) if end > start]
@@ -204,7 +206,7 @@ class ChatTemplate:
         raise TurnsNotFound("the tokenizer cannot split it where an answer begins or ends")
 
     def _by_offsets(self, text: str, spans: Sequence[Span]) -> Ids | None:
-        """Return the tokens of the whole text, if those in each span are just its text."""
+        """Return the tokens of the whole text, if the tokens of each span decode to exactly its text."""
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = list(found["input_ids"]), found["offset_mapping"]
         counted = [False] * len(ids)
@@ -224,7 +226,7 @@ class ChatTemplate:
         return self._ids(text)
 
     def _apart_behind_special(self, text: str, first: bool) -> list[int]:
-        """Tokenise a part as it is in the middle of a text, where no space is put in front."""
+        """Tokenise a part as in the middle of a text: some tokenizers add a space at the start of a text."""
         token = self.tokenizer.eos_token or (self._special[0] if self._special else "")
         if first or not token:
             return self._ids(text)

@@ -17,9 +17,9 @@ class Drawn:
     """What was drawn.
 
     Attributes:
-        train: source and place in it of each record, in the order of the draw, which is a shuffled one.
+        train: for each record its source and its place there, in the (shuffled) order of the draw.
         validation: the same.
-        missing: for each source, the records that the two splits together lack.
+        missing: for each source, by how many records the two splits fall short.
     """
 
     train: list[tuple[int, int]]
@@ -42,16 +42,16 @@ def counts(total: int, shares: Sequence[float]) -> list[int]:
     return whole
 
 
-def grouped(stocks: Sequence[Sequence[Keys]], seed: int) -> list[Group]:
+def grouped(pools: Sequence[Sequence[Keys]], seed: int) -> list[Group]:
     """Return the records with equal prompts together, the groups in the order of a hash of seed and prompt.
 
     Args:
-        stocks: for each source its records, all different.
+        pools: for each source its records, all different.
         seed: decides the order.
     """
     found: dict[bytes, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for source, stock in enumerate(stocks):
-        in_order = sorted((text, prompt, place) for place, (prompt, text) in enumerate(stock))
+    for source, pool in enumerate(pools):
+        in_order = sorted((text, prompt, place) for place, (prompt, text) in enumerate(pool))
         for _, prompt, place in in_order:
             found[prompt][source].append(place)
     salt = seed.to_bytes(8, "big")
@@ -60,46 +60,48 @@ def grouped(stocks: Sequence[Sequence[Keys]], seed: int) -> list[Group]:
 
 
 def draw(groups: Sequence[Group], train: Sequence[int], validation: Sequence[int]) -> Drawn:
-    """Draw without replacement, from each source as many records as asked for.
+    """Draw without replacement the requested number of records from each source.
 
-    A group never serves both splits. The validation set takes each group that it can use up; if it still
-    lacks records, it takes parts of groups, first of those that lose least by it. The train set takes from
-    the other groups in order. So the validation set does not depend on `train`, and a larger train set holds
-    a smaller one.
+    A group is never used by both splits. The validation set takes every group that it can use completely; if it
+    still needs records, it takes parts of groups, first of those that waste the fewest. The train set takes from
+    the remaining groups in order. So the validation set does not depend on `train`, and a larger train set
+    contains every smaller one.
 
     Args:
         groups: the records of all sources, from `grouped`.
-        train: how many records of each source are asked for.
+        train: the number of records of each source.
         validation: the same.
     """
-    lacking = list(validation)
+    missing_records = list(validation)
     taken: list[tuple[int, int]] = []
     left = []
     for group in groups:
-        if all(len(places) <= lacking[source] for source, places in group):
-            taken += _take(group, lacking)
+        if all(len(places) <= missing_records[source] for source, places in group):
+            taken += _take(group, missing_records)
         else:
             left.append(group)
-    if any(lacking):
-        losses = [sum(max(0, len(places) - lacking[source]) for source, places in group) for group in left]
+    if any(missing_records):
+        losses = [
+            sum(max(0, len(places) - missing_records[source]) for source, places in group) for group in left
+        ]
         used = set()
-        for k in sorted(range(len(left)), key=losses.__getitem__):  # stable: in order among equals
-            part = _take(left[k], lacking)
+        for k in sorted(range(len(left)), key=losses.__getitem__):  # a stable sort: equal ones stay in order
+            part = _take(left[k], missing_records)
             taken += part
             if part:
                 used.add(k)
         left = [group for k, group in enumerate(left) if k not in used]
     wanting = list(train)
     trained = [place for group in left for place in _take(group, wanting)]
-    return Drawn(trained, taken, [a + b for a, b in zip(lacking, wanting, strict=True)])
+    return Drawn(trained, taken, [a + b for a, b in zip(missing_records, wanting, strict=True)])
 
 
-def _take(group: Group, lacking: list[int]) -> list[tuple[int, int]]:
-    """Take from a group what is lacking, and count it off."""
+def _take(group: Group, missing_records: list[int]) -> list[tuple[int, int]]:
+    """Take the missing records from a group, and lower the counts."""
     taken = []
     for source, places in group:
-        part = places[: lacking[source]]
-        lacking[source] -= len(part)
+        part = places[: missing_records[source]]
+        missing_records[source] -= len(part)
         taken += [(source, place) for place in part]
     return taken
 
@@ -107,7 +109,7 @@ def _take(group: Group, lacking: list[int]) -> list[tuple[int, int]]:
 def largest(
     groups: Sequence[Group], shares: Sequence[float], train: int, validation: int
 ) -> tuple[int, int] | None:
-    """Return the largest train and validation counts, in proportion, that work; None if none do."""
+    """Return the largest feasible train and validation counts in this proportion; None if there are none."""
     size = max(train, validation)
 
     def scaled(part: int) -> tuple[int, int]:

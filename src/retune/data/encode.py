@@ -16,19 +16,19 @@ from retune.errors import InputError
 from retune.study import PROMPTS
 
 _BATCH = 1000  # records tokenised at once
-_TOLD = 3  # records named in one error
+_SHOWN = 3  # records named in one error
 
 
 def resolve(prompt: str, conversations: bool = False, has_template: bool = True) -> Prompt:
-    """Return the prompt that a study's `data.prompt` means.
+    """Return the prompt that a study's `data.prompt` names.
 
     Args:
         prompt: a word or the path of a template.
-        conversations: whether there are any among the records.
+        conversations: whether the records include any.
         has_template: whether the base has a chat template; many bases that were never tuned have none.
 
     Raises:
-        InputError: if there is no such file, or it holds no template.
+        InputError: if the file does not exist or holds no template.
     """
     if prompt == "auto":
         return Prompt(kind="chat" if conversations and has_template else "alpaca")
@@ -54,7 +54,7 @@ class Encoder:
         how: the prompt.
 
     Raises:
-        InputError: if the tokenizer has no chat template and the prompt asks for its own.
+        InputError: if the prompt is the tokenizer's chat template and it has none.
     """
 
     def __init__(self, tokenizer: Any, how: Prompt) -> None:
@@ -63,20 +63,22 @@ class Encoder:
         self.chat = ChatTemplate(tokenizer, how.text) if how.kind == "chat" else None
 
     def encode(self, examples: Sequence[Example]) -> Iterator[Ids]:
-        """Yield for each record its token ids, whole, and which of them are to be learned.
+        """Yield for each record all its token ids and which of them the loss counts.
 
-        Outside of chat templates each prompt is tokenised by itself, the first one with the special tokens that the
-        tokenizer puts in front, as it will be when the model is asked; each completion follows, closed by the
-        end-of-text token, which is counted: the model must learn to stop.
+        Without a chat template, each prompt is tokenised separately, the first with the tokenizer's leading special
+        tokens, exactly as at inference. Each completion follows, closed by the end-of-text token. That token counts
+        too, since the model must learn to stop.
 
         Raises:
-            InputError: naming records whose tokens to learn cannot be told under the chat template.
+            InputError: naming records whose assistant tokens cannot be located under the chat template.
         """
         refused: list[str] = []
         for start in range(0, len(examples), _BATCH):
             batch = examples[start : start + _BATCH]
             talks = [self.chat is not None and not example.is_text for example in batch]
-            how = self.how if self.chat is None else Prompt()  # texts among conversations have no prompt
+            how = (
+                self.how if self.chat is None else Prompt()
+            )  # plain texts among conversations have no prompt
             plain = join(
                 [pieces(e, how) for e, talk in zip(batch, talks, strict=True) if not talk], self.tokenizer
             )
@@ -92,12 +94,12 @@ class Encoder:
                     found = ([], [])
                 yield found
         if refused:
-            more = [f"and {len(refused) - _TOLD:,} more records"] if len(refused) > _TOLD else []
+            more = [f"and {len(refused) - _SHOWN:,} more records"] if len(refused) > _SHOWN else []
             raise InputError(
                 [
-                    *refused[:_TOLD],
+                    *refused[:_SHOWN],
                     *more,
-                    "which tokens are the assistant's cannot be told for these; leave them out, or write `prompt: alpaca`, "
+                    "the assistant's tokens cannot be located in these records; remove them, or write `prompt: alpaca`, "
                     "or `prompt: <file>` with a chat template that marks the answers with {% generation %}",
                 ],
                 "data.prompt",

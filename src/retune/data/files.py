@@ -1,6 +1,7 @@
 """Records out of a file or folder: JSON, JSONL, CSV, Parquet, text, and the folders of the library `datasets`.
 
-What a file is shows in its content, and in its name where the content cannot tell. Any file may be packed with gzip.
+The kind of a file is detected from its content, and from its name where the content is ambiguous. Any file may be
+packed with gzip.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ WHERE = {
     "jsonl": "line",
     "text": "line",
     "csv": "row",
-}  # what a place in a file of this kind is called; else: record
+}  # the word for a place in files of this kind; otherwise "record"
 
 
 def rows(data: bytes, name: str, wanted: str, problems: list[str]) -> tuple[str, Rows]:
@@ -99,7 +100,7 @@ def folder_rows(folder: Path, split: str | None, uri: str) -> Rows:
                 if saved
                 else datasets.load_dataset(str(folder), cache_dir=cache, keep_in_memory=True)
             )
-        except Exception as error:  # the library has errors of many kinds, and so have the readers under it
+        except Exception as error:  # datasets and the readers below it raise errors of many types
             raise InputError(f"the folder cannot be read as a data set: {first_line(error)}", uri) from error
         if isinstance(found, datasets.DatasetDict):
             names = list(found)
@@ -109,14 +110,12 @@ def folder_rows(folder: Path, split: str | None, uri: str) -> Rows:
                 raise InputError(f"a split must be one of {names}, but {asked}", uri)
             found = found[chosen]
         elif split:
-            raise InputError(
-                f"the folder holds one split, but `split: {split}` is asked for; leave it out", uri
-            )
+            raise InputError(f"the folder holds one split, but `split: {split}` is given; omit it", uri)
         return iter(list(enumerate(found, 1)))
 
 
 def _unpacked(data: bytes, problems: list[str]) -> tuple[bytes, bool]:
-    """Unpack gzip; of a truncated file what there is, so that its other problems are seen too."""
+    """Unpack gzip. A truncated file gives what can be read, so that its other problems are reported too."""
     if data[:2] != b"\x1f\x8b":
         return data, True
     unpacked, problem = gunzip(data)
@@ -170,7 +169,7 @@ def _parquet(data: bytes, problems: list[str]) -> Rows:
 
 
 def _table(text: str, name: str, problems: list[str]) -> Rows:
-    """Yield the rows of a CSV file with a header; what separates the cells is seen from the header."""
+    """Yield the rows of a CSV file with a header; the separator is detected from the header."""
     header = text.lstrip("\r\n").partition("\n")[0]
     separator = max("\t,;|", key=header.count) if any(s in header for s in "\t,;|") else ","
     csv.field_size_limit(2**31 - 1)
@@ -191,7 +190,7 @@ def _table(text: str, name: str, problems: list[str]) -> Rows:
 
 
 def _list(text: str, problems: list[str]) -> Rows:
-    """Yield the items of a JSON list with their places, one by one: a break in it is told with its record."""
+    """Yield the items of a JSON list with their places, one by one, so that a syntax error names its record."""
     place = _skip(text, 0)
     if text[place : place + 1] != "[":
         problems.append(f"the file must be a JSON list, but begins with {text[place : place + 20]!r}")

@@ -15,11 +15,11 @@ from retune.data.example import Example, Turn
 from retune.errors import InputError
 from retune.study.names import FORMATS
 
-# What is asked, with what, and what is answered, as published data sets call them.
-_ASKED = ("instruction", "prompt", "question")
-_GIVEN = ("input", "context")
-_ANSWERED = ("output", "completion", "response", "answer")
-_TALKS = ("messages", "conversations", "conversation")
+# The names of these fields in published data sets.
+_PROMPT_FIELDS = ("instruction", "prompt", "question")
+_INPUT_FIELDS = ("input", "context")
+_COMPLETION_FIELDS = ("output", "completion", "response", "answer")
+_CONVERSATION_FIELDS = ("messages", "conversations", "conversation")
 _SYSTEM = ("system", "system_prompt")
 _ROLES = {
     "system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant",
@@ -33,7 +33,7 @@ class Schema:
     """Which field of a record holds which part.
 
     Attributes:
-        name: what a person calls it, e.g. ``alpaca``.
+        name: e.g. ``alpaca``.
         fields: part -> field; the parts are `prompt`, `input`, `completion`, `system`, `messages` and `text`.
         optional: parts that a record may lack.
     """
@@ -57,7 +57,7 @@ class Format:
     read: Callable[[bytes | Path], Iterable[tuple[int, Any]]]
 
 
-def of_package(name: str) -> Format | None:
+def package_format(name: str) -> Format | None:
     """Return the format of an installed package; None if the name is one of retune's own.
 
     Raises:
@@ -71,7 +71,7 @@ def of_package(name: str) -> Format | None:
     return found
 
 
-_NAMED = {
+_SCHEMAS = {
     "alpaca": Schema("alpaca", {"prompt": "instruction", "input": "input", "completion": "output"}),
     "dolly": Schema("dolly", {"prompt": "instruction", "input": "context", "completion": "response"}),
     "jsonl": Schema(
@@ -87,11 +87,11 @@ _NAMED = {
     "messages": Schema("messages", {"messages": "messages"}),
     "text": Schema("text", {"text": "text"}),
 }
-BY_LOOK = ("auto", "csv", "parquet", "jsonl")
+DETECTED = ("auto", "csv", "parquet", "jsonl")
 
 
 def schema(form: str, columns: Mapping[Any, str], fields: Sequence[str]) -> Schema | str:
-    """Return how the records of a file are to be read, or why that cannot be told.
+    """Return the schema of a file's records, or why it is unclear.
 
     Args:
         form: the study's `format`.
@@ -101,40 +101,44 @@ def schema(form: str, columns: Mapping[Any, str], fields: Sequence[str]) -> Sche
     if columns:
         return Schema("columns", dict(columns), ("input",))
     found = _named(form, fields)
-    if form not in BY_LOOK:
-        return found or _NAMED[form]
+    if form not in DETECTED:
+        return found or _SCHEMAS[form]
     if form == "jsonl" and {"instruction", "output"} <= set(fields):
-        return _NAMED["jsonl"]
-    return _by_look(fields) or unknown(fields)
+        return _SCHEMAS["jsonl"]
+    return _detect(fields) or unknown(fields)
 
 
 def _named(form: str, fields: Sequence[str]) -> Schema | None:
-    """Return the schema of that name with the system field that there is, and with the usual other names of its field."""
-    if form not in _NAMED or form in BY_LOOK:
+    """Return the schema of this name, with the records' system field and the actual name of their conversation field."""
+    if form not in _SCHEMAS or form in DETECTED:
         return None
-    known = _NAMED[form]
+    known = _SCHEMAS[form]
     if form in ("sharegpt", "messages"):
-        talk = next((t for t in (known.fields["messages"], *_TALKS) if t in fields), known.fields["messages"])
+        talk = next(
+            (t for t in (known.fields["messages"], *_CONVERSATION_FIELDS) if t in fields),
+            known.fields["messages"],
+        )
         return Schema(form, {"messages": talk, **_system(fields)})
     return Schema(form, {**known.fields, **_system(fields)}, known.optional)
 
 
-def _by_look(fields: Sequence[str]) -> Schema | None:
+def _detect(fields: Sequence[str]) -> Schema | None:
     lower = {field.lower(): field for field in reversed(fields)}
-    talks = [lower[t] for t in _TALKS if t in lower]
+    talks = [lower[t] for t in _CONVERSATION_FIELDS if t in lower]
     if talks:
         return Schema(
             "sharegpt" if talks[0] != lower.get("messages") else "messages",
             {"messages": talks[0], **_system(fields)},
         )
     asked, given, answered = (
-        [lower[name] for name in names if name in lower] for names in (_ASKED, _GIVEN, _ANSWERED)
+        [lower[name] for name in names if name in lower]
+        for names in (_PROMPT_FIELDS, _INPUT_FIELDS, _COMPLETION_FIELDS)
     )
     if len(asked) == len(answered) == 1 and len(given) <= 1:
         found = {"prompt": asked[0], **({"input": given[0]} if given else {}), "completion": answered[0]}
         names = [
             name
-            for name, known in _NAMED.items()
+            for name, known in _SCHEMAS.items()
             if found.items() <= dict(known.fields).items()
             and set(known.fields) - set(found) <= set(known.optional)
         ]
@@ -151,28 +155,28 @@ def _system(fields: Sequence[str]) -> dict[str, str]:
 
 
 def unknown(fields: Sequence[str]) -> str:
-    """Return what to write where the fields do not tell what they hold."""
+    """Return what to write if the meaning of the fields is unclear."""
     return (
-        f"the records have the fields {list(fields)}, which do not tell what they hold; say which is which, as in "
+        f"the records have the fields {list(fields)}, whose meaning is unclear; name them, as in "
         f"`columns: {mapping(fields)}` (or `messages`, or `text`)"
     )
 
 
-def lacking(found: Schema, fields: Sequence[str]) -> str:
-    """Return what to write where no record has a field that the format needs."""
-    looks = _by_look(fields)
-    if looks and looks.name in _NAMED:
-        hint = f"it looks like the format {looks.name!r}: leave `format` out, or write `format: {looks.name}`"
+def missing_fields(found: Schema, fields: Sequence[str]) -> str:
+    """Return what to write if no record has a field that the format requires."""
+    looks = _detect(fields)
+    if looks and looks.name in _SCHEMAS:
+        hint = f"this looks like the format {looks.name!r}: omit `format`, or write `format: {looks.name}`"
     elif looks:
-        hint = f"leave `format` out: {looks.name} is known by its fields"
+        hint = f"omit `format`: {looks.name} is detected by its fields"
     else:
-        hint = f"if they hold it under other names, write `columns: {mapping(fields)}`"
+        hint = f"if other fields hold it, write `columns: {mapping(fields)}`"
     named = "`columns` names another" if found.name == "columns" else f"the format {found.name!r} needs it"
     return f"{named}, but the records have the fields {list(fields)}; {hint}"
 
 
 def mapping(fields: Sequence[str]) -> str:
-    """Return the line that would map these fields, as far as their names let guess."""
+    """Return a guess, from their names, of the line that maps these fields."""
     left = list(fields)
 
     def near(names: Sequence[str]) -> str | None:
@@ -191,16 +195,20 @@ def mapping(fields: Sequence[str]) -> str:
         left.remove(best[1])
         return best[1]
 
-    answered = near((*_ANSWERED, "reply", "target", "label", "solution", "summary"))
-    asked = near((*_ASKED, "query", "input", "source", "task", "title", "text"))
-    left = [field for field in left if field.lower() not in (*_ASKED, *_GIVEN, *_ANSWERED, *_SYSTEM, "id")]
+    answered = near((*_COMPLETION_FIELDS, "reply", "target", "label", "solution", "summary"))
+    asked = near((*_PROMPT_FIELDS, "query", "input", "source", "task", "title", "text"))
+    left = [
+        field
+        for field in left
+        if field.lower() not in (*_PROMPT_FIELDS, *_INPUT_FIELDS, *_COMPLETION_FIELDS, *_SYSTEM, "id")
+    ]
     asked = asked or (left.pop(0) if left else "…")
     answered = answered or (left.pop(0) if left else "…")
     return f"{{prompt: {asked}, completion: {answered}}}"
 
 
 def read(record: Any, found: Schema, source: str, row: int) -> Example | list[str]:
-    """Return a record, or what is wrong with it."""
+    """Return a record, or its problems."""
     if not isinstance(record, dict):
         return [f"a record must be an object with named fields, but is {kind(record)}"]
     problems: list[str] = []
@@ -233,7 +241,7 @@ def read(record: Any, found: Schema, source: str, row: int) -> Example | list[st
 
 
 def _conversation(turns: list[Turn], system: str, source: str, row: int) -> Example:
-    """Return a conversation up to its last answer; answers to no question, as some files begin with, are left out."""
+    """Return a conversation up to its last answer, without answers before the first question, as some files have."""
     if system.strip() and not any(role == "system" for role, _ in turns):
         turns = [("system", system), *turns]
     while turns and turns[-1][0] != "assistant":
@@ -244,8 +252,8 @@ def _conversation(turns: list[Turn], system: str, source: str, row: int) -> Exam
         turns = []
     asked = next((text for role, text in turns if role == "user"), "")
     answer = next((text for role, text in turns if role == "assistant" and text.strip()), "")
-    told = next((text for role, text in turns if role == "system"), "")
-    return Example(asked, "", answer, source, row, told, tuple(turns))
+    instructions = next((text for role, text in turns if role == "system"), "")
+    return Example(asked, "", answer, source, row, instructions, tuple(turns))
 
 
 def _turns(value: Any, field: str, problems: list[str]) -> list[Turn]:
@@ -278,7 +286,7 @@ def _turns(value: Any, field: str, problems: list[str]) -> list[Turn]:
 
 
 def _turn_text(turn: Mapping[str, Any], where: str, problems: list[str]) -> str | None:
-    """Return what a turn says, calls of tools as JSON text; None with a problem if it is no text."""
+    """Return the text of a turn, tool calls as JSON; None and a problem if it has no text."""
     content = turn.get("content", turn.get("value"))
     calls = turn.get("tool_calls") or turn.get("function_call")
     if isinstance(content, list):
@@ -305,7 +313,7 @@ def _turn_text(turn: Mapping[str, Any], where: str, problems: list[str]) -> str 
 
 
 def _as_text(calls: Any) -> str:
-    """Return calls of tools as JSON, one a line: the name and the arguments of each."""
+    """Return tool calls as JSON, one per line, each with name and arguments."""
 
     def plain(call: Any) -> Any:
         inner = call.get("function", call) if isinstance(call, dict) else call

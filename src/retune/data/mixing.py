@@ -14,7 +14,7 @@ Rules, in this order:
    one in validation.
 
 A draw does not depend on what else is mixed in, unless texts are shared. Rules 1 to 3 are in
-`retune.data.sift`, 4 and 5 in `retune.data.amounts` and `retune.data.draw`.
+`retune.data.filters`, 4 and 5 in `retune.data.amounts` and `retune.data.draw`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retune import models, store
-from retune.data import plain_tokenizer, sift, sources, stored_tokens
+from retune.data import filters, plain_tokenizer, sources, stored_tokens
 from retune.data.amounts import drawn
 from retune.data.encode import Encoder, resolve, tokenize_examples
 from retune.data.example import Example
+from retune.data.filters import Pool, Text
 from retune.data.mix_record import MixRecord, SourceRecord, SplitRecord
 from retune.data.prompts import Prompt
-from retune.data.sift import Stock, Text
 from retune.data.tokenizer_digest import chat_template_digest, tokenizer_digest
 from retune.data.tokens import LossOn, Tokens, flat
 from retune.errors import InputError, RetuneError
@@ -59,7 +59,7 @@ def recipe_digest(data: Data, seed: int, tokenizer: Any = None) -> str:
     Raises:
         InputError: if a file is missing.
     """
-    return _recipe(data, seed, tokenizer, *_stocks(data))
+    return _recipe(data, seed, tokenizer, *_pools(data))
 
 
 def source_digests(data: Data) -> dict[str, str]:
@@ -68,11 +68,11 @@ def source_digests(data: Data) -> dict[str, str]:
     Raises:
         InputError: if files are missing, with all of them.
     """
-    stocks, held_out = _stocks(data)
+    pools, held_out = _pools(data)
     found: dict[str, str] = {}
-    for stock in [*stocks, *([held_out] if held_out else [])]:
-        name = sources.name(stock.source)
-        found[name if name not in found else f"{name} ({len(found) + 1})"] = stock.sha256
+    for pool in [*pools, *([held_out] if held_out else [])]:
+        name = sources.name(pool.source)
+        found[name if name not in found else f"{name} ({len(found) + 1})"] = pool.sha256
     return found
 
 
@@ -97,19 +97,19 @@ def mix(
     """
     progress = progress or (lambda part: None)
     progress("reading")
-    stocks, held_out = _stocks(data)
-    recipe = _recipe(data, seed, tokenizer, stocks, held_out)
+    pools, held_out = _pools(data)
+    recipe = _recipe(data, seed, tokenizer, pools, held_out)
     named = tokenizer_digest(tokenizer)
     if kept := _kept(out_uri, recipe):
         if tokenizer is not None:
             progress("storing tokens")
             _store_again(data, tokenizer, out_uri, kept)
         return kept
-    prompt, splits = _drawn(data, seed, tokenizer, stocks, held_out, progress)
+    prompt, splits = _drawn(data, seed, tokenizer, pools, held_out, progress)
     progress("writing")
     files = {split: _jsonl([text for _, text in part]) for split, part in splits.items()}
     record = _record(
-        data, seed, named, recipe, prompt, [*stocks, *([held_out] if held_out else [])], splits, files
+        data, seed, named, recipe, prompt, [*pools, *([held_out] if held_out else [])], splits, files
     )
     store.remove(store.join(out_uri, MARKER))  # while the files change, the folder must not look complete
     for split, content in files.items():
@@ -130,9 +130,9 @@ def preview(data: Data, seed: int, tokenizer: Any) -> list[str]:
     Raises:
         InputError: as `mix`.
     """
-    stocks, held_out = _stocks(data)
-    everything = [*stocks, *([held_out] if held_out else [])]
-    prompt, splits = _drawn(data, seed, tokenizer, stocks, held_out, lambda part: None, count=False)
+    pools, held_out = _pools(data)
+    everything = [*pools, *([held_out] if held_out else [])]
+    prompt, splits = _drawn(data, seed, tokenizer, pools, held_out, lambda part: None, count=False)
     lines = [f"{sources.name(s.source)}: {s.read:,} records, read as {s.taken}" for s in everything]
     templates = {"chat": "the base's chat template" if prompt.text is None else "the file's chat template", "fields": "the file",
              "alpaca": "Alpaca's template", "none": "none"}  # fmt: skip
@@ -231,29 +231,29 @@ def _drawn(
     data: Data,
     seed: int,
     tokenizer: Any,
-    stocks: list[Stock],
-    held_out: Stock | None,
+    pools: list[Pool],
+    held_out: Pool | None,
     progress: Callable[[str], None],
     count: bool = True,
-) -> tuple[Prompt, dict[Split, list[tuple[Stock, Text]]]]:
+) -> tuple[Prompt, dict[Split, list[tuple[Pool, Text]]]]:
     """Read, filter and draw; return the prompt and the records of both splits."""
-    everything = [*stocks, held_out] if held_out else stocks
-    sift.parse(everything)
-    conversations = any(text.example.messages for stock in everything for text in stock.texts)
+    everything = [*pools, held_out] if held_out else pools
+    filters.parse(everything)
+    conversations = any(text.example.messages for pool in everything for text in pool.texts)
     counting = _read(tokenizer)
     prompt = resolve(data.prompt, conversations, counting is None or bool(counting.chat_template))
-    sift.drop_duplicates(stocks)
+    filters.drop_duplicates(pools)
     if held_out:
-        sift.drop_duplicates([held_out])
-        sift.drop_held_out(stocks, held_out)
+        filters.drop_duplicates([held_out])
+        filters.drop_held_out(pools, held_out)
     encoder = None if tokenizer is None else _encoder(counting, prompt, tokenizer)
     if encoder is not None:
-        sift.drop_too_long(everything, encoder, data.max_length)
+        filters.drop_too_long(everything, encoder, data.max_length)
     progress("drawing")
-    found = drawn(data, seed, stocks)
-    splits: dict[Split, list[tuple[Stock, Text]]] = {
-        "train": [(stocks[source], stocks[source].texts[place]) for source, place in found.train],
-        "validation": [(stocks[source], stocks[source].texts[place]) for source, place in found.validation],
+    found = drawn(data, seed, pools)
+    splits: dict[Split, list[tuple[Pool, Text]]] = {
+        "train": [(pools[source], pools[source].texts[place]) for source, place in found.train],
+        "validation": [(pools[source], pools[source].texts[place]) for source, place in found.validation],
     }
     if held_out:
         splits["validation"] = [(held_out, text) for text in held_out.texts]
@@ -261,7 +261,7 @@ def _drawn(
             raise InputError("the validation file has no record left after the rules", held_out.source.uri)
     if encoder is not None and count:
         progress("counting tokens")
-        sift.count_tokens([text for part in splits.values() for _, text in part], encoder)
+        filters.count_tokens([text for part in splits.values() for _, text in part], encoder)
     return prompt, splits
 
 
@@ -301,7 +301,7 @@ def _store_again(data: Data, tokenizer: Any, uri: str, record: MixRecord) -> Non
     )
 
 
-def _stocks(data: Data) -> tuple[list[Stock], Stock | None]:
+def _pools(data: Data) -> tuple[list[Pool], Pool | None]:
     """Return the sources, and the validation file if the study has one.
 
     Raises:
@@ -311,7 +311,7 @@ def _stocks(data: Data) -> tuple[list[Stock], Stock | None]:
     problems, found = [], []
     for given in (data.sources, held_out):
         try:
-            found.append(sift.stocks(given))
+            found.append(filters.pools(given))
         except InputError as error:
             problems += error.problems
     if problems:
@@ -319,28 +319,28 @@ def _stocks(data: Data) -> tuple[list[Stock], Stock | None]:
     return found[0], found[1][0] if held_out else None
 
 
-def _recipe(data: Data, seed: int, tokenizer: Any, stocks: Sequence[Stock], held_out: Stock | None) -> str:
+def _recipe(data: Data, seed: int, tokenizer: Any, pools: Sequence[Pool], held_out: Pool | None) -> str:
     """Return the digest of a recipe. What a study need not say is in it only where it says it."""
     named = tokenizer_digest(tokenizer)
     asked: dict[str, Any] = {
         "train": data.train,
         "validation": _file(held_out) if held_out else data.validation,
-        "sources": [_file(stock) for stock in stocks],
+        "sources": [_file(pool) for pool in pools],
     }
     if named is not None:
         asked |= {"tokenizer": named, "max_length": data.max_length}
     plain = {"alpaca", "dolly", "jsonl"}
-    if data.prompt != "auto" or not {s.source.format for s in stocks} <= plain or held_out:
+    if data.prompt != "auto" or not {s.source.format for s in pools} <= plain or held_out:
         asked["prompt"] = data.prompt if data.prompt in PROMPTS else resolve(data.prompt).text
         if named is not None:
             asked["chat_template"] = chat_template_digest(tokenizer)
     return digest({"rules": RULES, "seed": seed, **asked})
 
 
-def _file(stock: Stock) -> list[Any]:
-    source = stock.source
+def _file(pool: Pool) -> list[Any]:
+    source = pool.source
     more = {"columns": source.columns, "split": source.split} if source.columns or source.split else None
-    return [stock.sha256, source.format, stock.share, sources.name(source), *([more] if more else [])]
+    return [pool.sha256, source.format, pool.share, sources.name(source), *([more] if more else [])]
 
 
 def _kept(uri: str, recipe: str) -> MixRecord | None:
@@ -371,12 +371,12 @@ def _record(
     tokenizer: str | None,
     recipe: str,
     prompt: Prompt,
-    stocks: Sequence[Stock],
-    splits: dict[Split, list[tuple[Stock, Text]]],
+    pools: Sequence[Pool],
+    splits: dict[Split, list[tuple[Pool, Text]]],
     files: dict[Split, bytes],
 ) -> MixRecord:
-    def part(split: Split, stock: Stock | None = None) -> SplitRecord:
-        texts = [text for owner, text in splits[split] if stock is None or owner is stock]
+    def part(split: Split, pool: Pool | None = None) -> SplitRecord:
+        texts = [text for owner, text in splits[split] if pool is None or owner is pool]
         lengths = [(text.prompt_tokens, text.completion_tokens) for text in texts]
         return SplitRecord.of(lengths if tokenizer else None, len(texts), data.max_length)
 
@@ -385,21 +385,21 @@ def _record(
         whole[split].sha256 = hashlib.sha256(content).hexdigest()
     given = [
         SourceRecord(
-            format=stock.source.format,
-            taken=stock.taken,
-            share=_share(stock, stocks, data),
-            name=sources.name(stock.source),
-            sha256=stock.sha256,
-            read=stock.read,
-            empty=stock.empty,
-            duplicate=stock.duplicate,
-            shared=stock.shared,
-            too_long=stock.too_long,
-            held_out=stock.held_out,
-            available=len(stock.texts),
-            splits={split: part(split, stock) for split in splits},
+            format=pool.source.format,
+            taken=pool.taken,
+            share=_share(pool, pools, data),
+            name=sources.name(pool.source),
+            sha256=pool.sha256,
+            read=pool.read,
+            empty=pool.empty,
+            duplicate=pool.duplicate,
+            shared=pool.shared,
+            too_long=pool.too_long,
+            held_out=pool.held_out,
+            available=len(pool.texts),
+            splits={split: part(split, pool) for split in splits},
         )
-        for stock in stocks
+        for pool in pools
     ]
     return MixRecord(
         digest=_digest(recipe, whole),
@@ -415,11 +415,11 @@ def _record(
     )
 
 
-def _share(stock: Stock, stocks: Sequence[Stock], data: Data) -> float:
+def _share(pool: Pool, pools: Sequence[Pool], data: Data) -> float:
     """Return a source's share: as the study says, or its part of all that is there; 0 for the validation file."""
-    if stock.source is data.validation:
+    if pool.source is data.validation:
         return 0.0
-    if stock.share is not None:
-        return stock.share
-    whole = sum(len(s.texts) for s in stocks if s.source is not data.validation)
-    return round(len(stock.texts) / whole, 4) if whole else 0.0
+    if pool.share is not None:
+        return pool.share
+    whole = sum(len(s.texts) for s in pools if s.source is not data.validation)
+    return round(len(pool.texts) / whole, 4) if whole else 0.0

@@ -1,8 +1,8 @@
-"""The tokenizer of a base by the package tokenizers alone, for those who only count: transformers takes half a second to import.
+"""A base's tokenizer without transformers, whose import takes half a second; enough for counting tokens.
 
-Only where transformers itself would hand every text to `tokenizer.json` as it is: a Llama whose tokenizer is of no class of
-its own, whose settings name special tokens and nothing else, all of them special in `tokenizer.json` already. For any other
-base there is none, and `retune.models.load_tokenizer` is to be asked.
+Used only if transformers would pass every text to `tokenizer.json` unchanged: a Llama with no tokenizer class of its own,
+whose settings contain nothing but special tokens that are special in `tokenizer.json` too. For any other base `of` returns
+None; use `retune.models.load_tokenizer`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,20 @@ from pathlib import Path
 from typing import Any
 
 _CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
-_NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
-_HARMLESS = {"backend", "tokenizer_class", "model_max_length", "is_local", "local_files_only", *_NAMED}
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+_HARMLESS = {
+    "backend",
+    "tokenizer_class",
+    "model_max_length",
+    "is_local",
+    "local_files_only",
+    *_SPECIAL_TOKENS,
+}
 _MORE = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "additional_chat_templates")
 
 
 class PlainTokenizer:
-    """What `retune.data.tokens.join` and `retune.models.tokenizer_problems` ask of a transformers tokenizer.
+    """The part of transformers' tokenizer interface that `retune.data.tokens.join` and `retune.models.tokenizer_problems` use.
 
     Args:
         tokenizer: a `tokenizers.Tokenizer`.
@@ -46,13 +53,13 @@ class PlainTokenizer:
 
 
 def of(folder: Path) -> PlainTokenizer | None:
-    """Return the tokenizer of a base in a folder, None if only transformers is sure to read it right."""
+    """Return the tokenizer of the base in a folder, None if only transformers reads it correctly."""
     try:
         config = json.loads((folder / "config.json").read_text())
         settings = json.loads((folder / "tokenizer_config.json").read_text())
         written = json.loads((folder / "tokenizer.json").read_text())
         special = {token["content"] for token in written["added_tokens"] if token["special"]}
-        named = {key: settings[key] for key in _NAMED if settings.get(key) is not None}
+        named = {key: settings[key] for key in _SPECIAL_TOKENS if settings.get(key) is not None}
         plain = (
             config["model_type"] == "llama"
             and settings["tokenizer_class"] in _CLASSES
@@ -61,12 +68,12 @@ def of(folder: Path) -> PlainTokenizer | None:
             and not any((folder / name).exists() for name in _MORE)
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None  # whoever reads every tokenizer tells what is wrong with it
+        return None  # transformers will report what is wrong with it
     if not plain:
         return None
     from tokenizers import Tokenizer
 
     try:
         return PlainTokenizer(Tokenizer.from_file(str(folder / "tokenizer.json")), named.get("eos_token"))
-    except Exception:  # the package raises plain `Exception`, whatever is wrong with the file
+    except Exception:  # tokenizers raises plain `Exception` for every fault of the file
         return None

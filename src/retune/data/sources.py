@@ -21,7 +21,7 @@ from retune.study import File
 __all__ = ["Example", "content", "content_digest", "name", "parse", "parsed", "read_source"]
 
 MOST_PROBLEMS = 20
-_LOOK = 20  # records looked at to tell the fields
+_SAMPLED = 20  # records looked at to tell the fields
 
 
 def name(source: File) -> str:
@@ -87,7 +87,7 @@ def parsed(data: bytes | Path, source: File) -> tuple[str, list[Example]]:
         InputError: with the problems found.
     """
     problems: list[str] = []
-    foreign = formats.of_package(source.format)
+    foreign = formats.package_format(source.format)
     if foreign is not None:
         sort, rows = source.format, foreign.read(data)
     elif isinstance(data, Path):
@@ -101,23 +101,25 @@ def parsed(data: bytes | Path, source: File) -> tuple[str, list[Example]]:
     where = files.WHERE.get(sort, "record")
     try:
         found = list(rows)
-    except InputError as error:  # of another package's format, which does not know the name
+    except (
+        InputError
+    ) as error:  # raised by the format of another package, which does not know the file's name
         raise InputError(error.problems, error.subject or source.uri) from error
     read: list[Example] = []
     taken = foreign.schema if foreign else _schema(found, source)
     if isinstance(taken, str):
         problems.insert(0, taken)
     elif taken is not None:
-        wrong = _Wrong(where)
+        wrong = _Problems(where)
         for row, record in found:
             one = formats.read(record, taken, name(source), row)
             if isinstance(one, list):
                 wrong.add(row, one)
             else:
                 read.append(one)
-        problems = [*wrong.told(taken, found), *problems]
+        problems = [*wrong.sentences(taken, found), *problems]
     if not problems and not read:
-        problems.append("a data set holds at least one record, but this file holds none")
+        problems.append("a data set must have at least one record, but this file has none")
     if problems:
         rest = len(problems) - MOST_PROBLEMS
         more = [f"and {rest:,} more problems"] if rest > 0 else []
@@ -128,7 +130,7 @@ def parsed(data: bytes | Path, source: File) -> tuple[str, list[Example]]:
 
 def _fields(found: list[tuple[int, Any]]) -> list[str]:
     """Return the fields of the first records, in their order."""
-    return list(dict.fromkeys(str(f) for _, r in found[:_LOOK] if isinstance(r, dict) for f in r))
+    return list(dict.fromkeys(str(f) for _, r in found[:_SAMPLED] if isinstance(r, dict) for f in r))
 
 
 def _schema(found: list[tuple[int, Any]], source: File) -> formats.Schema | str | None:
@@ -146,8 +148,8 @@ def _schema(found: list[tuple[int, Any]], source: File) -> formats.Schema | str 
     return taken
 
 
-class _Wrong:
-    """The problems of single records; those of one kind are told once, with their number."""
+class _Problems:
+    """The problems of single records; equal ones are reported once, with their number."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -157,14 +159,14 @@ class _Wrong:
         for problem in problems:
             self.rows.setdefault(problem, []).append(row)
 
-    def told(self, taken: formats.Schema, found: list[tuple[int, Any]]) -> Iterator[str]:
+    def sentences(self, taken: formats.Schema, found: list[tuple[int, Any]]) -> Iterator[str]:
         objects = [row for row, record in found if isinstance(record, dict)]
         missing = [f"field {field!r} is missing" for field in taken.fields.values()]
-        told = False
+        explained = False
         for problem, rows in self.rows.items():
             more = len(rows) - 1
             also = f" (and in {more:,} more {self.where}s)" if more else ""
             everywhere = problem in missing and len(rows) == len(objects)
-            why = f": {formats.lacking(taken, _fields(found))}" if everywhere and not told else ""
-            told = told or everywhere
+            why = f": {formats.missing_fields(taken, _fields(found))}" if everywhere and not explained else ""
+            explained = explained or everywhere
             yield f"{self.where} {rows[0]}: {problem}{also}{why}"

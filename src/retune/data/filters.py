@@ -26,9 +26,9 @@ class Text:
     Attributes:
         example: the record.
         keys: hashes of the normalised prompt, and of the normalised prompt and completion together.
-        prompt_tokens: tokens before the first that is learned, with the tokenizer's opening tokens.
+        prompt_tokens: tokens before the first one that counts, with the tokenizer's leading special tokens.
         completion_tokens: tokens from there on, with the end-of-text token.
-        encoded: all of them, and which of them are learned; kept of those that were drawn.
+        encoded: all token ids, and which of them count; kept only for drawn records.
     """
 
     example: Example
@@ -39,8 +39,8 @@ class Text:
 
 
 @dataclass
-class Stock:
-    """A source with the records that can be drawn, and the numbers of those that cannot.
+class Pool:
+    """A source: the records that can be drawn, and how many were removed, by reason.
 
     Attributes:
         source: as in the study. data: the bytes of its file, or its folder. sha256: of its content.
@@ -63,12 +63,12 @@ class Stock:
 
     @property
     def share(self) -> float | None:
-        """The share that the study asks for."""
+        """The share that the study requests."""
         return getattr(self.source, "share", None)
 
 
-def stocks(given: Sequence[File]) -> list[Stock]:
-    """Return the sources with the bytes of their files, in an order that does not depend on the given one.
+def pools(given: Sequence[File]) -> list[Pool]:
+    """Return the sources with the bytes of their files, in an order that does not depend on the study's.
 
     Raises:
         InputError: if files are missing.
@@ -80,72 +80,72 @@ def stocks(given: Sequence[File]) -> list[Stock]:
         except InputError as error:
             problems += [f"{error.subject}: {problem}" for problem in error.problems]
         else:
-            found.append(Stock(source, content, sources.content_digest(content)))
+            found.append(Pool(source, content, sources.content_digest(content)))
     if problems:
         raise InputError(problems, "data.sources")
-    return sorted(found, key=lambda stock: (stock.sha256, stock.source.format, -(stock.share or 0)))
+    return sorted(found, key=lambda pool: (pool.sha256, pool.source.format, -(pool.share or 0)))
 
 
-def parse(given: Sequence[Stock]) -> None:
-    """Read the records of every source; leave out those with an empty instruction or output.
+def parse(given: Sequence[Pool]) -> None:
+    """Read the records of every source; remove those with an empty instruction or output.
 
     Raises:
         InputError: if files are damaged or of another schema, with the problems of all of them.
     """
     problems = []
-    for stock in given:
+    for pool in given:
         try:
-            stock.taken, examples = sources.parsed(stock.data, stock.source)
+            pool.taken, examples = sources.parsed(pool.data, pool.source)
         except InputError as error:
             problems += [f"{error.subject}: {problem}" for problem in error.problems]
             continue
         for example in examples:
-            if example.output.strip() and (stock.taken == "text" or example.instruction.strip()):
-                stock.texts.append(Text(example, _keys(example)))
-        stock.read = len(examples)
-        stock.empty = stock.read - len(stock.texts)
+            if example.output.strip() and (pool.taken == "text" or example.instruction.strip()):
+                pool.texts.append(Text(example, _keys(example)))
+        pool.read = len(examples)
+        pool.empty = pool.read - len(pool.texts)
     if problems:
         raise InputError(problems, "data.sources")
 
 
-def drop_duplicates(given: Sequence[Stock]) -> None:
+def drop_duplicates(given: Sequence[Pool]) -> None:
     """Keep the first of equal texts; the others are `duplicate`, or `shared` if another source has it."""
-    owner: dict[bytes, Stock] = {}
-    for stock in given:
+    owner: dict[bytes, Pool] = {}
+    for pool in given:
         kept = []
-        for text in stock.texts:
+        for text in pool.texts:
             first = owner.get(text.keys[1])
             if first is None:
-                owner[text.keys[1]] = stock
+                owner[text.keys[1]] = pool
                 kept.append(text)
-            elif first is stock:
-                stock.duplicate += 1
+            elif first is pool:
+                pool.duplicate += 1
             else:
-                stock.shared += 1
-        stock.texts = kept
+                pool.shared += 1
+        pool.texts = kept
 
 
-def drop_held_out(given: Sequence[Stock], held_out: Stock) -> None:
-    """Leave out the records whose prompt the validation file has."""
+def drop_held_out(given: Sequence[Pool], held_out: Pool) -> None:
+    """Remove records whose prompt is in the validation file."""
     prompts = {text.keys[0] for text in held_out.texts}
-    for stock in given:
-        kept = [text for text in stock.texts if text.keys[0] not in prompts]
-        stock.held_out = len(stock.texts) - len(kept)
-        stock.texts = kept
+    for pool in given:
+        kept = [text for text in pool.texts if text.keys[0] not in prompts]
+        pool.held_out = len(pool.texts) - len(kept)
+        pool.texts = kept
 
 
-def drop_too_long(given: Sequence[Stock], encoder: Encoder, max_length: int) -> None:
-    """Leave out the records whose prompt leaves no room for a completion.
+def drop_too_long(given: Sequence[Pool], encoder: Encoder, max_length: int) -> None:
+    """Remove records whose prompt leaves no room for a completion.
 
-    A token covers at least one character of ASCII text, so most prompts are let in without tokenising them.
+    A token covers at least one character of ASCII text, so most prompts pass without being tokenised.
     """
-    for stock in given:
-        doubtful = [text for text in stock.texts if _may_be_longer(text.example, encoder, max_length)]
+    for pool in given:
+        doubtful = [text for text in pool.texts if _may_be_longer(text.example, encoder, max_length)]
         _count(doubtful, encoder)
-        kept = [text for text in stock.texts if text.prompt_tokens < max_length]
-        stock.too_long = len(stock.texts) - len(kept)
-        stock.longest = max((text.prompt_tokens for text in stock.texts), default=0)
-        stock.texts = kept
+        kept = [text for text in pool.texts if text.prompt_tokens < max_length]
+        pool.too_long = len(pool.texts) - len(kept)
+        pool.longest = max((text.prompt_tokens for text in pool.texts), default=0)
+        pool.texts = kept
 
 
 def count_tokens(texts: Sequence[Text], encoder: Encoder) -> None:
@@ -161,16 +161,19 @@ def _may_be_longer(example: Example, encoder: Encoder, max_length: int) -> bool:
 
 
 def _count(texts: Sequence[Text], encoder: Encoder, keep: bool = False) -> None:
-    """Count as a trial does."""
+    """Count tokens exactly as a trial will."""
     for text, (ids, counted) in zip(texts, encoder.encode([text.example for text in texts]), strict=True):
         text.prompt_tokens = counted.index(True) if True in counted else len(ids)
         text.completion_tokens = len(ids) - text.prompt_tokens
         if keep:
-            text.encoded = array("i", ids), bytes(counted)  # 5 bytes a token: lists would be 16
+            text.encoded = array("i", ids), bytes(counted)  # 5 bytes per token, instead of 16 in lists
 
 
 def _keys(example: Example) -> tuple[bytes, bytes]:
-    """Return hashes of what is asked and of the whole, under the Alpaca prompt, whatever the study's prompt is."""
+    """Return hashes of the prompt and of the whole text, in the Alpaca template whatever the study's prompt is.
+
+    So a change of `data.prompt` changes neither duplicates nor the draw.
+    """
     if example.is_text:
         texts = [example.output]
     elif example.messages:
