@@ -75,6 +75,7 @@ def test_the_hooks_put_our_algorithms_into_katib_and_take_them_out(rendered, clu
     assert suggestion_config(cluster.objects, "tpe")
 
 
+@pytest.mark.slow
 def test_removal_is_refused_while_an_experiment_of_any_namespace_uses_them(
     rendered, cluster, on_katib, run, tmp_path
 ):

@@ -48,6 +48,7 @@ def same(one, other):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_on", ["completion", "all"])
 @pytest.mark.parametrize("prompt", ["auto", "none"])
 def test_stored_tokens_are_those_that_a_trial_makes(tmp_path, prompt, loss_on):

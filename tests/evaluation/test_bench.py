@@ -123,6 +123,7 @@ def test_no_adapter_changes_what_is_scored_after_it(model, base, adapter, mmlu, 
             assert record.answers == alone[record.model], (record.model, order)
 
 
+@pytest.mark.slow
 def test_a_base_that_an_adapter_spoilt_is_loaded_again(
     model, adapter, mmlu, bbh, tmp_path, monkeypatch, caplog
 ):

@@ -98,6 +98,7 @@ def test_five_fields_get_their_seconds(kubeflow, small):
     assert made["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * 1"
 
 
+@pytest.mark.slow
 def test_a_schedule_that_cannot_be_made_leaves_the_old_one(kubeflow, small):
     client = Kubeflow(kubeflow.address)
     client.schedule("search", small(*CLUSTER), {}, "0 3 * * 1")

@@ -67,6 +67,7 @@ def test_a_second_is_refused_while_the_first_lives_and_takes_over_when_it_was_ki
     assert Retunings(str(tmp_path)).spent(1) > spent  # what the dead one spent still counts
 
 
+@pytest.mark.slow
 def test_of_many_at_once_one_begins(tmp_path):
     code = HOLDER.replace("lease.entry.number", "'begun'")
     words = [sys.executable, "-c", code, str(tmp_path), str(BEAT), "600"]
@@ -81,6 +82,7 @@ def test_of_many_at_once_one_begins(tmp_path):
     assert all("AlreadyRunning" in err for out, err in text if not out)
 
 
+@pytest.mark.slow
 def test_a_process_that_stood_still_sees_that_it_was_replaced(tmp_path, hold):
     first, _ = hold(tmp_path, seconds=8)
     os.kill(first.pid, signal.SIGSTOP)

@@ -43,6 +43,7 @@ def best(history):
     return min(history, key=lambda entry: entry.values["validation_loss"])
 
 
+@pytest.mark.slow
 def test_the_learning_rate_is_searched_between_the_decades():
     """With real variables NOMAD rounds its frame to whole decades; on levels it does not."""
     history, _ = play(60, batch=1)
@@ -51,6 +52,7 @@ def test_the_learning_rate_is_searched_between_the_decades():
     assert abs(math.log10(best(history).assignment["learning_rate"]) + 4.23) <= 0.05
 
 
+@pytest.mark.slow
 def test_proposals_say_where_they_come_from():
     _, origins = play(60)
     assert origins[:2] == ["start: default", "start: Latin hypercube"]
@@ -92,6 +94,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_solver_that_breaks_costs_the_call_nothing(broken, fault, caplog):
     history, _ = play(12)
@@ -118,6 +121,7 @@ def test_a_solver_that_hangs_is_ended(broken, monkeypatch):
     assert calls() == 1
 
 
+@pytest.mark.slow
 def test_a_solver_that_spins_is_ended_by_its_cpu_seconds_not_by_the_clock(broken, monkeypatch):
     history, _ = play(12)
     monkeypatch.setattr(nomad_process, "_CPU_SECONDS", 1)
@@ -216,6 +220,7 @@ def test_a_thousand_points_of_an_earlier_study_are_used_at_once():
     assert search.explain("nomad", space, LOSS, {"LH_SEARCH": 0}, warm, 5, 0) == found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("barrier", ["PB", "EB"])
 def test_constraints_are_kept_and_nomad_takes_them(barrier, caplog):
     limit = Objective(constraints=(Constraint(metric="rank", max=16),))
@@ -274,6 +279,7 @@ def test_settings_that_contradict_each_other_are_refused():
     assert "either 'seed' or 'SEED'" in search.validate("nomad", tribes2024(), {"seed": 1, "SEED": "2"})[0]
 
 
+@pytest.mark.slow
 def test_every_setting_changes_what_is_proposed():
     """None is accepted and then ignored."""
     history, _ = play(24, batch=8)
@@ -297,6 +303,7 @@ def test_every_setting_changes_what_is_proposed():
     )
 
 
+@pytest.mark.slow
 def test_variable_neighbourhood_search_leaves_the_incumbent_while_the_polls_fail():
     def basins(a):  # a wide one that the start lies in, and a deep one on the other side
         rate = math.log10(a["learning_rate"])
@@ -373,6 +380,7 @@ def test_another_kind_of_processor_proposes_the_same(monkeypatch):
     assert search.suggest("nomad", tribes2024(), LOSS, {"EVAL_QUEUE_SORT": "RANDOM"}, history, 4, 0) == here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_asynchronous_trials_that_end_in_any_order(seed):
     """One new point whenever one of P trials ends; a fifth of them fail. No point is ever asked for twice."""

@@ -76,6 +76,7 @@ def search(rule, seed_losses, trials, parallel=1):
 losses = st.lists(st.floats(0.1, 10, allow_nan=False), min_size=3, max_size=60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @given(losses=losses, trials=st.integers(1, 40), parallel=st.integers(1, 5))
 def test_the_jobs_of_any_search_are_in_order(rule, losses, trials, parallel):
@@ -97,6 +98,7 @@ def test_the_jobs_of_any_search_are_in_order(rule, losses, trials, parallel):
     assert search(rule, losses, trials, parallel).jobs == done.jobs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @given(losses=losses, short=st.integers(1, 12), more=st.integers(0, 12), parallel=st.integers(1, 4))
 def test_a_larger_budget_begins_with_the_same_jobs_until_the_smaller_one_had_no_new_trial(
@@ -112,6 +114,7 @@ def test_a_larger_budget_begins_with_the_same_jobs_until_the_smaller_one_had_no_
     assert last >= opened
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["asha", "hyperband"])
 @given(losses=losses, trials=st.integers(1, 40))
 def test_who_goes_on_is_among_the_best_at_its_rung_then(kind, losses, trials):
@@ -127,6 +130,7 @@ def test_who_goes_on_is_among_the_best_at_its_rung_then(kind, losses, trials):
         assert better < len(here) // 3
 
 
+@pytest.mark.slow
 @given(losses=losses, trials=st.integers(9, 60))
 def test_asha_trains_the_best_at_a_rung(losses, trials):
     rule = Stopping(kind="asha")

@@ -64,6 +64,7 @@ def test_the_statistics_are_the_papers_but_for_one_last_digit(paper):
     assert (default["mmlu"].mean, default["humaneval"].mean) == (pytest.approx(0.4356), pytest.approx(0.1524))
 
 
+@pytest.mark.slow
 def test_the_page_on_the_papers_tables_is_what_its_script_writes():
     script = PAPER.parents[3] / "studies/tribes2024_tables.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)

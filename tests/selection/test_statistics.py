@@ -238,6 +238,7 @@ def test_ten_points_on_three_hundred_questions_are_mostly_found():
     assert np.mean(unpaired) < np.mean(paired) / 2
 
 
+@pytest.mark.slow
 def test_the_paired_interval_holds_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(11)
     inside = []

@@ -290,6 +290,7 @@ def test_an_early_stopped_trial_has_its_last_value_and_no_objective(cluster, run
 # Time, stop, restart
 
 
+@pytest.mark.slow
 def test_the_hours_end_the_experiment_and_its_running_trials(cluster, run_on, tmp_path):
     wrong(cluster, seconds=600)
     hours = "search.max_hours=48"
@@ -372,6 +373,7 @@ def test_an_api_that_fails_in_passing_changes_nothing(cluster, run_on):
     assert len(experiments(cluster)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("faults", [["lost"], ["reset", "lost"], [503, "lost"]], ids=str)
 def test_a_lost_reply_to_the_creation_does_not_make_two(cluster, run_on, faults):
     cluster.api.faults = [("POST", "experiments", how) for how in faults] + [("POST", "jobs", "lost")]
@@ -515,6 +517,7 @@ def test_a_larger_budget_reaches_a_running_experiment(cluster, run_on):
     assert len(run.searched) == 9
 
 
+@pytest.mark.slow
 def test_more_trials_at_once_reach_a_running_experiment_and_fewer_end_none(cluster, run_on):
     """Katib would delete the newest trials to come down to fewer at once."""
     wrong(cluster, seconds=0.4)

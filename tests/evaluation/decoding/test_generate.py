@@ -172,6 +172,7 @@ def test_sampled_answers_depend_on_seed_and_name_and_not_on_the_batch(loaded):
     assert cold == decoder(loaded).complete(given, 8)
 
 
+@pytest.mark.slow
 def test_tokens_are_drawn_as_often_as_they_are_likely(loaded):
     logits = torch.tensor([[0.0, 1.0, 2.0]]).expand(4000, 3)
     rows = [_Row(1, Sampling(0.5, 0, [str(k) for k in range(4000)]).rng(k)) for k in range(4000)]

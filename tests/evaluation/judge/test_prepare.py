@@ -81,6 +81,7 @@ def test_both_models_answer_the_same_drawn_questions_with_the_prompt_they_were_t
     assert question.answers["b"] == expected.strip()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_carries_on_and_gives_the_same(make, tmp_path):
     events = []
 

@@ -82,6 +82,7 @@ def test_what_a_function_may_return_arrives_as_it_was():
     assert outcome.passed, outcome
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "tests", "reason"),
     [
