@@ -23,6 +23,7 @@ def asking(study, count=3):
     return study.model_copy(update={"report": Report(answers=count, new_tokens=6), "benchmark": Benchmark()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["searched", "searched_chat"])
 def test_they_are_made_once_by_the_prompt_of_the_study(which, request, monkeypatch):
     study, folder, _ = request.getfixturevalue(which)
@@ -46,6 +47,7 @@ def test_they_are_made_once_by_the_prompt_of_the_study(which, request, monkeypat
     assert answers.answers(asking(study, 0), folder) is None
 
 
+@pytest.mark.slow
 def test_the_report_shows_them_and_is_written_without_them(searched):
     study, folder, tmp_path = searched
     before = step.report(study)

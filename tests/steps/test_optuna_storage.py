@@ -38,6 +38,7 @@ def _issued(record, search):
 LIMITS = {"search": {"constraints": [{"metric": "seconds", "max": 60}, {"metric": "tokens", "min": 5}]}}
 
 
+@pytest.mark.slow
 def test_optuna_reads_states_values_constraints_and_distributions(folder, tmp_path):
     records = trials()
     for record in (r for r in records if r.role == "repeat" and r.assignment == records[1].assignment):

@@ -51,6 +51,7 @@ def done(small, s3):
     return study, folder
 
 
+@pytest.mark.slow
 def test_a_run_with_nothing_to_do_asks_a_bucket_few_things(done, monkeypatch, tmp_path):
     from retune.store.s3 import _client
 
@@ -75,6 +76,7 @@ def test_a_run_with_nothing_to_do_asks_a_bucket_few_things(done, monkeypatch, tm
     assert len(sent) < 20, sent
 
 
+@pytest.mark.slow
 def test_another_machine_asks_few_things_too_once_the_records_are_gathered(done, monkeypatch, tmp_path):
     from retune.store.s3 import _client
 
@@ -97,6 +99,7 @@ def test_another_machine_asks_few_things_too_once_the_records_are_gathered(done,
     assert Ledger(folder.uri).records["trial-007"].values == {"validation_loss": 0.5}
 
 
+@pytest.mark.slow
 def test_what_changes_in_a_bucket_is_seen(done):
     study, folder = done
     assert all(plan(study).values())

@@ -99,6 +99,7 @@ def pefts(folder, tokens, tied=False, dtype=torch.float32):
         return sum(float(padded_loss(tuned, tokens, [k])) for k in range(4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_scored_as_peft_does_and_the_base_is_bit_for_bit_the_same_afterwards(kind, tied, tokens, tmp_path):

@@ -126,6 +126,7 @@ def short(reason):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_tuned_and_scored_as_by_the_plain_forward(name):
     model = zoo.build(name)

@@ -54,6 +54,7 @@ def assert_equal(record, whole):
 
 
 # Questions 0 to 6 come before the steps of the first epoch, 7 and 8 in and after its validation, and so on.
+@pytest.mark.slow
 @pytest.mark.parametrize("questions", [1, 5, 6, 7, 8, 13, 14])
 def test_stopped_and_carried_on_equals_uninterrupted(study, data, base, task, whole, questions):
     with pytest.raises(Interrupted, match="a checkpoint was saved"):
@@ -67,6 +68,7 @@ def test_stopped_and_carried_on_equals_uninterrupted(study, data, base, task, wh
     assert sorted(p.name for p in Path(task.folder).iterdir()) == ["adapter", "trial.json"]
 
 
+@pytest.mark.slow
 def test_stopped_at_every_other_step(study, data, base, task, whole):
     stops = 0
     while True:
@@ -109,6 +111,7 @@ def flip(content):
     return content[:500] + bytes([content[500] ^ 1]) + content[501:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "why"),
     [

@@ -35,6 +35,7 @@ def assert_same(record, other):
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [4, 11])
 def test_a_pass_that_runs_out_of_memory_is_halved_and_nothing_else_changes(
     base, data, task, tmp_path, limited, batch_size
@@ -60,6 +61,7 @@ def test_a_small_room_from_the_start_changes_nothing_either(base, data, task, tm
     assert_same(split, whole)
 
 
+@pytest.mark.slow
 def test_layers_compute_again_before_a_record_is_given_up(base, data, task, tmp_path, limited):
     settings = {"dropout": 0.3, "target_modules": ALL_LINEAR}
     whole, _ = learnt(base, data, task, **settings)
@@ -70,6 +72,7 @@ def test_layers_compute_again_before_a_record_is_given_up(base, data, task, tmp_
     assert not any("forward" in vars(layer) for layer in recompute.layers(base.load().model))
 
 
+@pytest.mark.slow
 def test_a_setting_fails_only_when_one_record_alone_does_not_fit(base, data, task, limited):
     limited(50)
     record = run_trial(make_study(base.model.base, epochs=1), data, task, base)

@@ -39,6 +39,7 @@ def record(folder):
     return TrialRecord.model_validate_json(Path(folder, "trial.json").read_bytes())
 
 
+@pytest.mark.slow
 def test_done(study_file, data, tmp_path):
     out = tmp_path / "t"
     env = {"RETUNE_HP_LEARNING_RATE": "1e-3", "RETUNE_HP_RANK": "8"}
@@ -112,6 +113,7 @@ def test_sigterm_saves_and_the_next_run_carries_on(data, base_folder, tmp_path):
     assert record(stopped).values["validation_loss"] == alike(record(whole).values["validation_loss"])
 
 
+@pytest.mark.slow
 def test_failed(study_file, data, tmp_path):
     process = start(study_file, "--data", data, "--out", tmp_path / "t", "--learning-rate", "1e30")
     stdout, stderr = process.communicate()
