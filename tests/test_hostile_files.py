@@ -99,6 +99,23 @@ def test_a_gzip_bomb_is_not_unpacked(tmp_path):
     assert peak < 200 << 20  # of 256 MiB: 64 MiB in parts and whole
 
 
+@pytest.mark.parametrize("lies", ["one text, meant 300,000 times", "one long text", "a size that is none"])
+def test_a_parquet_bomb_is_not_unpacked(tmp_path, lies):
+    """300 MB in 35 KB."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    text, times = {"one text, meant 300,000 times": (1000, 300_000), "one long text": (300_000_000, 1)}.get(
+        lies, (1, 10)
+    )
+    column = pa.array(["x" * text]).take(pa.array([0] * times))
+    path = tmp_path / "data.parquet"
+    parquet.write_table(pa.table({"instruction": column, "output": column}), path, compression="zstd")
+    if lies == "a size that is none":
+        path.write_bytes(path.read_bytes()[:-8] + b"\xff\xff\xff\x7fPAR1")
+    assert path.stat().st_size < 100_000
+    with pytest.raises(InputError, match="damaged" if times == 10 else "more than 200 times"):
+        list(sources.read_source(File(uri=str(path))))
+
+
 def test_gzip_that_is_right_is_unpacked():
     text = random.Random(0).randbytes(3 << 20)
     assert gunzip(gzip.compress(text)) == (text, None)

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from retune.errors import InputError, first_line
-from retune.store.packed import gunzip
+from retune.store.packed import TOO_MUCH, gunzip, most_bytes
 
 Rows = Iterator[tuple[int, Any]]
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -159,8 +159,19 @@ def _parquet(data: bytes, problems: list[str]) -> Rows:
     from pyarrow import parquet
 
     try:
-        place = 0
-        for batch in parquet.ParquetFile(io.BytesIO(data)).iter_batches():
+        place, left = 0, most_bytes(len(data))
+        file = parquet.ParquetFile(io.BytesIO(data))
+        groups = [file.metadata.row_group(n).total_byte_size for n in range(file.metadata.num_row_groups)]
+        if sum(groups) > left:
+            problems.append(TOO_MUCH)
+            return
+        for batch in file.iter_batches(
+            batch_size=512
+        ):  # one text may be written once and meant a million times
+            left -= batch.nbytes
+            if left < 0:
+                problems.append(TOO_MUCH)
+                return
             for record in batch.to_pylist():
                 place += 1
                 yield place, record

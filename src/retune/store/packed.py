@@ -9,6 +9,16 @@ ALLOWED_BYTES = 64 << 20  # so much may come of any file
 _PART = 1 << 20
 
 
+TOO_MUCH = (
+    f"it unpacks to more than {MOST_TIMES} times its size, as no data does; unpack it yourself if it is right"
+)
+
+
+def most_bytes(packed: int) -> int:
+    """Return how many bytes may come of a file of so many."""
+    return max(ALLOWED_BYTES, MOST_TIMES * packed)
+
+
 def gunzip(data: bytes) -> tuple[bytes, str | None]:
     """Unpack gzip, all members of it.
 
@@ -16,7 +26,7 @@ def gunzip(data: bytes) -> tuple[bytes, str | None]:
         What there is, and what is wrong with the rest: truncated, damaged, or more than `MOST_TIMES` its packed size.
 
     """
-    most = max(ALLOWED_BYTES, MOST_TIMES * len(data))
+    most = most_bytes(len(data))
     parts: list[bytes] = []
     size = 0
     try:
@@ -27,9 +37,7 @@ def gunzip(data: bytes) -> tuple[bytes, str | None]:
                 size += len(parts[-1])
                 data = unpacker.unconsumed_tail
                 if size > most:
-                    return b"".join(parts), (
-                        f"it unpacks to more than {MOST_TIMES} times its size, as no data does; unpack it yourself if it is right"
-                    )
+                    return b"".join(parts), (TOO_MUCH)
             if not unpacker.eof:
                 return b"".join(parts), "the file is truncated: its gzip stream has no end"
             data = unpacker.unused_data.lstrip(b"\0")
