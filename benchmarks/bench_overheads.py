@@ -395,7 +395,7 @@ def part_trials(folder: str, work: str) -> Row:
     study, read = study_in(folder), SearchFolder(folder)
     data = folders.data_folder(study)
     base = ResidentBase(study.model)
-    base.checked(study)
+    base.checked(study.training, study.data.max_length)
     losses, used = {}, 0.0
     for name, task in read.ledger.tasks.items():
         fresh = task.model_copy(update={"folder": f"{work}/alone/{name}"})
