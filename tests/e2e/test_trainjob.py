@@ -67,3 +67,9 @@ def test_a_study_of_trainjobs_ends_with_a_champion(team, trainer, images):
     outcome = team.outcome(job)
     assert (outcome["trials"], outcome["failed"]) == (2, 0)
     assert outcome["gate"]["decision"] == "promote"
+    # Trainer lets a runtime go that no TrainJob uses, and only while it runs: `helm uninstall --wait` would wait for ever later.
+    team.kubectl("delete", "experiments", "--selector", "retune.dev/study=trainjobs")
+    team.helm(
+        "upgrade", "retune", "charts/retune", "--wait", "--timeout", "10m", *values(team.namespace, *images)
+    )
+    until(lambda: not team.get("trainingruntimes.trainer.kubeflow.org"), 120, "the end of the runtime")
