@@ -5,6 +5,7 @@ follows from another problem, or takes a study for valid that cannot run.
 """
 
 import copy
+import json
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -113,6 +114,32 @@ IN_THE_FILE = [
     ("artifacts.uri", "gs://b/x", "artifacts.uri: must be a folder or s3://bucket/prefix, but got 'gs://b/x': gs:// is not known"),
     ("artifacts.uri", "hf://me/x", "artifacts.uri: must be a folder or s3://bucket/prefix, but got 'hf://me/x': a hub is only read from"),
     ("artifacts.uri", "s3://", "artifacts.uri: must name a bucket or folder, but got 's3://'"),
+    ("search.trials", True, "search.trials: a whole number is asked for, but got True"),
+    ("training.learning_rate", "0,001", "training.learning_rate: a number is asked for, but got '0,001'; write 0.001"),
+    ("search.max_hours", "8h", "search.max_hours: a number is asked for, but got '8h'; write 8"),
+    ("training.checkpoint_minutes", "10 min", "training.checkpoint_minutes: a number is asked for, but got '10 min'; write 10"),
+    ("search.max_hours", "8m", "search.max_hours: a number is asked for, but got '8m'"),
+    ("name", True, "name: text is asked for, but got True; yes, no, on, off, true and false are truth values: write the word in quotes"),
+    ("search.parallel", 0, "search.parallel: must be above 0, but got 0"),
+    ("search.parallel", "all", "search.parallel: a whole number or 'auto' is asked for, but got 'all'"),
+    ("engine", {"pack": "many"}, "engine.pack: a whole number or 'auto' is asked for, but got 'many'"),
+    ("training.target_modules", [], "training.target_modules: must hold at least one item, but got []"),
+    ("training.target_modules", 5, "training.target_modules: a list or text is asked for, but got 5"),
+    ("cluster.env", {"HF_X": ["a"]}, "cluster.env.HF_X: text is asked for, but got ['a']"),
+    ("benchmark.tasks", None, "benchmark.tasks: a list is asked for, but got nothing; write [] for none"),
+    ("benchmark.tasks", ["MMLU"], "benchmark.tasks.0: unknown name 'MMLU'; did you mean 'mmlu'?"),
+    ("search.algorithm", "NOMAD", "search.algorithm: unknown name 'NOMAD'; did you mean 'nomad'?"),
+    ("data.maxLength", 3, "data.maxLength: unknown key; did you mean 'max_length'?"),
+    ("model", {"BASE": "x"}, "model.BASE: unknown key; did you mean 'base'?"),
+    ("study", {"model": "x", "data": {}}, "study: unknown key; what stands below it belongs to the top of the file"),
+    ("search.parameters", [{"name": "rank", "kind": "discrete", "values": "1,2,4", "default": 4}],
+     "search.parameters.0.values: a list is asked for, but got '1,2,4'; write [1,2,4]"),
+    ("model.base", "https://huggingface.co/a/b", "model: `base` is a folder, s3://…, hf://… or a hub's model, but got 'https://huggingface.co/a/b'; write a/b"),
+    ("model.base", "", "model: `base` must name a folder, s3://… or a model of a hub, but is empty"),
+    ("data.sources.0.uri", "", "data.sources.0: `uri` must name a file or folder, but is empty"),
+    ("data.validation", {"uri": "a.json", "frmat": "alpaca"}, "data.validation.frmat: unknown key; did you mean 'format'?"),
+    ("tracking.uri", "localhost:5000", "tracking.uri: must be the address of an MLflow server (https://…) or a database (sqlite:///…), but got 'localhost:5000'; write http://localhost:5000"),
+    ("tracking.uri", "sqlite://mlflow.db", "tracking.uri: must be the address of an MLflow server (https://…) or a database (sqlite:///…), but got 'sqlite://mlflow.db'; write sqlite:///mlflow.db"),
     ("tracking.uri", "htp://x", "tracking.uri: must be the address of an MLflow server (https://…) or a database (sqlite:///…), but got 'htp://x'; did you mean http://?"),
 ]  # fmt: skip
 
@@ -142,6 +169,9 @@ POINTED_TO = [
     ("data.max_length", 100000, "`data.max_length <= 2048` must hold, the context of the base, but got 100000"),
     ("data.max_length", 16, "`max_length` is 16 tokens, and the longest prompt alone has"),
     ("data.sources.0.uri", "/no/such.json", "data.sources: /no/such.json: the file must exist, but there is none"),
+    ("data.sources.0.uri", "$HOME/a.json", "variables such as $HOME are not replaced"),
+    ("data.sources.0.uri", str(EXAMPLES / "data/*.json"), "a path names one file or folder, no pattern"),
+    ("data.sources.0.uri", str(EXAMPLES / "data/alpaca_demo.json"), f"did you mean {str(EXAMPLES / 'data/alpaca-demo.json')!r}?"),
     ("data.prompt", "chat", "the base has no chat template, which `prompt: chat` needs; write `prompt: alpaca`"),
     ("data.prompt", "/x/chatt", "cannot be read; did you mean 'chat'?"),
     ("data.train", 100000, "the most that these shares allow is data.train="),
@@ -192,7 +222,7 @@ def server():
 
 
 @pytest.mark.parametrize(
-    ("status", "answer"), [(200, None), (401, "wants to know who asks"), (404, "it is no MLflow server"), (503, "an error of its own")]
+    ("status", "answer"), [(200, None), (401, "wants to know who asks"), (404, "it is not an MLflow server"), (503, "answers with an error")]
 )  # fmt: skip
 def test_the_tracking_server_is_asked_by_validate_alone(server, status, answer):
     loaded = study.parse(changed("tracking", {"uri": server(status)}))
@@ -238,11 +268,50 @@ def test_an_error_in_the_yaml_names_the_file(tmp_path):
     assert f'in "{path}", line 3' in str(caught.value)
     assert "unicode string" not in str(caught.value)
     for text, words in [
+        ("a: 1\n\tb: 2\n", "indent with spaces: YAML takes no tabs there"),
+        ("a: 1\nb:\u00a02\nc: 3\n", "line 2 holds a no-break space"),
+        ("a: 1\n---\nb: 2\n", "a file holds one study"),
+        ("a: @x\n", "needs quotes around it"),
+        ("a: b: c\n", "a value that holds a colon and a space needs quotes"),
         ("", "is empty"),
         ("- a\n", "is list"),
         ("a: 1\na: 2\n", "duplicate keys: ['a']"),
     ]:
         path.write_text(text)
-        with pytest.raises(InputError, match=r"study file is a mapping|duplicate keys") as caught:
+        with pytest.raises(InputError, match=r"study file is a mapping|not valid YAML") as caught:
             study.load(path)
         assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(("encoding", "words"), [("utf-16", "UTF-16"), ("latin-1", "byte 10 is 0xe9")])
+def test_another_encoding_is_named(tmp_path, encoding, words):
+    path = tmp_path / "s.yaml"
+    path.write_bytes("name: s # é\n".encode(encoding))
+    with pytest.raises(InputError, match=r"a study file must be UTF-8, but .*; save it as UTF-8") as caught:
+        study.load(path)
+    assert words in str(caught.value)
+
+
+def test_what_looks_odd_and_is_right_is_taken(tmp_path):
+    """A byte order mark, Windows' line ends, JSON, and a number in quotes."""
+    path, text = tmp_path / "s.yaml", yaml.safe_dump(VALID)
+    for content in (
+        b"\xef\xbb\xbf" + text.encode(), text.replace("\n", "\r\n").encode(), json.dumps(VALID).encode(),
+        text.replace("trials: 3", "trials: '3'").encode(),
+    ):  # fmt: skip
+        path.write_bytes(content)
+        assert study.load(path).search.trials == 3
+
+
+def test_parameters_by_name_are_told_their_form():
+    with pytest.raises(InputError) as caught:
+        study.parse(changed("search.parameters", {"rank": {"low": 1, "high": 8}}))
+    (problem,) = caught.value.problems
+    assert problem.startswith("search.parameters: {preset: …} or a list of parameters is asked for")
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    link = tmp_path / "data.json"
+    link.symlink_to(tmp_path / "gone.json")
+    with pytest.raises(InputError, match=r"it is a link to .*gone.json"):
+        check(study.parse(changed("data.sources.0.uri", str(link))))

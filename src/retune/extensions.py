@@ -66,7 +66,8 @@ def known(kind: Kind, own: Iterable[str], name: str) -> str:
     if name in own or name in _found(kind):
         return name
     there = [*own, *names(kind)]
-    near = difflib.get_close_matches(name, there, n=1, cutoff=0.6)
+    near = [other for other in there if other.lower() == name.lower()]
+    near = near or difflib.get_close_matches(name, there, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {there}"
     raise ValueError(f"unknown name {name!r}; {hint}")
 

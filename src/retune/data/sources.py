@@ -7,6 +7,7 @@ that is damaged in one place is rarely right in the others.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -41,9 +42,29 @@ def content(source: File) -> bytes | Path:
         path = store.download(source.uri)
         return path if path.is_dir() else path.read_bytes()
     except FileNotFoundError as error:
-        raise InputError(f"the file must exist, but there is none ({error.strerror})", source.uri) from error
+        raise InputError(
+            f"the file must exist, but there is none ({error.strerror}){_hint(source.uri)}", source.uri
+        ) from error
     except OSError as error:
         raise RetuneError(f"{source.uri} cannot be read: {error.strerror}") from error
+
+
+def _hint(uri: str) -> str:
+    """Return what may be wrong with a path at which there is nothing, as an end of its message."""
+    path = Path(uri)
+    if "$" in uri:
+        return "; variables such as $HOME are not replaced: write the path out, or begin it with ~"
+    if "*" in uri:
+        return (
+            "; a path names one file or folder, no pattern: list the files as sources, or name their folder"
+        )
+    if path.is_symlink():
+        return f"; it is a link to {path.readlink()}"
+    if "://" in uri or not path.parent.is_dir():
+        return ""
+    beside = {other.name.strip().lower(): other.name for other in path.parent.iterdir()}
+    near = difflib.get_close_matches(path.name.strip().lower(), beside, n=1, cutoff=0.8)
+    return f"; did you mean {str(path.with_name(beside[near[0]]))!r}?" if near else ""
 
 
 def content_digest(data: bytes | Path) -> str:

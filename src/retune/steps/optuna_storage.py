@@ -7,6 +7,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from retune.errors import InputError, RetuneError, first_line
@@ -102,7 +103,7 @@ def _describe(kept: Any, study: Study, uri: str, records: Sequence[TrialRecord])
         elif value is not None and record.role == "base":
             kept.set_user_attr("untuned_base", value)
     facts: dict[str, Any] = {
-        "folder": uri,
+        "folder": uri if "://" in uri else str(Path(uri).resolve()),
         "base": study.model.base,
         "algorithm": study.search.algorithm,
         "repeats": dict(repeats),

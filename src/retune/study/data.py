@@ -48,6 +48,8 @@ class File(Section):
                 "data on a hub has the form hf://datasets/<owner>/<name>, with or without a path behind it, "
                 f"but got {self.uri!r}, which names a model"
             )
+        if not self.uri.strip():
+            problems.append("`uri` must name a file or folder, but is empty")
         scheme, mark, _ = self.uri.partition("://")
         if mark and scheme not in ("s3", "hf", "file"):
             problems.append(f"`uri` is a path, or begins with s3://, hf:// or file://, but got {self.uri!r}")

@@ -42,9 +42,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     except OSError as error:
         raise InputError(f"the study file cannot be read: {error.strerror}", str(path)) from error
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"a study file must be UTF-8, but {error.reason} at byte {error.start}", str(path)
-        ) from error
+        found = (
+            "UTF-16"
+            if data[:2] in (b"\xff\xfe", b"\xfe\xff")
+            else f"byte {error.start} is 0x{data[error.start]:02x}"
+        )
+        raise InputError(f"a study file must be UTF-8, but {found}; save it as UTF-8", str(path)) from error
     try:
         if len(data) > MOST_BYTES:
             raise ValueError(f"a study file has at most {MOST_BYTES >> 20} MiB")
@@ -137,7 +140,7 @@ def _read(text: str, name: str) -> Any:
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(f"{error}{_remedy(error, text)}") from error
     except RecursionError as error:
         raise ValueError(f"sections and lists are nested deeper than {_MOST_LEVELS} levels") from error
     except (
@@ -147,6 +150,25 @@ def _read(text: str, name: str) -> Any:
         OverflowError,
     ) as error:  # of PyYAML, for `!!bool no bool`
         raise ValueError(f"a value is not what its tag says: {error!r}") from error
+
+
+def _remedy(error: yaml.YAMLError, text: str) -> str:
+    """Return what to do about a fault of YAML that its own words do not tell, as an end of its message."""
+    mark = getattr(error, "problem_mark", None)
+    told, lines = str(error), text.splitlines()
+    line = lines[mark.line] if mark and mark.line < len(lines) else ""
+    if "single document" in told:
+        return "\na file holds one study: what follows `---` belongs into a file of its own"
+    if "\t" in line[: mark.column + 1 if mark else 0]:
+        return "\nindent with spaces: YAML takes no tabs there"
+    if "\u00a0" in text:
+        number = text[: text.index("\u00a0")].count("\n") + 1
+        return f"\nline {number} holds a no-break space: write an ordinary one"
+    if "cannot start any token" in told:
+        return "\na value that begins with this character needs quotes around it"
+    if "mapping values are not allowed" in told and line.count(": ") > 1:
+        return "\na value that holds a colon and a space needs quotes around it"
+    return ""
 
 
 def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:

@@ -40,6 +40,13 @@ class Model(Section):
     @model_validator(mode="after")
     def _is_a_model(self) -> Self:
         problems = []
+        if not self.base.strip():
+            problems.append("`base` must name a folder, s3://… or a model of a hub, but is empty")
+        if self.base.startswith(("http://", "https://")):
+            name = "/".join(self.base.partition("://")[2].split("/")[1:3])
+            problems.append(
+                f"`base` is a folder, s3://…, hf://… or a hub's model, but got {self.base!r}; write {name or 'owner/name'}"
+            )
         if self.base.startswith("hf://datasets/"):
             problems.append(
                 f"`base` must be a model, but {self.base!r} is a data set: it belongs under `data.sources`"
@@ -348,10 +355,17 @@ class Tracking(Section):
     @classmethod
     def _check_tracking_uri(cls, uri: str) -> str:
         scheme, mark, _ = uri.partition("://")
-        if not mark or scheme.partition("+")[0] in _TRACKING:
+        hint = ""
+        if re.fullmatch(r"[\w.-]+:\d+(/.*)?", uri):
+            hint = f"; write http://{uri}"
+        elif uri.startswith("sqlite:") and not re.match(r"sqlite://(/|$)", uri):
+            hint = f"; write sqlite:///{uri.removeprefix('sqlite:').lstrip('/')}"
+        if hint:
+            pass
+        elif not mark or scheme.partition("+")[0] in _TRACKING:
             return uris.hide(uri)
-        near = difflib.get_close_matches(scheme, _TRACKING, n=1, cutoff=0.6)
-        hint = f"; did you mean {near[0]}://?" if near else ""
+        elif near := difflib.get_close_matches(scheme, _TRACKING, n=1, cutoff=0.6):
+            hint = f"; did you mean {near[0]}://?"
         raise ValueError(
             f"must be the address of an MLflow server (https://…) or a database (sqlite:///…), but got {uri!r}{hint}"
         )

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from retune.space import Parameter
 from retune.study import words
 from retune.study.model import Study
+from retune.study.training import TUNABLE
 
 
 def sentences(error: ValidationError, root: type[BaseModel]) -> list[str]:
@@ -25,6 +26,8 @@ def all_problems(content: Mapping[str, Any], error: ValidationError) -> list[str
     Rules that span keys are checked only once the single keys are right, so drop the wrong ones and look again.
     """
     left: dict[Any, Any] = copy.deepcopy(dict(content))
+    if wrapped := _wrapped(content):
+        return [wrapped]
     engine = content.get("engine")
     kind = engine.get("kind", "local") if isinstance(engine, dict) else "local"
     problems: list[str] = []
@@ -32,19 +35,55 @@ def all_problems(content: Mapping[str, Any], error: ValidationError) -> list[str
     while True:
         missing = [e for e in error.errors() if e["type"] == "missing"]
         # What is missing in later rounds we dropped ourselves.
-        found = [e for e in error.errors() if not problems or e not in missing]
-        problems += [text for e in found for text in _sentences(e, dropped, kind) if text not in problems]
+        found = _one_each([e for e in error.errors() if not problems or e not in missing])
+        problems += [text for e in found for text in _sentences(e, dropped, kind)]
+        problems = list(dict.fromkeys(problems))
         dropped += [_path(e) for e in found if e["type"] not in ("extra_forbidden", "missing", "rules")]
         changes = [_remove(left, _path(e)) for e in reversed(found)]  # of a list the last items first
         changes += [_fill_placeholder(left, _path(e)[0]) for e in missing]
         if not any(changes):
-            return problems
+            return _without_misspelt(problems)
         try:
             Study.model_validate(left)
         except ValidationError as further:
             error = further
         else:
-            return problems
+            return _without_misspelt(problems)
+
+
+def _wrapped(content: Mapping[str, Any]) -> str | None:
+    """Return that the whole study stands below a key of its own, where it does."""
+    for key, inner in content.items():
+        if key not in Study.model_fields and isinstance(inner, dict) and {"model", "data"} <= inner.keys():
+            return f"{key}: unknown key; what stands below it belongs to the top of the file"
+    return None
+
+
+def _one_each(errors: Sequence[Any]) -> list[Any]:
+    """Return one error of each value: of a key that takes several kinds, pydantic tells one of each kind."""
+    found: dict[tuple[Any, ...], list[Any]] = {}
+    for error in errors:
+        found.setdefault(tuple(_path(error)), []).append(error)
+    kept: list[Any] = []
+    for path, group in found.items():
+        if len({tuple(error["loc"]) for error in group}) < len(group) or len(group) == 1:
+            kept += group
+            continue
+        fitting = [
+            error for error in group if not words.is_of_kind(error)
+        ]  # the kind fits, its value does not
+        if any(other[: len(path)] == path for other in found if len(other) > len(path)):
+            kept += fitting  # one of its kinds is a section, which is told of key by key
+            continue
+        kept += fitting or [{**group[0], "type": "one_of", "ctx": {"errors": group}}]
+    return kept
+
+
+def _without_misspelt(problems: Sequence[str]) -> list[str]:
+    """Return the problems without "required" for a key that is there under a misspelt name."""
+    found = [re.match(r"(.*\.)?[^.:]+: unknown key; did you mean '(\w+)'\?", problem) for problem in problems]
+    misspelt = {f"{match[1] or ''}{match[2]}: this key is required" for match in found if match}
+    return [problem for problem in problems if problem not in misspelt]
 
 
 def _follows(text: str, section: list[str | int], dropped: Sequence[list[str | int]]) -> bool:
@@ -86,9 +125,15 @@ def _remove(content: Any, path: Sequence[str | int]) -> bool:
     return True
 
 
+_UNION_MEMBER = re.compile(
+    r"preset of a paper|list of parameters|\[key\]|constrained-\w+|(literal|list|dict|function-\w+)\[.*\]|str|int|float|bool|File"
+)
+"""How pydantic calls the members of a union among the keys that lead to an error; no key of ours is called so."""
+
+
 def _path(error: Any) -> list[str | int]:
     """Return the keys that lead to an error, without the names of union members, which mean nothing to a person."""
-    path = [part for part in error["loc"] if part not in ("preset of a paper", "list of parameters", "[key]")]
+    path = [part for part in error["loc"] if not _UNION_MEMBER.fullmatch(str(part))]
     match path:
         case [
             "search",
@@ -100,12 +145,24 @@ def _path(error: Any) -> list[str | int]:
     return path
 
 
+_PARAMETERS = (
+    "{preset: …} or a list of parameters is asked for, each an item with its name, "
+    "as in [{name: rank, kind: integer, low: 1, high: 64, default: 8}]"
+)
+
+
 def _sentences(
     error: Any, dropped: Sequence[list[str | int]], engine: str = "local", root: type[BaseModel] = Study
 ) -> list[str]:
     """Return the sentences of one error; of several rules those that are not broken by what we dropped."""
     path = _path(error)
     where = f"{'.'.join(map(str, path))}: " if path else ""
+    if error["type"] == "value_error" and _follows(error["msg"], path, dropped):
+        return []
+    if path == ["search", "parameters", "preset"] and error["type"] == "missing" and error["input"]:
+        return [f"search.parameters: {_PARAMETERS}"]
+    if path[:2] == ["search", "parameters"] and len(path) == 3 and path[2] in TUNABLE:
+        return [f"search.parameters: {_PARAMETERS}"]
     if error["type"] == "rules":
         return [where + text for text in error["ctx"]["problems"] if not _follows(text, path, dropped)]
     return [where + _sentence(error, path, engine, root)]

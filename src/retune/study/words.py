@@ -55,6 +55,10 @@ def sentence(error: Any, keys: Sequence[str]) -> str:
     """
     kind, given, context = error["type"], error["input"], error.get("ctx", {})
     got = f"but got {_short(given)}"
+    if kind == "truth_value":
+        return str(context["text"])
+    if kind == "one_of":
+        return f"{' or '.join(dict.fromkeys(map(_asked, context['errors'])))} is asked for, {got}"
     if kind in _BOUNDS:
         word, name = _BOUNDS[kind]
         limit = context[name]
@@ -75,16 +79,31 @@ def sentence(error: Any, keys: Sequence[str]) -> str:
         return f"must {thing}, {got}" if kind == "too_short" else f"must {thing}"
     if kind == "too_long":
         return f"must hold at most {context['max_length']} items, but got {context['actual_length']}"
-    asked = next((words for name, words in _KINDS.items() if kind.startswith(f"{name}_")), None)
-    if asked is None:
+    asked = _asked(error)
+    if not asked:
         message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         return f"{message[0].lower()}{message[1:]}, {got}"
-    return f"{asked} is asked for, {got}{_how_to_write(kind, given, keys)}"
+    return f"{asked} is asked for, {got}{_how_to_write(kind, given, keys, str(error['loc'][-1]))}"
+
+
+def _asked(error: Any) -> str:
+    """Return what an error of a wrong kind of value asks for; empty for other errors."""
+    if error["type"] == "literal_error":
+        return str(error["ctx"]["expected"])
+    return next((words for name, words in _KINDS.items() if error["type"].startswith(f"{name}_")), "")
+
+
+def is_of_kind(error: Any) -> bool:
+    """Return whether an error says only that the value is of another kind: number, text, list, one of some names."""
+    return bool(_asked(error)) and not error["type"].endswith(
+        ("_too_short", "_too_long", "_pattern_mismatch")
+    )
 
 
 def unknown_name(given: Any, names: Sequence[str]) -> str:
     """Return that a name is none of these, with the nearest of them."""
-    near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.6)
+    near = [name for name in names if name.lower() == str(given).lower()]
+    near = near or difflib.get_close_matches(str(given), names, n=1, cutoff=0.6)
     other = _OTHER_VALUES.get(str(given).lower())
     near = [other] if other is not None and other in names else near
     hint = f"did you mean {near[0]!r}?" if near else f"there are {list(names)}"
@@ -106,7 +125,8 @@ def unknown_key(key: str, valid: Sequence[str], elsewhere: Mapping[str, str]) ->
     other = OTHER_NAMES.get(key.lower())
     if other in valid:
         return f"unknown key; did you mean {other!r}?"
-    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
+    near = [name for name in valid if name.lower() == key.lower()]
+    near = near or difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
     if near:
         return f"unknown key; did you mean {near[0]!r}?"
     for name in (key, other or ""):
@@ -118,19 +138,29 @@ def unknown_key(key: str, valid: Sequence[str], elsewhere: Mapping[str, str]) ->
     return f"unknown key; did you mean {near[0]!r}?" if near else f"unknown key; valid keys are {list(valid)}"
 
 
-def _how_to_write(kind: str, given: Any, keys: Sequence[str]) -> str:
+def _how_to_write(kind: str, given: Any, keys: Sequence[str], key: str) -> str:
     if kind.startswith(("model_", "dict_")):
         if given is None:
             return "; write keys under it, or leave it out where it is not required"
         if keys and isinstance(given, str | int | float) and not isinstance(given, bool):
             return f"; write {{{keys[0]}: {given}}}"
         return ""
-    if kind.startswith("list_"):
+    if kind.startswith(("list_", "tuple_")):
+        if given is None:
+            return "; write [] for none"
         if isinstance(given, dict):
             return "; put a dash before each item, or brackets around them"
         return f"; write [{given}]" if isinstance(given, str | int | float) else ""
+    if kind.startswith("string_") and isinstance(given, bool):
+        return "; yes, no, on, off, true and false are truth values: write the word in quotes"
     if kind.startswith("string_") and isinstance(given, int | float):
         return f'; write it in quotes: "{given}"'
+    if kind.startswith(("float_", "int_")) and isinstance(given, str):
+        if re.fullmatch(r"\d+,\d+", given.strip()):
+            return f"; write {given.strip().replace(',', '.')}"
+        unit = re.fullmatch(r"([\d.]+)\s*([a-z])[a-z]*", given.strip().lower())
+        if unit and f"_{unit[2]}" in key and key.rpartition("_")[2] in ("hours", "minutes", "seconds"):
+            return f"; write {unit[1]}"
     percent = str(given).strip().removesuffix("%").strip()
     if kind.startswith("float_") and str(given).strip().endswith("%") and re.fullmatch(r"[\d.]+", percent):
         return f"; write {float(percent) / 100:g}"
