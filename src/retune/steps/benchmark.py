@@ -65,7 +65,7 @@ def _scores(study: Study, folder: SearchFolder) -> list[BenchRecord]:
 
 def _track(study: Study, folder: SearchFolder, records: list[BenchRecord]) -> None:
     work = folders.work_folder(study)
-    for told in (open_tracker(study, folder), open_boards(study.tracking, study.name, folder.name, work)):
+    for observer in (open_tracker(study, folder), open_boards(study.tracking, study.name, folder.name, work)):
         for record in records:
-            told.benchmark(record)
-        told.close()
+            observer.benchmark(record)
+        observer.close()

@@ -1,4 +1,4 @@
-"""The two models that people compare: whom a person names, and how each is asked."""
+"""The two models that people compare: how they are named, and the prompt of each."""
 
 from __future__ import annotations
 
@@ -51,21 +51,21 @@ def find(text: str, tracking: str = "sqlite:///mlflow.db") -> Contestant:
     return Contestant(Candidate(name, what), tuned.prompt_of(what))
 
 
-def prompts(a: Contestant, b: Contestant, told: str | None = None) -> tuple[Prompts, str]:
-    """Return how each of the two is asked, and a sentence if that had to be guessed.
+def prompts(a: Contestant, b: Contestant, given: str | None = None) -> tuple[Prompts, str]:
+    """Return the prompt of each model, and a note if one had to be assumed.
 
     Args:
-        a, b: the two. told: what a person says: ``chat``, ``alpaca``, ``none`` or a file with a template.
+        a, b: the two models. given: the option `--prompt`: ``chat``, ``alpaca``, ``none`` or a file with a template.
 
     Raises:
         InputError: if it is none of these.
     """
-    if told is not None:
-        if told == "auto":
+    if given is not None:
+        if given == "auto":
             raise InputError(
                 "a prompt is chat, alpaca, none or a file with a template, but got 'auto'", "--prompt"
             )
-        how = resolve(told, False)
+        how = resolve(given, False)
         return {"a": how, "b": how}, ""
     unknown = [c.candidate.name for c in (a, b) if c.candidate.adapter_uri and c.prompt is None]
     known = [c.prompt for c in (a, b) if c.prompt is not None]

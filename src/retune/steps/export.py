@@ -18,7 +18,7 @@ CONVERTER = "convert_hf_to_gguf.py"
 
 
 def card(what: Tuned, licence: str | None) -> str:
-    """Return the model card: what Hugging Face hubs read at its top, and the facts as a table."""
+    """Return the model card: the front matter that Hugging Face hubs read, and the facts as a table."""
     base = what.model.base
     local = base.startswith(("/", ".")) or "://" in base
     head = ["---", "library_name: peft"]
@@ -26,15 +26,15 @@ def card(what: Tuned, licence: str | None) -> str:
     head += [f"license: {licence}"] if licence else []
     head += ["pipeline_tag: text-generation", "tags: [lora, retune]", "---"]
     rows = ["| {} | {} |".format(name, str(text).replace("|", "/")) for name, text in what.facts.items()]
-    terms = licence or "not named; the terms of the base and of the data hold"
-    asked = {
-        "chat": "Ask it by the chat template of its tokenizer.",
-        "alpaca": "Ask it by Alpaca's prompt: the instruction under `### Instruction:`, the answer behind `### Response:`.",
-        "none": "Ask it with the bare text.",
-        "fields": "Ask it with this template:\n\n```text\n" + (what.how.text or "") + "\n```",
+    terms = licence or "not given; the terms of the base and of the data apply"
+    usage = {
+        "chat": "Prompt it with the chat template of its tokenizer.",
+        "alpaca": "Prompt it with Alpaca's template: the instruction under `### Instruction:`, the answer after `### Response:`.",
+        "none": "Prompt it with plain text, without a template.",
+        "fields": "Prompt it with this template:\n\n```text\n" + (what.how.text or "") + "\n```",
     }[what.how.kind]
     table = ["| | |", "|---|---|", *rows, f"| Licence | {terms} |"]
-    lines = [*head, "", f"# {what.name}", "", "A LoRA adapter, tuned by retune.", "", *table, "", asked, ""]
+    lines = [*head, "", f"# {what.name}", "", "A LoRA adapter, tuned by retune.", "", *table, "", usage, ""]
     return "\n".join(lines)
 
 
@@ -42,7 +42,7 @@ def write(what: Tuned, out: Path, licence: str | None = None, merge: bool = Fals
     """Write the adapter, or the merged model, and its card into a folder; return it.
 
     Raises:
-        InputError: if the folder holds something already.
+        InputError: if the folder is not empty.
     """
     if out.exists() and any(out.iterdir()):
         raise InputError("a folder to export to must be empty or new", str(out))

@@ -1,4 +1,4 @@
-"""What of a study is done and what is not, told from stamps and records alone."""
+"""Which steps of a study are up to date, from stamps and records alone."""
 
 from __future__ import annotations
 

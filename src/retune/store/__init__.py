@@ -1,4 +1,4 @@
-"""One door to files, wherever they lie. A URI is
+"""One interface to files on disk, in S3 and on a hub. A URI is
 
 * a local path, or ``file:///absolute/path``,
 * ``s3://bucket/key`` on S3 or anything that speaks it; server, credentials and region come from boto3's own

@@ -7,7 +7,7 @@
         search-<digest>/          study.json, search.json, selection.json, gate.json, report.html
             trials/trial-007/     assignment.json, trial.json, adapter/
             bench/trial-007/      mmlu.json, …
-            steps/                what each step was made from, so that it is not done again
+            steps/                the inputs of each finished step, so that it is skipped next time
 """
 
 from __future__ import annotations

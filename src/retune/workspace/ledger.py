@@ -2,7 +2,7 @@
 
 Layout below the search's folder, one folder a trial::
 
-    trials/trial-007/assignment.json   written before the trial starts: a restart asks for the same setting again
+    trials/trial-007/assignment.json   written before the trial starts, so that a restart uses the same setting
     trials/trial-007/trial.json        the TrialRecord, written last: while it is missing, the trial is not done
     trials/trial-007/adapter/          PEFT's own files
 """
@@ -28,18 +28,19 @@ BASE = "trial-000"
 DEFAULT = "trial-001"
 ISSUED, DONE = "/assignment.json", "/trial.json"
 _SPARE = 5
+"""Adapters kept during a search beyond `artifacts.keep`, since the final ranking (by expected objective) may differ."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an engine's search gave: all records, and why it ended (``trials``, ``failures`` or ``hours``)."""
+    """The result of an engine: all records, and why the search ended (``trials``, ``failures`` or ``hours``)."""
 
     records: list[TrialRecord]
     stopped_by: str
 
 
 def trial_name(number: int, repeat: int = 0, proxy: bool = False) -> str:
-    """Return the name of a trial; `repeat` counts the further seeds of one setting from 1; `proxy`: on a part of the data."""
+    """Return the name of a trial; `repeat` numbers further seeds of a setting from 1; `proxy`: trained on part of the data."""
     return f"trial-{number:03d}" + (f"-seed-{repeat}" if repeat else "") + ("-proxy" if proxy else "")
 
 
@@ -53,7 +54,7 @@ class Ledger:
 
     Args:
         folder: URI of the search's folder.
-        files: the content of the files below `trials/`, by names relative to it; read from there by default.
+        files: contents of the files below `trials/`, by names relative to it; read from the store by default.
 
     """
 
@@ -62,7 +63,7 @@ class Ledger:
         self.tasks: dict[str, TrialTask] = {}
         self.records: dict[str, TrialRecord] = {}
         self._unpruned: dict[str, TrialRecord] = {}
-        if files is None:  # of the folder above: what was gathered of a bucket lies there
+        if files is None:  # listed from the search's folder, where a bucket keeps its gathered objects
             below = store.contents(
                 folder, lambda name: name.startswith("trials/") and _is_ours(name.removeprefix("trials/"))
             )
@@ -90,7 +91,7 @@ class Ledger:
         seed: int,
         repeat: int = 0,
     ) -> TrialTask:
-        """Write down that this trial is to run, and return its task; an issued trial stays as it was."""
+        """Record that a trial is to run and return its task; a trial that was issued before stays unchanged."""
         name = trial_name(number, repeat, role == "proxy")
         if name not in self.tasks:
             task = TrialTask(
@@ -108,8 +109,8 @@ class Ledger:
     def claim(self, assignment: Assignment, seed: int, folder: str, default: bool) -> TrialTask:
         """Return the task of a trial that a cluster runs in `folder`; a new one gets the next free number.
 
-        Number 1 is for the `default` setting alone. Several engines may see the trial at once (one whose node was given
-        up, and the one in its place): the store lets one of them write, and all give the trial the same number.
+        Number 1 is reserved for the `default` setting. Two engines may see the trial at once (one on a lost node, and its
+        replacement): the store lets only one of them create the file, so both give the trial the same number.
         """
         for number in itertools.chain([1] if default else [], itertools.count(2)):
             name = trial_name(number)
@@ -126,12 +127,12 @@ class Ledger:
         raise AssertionError("the numbers never end")
 
     def done(self, task: TrialTask) -> bool:
-        """Return whether a trial has come as far as its task says, or will not come further."""
+        """Return whether a trial has reached the end of its task, or has failed."""
         record = self.records.get(task.trial)
         return record is not None and record.share >= task.until
 
     def finish(self, record: TrialRecord, write: bool = False) -> None:
-        """Take a finished trial in; `write` if the trial could not write its record itself (its process died)."""
+        """Add a finished trial; with `write` also store its record, if the trial's process died before it could."""
         if write:
             store.write(store.join(self._trial_folder(record.trial), "trial.json"), record.to_json())
         self.records[record.trial] = record
@@ -140,9 +141,9 @@ class Ledger:
             self._unpruned[record.trial] = record
 
     def observations(self) -> list[Observation]:
-        """Return what a search knows of this one's default and search trials; those without a record are running.
+        """Return the default and search trials as observations; those without a record count as running.
 
-        A trial that was interrupted tells nothing and may be tried again.
+        Interrupted trials are left out, so their settings may be tried again.
         """
         found = []
         searched = _searched(self.tasks.values())
@@ -168,12 +169,12 @@ class Ledger:
         return found
 
     def searched(self) -> list[TrialRecord]:
-        """Return the finished records of the settings that the search tried, as it saw them: under `search.proxy` on a part."""
+        """Return the finished records that the search is based on; with `search.proxy`, those on part of the data."""
         wanted = _searched(self.tasks.values())
         return [record for record in self.records.values() if record.role in wanted]
 
     def issue_whole(self, study: Study) -> list[TrialTask]:
-        """Write down the trials on all data, of the default and the best settings, of a search that trained on a part."""
+        """Issue the trials on all data, of the default and the best settings, after a search on part of the data."""
         search = study.search
         assert search.proxy is not None
         parts = [record.model_copy(update={"role": "search"}) for record in self.searched()]
@@ -190,20 +191,20 @@ class Ledger:
         ]
 
     def ranking(self, search: Search) -> list[TrialRecord]:
-        """Return the completed default and search trials that keep the constraints, the best expected one first."""
+        """Return the completed default and search trials that satisfy the constraints, best expected objective first."""
         trials = [record for record in self.records.values() if record.role != "proxy"]
         return by_expectation(
             self._measured(search), expected(trials, search.objective, search.space), search.objective
         )
 
     def _measured(self, search: Search) -> list[TrialRecord]:
-        """Return the same trials by the value that each measured, best first; equal ones by number."""
+        """Return the same trials by their measured objective, best first; ties by number."""
         return candidates(list(self.records.values()), search.objective, search.constraints)
 
     def issue_repeats(self, study: Study) -> list[TrialTask]:
-        """Write down the repeats with other seeds: of the settings that may win, and of the default setting.
+        """Issue repeats with other seeds, of the finalists and of the default setting.
 
-        Who is repeated does not depend on the repeats, so that a run that carries on repeats the same ones.
+        The choice ignores the results of repeats, so that a resumed run repeats the same trials.
         """
         search = study.search
         once = [record for record in self.records.values() if record.role not in ("repeat", "proxy")]
@@ -220,17 +221,17 @@ class Ledger:
         ]
 
     def outcome(self, study: Study, stopped_by: str) -> Outcome:
-        """Drop the adapters that nobody will need, and return all records in the order of their numbers."""
+        """Delete the adapters that are not needed any more and return all records in the order of their numbers."""
         ranked = [record for record in self.ranking(study.search) if record.adapter_uri]
         best, worst = ranked[: study.artifacts.keep], ranked[len(ranked) - study.benchmark.bottom :]
         self.prune({record.trial for record in best + worst} | {DEFAULT})
         return Outcome([self.records[name] for name in sorted(self.records, key=by_number)], stopped_by)
 
     def kept(self, study: Study) -> set[str]:
-        """Return the trials whose adapters stay while the search goes on: by their own values, which never change.
+        """Return the trials whose adapters stay during the search, by their measured values, which never change.
 
-        A few more than in the end: which are best is known when all are there, and the repeats. A trial whose adapter
-        is gone was not among the best or worst then, and more trials do not bring it there, so it need not be looked at.
+        `_SPARE` more than in the end, when the expected objective decides. A trial without an adapter was not among
+        the best or worst before, and further trials cannot change that, so it is not considered again.
         """
         search, bottom = study.search, study.benchmark.bottom
         ranked = candidates(list(self._unpruned.values()), search.objective, search.constraints)
@@ -238,33 +239,35 @@ class Ledger:
         return {record.trial for record in best + worst} | {DEFAULT}
 
     def prune(self, keep: set[str]) -> None:
-        """Delete the adapters of all finished search trials but `keep`; their records stay, without an adapter."""
+        """Delete the adapters of all finished search trials except `keep`; their records stay, without an adapter."""
         for record in list(self._unpruned.values()):
             if record.trial in keep or record.adapter_uri is None:
                 continue
             pruned = record.model_copy(update={"adapter_uri": None})
-            self.finish(pruned, write=True)  # first the record: it must never point to files that are gone
+            self.finish(pruned, write=True)  # the record first: it must never point to deleted files
             store.remove(record.adapter_uri)
 
 
 def _content(task: TrialTask) -> bytes:
-    kept = task.model_dump(mode="json", exclude={"rungs", "until"})  # how far it is to train changes
+    kept = task.model_dump(
+        mode="json", exclude={"rungs", "until"}
+    )  # these change while a search with stopping runs
     return (json.dumps(seal(kept), indent=2) + "\n").encode()
 
 
 def _searched(trials: Iterable[TrialTask | TrialRecord]) -> tuple[Role, ...]:
-    """Return the roles of the trials that a search went by: those on a part of the data, if it has some."""
+    """Return the roles of the trials that a search is based on: those on part of the data, if there are any."""
     return ("proxy",) if any(trial.role == "proxy" for trial in trials) else ("default", "search")
 
 
 def warm_start(study: Study) -> list[Observation]:
-    """Return the finished search trials of earlier studies, as far as they fit this study's parameters."""
+    """Return the finished search trials of earlier studies whose settings are in this study's space."""
     found: list[Observation] = []
     for uri in study.search.warm_start:
         records = Ledger(uri).records.values()
         searched = _searched(records)
         for record in records:
-            if record.status == "early_stopped":  # how it would have ended is not known
+            if record.status == "early_stopped":  # its final loss is unknown
                 continue
             if record.role in searched and study.search.space.contains(record.assignment):
                 found.append(observation(record, f"warm-{len(found)}", uri))

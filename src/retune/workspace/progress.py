@@ -17,7 +17,7 @@ WRITE_EVERY_SECONDS = 0.5
 
 
 class Progress(BaseModel):
-    """Where a study stands. Times are in seconds; `left` is None until there is something to estimate from."""
+    """The progress of a study. Times are in seconds; `left` is None until it can be estimated."""
 
     step: str = ""
     done: int = 0
