@@ -84,6 +84,7 @@ def bomb(size=256 << 20):
     return b"".join(packer.compress(part) for _ in range(size >> 20)) + packer.flush()
 
 
+@pytest.mark.slow
 def test_a_gzip_bomb_is_not_unpacked(tmp_path):
     path = tmp_path / "data.jsonl.gz"
     path.write_bytes(bomb())

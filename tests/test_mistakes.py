@@ -186,6 +186,7 @@ POINTED_TO = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "value", "answer"), POINTED_TO)
 def test_what_it_points_to(key, value, answer, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
@@ -221,6 +222,7 @@ def server():
         one.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "answer"), [(200, None), (401, "wants to know who asks"), (404, "it is not an MLflow server"), (503, "answers with an error")]
 )  # fmt: skip

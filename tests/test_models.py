@@ -16,6 +16,7 @@ from retune.study import Model, Training
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow
 def test_loading_a_base_is_silent_even_after_the_hub_was_imported():
     code = (
         "import huggingface_hub; from retune import models; from retune.study import Model; "

@@ -263,6 +263,7 @@ def test_killed_at_any_moment_leaves_one_content_or_the_other(tmp_path):
         assert store.read(target) in (b"a" * MIB, b"b" * MIB)
 
 
+@pytest.mark.slow
 def test_two_processes_race_to_create(tmp_path):
     """Each of two processes creates the same 200 files as fast as it can: every file has one winner."""
     code = "import sys, time; from retune import store\n" + (
@@ -356,6 +357,7 @@ def test_large_files_go_in_parts(s3, tmp_path):
     assert store.read(f"{s3}/large.bin") == content
 
 
+@pytest.mark.slow
 def test_killed_between_two_parts_leaves_the_old_object(s3, tmp_path):
     store.write(f"{s3}/large.bin", b"old")
     (tmp_path / "large.bin").write_bytes(bytes(33 * MIB))
@@ -382,6 +384,7 @@ def test_lost_answer_to_a_create_is_still_a_win(proxy, s3):
     assert store.create(f"{s3}/lease", b"mine") is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", ["busy", "lost"])
 def test_passing_faults_are_tried_again(proxy, s3, spoil):
     proxy.spoil = [("PUT", spoil), ("GET", spoil), ("HEAD", spoil)]
@@ -430,6 +433,7 @@ def json_of(name):
     return name.endswith(".json")
 
 
+@pytest.mark.slow
 def test_gathered_records_come_in_two_requests_and_what_changed_by_itself(proxy, s3, monkeypatch, tmp_path):
     written = {f"trials/{k:03}/trial.json": f'{{"n": {k}, "é": "ü"}}'.encode() for k in range(30)}
     for name, content in written.items():

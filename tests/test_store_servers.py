@@ -74,6 +74,7 @@ def test_a_folder_is_deleted_where_content_md5_is_wanted(server, s3):
     assert store.listing(f"{s3}/folder") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trait", ["ignores If-None-Match", "refuses If-None-Match"])
 def test_a_server_without_conditional_writes_is_told_of_once_and_nothing_is_written_over(
     server, s3, caplog, trait

@@ -263,6 +263,7 @@ def test_any_content_is_a_study_or_a_list_of_problems(content):
     assert repr(content) == repr(before)  # looking for further problems changes nothing that is the caller's
 
 
+@pytest.mark.slow
 @given(broken())
 def test_any_file_is_loaded_or_refused_in_words(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.yaml"

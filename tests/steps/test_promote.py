@@ -85,6 +85,7 @@ def killed_at(monkeypatch, place, study, folder, data):
             step.promote(study, SearchFolder(folder), data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["promote", "note_gate"])
 def test_killed_before_and_after_the_alias_moved(registered, monkeypatch, place):
     study, folder, data, _ = registered
@@ -106,6 +107,7 @@ def test_a_decision_against_a_champion_that_is_gone_is_made_again(registered, mo
     assert SearchFolder(folder).gate.decision == "keep"
 
 
+@pytest.mark.slow
 def test_a_decision_to_keep_is_made_again_too(registered, monkeypatch):
     study, folder, data, other = registered
     promotion.promote(study.tracking.uri, "m", other("better", 0.5), None)

@@ -82,11 +82,13 @@ def test_everything_reaches_the_pods_of_trials():
     assert env["RETUNE_HP_RANK"] == "${trialParameters.rank}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: "{}.{}".format(*version))
 def test_kubernetes_takes_it(version):
     assert [problem for made in objects() for problem in problems(made, version)] == []
 
 
+@pytest.mark.slow
 def test_everything_that_kfp_knows_reaches_the_steps(small):
     spec, platform = yaml.safe_load_all(package("search", small(*CLUSTER, *EVERYTHING)))
     pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
@@ -115,6 +117,7 @@ def test_everything_that_kfp_knows_reaches_the_steps(small):
     assert (resources["resourceCpuRequest"], resources["resourceMemoryLimit"]) == ("4000m", str(3 << 29))
 
 
+@pytest.mark.slow
 def test_what_kfp_cannot_give_to_a_step_is_refused_or_said(small):
     wanted = small(*CLUSTER, *TRIALS_ONLY)
     with pytest.raises(InputError, match=r"no field for \['cluster.priority_class', 'cluster.runtime_class'"):

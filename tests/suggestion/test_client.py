@@ -84,6 +84,7 @@ def test_the_wire_changes_nothing(service, algorithm):
     assert through == direct
 
 
+@pytest.mark.slow
 def test_a_kill_between_any_two_calls_changes_nothing():
     """Batches of eight, a fifth of the trials fail, and every call meets a new service."""
     study_, services = study(), []
@@ -108,6 +109,7 @@ def test_a_kill_between_any_two_calls_changes_nothing():
     assert len(services) == 5
 
 
+@pytest.mark.slow
 def test_a_service_that_comes_back_in_time_is_waited_for():
     first = Service()
     first.kill()
@@ -146,6 +148,7 @@ def test_a_service_killed_under_the_call_is_a_lost_connection():
 ROW = {"rank": 8, "alpha": 32, "dropout": 0.1, "learning_rate": 1e-5}
 
 
+@pytest.mark.slow
 def test_problems_come_back_one_by_one(service):
     with SuggestionClient(service.address) as client:
         assert client.validate(study()) == []

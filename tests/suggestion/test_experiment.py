@@ -28,6 +28,7 @@ def there_and_back(space, **more):
     return search_of(katib.Experiment.FromString(wire))
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(space=spaces())
 def test_a_space_comes_back_with_an_equal_lattice(space):
@@ -213,6 +214,7 @@ def _magnitude(word):
         return 0.0
 
 
+@pytest.mark.slow
 @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(message=experiments())
 def test_any_experiment_is_refused_with_reasons_or_gets_its_points(message):

@@ -81,6 +81,7 @@ def test_algorithms_that_never_end_cost_later_calls_nothing(monkeypatch):
     assert found("retune_fallbacks_total", {"algorithm": "lhs", "reason": "TimeoutError"}) is None
 
 
+@pytest.mark.slow
 def test_metrics_over_http_and_one_json_line_a_call(tmp_path):
     log = tmp_path / "log"
     with socket_port() as port, log.open("w") as stream:

@@ -95,6 +95,7 @@ def test_words_of_a_list_come_back_as_they_were_written(channel):
     }
 
 
+@pytest.mark.slow
 def test_the_same_answer_when_asked_again_in_another_order_after_a_kill():
     request = ask(request_of(20), 5)
     answers = []
@@ -314,6 +315,7 @@ def _own_threads(folder):
     return names.count((folder / "comm").read_text())
 
 
+@pytest.mark.slow
 def test_many_calls_leave_nothing_behind(tmp_path, monkeypatch):
     """Descriptors, threads, children and files of the service after many calls are those after a few."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -335,6 +337,7 @@ def test_many_calls_leave_nothing_behind(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_client_that_hangs_up_harms_nobody(channel):
     request = ask(request_of(25), 8)
     expected = call(channel, "GetSuggestions", request)
@@ -344,6 +347,7 @@ def test_a_client_that_hangs_up_harms_nobody(channel):
     assert call(channel, "GetSuggestions", request) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_ends_it_cleanly_after_the_call_under_way(number):
     service = Service()
@@ -363,6 +367,7 @@ def test_a_signal_ends_it_cleanly_after_the_call_under_way(number):
         service.close()
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_said_in_a_sentence(service):
     import subprocess
     import sys

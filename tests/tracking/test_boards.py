@@ -76,6 +76,7 @@ def written(data: bytes):
             whole = b""
 
 
+@pytest.mark.slow
 def test_weights_and_biases_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     asked = Tracking(wandb="team/bots")

@@ -33,6 +33,7 @@ def test_a_kill_while_the_tables_are_made_leaves_nothing_in_the_way(tmp_path):
         assert made.execute("select count(*) from alembic_version").fetchone() == (1,)
 
 
+@pytest.mark.slow
 def test_a_database_that_is_there_stays(tmp_path):
     path = tmp_path / "mlflow.db"
     uri = f"sqlite:///{path}"

@@ -54,6 +54,7 @@ def test_the_registry_refuses_it(old):
         promotion.rollback("http://127.0.0.1:9", "model")
 
 
+@pytest.mark.slow
 def test_helms_test_refuses_it(old):
     done = subprocess.run(
         [sys.executable, str(ROOT / "charts/retune/files/check_mlflow.py"), old],

@@ -68,6 +68,7 @@ def test_a_study_is_a_parent_run_with_a_child_for_each_trial(start, database, tm
     assert trial_run(held.client, "demo", "trial-001", "another search") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "in_mlflow"),
     [

@@ -123,6 +123,7 @@ def test_failed(study_file, data, tmp_path):
     assert record(tmp_path / "t").failure == "nan"
 
 
+@pytest.mark.slow
 def test_bad_input(study_file, tmp_path):
     process = start(study_file, "--data", tmp_path / "nowhere", "--out", tmp_path / "t")
     _, stderr = process.communicate()

@@ -99,6 +99,7 @@ def test_same_seed_same_bytes_other_seed_others(study, data, base, task, tmp_pat
     assert found[0][1] != found[2][1]
 
 
+@pytest.mark.slow
 def test_hyper_parameters_reach_the_training(study, data, base, task, tmp_path):
     """Each one alone changes the result; weight decay and dropout are easily lost on the way."""
     digests = {}
@@ -121,6 +122,7 @@ def test_a_trial_that_is_done_is_not_run_again(study, data, base, task):
     assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["seed", "assignment", "study", "role"])
 def test_a_record_of_something_else_is_not_taken_for_ours(study, data, base, task, change):
     first = run_trial(study, data, task, base)
@@ -175,6 +177,7 @@ def test_an_infinite_validation_loss_is_a_failure(study, data, base, task, tmp_p
     assert "the validation loss must be finite, but it is inf in step 6" in record.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [
@@ -307,6 +310,7 @@ def test_a_flipped_bit_in_the_data_is_refused_by_name(study, data, task, base_fo
     assert not Path(task.folder).exists()
 
 
+@pytest.mark.slow
 def test_many_trials_leave_no_memory_behind(study, data, base, task, tmp_path):
     def tensors():
         gc.collect()

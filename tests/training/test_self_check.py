@@ -96,6 +96,7 @@ BROKEN = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", list(BROKEN))
 def test_a_broken_fast_path_is_left_with_one_line_in_the_log(what, monkeypatch, caplog):
     owner, name, breaks, said, kind = BROKEN[what]

@@ -84,6 +84,7 @@ def pack(study, data, base):
     return made
 
 
+@pytest.mark.slow
 def test_three_trials_of_different_settings_give_what_each_gives_alone(pack, alone, tmp_path):
     found = drive(pack, tasks(tmp_path))
     assert found.keys() == alone.keys()
@@ -96,6 +97,7 @@ def test_three_trials_of_different_settings_give_what_each_gives_alone(pack, alo
     assert sum(r.values["seconds"] for r in found.values()) > 0
 
 
+@pytest.mark.slow
 def test_settings_may_differ_in_all_that_a_search_tunes(pack, study, data, base, tmp_path):
     """Other layers, scale, batches, epochs, schedule and optimiser; DoRA does not share, and trains in between."""
     settings = [
@@ -145,6 +147,7 @@ def test_the_adapter_loads_in_peft(pack, tmp_path, base_folder):
     assert sum(p.numel() for n, p in tuned.named_parameters() if "lora_" in n) == record.trainable_parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("join_at", [1, 7])
 def test_a_late_comer_changes_nothing_and_is_not_changed(pack, alone, tmp_path, join_at):
     first, second, third = tasks(tmp_path)
@@ -153,6 +156,7 @@ def test_a_late_comer_changes_nothing_and_is_not_changed(pack, alone, tmp_path, 
         assert_same(record, alone[name])
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_fails_and_the_others_do_not_notice(pack, alone, tmp_path):
     found = drive(pack, [*tasks(tmp_path), task(tmp_path, 9, NAN)])
     bad = found.pop("trial-009")
@@ -183,6 +187,7 @@ def test_not_a_number_reaches_no_gradient_of_another_trial(pack, tmp_path):
     assert seen == {2: (True, True), 3: (False, False), 4: (True, True)}
 
 
+@pytest.mark.slow
 def test_any_error_of_one_trial_is_its_own(pack, alone, tmp_path, monkeypatch):
     """Here it divides by zero in the pass that all share, which is then computed in halves until it is alone."""
     real = side_by_side._next
@@ -198,6 +203,7 @@ def test_any_error_of_one_trial_is_its_own(pack, alone, tmp_path, monkeypatch):
         assert_same(record, alone[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tokens", "again", "told"), [(700, None, "two halves"), (100, 500, "computed again")]
 )
@@ -224,6 +230,7 @@ def test_a_trial_joins_only_while_there_is_memory_for_it(pack, tmp_path, monkeyp
     assert pack.fits(second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [3, 6])
 def test_stopped_and_carried_on_together_or_alone(study, data, base, alone, tmp_path, stop_after):
     """A checkpoint of either kind is carried on by either."""
@@ -274,6 +281,7 @@ def test_a_full_disk_under_one_trial_saves_the_others(pack, tmp_path, monkeypatc
     assert store.exists(store.join(each[2].folder, "checkpoint", "state.pt"))
 
 
+@pytest.mark.slow
 def test_the_base_is_left_as_it_was(pack, base, tmp_path):
     core = base.load().model
     before = {name: (type(m), set(vars(m))) for name, m in core.named_modules()}

@@ -53,6 +53,7 @@ def test_every_tunable_key_is_tried():
     assert set(OTHER) == set(TUNABLE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TUNABLE)
 def test_a_tunable_key_changes_what_is_trained(trial, usual, name):
     record = trial(**(PLAIN | {name: str(OTHER[name])}))  # as Katib passes it
@@ -67,6 +68,7 @@ def test_accumulated_batches_are_one_larger_batch(trial):
     assert small.values["validation_loss"] == trial(**PLAIN, batch_size=8).values["validation_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "chosen",
     [

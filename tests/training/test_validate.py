@@ -40,6 +40,7 @@ def test_shares_of_several_processes_add_up(base, monkeypatch):
     assert all(0 < part < whole for part in sums)
 
 
+@pytest.mark.slow
 def test_a_pass_that_runs_out_of_memory_is_halved(base):
     layer = base.load().model.model.layers[0]
 
