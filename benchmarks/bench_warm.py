@@ -183,9 +183,14 @@ def main() -> None:
                 file.write(json.dumps(line) + "\n")
     wanted = {tuple(job) for job in jobs}
     rows = summary([line for line in lines if tuple(line["job"]) in wanted])
-    content = {"measured": now(), "versions": versions("numpy", "scipy"), "seeds": [given.first_seed, given.first_seed + given.seeds - 1],
-               "margin": MARGIN,
-               "surfaces": given.surfaces, "rows": rows}  # fmt: skip
+    content = {
+        "measured": now(),
+        "versions": versions("numpy", "scipy"),
+        "seeds": [given.first_seed, given.first_seed + given.seeds - 1],
+        "margin": MARGIN,
+        "surfaces": given.surfaces,
+        "rows": rows,
+    }
     given.out.write_text(json.dumps(content, indent=1) + "\n")
     print(
         "earlier   algorithm    batch  arm   trials  median ratio to cold (worst surface)  p behind  p ahead"
