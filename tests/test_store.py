@@ -464,7 +464,9 @@ def test_gathered_records_come_in_two_requests_and_what_changed_by_itself(proxy,
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\x1f\x8b cut", gzip.compress(b"[1]"), gzip.compress(b'{"a.json": 1}')]
+    "content",
+    [b"", b"\x1f\x8b cut", gzip.compress(b"[1]"), gzip.compress(b'{"a.json": 1}')],
+    ids=["nothing", "no gzip", "a list", "an object of numbers"],
 )
 def test_what_was_gathered_may_be_damaged(s3, content):
     for name in ("a.json", "b.json"):
