@@ -110,26 +110,16 @@ def bench(
         InputError: with every problem of settings, files and adapters, before the model is loaded.
 
     """
-    from pydantic import ValidationError
-
     from retune.evaluation import bench as benches
     from retune.study import Benchmark, Model
-    from retune.study.problems import sentences
+    from retune.study.problems import read_sections
 
     of_model: dict[str, Any] = {key: settings.pop(key) for key in ("revision", "dtype") if key in settings}
-    sections: dict[type[Model] | type[Benchmark], dict[str, Any]] = {
-        Model: {"base": base, **of_model},
-        Benchmark: {"tasks": list(data), "data": dict(data), **settings},
-    }
-    problems = []
-    for kind, content in sections.items():
-        try:
-            kind.model_validate(content)
-        except ValidationError as error:
-            problems += sentences(error, kind)
-    if problems:
-        raise InputError(problems, "retune.bench")
-    model, benchmark = Model(**sections[Model]), Benchmark(**sections[Benchmark])
+    model, benchmark = read_sections(
+        "retune.bench",
+        (Model, {"base": base, **of_model}),
+        (Benchmark, {"tasks": list(data), "data": dict(data), **settings}),
+    )
     candidates = [benches.Candidate("base")]
     candidates += [benches.Candidate(name, uri) for name, uri in (adapters or {}).items()]
     return benches.run(model, candidates, benchmark, seed, out, on_event)

@@ -412,6 +412,15 @@ def test_command_line_refuses(base, words, says, no_model):
     assert says in str(result.exception)
 
 
+def test_command_line_names_the_problems_of_base_and_benchmark_together(no_model):
+    from retune.cli.bench import command
+
+    result = CliRunner().invoke(command, ["--model", "https://hub/o/llama", "--tasks", "mmlu"])
+    assert isinstance(result.exception, InputError)
+    assert "write o/llama" in str(result.exception)
+    assert "every task needs its file" in str(result.exception)
+
+
 def test_names_of_adapters_on_the_command_line():
     from retune.cli.bench import candidates
 

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import urllib.request
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -18,6 +19,9 @@ from retune.space import tribes2024
 from retune.suggestion import messages as katib
 from retune.suggestion.metrics import Metrics
 from retune.suggestion.service import SuggestionService, start
+
+WAITED_FOR = SimpleNamespace(is_active=lambda: True)
+"""What the methods ask of gRPC's context."""
 
 
 def broken(problem, count):
@@ -36,12 +40,12 @@ def test_a_broken_or_stuck_algorithm_is_replaced_by_random_points(monkeypatch, a
     service = SuggestionService(answer_seconds=0.5, metrics=metrics)
     request = ask(katib.GetSuggestionsRequest(experiment=experiment(tribes2024())), 3)
     begun = time.monotonic()
-    reply = service.get_suggestions(request, None)
+    reply = service.get_suggestions(request, WAITED_FOR)
     assert len(reply.parameter_assignments) == 3
     assert time.monotonic() - begun < 2.5
     labels = {"algorithm": "nomad", "reason": reason}
     assert metrics.registry.get_sample_value("retune_fallbacks_total", labels) == 1
-    assert service.get_suggestions(request, None) == reply
+    assert service.get_suggestions(request, WAITED_FOR) == reply
 
 
 @pytest.mark.slow
@@ -70,10 +74,10 @@ def test_algorithms_that_never_end_cost_later_calls_nothing(monkeypatch):
     stuck = ask(katib.GetSuggestionsRequest(experiment=experiment(tribes2024())), 1)
     try:
         for _ in range(15):
-            service.get_suggestions(stuck, None)
+            service.get_suggestions(stuck, WAITED_FOR)
         service._answer_seconds = 30
         well = ask(katib.GetSuggestionsRequest(experiment=experiment(tribes2024(), "lhs")), 1)
-        service.get_suggestions(well, None)
+        service.get_suggestions(well, WAITED_FOR)
     finally:
         ended.set()
     found = metrics.registry.get_sample_value

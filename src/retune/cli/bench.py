@@ -6,11 +6,10 @@ import json
 from typing import TYPE_CHECKING
 
 import click
-from pydantic import ValidationError
 
 from retune.errors import InputError
 from retune.study import TASKS, Benchmark, Model
-from retune.study.problems import sentences
+from retune.study.problems import read_sections
 
 if TYPE_CHECKING:
     from retune.evaluation.bench import Candidate
@@ -110,13 +109,10 @@ def command(
         "temperature": temperature,
         "samples": samples,
     }
-    try:
-        benchmark = Benchmark.model_validate(settings)
-    except ValidationError as error:
-        raise InputError(sentences(error, Benchmark), "retune bench") from error
+    of_model = {"base": base, "revision": revision, "dtype": dtype}
+    model, benchmark = read_sections("retune bench", (Model, of_model), (Benchmark, settings))
     from retune.evaluation import bench
 
-    model = Model(base=base, revision=revision, dtype=dtype)  # type: ignore[arg-type]
     records = bench.run(model, candidates(adapters), benchmark, seed, out, None if as_json else _progress)
     if as_json:
         for record in records:

@@ -87,17 +87,15 @@ def prepare(
     """
     from retune.evaluation.judge import prepare as judge
     from retune.steps import contestants
-    from retune.study import Model
 
     a, b = (contestants.find(text, uri) for text in (first, second))
     prompts, note = contestants.prompts(a, b, prompt)
     if note:
         click.secho(f"note: {note}", fg="yellow", err=True)
-    model = Model(base=base or "", revision=revision, dtype=dtype)  # type: ignore[arg-type]
     try:
         made = judge.prepare(
-            model, a.candidate, b.candidate, questions, count, seed, out, new_tokens, batch_size,
-            _quiet if as_json else _progress, prompts,
+            base, a.candidate, b.candidate, questions, count, seed, out, new_tokens, batch_size,
+            _quiet if as_json else _progress, prompts, revision, dtype,
         )  # fmt: skip
     except KeyboardInterrupt as error:
         raise Interrupted(f"stopped; answers so far are in {out}. The same command carries on") from error

@@ -9,10 +9,28 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from retune.errors import InputError
 from retune.space import Parameter
 from retune.study import words
 from retune.study.model import Study
 from retune.study.training import TUNABLE
+
+
+def read_sections(origin: str, *sections: tuple[type[BaseModel], Mapping[str, Any]]) -> list[Any]:
+    """Return sections of a study that come from a command or a call, one of each pair of class and content.
+
+    Raises:
+        InputError: with the problems of all of them; `origin` says where they come from.
+    """
+    found, problems = [], []
+    for kind, content in sections:
+        try:
+            found.append(kind.model_validate(content))
+        except ValidationError as error:
+            problems += sentences(error, kind)
+    if problems:
+        raise InputError(problems, origin)
+    return found
 
 
 def sentences(error: ValidationError, root: type[BaseModel]) -> list[str]:

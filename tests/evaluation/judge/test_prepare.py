@@ -13,7 +13,6 @@ from retune.errors import InputError, Interrupted, RetuneError
 from retune.evaluation import prompter
 from retune.evaluation.bench import Candidate
 from retune.evaluation.judge import answers, prepare, record
-from retune.study import Model
 from tests.conftest import wait_for
 from tests.evaluation.conftest import make_adapter, make_base
 
@@ -38,8 +37,8 @@ def make(base, adapter, questions, tmp_path):
         candidates = (a or Candidate("tuned", str(adapter)), b or Candidate("base"))
         where = str(tmp_path / out)
         return prepare.prepare(
-            Model(base=str(base), dtype="float32"), *candidates, options.pop("questions", questions), count, seed, where,
-            **{"new_tokens": 12, "batch_size": 2, **options},
+            str(base), *candidates, options.pop("questions", questions), count, seed, where,
+            **{"new_tokens": 12, "batch_size": 2, "dtype": "float32", **options},
         )  # fmt: skip
 
     return run
@@ -198,7 +197,7 @@ def test_the_base_is_what_the_adapters_name(adapter, base, tmp_path, questions):
             prepare.common_base(*wrong)
     with pytest.raises(InputError) as error:
         prepare.prepare(
-            Model(base=""), Candidate("none", str(tmp_path)), untuned, "nowhere", 1, 0, str(tmp_path / "out")
+            None, Candidate("none", str(tmp_path)), untuned, "nowhere", 1, 0, str(tmp_path / "out")
         )
     assert "there is no file nowhere" in str(error.value)
     assert "none: without --base" in str(error.value)

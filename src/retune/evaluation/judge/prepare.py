@@ -12,6 +12,7 @@ from retune.evaluation.bench import Candidate, check_candidates
 from retune.evaluation.judge import answers, form, key
 from retune.evaluation.judge import questions as questionnaire
 from retune.study import Model
+from retune.study.problems import read_sections
 
 GENERATED, KEY, FORM = "generated.json", "key.json", "form.html"
 
@@ -27,7 +28,7 @@ class Prepared:
 
 
 def prepare(
-    model: Model,
+    base: str | None,
     a: Candidate,
     b: Candidate,
     questions_uri: str,
@@ -38,6 +39,8 @@ def prepare(
     batch_size: int = 8,
     report: answers.Report = lambda event: None,
     prompts: answers.Prompts | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
 ) -> Prepared:
     """Generate both models' answers and write ``generated.json``, ``key.json`` and ``form.html`` below `out_uri`.
 
@@ -45,10 +48,11 @@ def prepare(
     space around them are not shown; `retune.evaluation.judge.score` counts them as ties.
 
     Args:
-        model: the base; where its name is empty, the one that the adapters name.
+        base: a folder, an ``s3://`` folder or a hub name; None: the one that the adapters name.
         a, b: the two models. count: questions drawn from the file by `seed`.
         new_tokens: the most tokens of an answer.
         report: see `answers.generate`. prompts: the prompt of each of the two models; Alpaca's by default.
+        revision, dtype: of the base, as in a study's section `model`.
 
     Raises:
         InputError: with every problem of questions and models, before the base is loaded.
@@ -57,7 +61,8 @@ def prepare(
     """
     questions, problems = _questions(questions_uri, count)
     try:
-        model = model if model.base else model.model_copy(update={"base": common_base(a, b)})
+        named = common_base(a, b) if base is None else base
+        (model,) = read_sections("--base", (Model, {"base": named, "revision": revision, "dtype": dtype}))
         problems += check_candidates(model, [a, b])
     except InputError as error:
         problems += error.problems
