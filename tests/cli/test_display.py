@@ -9,10 +9,10 @@ from retune.cli._show import Display
 from retune.workspace.progress import Progress
 
 
-def shown(terminal: bool, *steps: Progress) -> str:
+def shown(terminal: bool, *steps: Progress, width: int = 150) -> str:
     out = io.StringIO()
     display = Display({"search": False})
-    display._console = Console(file=out, force_terminal=terminal, width=150, highlight=False)
+    display._console = Console(file=out, force_terminal=terminal, width=width, highlight=False)
     display._bar.live.console = display._console
     display._bar.disable = not terminal
     with display:
@@ -33,6 +33,10 @@ def test_a_log_counts_the_settings_that_were_announced():
     assert "search: 1 of 3 settings (2 of 8 trials, with base and repeats), best 1.5000" in shown(
         False, WORKING
     )
+
+
+def test_a_line_of_a_log_stays_one_line():
+    assert len(shown(False, WORKING, width=40).splitlines()) == len(shown(False, WORKING).splitlines())
 
 
 def test_a_terminal_shows_each_trial_at_work_and_takes_it_away_when_it_is_done():

@@ -108,7 +108,8 @@ class Display:
             and (progress.done, progress.total) != self._last
         ):
             self._last = (progress.done, progress.total)
-            self._console.print(f"search: {_counted(progress)}, {best or 'no result yet'}, {left or '…'}")
+            text = f"search: {_counted(progress)}, {best or 'no result yet'}, {left or '…'}"
+            self._console.print(text, soft_wrap=True)  # a pipe or log has no width
 
     def _show_trials(self, progress: StudyProgress) -> None:
         """Show a line for each trial at work: its share, epochs and last loss."""
