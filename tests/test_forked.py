@@ -20,10 +20,11 @@ WORKER = [sys.executable, "-m", "retune.engines.worker"]
 
 @pytest.fixture
 def worker():
-    """A worker that waits for its first line."""
-    with subprocess.Popen(
-        WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    """A worker that waits for its first line, with the settings that this session began with."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith(forked.STARTED_WITH)}
+    env = {**others, **forked.Popen.settings, **forked.ONE_THREAD}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(WORKER, env=env, **pipes) as process:
         assert process._answers is not None, "it is forked"
         yield process
         process.kill()

@@ -95,7 +95,11 @@ def test_layers_as_on_a_gpu_give_the_same(core, one_kernel, how):
     assert apart(gradients, right_gradients) < 1e-5
 
 
-@pytest.mark.parametrize(("how", "share"), [(PLAIN, 1.0), (AS_ONE, 0.75)], ids=["plain", "as one"])
+# Attention is more operations on a CPU in torch's older versions, here as in transformers: there our share is 0.84.
+SHARE = 0.75 if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10) else 0.9
+
+
+@pytest.mark.parametrize(("how", "share"), [(PLAIN, 1.0), (AS_ONE, SHARE)], ids=["plain", "as one"])
 def test_bfloat16_is_as_exact_as_transformers_own_layers_in_fewer_operations(core, one_kernel, how, share):
     right, right_gradients, _ = trained(core, torch.float32, None)
     plain, plain_gradients, plain_count = trained(core, torch.bfloat16, None)
