@@ -48,7 +48,7 @@ class Cluster:
     def remove(self):
         """Remove the release, part of which is elsewhere, and the namespace; whatever failed before."""
         for words in (
-            ("kubectl", "delete", "experiments", "--all"),
+            ("kubectl", "delete", "experiments", "--all", "--timeout", "1m"),
             ("helm", "uninstall", "retune", "--wait", "--timeout", "5m"),
         ):
             command = [self.programs[words[0]], "--namespace", self.namespace, *words[1:]]

@@ -31,5 +31,7 @@ def test_equally_named_studies_of_two_teams_do_not_disturb_each_other(team, name
         (experiment,) = place.get("experiments", selector="retune.dev/study=twins")
         assert experiment["status"]["trialsSucceeded"] == 3
     assert "test-katib" not in other.helm("test", "retune", "--logs")
+    # Now, since Katib lets no Experiment go whose algorithm is no longer registered.
+    other.kubectl("delete", "experiments", "--all", "--timeout", "5m")
     other.helm("uninstall", "retune", "--wait")  # not refused: the algorithms are the first team's
     assert [e["metadata"]["name"] for e in team.get("experiments", selector="retune.dev/study=twins")]
