@@ -52,9 +52,7 @@ class Worker:
     ) -> None:
         self.number = number
         self.tasks: dict[str, TrialTask] = {}
-        # Threads that wait for each other sleep: where other programs want the cores too, spinning made steps ten times slower.
-        env = {"OMP_WAIT_POLICY": "passive", **os.environ}
-        env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         devices = gpus.visible()
         if devices:
             env["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]

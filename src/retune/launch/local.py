@@ -110,9 +110,6 @@ def _start(study: Study, work: Path, log: Log) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "retune.launch.run", str(arguments)]
     env = {**os.environ, PARENT: str(os.getpid()), LAST_WORDS: str(log.words)}
     env |= {"PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
-    env.setdefault(
-        "OMP_WAIT_POLICY", "passive"
-    )  # as in `retune.engines.workers`; benchmarks run in this process
     with log.path.open("w") as out:
         # A session of its own: Ctrl-C reaches only us, and we ask for an orderly end by the stop file.
         return subprocess.Popen(
