@@ -37,10 +37,11 @@ WORTH = {"retune.engines.worker", "retune.launch.run", "run", "trial", "bench", 
 """What the server is started for, which takes it as long as two of them; lesser commands use it where it runs."""
 STARTED_WITH = ("PYTHON", "LANG", "LC_", "HF_", "TRANSFORMERS_", "CUDA_", "TORCH_", "MPL", "TZ")
 """Variables that an interpreter or a library reads when it starts: where they differ, a new one is needed."""
+# As retune.models.quiet sets them
 QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-}  # as retune.models.quiet sets them
+}
 HANDLED = {"PYTHONPATH", "PYTHONWARNINGS", "PYTHONUNBUFFERED", *QUIET}
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 LIMITS = [resource.RLIMIT_AS, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE, resource.RLIMIT_DATA]

@@ -324,9 +324,8 @@ def load_base(
             f"the base model in {folder} cannot be loaded: {_first_line(error)}", "model.base"
         ) from error
     loaded.eval().requires_grad_(False)
-    if getattr(
-        loaded.config, "rescale_every", 0
-    ):  # RWKV halves its weights in place between training and evaluation
+    # RWKV halves its weights in place between training and evaluation
+    if getattr(loaded.config, "rescale_every", 0):
         loaded.config.rescale_every = 0
     return LoadedBase(loaded, load_tokenizer(model), device, dtype, base_digest(folder), model.revision)
 

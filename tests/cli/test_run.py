@@ -144,9 +144,8 @@ def imported(errors):
 def test_killed_at_ten_random_moments_it_ends_as_an_undisturbed_run(undisturbed, retune, tmp_path):
     draw = random.Random(11)
     for kill in range(10):
-        fresh = (
-            kill < 2
-        )  # a new interpreter takes as long to import what it needs as a forked one takes for the whole run
+        # A new interpreter takes as long to import what it needs as a forked one takes for the whole run
+        fresh = kill < 2
         process = retune("run", *STUDY, **({"RETUNE_TESTS_FRESH": "1"} if fresh else {}))
         time.sleep(draw.uniform(1, 12) if fresh else draw.uniform(0.2, 5))
         process.kill()  # only the program itself: its children must end by themselves

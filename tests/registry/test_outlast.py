@@ -106,9 +106,8 @@ def test_lost_answers_register_nothing_twice(mlflow_server, patient, adapter, en
         assert promotion.promote(between.uri, model, "1", None).champion == "1"
     finally:
         between.close()
-    assert (
-        between.calls[endpoint] >= 1
-    )  # a version whose making was not confirmed is found, and not made again
+    # A version whose making was not confirmed is found, and not made again
+    assert between.calls[endpoint] >= 1
     assert len(connect(mlflow_server.uri).search_model_versions(f"name = '{model}'")) == 1
 
 

@@ -113,10 +113,11 @@ def run(
             kubeflow.complete(started, stops)
 
     env = dict(os.environ)
+    # The study's processes run code that a model wrote, and need none of them
     for name in (
         WEBHOOK,
         *TOKENS,
-    ):  # the study's processes run code that a model wrote, and need none of them
+    ):
         os.environ.pop(name, None)
     notify = notifier(env.get(WEBHOOK), lambda line: click.echo(line, err=True))
     with stop_signals() as stops:

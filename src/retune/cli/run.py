@@ -28,9 +28,8 @@ def command(study_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
     from retune.steps import outcome
     from retune.steps.plan import checked
 
-    if (
-        outages.in_a_pod()
-    ):  # a drained node may have taken the storage away together with this pod's forerunner
+    # A drained node may have taken the storage away together with this pod's forerunner
+    if outages.in_a_pod():
         outages.outlast()
     loaded = study.load(study_file, overrides)
     states = checked(loaded)

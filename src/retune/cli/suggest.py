@@ -32,9 +32,8 @@ def command(study_file: str, history: str | None, count: int, as_json: bool) -> 
       retune suggest --study study.yaml --count 9
       retune suggest --study study.yaml --history artifacts/my-study/search --count 4 --json
     """
-    os.environ.setdefault(
-        "OPENBLAS_NUM_THREADS", "1"
-    )  # as the service: sums in another order may choose other points
+    # As the service: sums in another order may choose other points
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from retune import search, study
 
     loaded = study.load(study_file)

@@ -127,9 +127,8 @@ class ChatTemplate:
         for role, text in turns:
             said = text.strip()
             found = whole.find(said, at)
-            if (
-                found < 0 and role == "system"
-            ):  # some templates move the system prompt into the first question
+            # Some templates move the system prompt into the first question
+            if found < 0 and role == "system":
                 found = at if said in whole else -1
                 said = ""
             if found < 0:

@@ -76,9 +76,8 @@ class Encoder:
         for start in range(0, len(examples), _BATCH):
             batch = examples[start : start + _BATCH]
             talks = [self.chat is not None and not example.is_text for example in batch]
-            how = (
-                self.how if self.chat is None else Prompt()
-            )  # plain texts among conversations have no prompt
+            # Plain texts among conversations have no prompt
+            how = self.how if self.chat is None else Prompt()
             plain = join(
                 [pieces(e, how) for e, talk in zip(batch, talks, strict=True) if not talk], self.tokenizer
             )

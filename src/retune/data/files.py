@@ -30,11 +30,12 @@ _PACKED = {
     b"%PDF": "a PDF: records are JSON, JSONL, CSV, Parquet or text",
     b"SQLite format 3": "a database: save its records as JSONL, CSV or Parquet",
 }  # fmt: skip
+# The word for a place in files of this kind; otherwise "record"
 WHERE = {
     "jsonl": "line",
     "text": "line",
     "csv": "row",
-}  # the word for a place in files of this kind; otherwise "record"
+}
 
 
 def rows(data: bytes, name: str, wanted: str, problems: list[str]) -> tuple[str, Rows]:
@@ -165,9 +166,8 @@ def _parquet(data: bytes, problems: list[str]) -> Rows:
         if sum(groups) > left:
             problems.append(TOO_MUCH)
             return
-        for batch in file.iter_batches(
-            batch_size=512
-        ):  # one text may be written once and meant a million times
+        # One text may be written once and meant a million times
+        for batch in file.iter_batches(batch_size=512):
             left -= batch.nbytes
             if left < 0:
                 problems.append(TOO_MUCH)

@@ -122,9 +122,8 @@ def parsed(data: bytes | Path, source: File) -> tuple[str, list[Example]]:
     where = files.WHERE.get(sort, "record")
     try:
         found = list(rows)
-    except (
-        InputError
-    ) as error:  # raised by the format of another package, which does not know the file's name
+    except InputError as error:
+        # Raised by the format of another package, which does not know the file's name
         raise InputError(error.problems, error.subject or source.uri) from error
     read: list[Example] = []
     taken = foreign.schema if foreign else _schema(found, source)

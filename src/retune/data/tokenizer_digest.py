@@ -43,6 +43,5 @@ def tokenizer_digest(tokenizer: Any) -> str | None:
             f"the folder must hold a tokenizer, but {tokenizer} has none of its files", "model.base"
         )
     made = json.loads(tokenizer.backend_tokenizer.to_str())
-    return digest(
-        {key: part for key, part in made.items() if key not in ("truncation", "padding")}
-    )  # set by use
+    # Truncation and padding are set by use
+    return digest({key: part for key, part in made.items() if key not in ("truncation", "padding")})

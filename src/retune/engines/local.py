@@ -228,10 +228,9 @@ class LocalEngine:
         for task in worker.tasks.values():
             if not self._is_done(task):
                 self._attempts[task.trial] = self._attempts.get(task.trial, 0) + 1
+                # With attempts left it is still waiting and is dispatched again
                 if self._attempts[task.trial] >= ATTEMPTS:
-                    self._record_killed(
-                        task, worker, code
-                    )  # otherwise it is still waiting and is dispatched again
+                    self._record_killed(task, worker, code)
 
     def _record_killed(self, task: TrialTask, worker: Worker, code: int) -> None:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -9,12 +9,13 @@ from retune import gpus
 from retune.study import Study
 
 _ON_GPU, _ON_CPU = 8, 4  # trials side by side that `search.parallel: auto` asks for
+# Measured for a process, not for one trial in it
 _MEASURED = {
     "seconds",
     "tokens_per_second",
     "peak_memory_gib",
     "peak_gpu_gib",
-}  # measured for a process, not for one trial in it
+}
 _ROUNDS = 8  # `auto` leaves the search at least this many rounds
 
 

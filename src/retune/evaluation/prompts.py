@@ -39,9 +39,8 @@ def fit(
         waiting = [k for k in waiting if len(tokens[k]) > limit and shots[k] > 0]
         for k in waiting:
             shots[k] -= 1
-    room = (
-        beside if task.shots else max(beside, context // 2)
-    )  # a long answer may be cut short, a question not
+    # A long answer may be cut short, a question not
+    room = beside if task.shots else max(beside, context // 2)
     return [ids[-room:] for ids in tokens], shots
 
 

@@ -57,9 +57,8 @@ class Embedder:
             longest = max(map(len, rows))
             ids = torch.zeros(len(rows), longest, dtype=torch.long)
             mask = torch.ones(len(rows), before + longest, dtype=torch.long)
-            for place, row in enumerate(
-                rows
-            ):  # padded on the left: a further token stands right behind the text
+            # Padded on the left: a further token stands right behind the text
+            for place, row in enumerate(rows):
                 ids[place, longest - len(row) :] = torch.tensor(row)
                 mask[place, before : before + longest - len(row)] = 0
             output = self._model(

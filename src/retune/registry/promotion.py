@@ -344,9 +344,8 @@ def promote(uri: str, model: str, version: str, expected: str | None) -> Aliases
     with Lock(client, model) as lock:
         present = _aliases(client, model)
         if present.champion == version:
-            if (
-                "promoted" not in client.get_model_version(model, version).tags
-            ):  # the answer to the move was lost
+            # Without the tag the answer to the move was lost
+            if "promoted" not in client.get_model_version(model, version).tags:
                 client.set_model_version_tag(model, version, "promoted", now())
             return present
         if present.champion != expected:

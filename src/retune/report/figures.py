@@ -162,9 +162,8 @@ def parallel_coordinates(trials: Sequence[TrialRecord], space: Space, objective:
     shades = rank_colours()
     places = range(len(space.names))
     heights = [space.to_unit(space.encode(trial.assignment)) for trial in done]
-    colours = [
-        shades(place / (len(done) - 1)) for place in range(len(done))
-    ]  # rank, not value: one diverged trial must not take up all colours
+    # Rank, not value: one diverged trial must not take up all colours
+    colours = [shades(place / (len(done) - 1)) for place in range(len(done))]
     lines = [list(zip(places, height, strict=True)) for height in heights]
     thin = slice(None, 2, -1)  # all but the best three, those in front last; as one, since thousands are slow
     axes.add_collection(LineCollection(lines[thin], colors=colours[thin], linewidths=1.1, alpha=0.65))

@@ -104,9 +104,8 @@ def _svg_file(figure: Figure, name: str) -> str:
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    figure.set_layout_engine(
-        "none"
-    )  # where things are is known now; finding it takes half the time of a drawing
+    # Where things are is known now; finding it takes half the time of a drawing
+    figure.set_layout_engine("none")
     return buffer.getvalue()
 
 

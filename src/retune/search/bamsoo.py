@@ -37,9 +37,8 @@ def propose(problem: Problem, count: int) -> list[Candidate]:
     if len(problem.ok) < 3:
         return grow(problem, count, lambda levels, _: known.get(levels))
     lattice = Lattice(problem.space)
-    known = dict(
-        zip(known, squashed(np.array(list(known.values()))).tolist(), strict=True)
-    )  # keeps the order
+    # Keeps the order
+    known = dict(zip(known, squashed(np.array(list(known.values()))).tolist(), strict=True))
     best = min(known.values())
     ranked = sorted(known, key=lambda levels: (known[levels], levels))
     points = sorted(ranked[:: -(-len(ranked) // _MODELLED)])  # good and bad alike, and the best one

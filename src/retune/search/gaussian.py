@@ -161,9 +161,8 @@ def _objective(
     weights = scipy.linalg.cho_solve((factor, True), values, check_finite=False)
     inverse = scipy.linalg.cho_solve((factor, True), np.eye(len(values)), check_finite=False)
     outer = np.outer(weights, weights) - inverse
-    slope = (
-        signal * (5 / 3) * (1 + distance) * decay
-    )  # of the kernel by the log length, over the scaled square
+    # Of the kernel by the log length, over the scaled square
+    slope = signal * (5 / 3) * (1 + distance) * decay
     gradient = np.empty_like(logs)
     gradient[:-2] = -0.5 * np.einsum("ij,gij->g", outer * slope, scaled)
     gradient[-2] = -0.5 * np.sum(outer * kernel)

@@ -103,9 +103,8 @@ def propose(problem: Problem, count: int) -> list[Candidate]:
     """Return the start design first, then what NOMAD proposes from the results."""
     settings = _settings(problem)
     begin = design.start(problem, 0 if settings.paper else settings.LH_SEARCH)
-    if any(
-        point.outcome == "ok" for point in problem.earlier
-    ):  # half of it shows whether that study is like this one
+    # Half of it shows whether that study is like this one
+    if any(point.outcome == "ok" for point in problem.earlier):
         begin = begin[: 1 + settings.LH_SEARCH // 2]
     found = [point for point in begin if point.levels not in problem.seen][:count]
     if len(found) == count or not problem.ok:

@@ -19,10 +19,11 @@ from retune.search import design
 from retune.search.problem import Candidate, Levels, Point, Problem
 from retune.search.settings import Settings
 
+# Limit per call: a tree whose centres are all known would grow for ever
 _CELLS, _CELLS_A_TRIAL = (
     5_000,
     20,
-)  # limit per call: a tree whose centres are all known would grow for ever
+)
 
 
 class SooSettings(Settings):

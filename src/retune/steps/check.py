@@ -112,9 +112,8 @@ def _data(study: Study, base_is_here: bool) -> list[str]:
     """Return a line for each file with its detected format."""
     base = None
     if base_is_here:
-        with contextlib.suppress(
-            FileNotFoundError, RetuneError
-        ):  # reported above; the rest can still be checked
+        # Reported above; the rest can still be checked
+        with contextlib.suppress(FileNotFoundError, RetuneError):
             base = models.locate(study.model)
     return mixing.preview(study.data, study.seed, base)
 

@@ -86,9 +86,8 @@ def _carried_out(study: Study, folder: SearchFolder, version: str) -> GateRecord
 
 
 def _carry_out(uri: str, record: GateRecord) -> None:
-    if (
-        record.decision == "promote" and not record.waits
-    ):  # first: a decision that comes too late is not noted either
+    # First: a decision that comes too late is not noted either
+    if record.decision == "promote" and not record.waits:
         promotion.promote(uri, record.model, record.challenger, record.champion)
     promotion.note_gate(uri, record)
 

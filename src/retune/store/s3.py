@@ -77,9 +77,8 @@ class S3Place:
                     if code in ("PreconditionFailed", "412"):
                         head = self._head()
                         return head is not None and head["Metadata"].get("writer") == writer
-                    if (
-                        code != "ConditionalRequestConflict"
-                    ):  # another write is under way; S3 asks to try again
+                    # A conflict: another write is under way, and S3 asks to try again
+                    if code != "ConditionalRequestConflict":
                         raise
                 else:
                     return True
@@ -368,9 +367,8 @@ def _compare(head: Any, file: BinaryIO) -> tuple[dict[str, str], dict[str, str]]
     found = {"size": str(file.seek(0, os.SEEK_END))}
     encrypted = head.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in head
     checksums = {"sha256": head["Metadata"].get("sha256")}
-    if (
-        "-" not in etag and not encrypted
-    ):  # in parts or under a key of one's own, the ETag is no MD5 of the content
+    # In parts or under a key of one's own, the ETag is no MD5 of the content
+    if "-" not in etag and not encrypted:
         checksums["md5"] = etag
     for name, checksum in sorted(checksums.items()):
         if checksum is not None:

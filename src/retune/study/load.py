@@ -148,7 +148,8 @@ def _read(text: str, name: str) -> Any:
         AttributeError,
         TypeError,
         OverflowError,
-    ) as error:  # of PyYAML, for `!!bool no bool`
+    ) as error:
+        # PyYAML's own errors, for `!!bool no bool`
         raise ValueError(f"a value is not what its tag says: {error!r}") from error
 
 

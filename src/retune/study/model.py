@@ -562,8 +562,7 @@ class Study(Section):
             "search": search,
             "space": {"parameters": [_used(p) for p in self.search.space.parameters]},
         }
-        if (
-            self.engine.kind != "local"
-        ):  # the same word can mean another algorithm, and trials come in another order
+        # The same word can mean another algorithm, and trials come in another order
+        if self.engine.kind != "local":
             decides["engine"] = self.engine.kind
         return digest(decides)

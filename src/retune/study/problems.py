@@ -87,9 +87,8 @@ def _one_each(errors: Sequence[Any]) -> list[Any]:
         if len({tuple(error["loc"]) for error in group}) < len(group) or len(group) == 1:
             kept += group
             continue
-        fitting = [
-            error for error in group if not words.is_of_kind(error)
-        ]  # the kind fits, its value does not
+        # The kind fits, its value does not
+        fitting = [error for error in group if not words.is_of_kind(error)]
         if any(other[: len(path)] == path for other in found if len(other) > len(path)):
             kept += fitting  # one of its kinds is a section, which is told of key by key
             continue
@@ -158,7 +157,8 @@ def _path(error: Any) -> list[str | int]:
             "further_objectives",
             int(place),
             *rest,
-        ]:  # written as the rest of the list `objective`
+        ]:
+            # Written as the rest of the list `objective`
             return ["search", "objective", place + 1, *rest]
     return path
 

@@ -42,9 +42,8 @@ class FormatContract:
         assert min(rows) >= 1
 
     def test_records_say_something_to_learn(self, examples: list[Example]) -> None:
-        assert any(
-            example.output.strip() for example in examples
-        )  # mixing leaves out those without an answer
+        # Mixing leaves out those without an answer
+        assert any(example.output.strip() for example in examples)
         for example in examples:
             assert example.source == self.data.name
             assert example.turns[-1][0] == "assistant" or example.is_text

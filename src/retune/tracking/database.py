@@ -33,9 +33,8 @@ def create_if_missing(uri: str) -> None:
 
     host = socket.gethostname()
     begun = f".{path.name}.{host}."
-    for left in path.parent.glob(
-        f"{glob.escape(begun)}*.new*"
-    ):  # of processes of this machine that were killed
+    # Of processes of this machine that were killed
+    for left in path.parent.glob(f"{glob.escape(begun)}*.new*"):
         if (owner := re.match(r"\d+", left.name.removeprefix(begun))) and not alive(int(owner[0])):
             left.unlink(missing_ok=True)
     made = path.with_name(f"{begun}{os.getpid()}.new")

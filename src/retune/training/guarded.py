@@ -143,9 +143,8 @@ def _forward(
         return hidden
     try:
         return _Guarded.apply(hidden, run, guard, *trained)  # type: ignore[no-untyped-call]
-    except (
-        recompute.NoTensor
-    ) as error:  # such a layer is left as it is: what could stand in for its output is not known
+    except recompute.NoTensor as error:
+        # Such a layer is left as it is: what could stand in for its output is not known
         plain.add(type(layer))
         recompute.set_generators(error.state, hidden.device)
         return run(hidden)

@@ -119,9 +119,8 @@ def score(
     study: Study, task: TrialTask, base: ResidentBase, record: TrialRecord, report: Callable[[Event], None]
 ) -> None:
     """Add the scores that the search asks for to the record's values."""
-    if (
-        study.scored is None or record.status != "completed"
-    ):  # one that was stopped early is compared by its loss
+    # One that was stopped early is compared by its loss
+    if study.scored is None or record.status != "completed":
         return
     from retune.evaluation import scoring
 

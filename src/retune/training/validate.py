@@ -53,9 +53,8 @@ def validation_loss(
             while devices.most(len(waiting)):
                 if poll is not None:
                     poll()
-                records = (
-                    waiting.pop() if waiting else []
-                )  # then take part in the others' exchange and add nothing
+                # Without records it takes part in the others' exchange and adds nothing
+                records = waiting.pop() if waiting else []
                 found = _sum(model, tokens, records or [0], devices)
                 if not isinstance(found, torch.Tensor):
                     memory.give_back(devices.device)

@@ -249,9 +249,8 @@ class Ledger:
 
 
 def _content(task: TrialTask) -> bytes:
-    kept = task.model_dump(
-        mode="json", exclude={"rungs", "until"}
-    )  # these change while a search with stopping runs
+    # These change while a search with stopping runs
+    kept = task.model_dump(mode="json", exclude={"rungs", "until"})
     return (json.dumps(seal(kept), indent=2) + "\n").encode()
 
 

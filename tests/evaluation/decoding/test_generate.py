@@ -90,10 +90,11 @@ def test_where_a_call_costs_much_passages_that_few_share_do_not_break_up_the_bat
         calls.clear()
         answers = replace(asked, call_tokens=price).complete(given, 2)
         found[price] = answers, len(calls)
+    # The shots, and three batches of two tokens
     assert found[2048] == (
         one_at_a_time(loaded, given, 2),
         1 + 3 * 2,
-    )  # the shots, and three batches of two tokens
+    )
     assert found[None] == (found[2048][0], 1 + 12 + 12 * 2)  # here a call for each passage pays
 
 

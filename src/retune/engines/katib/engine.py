@@ -222,9 +222,8 @@ class KatibEngine:
                 raise RetuneError(
                     f"experiment {name} in namespace {self._api.namespace} was deleted while it ran; run again to carry on"
                 )
-            if (
-                "deletionTimestamp" not in found["metadata"]
-            ):  # otherwise somebody is deleting it, trials first
+            # With a deletion timestamp somebody is deleting it, trials first
+            if "deletionTimestamp" not in found["metadata"]:
                 unfinished = self._collect(found)
                 if ended(found) and not unfinished and _progress(found) != self._stale:
                     return self._conclude(found)

@@ -43,9 +43,8 @@ def problems(name: str, folder: Path, base: Path) -> list[str]:
     if refused := lora.refused(settings):
         return [f"{name}: {reason} ({folder})" for reason in refused]
     modules = _shapes(base)
-    blocks = settings.get("use_qalora") or settings.get(
-        "use_bdlora"
-    )  # their factors have shapes of their own
+    # Their factors have shapes of their own
+    blocks = settings.get("use_qalora") or settings.get("use_bdlora")
     replication = settings.get("layer_replication") or []
     layers = [layer for start, end in replication for layer in range(start, end)]
     wrong = []

@@ -39,11 +39,12 @@ Way = Literal["shared", "padded", "one by one", "without cache"]
 * ``without cache``: each alone and read anew for every token, for models whose state cannot be carried on.
 """
 
+# What architectures call what they carry from token to token
 _STATES = (
     "past_key_values",
     "cache_params",
     "state",
-)  # what architectures call what they carry from token to token
+)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,8 @@ from torch import Tensor
 _KNOWN = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
 _BLOCK = 96  # queries at a time: their scores stay in the processor's cache
 
-Layers = list[
-    tuple[Tensor, Tensor]
-]  # keys and values per layer, each of shape (key heads, tokens, head size)
+# Keys and values per layer, each of shape (key heads, tokens, head size)
+Layers = list[tuple[Tensor, Tensor]]
 
 
 def fits(model: Any) -> bool:

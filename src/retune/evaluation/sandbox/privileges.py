@@ -22,9 +22,8 @@ _MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 4096, 16384, 1 << 
 _NO_NEW_PRIVS, _SET_SECCOMP, _SET_DUMPABLE = 38, 22, 4
 _READ_SEARCH = 1 << 2  # CAP_DAC_READ_SEARCH
 _ROOT = os.getuid() == 0
-_MACHINE = ("x86_64", "aarch64").index(
-    os.uname().machine
-)  # no filter is written for other machines, so nothing runs there
+# No filter is written for other machines, so nothing runs there
+_MACHINE = ("x86_64", "aarch64").index(os.uname().machine)
 _AUDIT = (0xC000003E, 0xC00000B7)
 _SYSTEM_FOLDERS = ("/usr", "/lib", "/lib64", "/lib32", "/bin")
 
@@ -215,9 +214,8 @@ def _landlock(readable: list[str]) -> bool:
     for path in readable:
         if not os.path.exists(path):
             continue
-        rights = (
-            1 | 4 | 8 if os.path.isdir(path) else 4 | 2 * (path == "/dev/null")
-        )  # 1 maps, 2 writes, 4 reads, 8 lists
+        # 1 maps, 2 writes, 4 reads, 8 lists
+        rights = 1 | 4 | 8 if os.path.isdir(path) else 4 | 2 * (path == "/dev/null")
         place = os.open(path, os.O_PATH)
         _syscall("landlock_add_rule", ruleset, 1, struct.pack("=Qi", rights, place), 0)
         os.close(place)

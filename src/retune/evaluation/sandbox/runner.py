@@ -246,10 +246,11 @@ def _start(job: dict[str, Any]) -> subprocess.Popen[bytes]:
     except OSError as error:
         raise SetupError(f"the sandbox could not be set up: {error}") from error
     assert child.stdin is not None
+    # If it died before reading, the missing reply shows it
     with (
         contextlib.suppress(BrokenPipeError),
         child.stdin,
-    ):  # if it died before reading, the missing reply shows it
+    ):
         child.stdin.write(json.dumps(job).encode())
     return child
 
