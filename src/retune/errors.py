@@ -11,8 +11,9 @@ Every message names the rule and the value that broke it; passwords in addresses
 
 from __future__ import annotations
 
+import difflib
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from retune.uris import mask
 
@@ -106,3 +107,11 @@ def first_line(problem: object) -> str:
     """Return the first line of an error's text, or of a text; the name of its class where it says nothing."""
     lines = str(problem).strip().splitlines()
     return lines[0] if lines else type(problem).__name__
+
+
+def nearest(given: str, names: Iterable[str]) -> str | None:
+    """Return the name that somebody may have meant: the same but for its case, else the most alike; None if none is like it."""
+    names = list(names)
+    same = [name for name in names if name.lower() == given.lower()]
+    found = same or difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    return found[0] if found else None

@@ -19,13 +19,12 @@ docs/extend.md walks through a package with one of each.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
-from retune.errors import InputError
+from retune.errors import InputError, nearest
 
 Kind = Literal["algorithms", "tasks", "formats", "engines"]
 
@@ -66,9 +65,8 @@ def known(kind: Kind, own: Iterable[str], name: str) -> str:
     if name in own or name in _found(kind):
         return name
     there = [*own, *names(kind)]
-    near = [other for other in there if other.lower() == name.lower()]
-    near = near or difflib.get_close_matches(name, there, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {there}"
+    near = nearest(name, there)
+    hint = f"did you mean {near!r}?" if near else f"there are {there}"
     raise ValueError(f"unknown name {name!r}; {hint}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from retune.data.chat import ChatTemplate, Ids, TurnsNotFound
 from retune.data.example import Example
 from retune.data.prompts import Prompt, pieces, read_template
 from retune.data.tokens import LossOn, Tokens, join, pack
-from retune.errors import InputError
+from retune.errors import InputError, nearest
 from retune.study import PROMPTS
 
 _BATCH = 1000  # records tokenised at once
@@ -37,8 +36,8 @@ def resolve(prompt: str, conversations: bool = False, has_template: bool = True)
     try:
         text = store.read(prompt).decode()
     except (OSError, UnicodeDecodeError) as error:
-        near = difflib.get_close_matches(Path(prompt).name, PROMPTS, n=1, cutoff=0.6)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = nearest(Path(prompt).name, PROMPTS)
+        hint = f"; did you mean {near!r}?" if near else ""
         raise InputError(
             f"`prompt` is one of {list(PROMPTS)} or a file with a template, but {prompt} cannot be read{hint}",
             "data.prompt",

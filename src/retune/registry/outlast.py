@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
 from retune import outages
+from retune.errors import first_line
 from retune.registry.lock import Expired
 from retune.tracking import server
 from retune.tracking.runs import is_remote, tracking_uri
@@ -42,10 +43,10 @@ def outlasts(operation: Callable[Concatenate[str, P], T]) -> Callable[Concatenat
                     raise
                 if time.monotonic() - begun >= limit:
                     raise server.Unreachable(
-                        f"{_line(error)} (tried for {limit:.0f} s, {outages.MLFLOW})"
+                        f"{first_line(error)[:500]} (tried for {limit:.0f} s, {outages.MLFLOW})"
                     ) from error
                 if not told:
-                    log.warning("waiting for the MLflow server: %s", _line(error))
+                    log.warning("waiting for the MLflow server: %s", first_line(error)[:500])
                 told = True
             time.sleep(min(_PAUSE, limit / 10))
 
@@ -69,7 +70,3 @@ def _is_passing(error: Exception) -> bool:
         status = int(error.get_http_status_code())
         return status >= 500 or status == 429
     return False
-
-
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:500]

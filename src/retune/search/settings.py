@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from retune.errors import nearest
 
 
 class Settings(BaseModel):
@@ -39,8 +40,8 @@ def _sentence(kind: type[Settings], given: Mapping[str, Any], error: Any) -> str
     name = str(error["loc"][0]) if error["loc"] else ""
     if error["type"] == "extra_forbidden":
         valid = sorted(kind.model_fields)
-        near = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        near = nearest(name, valid)
+        hint = f"did you mean {near!r}? " if near else ""
         return f"unknown setting {name!r}; {hint}valid settings are {valid}"
     message = error["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]

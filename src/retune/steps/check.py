@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Callable, Iterator
 
 from pydantic import ValidationError
 
 from retune import models, search, store
 from retune.data import mixing, plain_tokenizer
-from retune.errors import InputError, RetuneError
+from retune.errors import InputError, RetuneError, nearest
 from retune.evaluation import bench
 from retune.space import Assignment
 from retune.steps import base_facts, benchmark, remote
@@ -98,13 +97,12 @@ def _metrics(study: Study) -> Iterator[str]:
     for key, metric in named.items():
         if metric in known:
             continue
-        near = difflib.get_close_matches(metric, (*known, *TASKS), n=1, cutoff=0.6)
-        other = {
+        near = {
             "val_loss": "validation_loss",
             "eval_loss": "validation_loss",
             "loss": "validation_loss",
-        }.get(metric)
-        hint = f"did you mean {other or near[0]!r}?" if other or near else f"a trial measures {list(known)}"
+        }.get(metric) or nearest(metric, (*known, *TASKS))
+        hint = f"did you mean {near!r}?" if near else f"a trial measures {list(known)}"
         yield f"{key}: unknown metric {metric!r}; {hint}"
 
 

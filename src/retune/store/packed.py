@@ -37,7 +37,7 @@ def gunzip(data: bytes) -> tuple[bytes, str | None]:
                 size += len(parts[-1])
                 data = unpacker.unconsumed_tail
                 if size > most:
-                    return b"".join(parts), (TOO_MUCH)
+                    return b"".join(parts), TOO_MUCH
             if not unpacker.eof:
                 return b"".join(parts), "the file is truncated: its gzip stream has no end"
             data = unpacker.unused_data.lstrip(b"\0")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from retune import uris
+from retune.errors import nearest
 from retune.records import digest
 from retune.space import PRESETS, Parameter, Space
 from retune.study import scored, trainable, words
@@ -355,17 +355,15 @@ class Tracking(Section):
     @classmethod
     def _check_tracking_uri(cls, uri: str) -> str:
         scheme, mark, _ = uri.partition("://")
-        hint = ""
         if re.fullmatch(r"[\w.-]+:\d+(/.*)?", uri):
             hint = f"; write http://{uri}"
         elif uri.startswith("sqlite:") and not re.match(r"sqlite://(/|$)", uri):
             hint = f"; write sqlite:///{uri.removeprefix('sqlite:').lstrip('/')}"
-        if hint:
-            pass
         elif not mark or scheme.partition("+")[0] in _TRACKING:
             return uris.hide(uri)
-        elif near := difflib.get_close_matches(scheme, _TRACKING, n=1, cutoff=0.6):
-            hint = f"; did you mean {near[0]}://?"
+        else:
+            near = nearest(scheme, _TRACKING)
+            hint = f"; did you mean {near}://?" if near else ""
         raise ValueError(
             f"must be the address of an MLflow server (https://…) or a database (sqlite:///…), but got {uri!r}{hint}"
         )

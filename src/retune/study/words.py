@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retune import extensions
+from retune.errors import nearest
 from retune.study.names import ALGORITHMS, KATIB_ONLY
 
 OTHER_NAMES = {
@@ -102,11 +103,9 @@ def is_of_kind(error: Any) -> bool:
 
 def unknown_name(given: Any, names: Sequence[str]) -> str:
     """Return that a name is none of these, with the nearest of them."""
-    near = [name for name in names if name.lower() == str(given).lower()]
-    near = near or difflib.get_close_matches(str(given), names, n=1, cutoff=0.6)
     other = _OTHER_VALUES.get(str(given).lower())
-    near = [other] if other is not None and other in names else near
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {list(names)}"
+    near = other if other in names else nearest(str(given), names)
+    hint = f"did you mean {near!r}?" if near else f"there are {list(names)}"
     return (
         f"unknown name {given!r}; {hint}"
         if isinstance(given, str)
@@ -125,17 +124,15 @@ def unknown_key(key: str, valid: Sequence[str], elsewhere: Mapping[str, str]) ->
     other = OTHER_NAMES.get(key.lower())
     if other in valid:
         return f"unknown key; did you mean {other!r}?"
-    near = [name for name in valid if name.lower() == key.lower()]
-    near = near or difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
-    if near:
-        return f"unknown key; did you mean {near[0]!r}?"
+    if near := nearest(key, valid):
+        return f"unknown key; did you mean {near!r}?"
     for name in (key, other or ""):
         if name in elsewhere:
             if not elsewhere[name]:
                 return f"unknown key; {name!r} belongs to the top of the file"
             return f"unknown key; did you mean '{elsewhere[name]}.{name}'?"
-    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-    return f"unknown key; did you mean {near[0]!r}?" if near else f"unknown key; valid keys are {list(valid)}"
+    less = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    return f"unknown key; did you mean {less[0]!r}?" if less else f"unknown key; valid keys are {list(valid)}"
 
 
 def _how_to_write(kind: str, given: Any, keys: Sequence[str], key: str) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from retune.errors import InputError
+from retune.errors import InputError, nearest
 from retune.study import Training
 from retune.study.training import GROUPS
 
@@ -189,8 +188,8 @@ def named(layers: Sequence[str], target_modules: Sequence[str] | str) -> list[st
     lacking = [t for t in target_modules if not any(name == t or name.endswith(f".{t}") for name in found)]
     if lacking:
         known = _known(layers)
-        near = {t: difflib.get_close_matches(t, known, n=1) for t in lacking}
-        hint = "".join(f"; did you mean {close[0]!r} for {t!r}?" for t, close in near.items() if close)
+        near = {t: nearest(t, known) for t in lacking}
+        hint = "".join(f"; did you mean {close!r} for {t!r}?" for t, close in near.items() if close)
         raise InputError(
             f"`target_modules` must name linear or embedding layers of the model {known}, but got {lacking}{hint}",
             "training",
@@ -209,8 +208,8 @@ def _known(layers: Sequence[str]) -> list[str]:
 
 def _no_match(expression: str, layers: Sequence[str]) -> str:
     known = _known(layers)
-    near = difflib.get_close_matches(expression, [*GROUPS, *known], n=1)
-    hint = f"; did you mean {near[0] if near[0] in GROUPS else near}?" if near else ""
+    near = nearest(expression, [*GROUPS, *known])
+    hint = f"; did you mean {near if near in GROUPS else [near]}?" if near else ""
     return (
         f"`target_modules` as text is one of {list(GROUPS)} or a regular expression for whole names, as {layers[:1]}, but "
         f"{expression!r} matches none of the layers {known}{hint}"

@@ -8,13 +8,13 @@ Sources: kubeflow/katib v0.19.0, pkg/suggestion/v1beta1/{hyperopt,optuna,skopt,g
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 from kubeflow_katib_api import models
 
 from retune import extensions, search
 from retune.engines.katib import OURS
+from retune.errors import nearest
 from retune.search import Objective, Observation
 from retune.space import Parameter, Value
 from retune.study import Study
@@ -72,8 +72,8 @@ def problems(study: Study) -> list[str]:
     found = []
     for key in wanted.settings:
         if key not in _KATIBS[name]:
-            near = difflib.get_close_matches(key, _KATIBS[name], n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            near = nearest(key, _KATIBS[name])
+            hint = f"did you mean {near!r}? " if near else ""
             found.append(
                 f"`search.settings` of Katib's `{name}` knows no {key!r}; {hint}it knows {list(_KATIBS[name])}"
             )
