@@ -148,10 +148,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name in names:
         questions: list[Question] = [question for question in every if question.group == name][: words.limit]
-        (
-            ours(base, questions[:4], context, words.batch_size, words.call_tokens),
-            one_at_a_time(base, questions[:2], context),
-        )
+        ours(base, questions[:4], context, words.batch_size, words.call_tokens)
+        one_at_a_time(base, questions[:2], context)
         (fast, calls), wall, cpu = timed(ours, base, questions, context, words.batch_size, words.call_tokens)
         asked = questions[:: words.sample]
         slow, slow_wall, slow_cpu = timed(one_at_a_time, base, asked, context)

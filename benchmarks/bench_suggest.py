@@ -15,7 +15,6 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import numpy as np
 
 from functions import valley
 from retune import search
+from retune.engines.service import COMMAND
 from retune.records import now, versions
 from retune.search import Objective, Observation, design
 from retune.search.nomad import NomadSettings
@@ -71,18 +71,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "results" / "suggest.md")
     given = parser.parse_args()
     load = os.getloadavg()[0]
-    command = [
-        sys.executable,
-        "-m",
-        "retune",
-        "serve",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "0",
-        "--die-with-parent",
-    ]
-    service = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    service = subprocess.Popen(COMMAND, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert service.stdout is not None
     address = service.stdout.readline().split()[-1]
     rows = []

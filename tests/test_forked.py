@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from retune.engines.service import COMMAND
 from tests import forked
 from tests.conftest import wait_for
 
@@ -52,20 +53,9 @@ def test_a_session_of_its_own_is_killed_whole():
 
 
 def test_it_knows_who_started_it_and_ends_with_that_one():
-    serve = [
-        sys.executable,
-        "-m",
-        "retune",
-        "serve",
-        "--port",
-        "0",
-        "--host",
-        "127.0.0.1",
-        "--die-with-parent",
-    ]
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); from tests.forked import Popen\n"
-        f"print(Popen({serve!r}).pid, flush=True); sys.stdin.read()"
+        f"print(Popen({COMMAND!r}).pid, flush=True); sys.stdin.read()"
     )
     env = {**os.environ, forked.ADDRESS: forked.Popen._address()}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

@@ -16,7 +16,7 @@ SECRETS = {
     for number, name in enumerate(
         (
             "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD",
-            "RETUNE_WEBHOOK_URL", "GITHUB_TOKEN",
+            "RETUNE_WEBHOOK", "GITHUB_TOKEN",
         )
     )
 }  # fmt: skip

@@ -10,11 +10,12 @@ from retune.engines.local import LocalEngine
 from retune.steps import mix
 from retune.study import load
 from tests.conftest import DEMO, SMALL
+from tests.engine_run import EngineRun
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Run:
+class Run(EngineRun):
     """One run of the engine with what it reported."""
 
     def __init__(self, study, folder, should_stop=lambda: False, react=None):
@@ -30,14 +31,6 @@ class Run:
         self.events.append(event)
         if self.react:
             self.react(self.engine, event)
-
-    def go(self):
-        self.outcome = self.engine.run()
-        return self
-
-    @property
-    def issued(self):
-        return [event.trial for event in self.events if event.kind == "issued"]
 
     @property
     def results(self):

@@ -7,10 +7,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.conftest import DEMO, ROOT, SMALL
+from tests.engine_run import EngineRun
 from tests.katib_simulator.cluster import NAMESPACE, Cluster
 
 
-class Run:
+class Run(EngineRun):
     """One run of the engine on a cluster with what it reported."""
 
     def __init__(self, study, folder, data_uri=None, stop=lambda run: False, poll=0.02):
@@ -28,14 +29,6 @@ class Run:
     def _observe(self, event):
         if event.kind != "polled":
             self.events.append(event)
-
-    def go(self):
-        self.outcome = self.engine.run()
-        return self
-
-    @property
-    def issued(self):
-        return [event.trial for event in self.events if event.kind == "issued"]
 
     @property
     def finished(self):

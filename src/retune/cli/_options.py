@@ -16,6 +16,24 @@ def tracking(help: str = "MLflow tracking URI.", **more: Any) -> Callable[[Any],
     )
 
 
+def base() -> Callable[[Any], Any]:
+    """Return the option ``--base`` of commands that take a tuned model."""
+    return click.option("--base", metavar="BASE", help="The base model, if it is not where the study had it.")
+
+
+def dtype() -> Callable[[Any], Any]:
+    """Return the option ``--dtype`` of commands that load a base which no study names."""
+    return click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto",
+                        show_default=True, help="Precision of the base.")  # fmt: skip
+
+
+def batch_size() -> Callable[[Any], Any]:
+    """Return the option ``--batch-size`` of commands that let models answer."""
+    return click.option(
+        "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Prompts per batch."
+    )
+
+
 def kubeflow(
     host: str = "Address of Kubeflow Pipelines.  [default: from the kubeconfig]",
 ) -> Callable[[Any], Any]:

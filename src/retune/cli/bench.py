@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from retune.cli import _options
 from retune.errors import InputError
 from retune.study import TASKS, Benchmark, Model
 from retune.study.problems import read_sections
@@ -26,13 +27,7 @@ if TYPE_CHECKING:
     help="Base model: a folder, an s3:// folder or a hub name.",
 )
 @click.option("--revision", metavar="SHA", help="Revision of a hub name.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16"]),
-    default="auto",
-    show_default=True,
-    help="Precision of the base.",
-)
+@_options.dtype()
 @click.option(
     "--adapter", "adapters", multiple=True, metavar="[NAME=]URI", help="An adapter to score; may be repeated."
 )
@@ -51,9 +46,7 @@ if TYPE_CHECKING:
     "--limit", type=click.IntRange(min=1), help="Questions per task at most, drawn evenly over its subjects."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides which questions a limit draws.")
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Prompts per batch."
-)
+@_options.batch_size()
 @click.option(
     "--allow-code-execution", is_flag=True, help="Let humaneval run model-generated code, in a sandbox."
 )

@@ -9,7 +9,7 @@ from retune.cli import _options
 
 @click.command("chat")
 @click.argument("what", metavar="STUDY_FOLDER|MODEL@ALIAS")
-@click.option("--base", metavar="BASE", help="The base model, if it is not where the study had it.")
+@_options.base()
 @click.option("--trial", metavar="NAME", help="Another trial instead of the chosen one.")
 @click.option(
     "--ask", "questions", multiple=True, metavar="TEXT", help="Ask this question and exit; may be repeated."

@@ -12,7 +12,7 @@ from retune.cli import _options
 @click.command("export")
 @click.argument("what", metavar="STUDY_FOLDER|MODEL@ALIAS")
 @click.option("--out", type=click.Path(path_type=Path), help="The folder to write.  [default: ./<name>]")
-@click.option("--base", metavar="BASE", help="The base model, if it is not where the study had it.")
+@_options.base()
 @click.option("--trial", metavar="NAME", help="Another trial of the study instead of the chosen one.")
 @click.option(
     "--merge", is_flag=True, help="Merge the adapter into its base: safetensors, tokenizer, chat template."

@@ -34,13 +34,7 @@ def command() -> None:
 @click.option("--base", metavar="BASE",
               help="Base model: a folder, an s3:// folder or a hub name. Default: what the adapters name.")  # fmt: skip
 @click.option("--revision", metavar="SHA", help="Revision of a hub name.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16"]),
-    default="auto",
-    show_default=True,
-    help="Precision of the base.",
-)
+@_options.dtype()
 @click.option("--questions", required=True, metavar="FILE",
               help="JSON lines as Vicuna's, or text with one question per line; a path or URI.")  # fmt: skip
 @click.option(
@@ -49,9 +43,7 @@ def command() -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides which questions are drawn.")
 @click.option("--new-tokens", type=click.IntRange(min=1), default=512, show_default=True,
               help="The longest answer, in tokens.")  # fmt: skip
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Prompts per batch."
-)
+@_options.batch_size()
 @click.option("--out", default="judge", show_default=True, metavar="DIR",
               help="Output folder of the form and its key.")  # fmt: skip
 @click.option("--prompt", metavar="chat|alpaca|none|FILE",

@@ -13,6 +13,8 @@ from typing import IO
 from retune.errors import RetuneError
 
 START_SECONDS = 60
+COMMAND = [sys.executable, "-m", "retune", "serve", "--port", "0", "--host", "127.0.0.1", "--die-with-parent"]
+"""Starts the service on a free port of this machine, which its first line names; it ends with the process that started it."""
 
 
 class SuggestionProcess:
@@ -38,19 +40,8 @@ class SuggestionProcess:
 
     def _start(self) -> None:
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        command = [
-            sys.executable,
-            "-m",
-            "retune",
-            "serve",
-            "--port",
-            "0",
-            "--host",
-            "127.0.0.1",
-            "--die-with-parent",
-        ]
         with self._log.open("a") as log:
-            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+            self._process = subprocess.Popen(COMMAND, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self._process.stdout is not None
         line = _first_line(self._process.stdout)
         prefix, _, address = line.strip().rpartition(" ")

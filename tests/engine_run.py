@@ -1,0 +1,13 @@
+"""What the tests keep of a run of an engine, whichever engine it is."""
+
+
+class EngineRun:
+    """One run of an engine, `engine`, and the `events` that it reported."""
+
+    def go(self):
+        self.outcome = self.engine.run()
+        return self
+
+    @property
+    def issued(self):
+        return [event.trial for event in self.events if event.kind == "issued"]
