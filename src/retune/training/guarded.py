@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retune.training import lora_linear, memory, recompute
+from retune.training import memory, recompute
 from retune.training.devices import Devices
 
 _GUARD = "_retune_guard"
@@ -131,8 +131,7 @@ def _forward(
         return hidden
     if type(layer) in plain:
         return own(hidden, *args, **kwargs)
-    trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
-    trained += lora_linear.lent_to(layer)
+    trained = recompute.trained_in(layer)
 
     def run(x: Tensor) -> Any:
         return own(x, *args, **kwargs)

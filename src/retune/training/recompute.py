@@ -33,6 +33,12 @@ def layers(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
+def trained_in(layer: nn.Module) -> list[Tensor]:
+    """Return what needs a gradient in a layer: its own parameters, and those of adapters that are lent to it."""
+    own: list[Tensor] = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+    return own + lora_linear.lent_to(layer)
+
+
 @contextmanager
 def recomputing(model: nn.Module) -> Iterator[None]:
     """Let the layers of a transformers model compute again in the backward pass inside the block."""
@@ -48,8 +54,7 @@ def recomputing(model: nn.Module) -> Iterator[None]:
 
 
 def _forward(layer: Any, plain: set[type], hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-    trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
-    trained += lora_linear.lent_to(layer)
+    trained = trained_in(layer)
     wanted = torch.is_grad_enabled() and (hidden.requires_grad or trained)
     if not wanted or type(layer) in plain:
         return type(layer).forward(layer, hidden, *args, **kwargs)
