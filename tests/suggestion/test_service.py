@@ -305,9 +305,8 @@ def test_constraints_of_a_study_arrive(channel):
     call(channel, "ValidateAlgorithmSettings", katib.ValidateAlgorithmSettingsRequest(experiment=good))
 
 
-@pytest.mark.slow
 def _own_threads(folder):
-    """Return how many threads Python started; gRPC's own, which have names, come and go as it likes."""
+    """Return how many threads Python started; gRPC's own have names."""
     names = []
     for task in folder.glob("task/*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it just ended
@@ -317,10 +316,14 @@ def _own_threads(folder):
 
 @pytest.mark.slow
 def test_many_calls_leave_nothing_behind(tmp_path, monkeypatch):
-    """Descriptors, threads, children and files of the service after many calls are those after a few."""
+    """A call leaves no descriptor, thread, child or file of the service.
+
+    gRPC starts a thread of its pool, or opens a descriptor, when it likes, so what is told apart is one more with each call.
+    """
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     service, sizes = Service(), []
     folder = Path("/proc", str(service.process.pid))
+    before = _own_threads(folder)
     try:
         with grpc.insecure_channel(service.address) as channel:
             for number in range(30):
@@ -331,8 +334,8 @@ def test_many_calls_leave_nothing_behind(tmp_path, monkeypatch):
                 sizes.append((len(list(folder.glob("fd/*"))), _own_threads(folder), children))
     finally:
         service.close()
-    assert sizes[-1][0] <= sizes[15][0]
-    assert sizes[-1][1] <= sizes[15][1]
+    assert sizes[-1][0] - sizes[14][0] < 15 // 2
+    assert sizes[-1][1] - before < 30 // 2  # its pool has ten threads
     assert sizes[-1][2] == []
     assert not list(tmp_path.iterdir())
 
