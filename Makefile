@@ -107,6 +107,7 @@ args = $(foreach name,BASE_IMAGE TORCH_INDEX EXTRAS,$(if $($(name)),--build-arg 
 labels = $(foreach pair,version=$(VERSION) $(if $(REVISION),revision=$(REVISION)) $(if $(SOURCE),source=$(SOURCE)),--label org.opencontainers.image.$(pair))
 
 hashes: ## write images/cuda.txt and images/hashes.txt: what PyPI's torch brings on Linux, and the hashes of all pinned files (needs uv)
+	@command -v uv > /dev/null || { echo "make hashes needs uv; install it, for example with pip" >&2; exit 1; }
 	{ echo '# The packages that PyPI'"'"'s torch brings on Linux beyond constraints.txt; written by `make hashes`.'; \
 	  sed -n 's/^torch==/&/p' constraints.txt | uv pip compile - --constraint constraints.txt --python-platform x86_64-manylinux_2_28 \
 	    --python-version 3.11 --no-header --no-annotate --quiet | grep -vixFf constraints.txt; } > images/cuda.txt
