@@ -244,6 +244,23 @@ def test_alpaca_and_none_for_conversations():
         assert parts(tokenizer, found.ids.tolist(), found.counted.tolist())[0] == ["said</s>"]
 
 
+@pytest.mark.parametrize("template", [CHATML, MARKED, ZEPHYR, None])
+def test_answers_of_weight_0_are_read_but_not_learned(template):
+    turns = (("user", "Hi"), ("assistant", "Wrong"), ("user", "No"), ("assistant", "Right"))
+    tokenizer = merging()
+    how = Prompt(kind="chat", text=template) if template else Prompt()
+    (every, counted), (ids, learned) = Encoder(tokenizer, how).encode(
+        [Example("", "", "", "x", 1, messages=turns, unlearned=places) for places in ((), (1,))]
+    )
+    assert ids == every
+    assert [
+        flag and place >= counted.index(False, counted.index(True)) for place, flag in enumerate(counted)
+    ] == learned
+    assert tokenizer.decode([token for token, flag in zip(ids, learned, strict=True) if flag]).startswith(
+        "Right"
+    )
+
+
 def test_a_text_is_learned_whole_under_any_prompt():
     tokenizer = by_bytes()  # puts <s> in front
     for how in (Prompt(), Prompt(kind="none"), Prompt(kind="chat", text=CHATML)):

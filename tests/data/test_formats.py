@@ -113,6 +113,37 @@ def test_what_is_no_exchange_is_left_out_of_a_conversation():
     assert only.messages == ()  # and rule 1 drops it
 
 
+def test_answers_of_weight_0_are_left_out_of_the_loss():
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Wrong", "weight": 0},
+        {"role": "user", "content": "No"},
+        {"role": "assistant", "content": "Right", "weight": 1},
+        {"role": "user", "content": "Thanks"},
+        {"role": "assistant", "content": "Bye", "weight": 0},
+    ]
+    (example,) = parse(lines([{"messages": turns}]), File(uri="x"))
+    assert (example.unlearned, example.output, example.turns[-1]) == ((1,), "Right", ("assistant", "Right"))
+    assert Example.from_dict(json.loads(json.dumps(example.to_dict()))) == example
+    (example,) = parse(lines([{"messages": turns[:2]}]), File(uri="x"))
+    assert not example.output  # and rule 1 drops it
+    with pytest.raises(InputError, match=r"messages\[0\]: the weight must be 0 or 1, but is 0.5"):
+        parse(lines([{"messages": [{"role": "assistant", "content": "x", "weight": 0.5}]}]), File(uri="x"))
+
+
+def test_prompt_and_completion_may_be_turns():
+    """The form of TRL; its trainer learns the completion alone."""
+    record = {"prompt": TALK[:4], "completion": TALK[4:]}
+    for data in (lines([record]), parquet([record])):
+        taken, (example,) = parsed(data, File(uri="x"))
+        assert (taken, example.messages, example.unlearned) == ("prompt-completion", TURNS, (2,))
+        assert example.output == "See you"
+    (mixed,) = parse(lines([{"prompt": "Hi", "completion": TALK[2:3]}]), File(uri="x"))
+    assert mixed.messages == (("user", "Hi"), ("assistant", "Hello"))
+    with pytest.raises(InputError, match="'context' must be empty where the prompt is a list of turns"):
+        parse(lines([{"question": TALK[:2], "context": "c", "answer": "a"}]), File(uri="x"))
+
+
 def test_calls_of_tools_are_kept_as_text():
     call = {"id": "c1", "type": "function", "function": {"name": "get", "arguments": '{"city": "Rome"}'}}
     turns = [{"role": "user", "content": "Weather?"}, {"role": "assistant", "content": None, "tool_calls": [call]},
@@ -194,6 +225,21 @@ def test_columns_name_the_fields():
             lines([{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}]),
             "a",
             "holds ['image_url']",
+        ),
+        (
+            b'{"prompt": "Hi", "completion": "l\xe0"}\n',
+            "a",
+            "is 0xe0; save it as UTF-8",
+        ),
+        (
+            json.dumps({"prompt": ["a", "b"], "completion": ["c", "d"]}).encode(),
+            "a.json",
+            "object of columns",
+        ),
+        (
+            json.dumps({"prompt": {"0": "a"}, "completion": {"0": "c"}}).encode(),
+            "a.json",
+            "object of columns",
         ),
         (lines([{"messages": "no list"}]), "a", "must be a list of turns, but is text"),
         (

@@ -218,7 +218,10 @@ def test_the_kind_of_file_is_seen_whatever_the_format():
 def test_not_utf8_names_line_and_byte():
     data = jsonl(DOLLY).replace(b"Greet", b"Gr\xe9et")
     place = data.index(b"\xe9")
-    assert problems("dolly", data)[0] == f"line 2: the text must be UTF-8, but byte {place} is 0xe9"
+    assert (
+        problems("dolly", data)[0]
+        == f"line 2: the text must be UTF-8, but byte {place} is 0xe9; save it as UTF-8"
+    )
 
 
 @pytest.mark.parametrize(

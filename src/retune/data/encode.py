@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,12 +82,14 @@ class Encoder:
                 [pieces(e, how) for e, talk in zip(batch, talks, strict=True) if not talk], self.tokenizer
             )
             for example, talk in zip(batch, talks, strict=True):
-                if not talk:
-                    yield next(plain)
-                    continue
-                assert self.chat is not None
                 try:
-                    found = self.chat.encode(example.turns)
+                    if talk:
+                        assert self.chat is not None
+                        found = self.chat.encode(example.turns)
+                    else:
+                        found = next(plain)
+                    if example.unlearned:
+                        found = _without_unlearned(found, example)
                 except TurnsNotFound as error:
                     refused.append(f"{example.source}, record {example.row}: {error}")
                     found = ([], [])
@@ -102,6 +105,24 @@ class Encoder:
                 ],
                 "data.prompt",
             )
+
+
+def _without_unlearned(encoded: Ids, example: Example) -> Ids:
+    """Return a conversation's tokens with only those of its learned answers counted.
+
+    Raises:
+        TurnsNotFound: if the counted tokens are not one run per answer.
+    """
+    ids, counted = encoded
+    answers = [place for place, (role, _) in enumerate(example.messages) if role == "assistant"]
+    runs = [list(run) for _, run in itertools.groupby(counted)]
+    if sum(run[0] for run in runs) != len(answers):
+        raise TurnsNotFound(
+            "the template does not separate the answers, so those of weight 0 cannot be left out"
+        )
+    places = iter(answers)
+    learned = [[run[0] and next(places) not in example.unlearned] * len(run) for run in runs]
+    return ids, [flag for run in learned for flag in run]
 
 
 def tokenize_examples(

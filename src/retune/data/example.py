@@ -18,6 +18,7 @@ class Example(NamedTuple):
         row: its place there, from 1: the line of a JSONL file, else the place in the list or table.
         system: what the model was told before, may be empty.
         messages: the turns of a conversation, the last one the assistant's; empty for anything else.
+        unlearned: places in `messages` of the assistant's turns that the loss leaves out.
     """
 
     instruction: str
@@ -27,6 +28,7 @@ class Example(NamedTuple):
     row: int
     system: str = ""
     messages: tuple[Turn, ...] = ()
+    unlearned: tuple[int, ...] = ()
 
     @property
     def is_text(self) -> bool:
@@ -45,7 +47,7 @@ class Example(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """Return the record for a line of JSONL, without what it does not have."""
         found: dict[str, Any] = self._asdict()
-        for name in ("system", "messages"):
+        for name in ("system", "messages", "unlearned"):
             if not found[name]:
                 del found[name]
         return found
@@ -54,4 +56,5 @@ class Example(NamedTuple):
     def from_dict(cls, content: dict[str, Any]) -> Example:
         """Return the record in a line of JSONL."""
         messages = tuple((role, text) for role, text in content.get("messages", ()))
-        return cls(**{**content, "messages": messages})
+        unlearned = tuple(content.get("unlearned", ()))
+        return cls(**{**content, "messages": messages, "unlearned": unlearned})

@@ -134,9 +134,10 @@ def _decoded(data: bytes, problems: list[str]) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         problems.append(
-            f"line {line}: the text must be UTF-8, but byte {error.start} is {data[error.start]:#04x}"
+            f"line {line}: the text must be UTF-8, but byte {error.start} is {data[error.start]:#04x}; save it as UTF-8"
         )
-        return data[: error.start].decode("utf-8-sig")
+        # The rest is read too, for its other problems: a cut here would look like the file's own
+        return data.decode("utf-8-sig", errors="replace")
 
 
 def _kind(text: str, name: str, wanted: str) -> str:

@@ -154,7 +154,7 @@ def count_tokens(texts: Sequence[Text], encoder: Encoder) -> None:
 
 
 def _may_be_longer(example: Example, encoder: Encoder, max_length: int) -> bool:
-    if encoder.chat is not None and not example.is_text:
+    if (encoder.chat is not None and not example.is_text) or example.unlearned:
         return True
     asked, _ = pieces(example, encoder.how if encoder.chat is None else Prompt())[0]
     return len(asked) + _SPECIAL >= max_length or not asked.isascii()

@@ -8,10 +8,10 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from retune import extensions
-from retune.data.example import Example, Turn
+from retune.data.example import Example
 from retune.errors import InputError
 from retune.study.names import FORMATS
 
@@ -21,6 +21,7 @@ _INPUT_FIELDS = ("input", "context")
 _COMPLETION_FIELDS = ("output", "completion", "response", "answer")
 _CONVERSATION_FIELDS = ("messages", "conversations", "conversation")
 _SYSTEM = ("system", "system_prompt")
+_EXCHANGE = {"prompt": "user", "completion": "assistant"}  # each a text, or a list of turns as TRL has them
 _ROLES = {
     "system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant",
     "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant", "function_call": "assistant",
@@ -207,19 +208,28 @@ def mapping(fields: Sequence[str]) -> str:
     return f"{{prompt: {asked}, completion: {answered}}}"
 
 
+class _Message(NamedTuple):
+    """A turn; `learned` is whether the loss covers it, if it is the assistant's."""
+
+    role: str
+    text: str
+    learned: bool = True
+
+
 def read(record: Any, found: Schema, source: str, row: int) -> Example | list[str]:
     """Return a record, or its problems."""
     if not isinstance(record, dict):
         return [f"a record must be an object with named fields, but is {kind(record)}"]
     problems: list[str] = []
     parts: dict[str, Any] = {}
+    as_turns = any(_are_turns(record.get(found.fields.get(part))) for part in _EXCHANGE)
     for part, field in found.fields.items():
         value = record.get(field)
         if value is None and part in found.optional:
             parts[part] = ""
         elif field not in record:
             problems.append(f"field {field!r} is missing")
-        elif part == "messages":
+        elif part == "messages" or (part in _EXCHANGE and _are_turns(value)):
             parts[part] = _turns(value, field, problems)
         elif not isinstance(value, str):
             problems.append(f"field {field!r} must be text, but is {kind(value)}")
@@ -233,6 +243,15 @@ def read(record: Any, found: Schema, source: str, row: int) -> Example | list[st
         return problems
     if "messages" in parts:
         return _conversation(parts["messages"], parts.get("system", ""), source, row)
+    if as_turns:
+        if parts.get("input", "").strip():
+            return [f"field {found.fields['input']!r} must be empty where the prompt is a list of turns"]
+        asked, answered = (
+            [_Message(role, value)] if isinstance(value := parts[part], str) else value
+            for part, role in _EXCHANGE.items()
+        )
+        turns = [*(turn._replace(learned=False) for turn in asked), *answered]
+        return _conversation(turns, parts.get("system", ""), source, row)
     if "text" in parts:
         return Example("", "", parts["text"], source, row)
     return Example(
@@ -240,23 +259,29 @@ def read(record: Any, found: Schema, source: str, row: int) -> Example | list[st
     )
 
 
-def _conversation(turns: list[Turn], system: str, source: str, row: int) -> Example:
-    """Return a conversation up to its last answer, without answers before the first question, as some files have."""
-    if system.strip() and not any(role == "system" for role, _ in turns):
-        turns = [("system", system), *turns]
-    while turns and turns[-1][0] != "assistant":
+def _are_turns(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(turn, dict) for turn in value)
+
+
+def _conversation(turns: list[_Message], system: str, source: str, row: int) -> Example:
+    """Return a conversation up to its last learned answer, without answers before the first question, as some files have."""
+    if system.strip() and not any(turn.role == "system" for turn in turns):
+        turns = [_Message("system", system), *turns]
+    while turns and not (turns[-1].role == "assistant" and turns[-1].learned):
         turns = turns[:-1]
-    first = next((place for place, (role, _) in enumerate(turns) if role == "user"), len(turns))
-    turns = [turn for place, turn in enumerate(turns) if place >= first or turn[0] == "system"]
-    if not any(role == "assistant" for role, _ in turns):
+    first = next((place for place, turn in enumerate(turns) if turn.role == "user"), len(turns))
+    turns = [turn for place, turn in enumerate(turns) if place >= first or turn.role == "system"]
+    if not any(turn.role == "assistant" for turn in turns):
         turns = []
-    asked = next((text for role, text in turns if role == "user"), "")
-    answer = next((text for role, text in turns if role == "assistant" and text.strip()), "")
-    instructions = next((text for role, text in turns if role == "system"), "")
-    return Example(asked, "", answer, source, row, instructions, tuple(turns))
+    asked = next((turn.text for turn in turns if turn.role == "user"), "")
+    answer = next((t.text for t in turns if t.role == "assistant" and t.learned and t.text.strip()), "")
+    instructions = next((turn.text for turn in turns if turn.role == "system"), "")
+    messages = tuple((turn.role, turn.text) for turn in turns)
+    unlearned = tuple(k for k, turn in enumerate(turns) if turn.role == "assistant" and not turn.learned)
+    return Example(asked, "", answer, source, row, instructions, messages, unlearned)
 
 
-def _turns(value: Any, field: str, problems: list[str]) -> list[Turn]:
+def _turns(value: Any, field: str, problems: list[str]) -> list[_Message]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -266,7 +291,7 @@ def _turns(value: Any, field: str, problems: list[str]) -> list[Turn]:
     if not isinstance(value, list):
         problems.append(f"field {field!r} must be a list of turns, but is {kind(value)}")
         return []
-    found: list[Turn] = []
+    found: list[_Message] = []
     for place, turn in enumerate(value):
         where = f"{field}[{place}]"
         if not isinstance(turn, dict):
@@ -279,9 +304,12 @@ def _turns(value: Any, field: str, problems: list[str]) -> list[Turn]:
                 f"{where}: the role must be {known}, but is {role!r}; its fields are {sorted(turn)}"
             )
             continue
+        weight = turn.get("weight")
+        if weight not in (None, 0, 1):
+            problems.append(f"{where}: the weight must be 0 or 1, but is {weight!r}")
         said = _turn_text(turn, where, problems)
         if said is not None:
-            found.append((_ROLES[role.lower()], said))
+            found.append(_Message(_ROLES[role.lower()], said, weight != 0))
     return found
 
 

@@ -158,6 +158,11 @@ def _schema(found: list[tuple[int, Any]], source: File) -> formats.Schema | str 
     if not fields:
         return formats.schema("jsonl", {}, ["instruction", "output"]) if found else None
     taken = formats.schema(source.format, source.columns, fields)
+    if len(found) == 1 and _is_columns(found[0][1]):
+        return (
+            "the file is one JSON object of columns, but must hold records; save it as a JSON list or as JSONL, with pandas "
+            "by `to_json(path, orient='records', lines=True)`"
+        )
     if isinstance(taken, str) and len(found) == 1:
         lists = [k for k, v in found[0][1].items() if isinstance(v, list) and v and isinstance(v[0], dict)]
         if len(lists) == 1:
@@ -166,6 +171,19 @@ def _schema(found: list[tuple[int, Any]], source: File) -> formats.Schema | str 
                 "list or as JSONL"
             )
     return taken
+
+
+def _is_columns(record: Any) -> bool:
+    """Return whether this is a whole table, as pandas writes one: a list, or an object with the rows' labels, per field."""
+    values = list(record.values()) if isinstance(record, dict) else []
+    if len(values) < 2 or len({type(value) for value in values}) > 1:
+        return False
+    if isinstance(values[0], dict):
+        return len({tuple(value) for value in values}) == 1 and "0" in values[0]
+    return isinstance(values[0], list) and all(
+        len(value) == len(values[0]) > 1 and not any(isinstance(cell, dict | list) for cell in value)
+        for value in values
+    )
 
 
 class _Problems:
