@@ -262,6 +262,39 @@ def test_validate_says_what_the_data_was_taken_for(tmp_path, monkeypatch):
     assert "40 + 10 records; prompt: Alpaca's template" in shown
 
 
+def test_validate_counts_what_is_dropped_and_why(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(20)]
+    rows += [
+        rows[0],
+        rows[1],
+        {"prompt": "x", "completion": " "},
+        {"prompt": "word " * 300, "completion": "y"},
+    ]
+    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("held.jsonl").write_text(json.dumps(rows[2]) + "\n")
+    content = changed("data.sources", [{"uri": "a.jsonl"}])
+    content["data"] |= {"train": "all", "validation": "held.jsonl"}
+    Path("s.yaml").write_text(yaml.safe_dump(content))
+    said = CliRunner().invoke(cli, ["validate", "s.yaml"], catch_exceptions=False).output
+    assert (
+        "a.jsonl: 24 records, read as prompt-completion; dropped: 1 empty, 2 duplicate, 1 with a prompt of the validation "
+        "file, 1 too long (the prompt alone fills `max_length`, 160 tokens)\n"
+    ) in said
+    assert "19 + 1 records; prompt: Alpaca's template\n" in said
+    assert "about 1 minute on the" in said
+
+
+def test_plain_text_is_asked_by_no_template(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("".join(f"Line {n} of a text.\n" for n in range(20)))
+    content = changed("data.sources", [{"uri": "a.txt"}])
+    content["data"] |= {"train": "all", "validation": 2}
+    Path("s.yaml").write_text(yaml.safe_dump(content))
+    said = CliRunner().invoke(cli, ["validate", "s.yaml"], catch_exceptions=False).output
+    assert "18 + 2 records; prompt: none, since plain text has none\n" in said
+
+
 def test_an_error_in_the_yaml_names_the_file(tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text("name: s\nmodel: [x\n")

@@ -23,6 +23,19 @@ EXIT_INTERRUPTED = 75
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The errno values of a full disk, a full quota, and a limit on file size (`ulimit -f`)."""
 
+_REMEDIES = {
+    errno.EACCES: "this account must be allowed to read or write it: change its permissions, or name another path",
+    errno.EPERM: "this account must be allowed to read or write it: change its permissions, or name another path",
+    errno.EROFS: "it lies on a read-only file system: name another path",
+    errno.ENOENT: "check the path, and that its folder exists",
+    errno.ENOTDIR: "a part of the path is a file where a folder is needed: name another path",
+    errno.EEXIST: "a file lies where a folder is needed: remove it, or name another path",
+    errno.EISDIR: "a folder lies where a file is needed: name another path",
+    errno.ENAMETOOLONG: "name a shorter path",
+    errno.ELOOP: "its links lead in a circle: name another path",
+}
+PATHS = tuple(_REMEDIES)
+"""The errno values of a path that cannot be used, which the person who named it can mend."""
 
 _MOST_TOLD = 2000  # letters of each half of a problem
 
@@ -100,7 +113,8 @@ def as_retune_error(error: RetuneError | OSError) -> RetuneError:
     text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     if error.errno in FULL:
         return DiskFull(f"{text}; free some space and run again")
-    return RetuneError(text)
+    remedy = _REMEDIES.get(error.errno or 0)
+    return RetuneError(f"{text}; {remedy}" if remedy else text)
 
 
 def first_line(problem: object) -> str:

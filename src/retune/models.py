@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retune import gpus
-from retune.errors import InputError, first_line
+from retune.errors import InputError, first_line, nearest
 from retune.study import Model
 
 if TYPE_CHECKING:
@@ -101,7 +101,15 @@ def locate(model: Model) -> Path:
             f"there is no such folder here, and {hub} cannot be reached; name a folder or set HF_ENDPOINT",
             error,
         )
-    raise InputError(f"the base {asked!r} cannot be had: {why}", "model.base") from cause
+    raise InputError(f"the base {asked!r} cannot be had: {why}{_near(folder)}", "model.base") from cause
+
+
+def _near(folder: Path) -> str:
+    """Return the folder that may have been meant by a path at which there is none, as an end of its message."""
+    if not folder.parent.is_dir():
+        return ""
+    found = nearest(folder.name, [path.name for path in folder.parent.iterdir() if path.is_dir()])
+    return f"; did you mean the folder {str(folder.with_name(found))!r}?" if found else ""
 
 
 def _of_a_base(folder: Path, named: str) -> Path:
@@ -117,7 +125,8 @@ def _of_a_base(folder: Path, named: str) -> Path:
             "model.base",
         )
     if not (folder / "config.json").is_file():
-        raise InputError(f"a base model folder holds config.json, but {named} does not", "model.base")
+        lacks = "does not" if folder.exists() else f"does not: there is no such folder{_near(folder)}"
+        raise InputError(f"a base model folder holds config.json, but {named} {lacks}", "model.base")
     return folder
 
 

@@ -8,7 +8,7 @@ import sys
 import click
 
 from retune import __version__
-from retune.errors import FULL, RetuneError, as_retune_error
+from retune.errors import FULL, PATHS, RetuneError, as_retune_error
 
 # verb -> its line in `retune --help`; the module retune.cli.<verb> holds `command`.
 VERBS = {
@@ -67,7 +67,8 @@ def main() -> None:
     try:
         cli(standalone_mode=True)
     except (RetuneError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in FULL:
+        of_a_path = isinstance(error, OSError) and error.errno in PATHS and error.filename is not None
+        if isinstance(error, OSError) and error.errno not in FULL and not of_a_path:
             raise
         reported = as_retune_error(error)
         click.secho(f"error: {reported}", fg="red", err=True)

@@ -8,60 +8,7 @@ from pathlib import Path
 
 import click
 
-TEMPLATE = """\
-# yaml-language-server: $schema=./study.schema.json
-# A retune study. Check it: retune validate {file}   Run it: retune run {file}
-name: {name}
-seed: 0
-model:
-  base: {base}          # a folder, s3:// or a hub name
-  # revision: <commit>  # pin it for hub models
-data:
-  sources:              # JSON, JSONL, CSV, Parquet, a folder or hf://datasets/…; docs/data.md has the formats
-    - uri: {data}
-  # - uri: another.csv  # without `share:` every source gives all it has
-  train: all            # or a number of records, or a share such as 0.9
-  validation: 0.1       # held out; or a number, or a file of its own
-  max_length: 512
-  loss_on: completion   # or all
-  prompt: auto          # conversations by the base's chat template if it has one, else Alpaca's; or chat, alpaca, none, a file
-training:
-  epochs: 2
-  batch_size: 4
-  target_modules: all-linear   # or names: [q_proj, v_proj]
-  schedule: linear      # or cosine, constant
-search:
-  algorithm: mads-global   # or {others}
-  parameters: {{preset: tribes2024}}   # rank, alpha, dropout, learning_rate as in the paper's Table 3
-  trials: 20            # the default setting is the first of them
-  parallel: 1
-  max_failed: 5
-benchmark:
-  tasks: []             # mmlu, bbh, drop, humaneval, hellaswag; each needs its files under data:
-  # data: {{mmlu: data/mmlu}}
-promote:
-  model: {name}
-  gate:
-    min_gain_over_base: 0.05   # nats per token: what gains less is not worth a champion
-artifacts: {{uri: ./artifacts}}
-tracking: {{uri: "sqlite:///mlflow.db"}}
-"""
 SAMPLE = "sample.jsonl"
-_WORDS = (
-    ("Which number comes after {0}?", "After {0} comes {1}."),
-    ("Write {0} and {1} in one line.", "{0}, {1}"),
-    ("What is {0} plus 1?", "{0} plus 1 is {1}."),
-    ("Is {0} larger than {1}?", "No, {0} is smaller than {1}."),
-)
-
-
-def sample() -> str:
-    """Return a small data set to try things with: 200 questions about numbers."""
-    pairs = [(n, words) for n in range(1, 51) for words in _WORDS]
-    rows = [
-        {"prompt": asked.format(n, n + 1), "completion": said.format(n, n + 1)} for n, (asked, said) in pairs
-    ]
-    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 @click.command("init")
@@ -80,53 +27,83 @@ def sample() -> str:
     metavar="URI",
     help=f"Your data file.  [default: {SAMPLE}, a small data set, also written]",
 )
+@click.option(
+    "--columns",
+    metavar="PART=FIELD,…",
+    help="Fields by their part, if they are not detected, e.g. prompt=q,completion=a.",
+)
+@click.option("--format", "form", metavar="FORMAT", help="Format of the data, if it is not detected.")
+@click.option("--split", metavar="NAME", help="Split of a data set that has several, if not train.")
 @click.option("--force", is_flag=True, help="Overwrite existing files.")
-def command(file: Path, name: str, base: str, data: str | None, force: bool) -> None:
+def command(
+    file: Path, name: str, base: str, data: str | None, columns: str | None, form: str | None, split: str | None,
+    force: bool,
+) -> None:  # fmt: skip
     """Write a study file that runs as it is, and its JSON Schema, which gives your editor completion and checks.
 
-    Paths in the file are relative to the study file.
+    Data and base are checked first, and nothing is written if the study could not run. Without a GPU, the number of
+    settings and records is chosen to end within about an hour. Paths in the file are relative to the study file.
 
     \b
     Examples:
       retune init
       retune init --data questions.jsonl
+      retune init --data tickets.csv --columns prompt=subject,completion=reply
       retune init studies/support-bot.yaml --name support-bot --base ./models/llama
     """
-    from retune import search, study
+    from retune import study
     from retune.errors import InputError
+    from retune.steps import first_study
 
     folder = file.parent
-    written = {file: "", folder / "study.schema.json": json.dumps(study.json_schema(), indent=2) + "\n"}
-    if data is None:
-        written[folder / SAMPLE] = sample()
-    there = [str(path) for path in written if path.exists() and path.suffix != ".json"]
+    schema = folder / "study.schema.json"
+    named = [file] if data else [file, folder / SAMPLE]
+    problems = [f"{path} must be a file, but is a folder" for path in named if path.is_dir()]
+    there = [str(path) for path in named if path.is_file()]
     if there and not force:
-        raise InputError(f"{' and '.join(there)} exist already; choose another name or pass --force")
-    others = ", ".join(algorithm for algorithm in search.ALGORITHMS if algorithm != "mads-global")
-    shown = file.name if folder == Path() else str(file)
-    written[file] = TEMPLATE.format(
-        file=shown,
-        name=name,
-        base=_seen_from(folder, base),
-        data=_seen_from(folder, data or SAMPLE, data is None),
-        others=others,
-    )
+        problems.append(f"{' and '.join(there)} exist already; choose another name or pass --force")
+    if data is None and (columns or form or split):
+        problems.append("--columns, --format and --split describe the file of --data, which is not given")
+    if problems:
+        raise InputError(problems, "retune init")
+    source: dict[str, object] | None = None
+    if data is not None:
+        given = {"format": form, "columns": _columns(columns), "split": split}
+        source = {"uri": _seen_from(folder, data), **{key: value for key, value in given.items() if value}}
+    if base.startswith(".") or Path(base).exists():  # else a hub's model
+        base = _seen_from(folder, base)
+    made = first_study.write(file, name, base, source)
     folder.mkdir(parents=True, exist_ok=True)
+    written = {file: made.text, schema: json.dumps(study.json_schema(), indent=2) + "\n"}
+    if data is None:
+        written[folder / SAMPLE] = first_study.sample()
     for path, text in written.items():
         path.write_text(text, encoding="utf-8")
     click.echo(f"wrote {', '.join(map(str, written))}")
+    for note in made.notes:
+        click.echo(f"  {note}")
+    shown = file.name if folder == Path() else str(file)
     click.echo(
         f"next: retune validate {shown} && retune run {shown}"
         + ("" if data else "; then put your own data in")
     )
 
 
-def _seen_from(folder: Path, place: str, is_beside: bool = False) -> str:
-    """Return a path that the person gave from here as it is seen from the study file; names and URIs as they are."""
-    if is_beside or "://" in place or not Path(place).expanduser().exists():
+def _columns(given: str | None) -> dict[str, str]:
+    from retune.errors import InputError
+
+    pairs = [part.partition("=") for part in (given or "").split(",") if part.strip()]
+    if wrong := [part for part, equals, field in pairs if not (equals and part.strip() and field.strip())]:
+        raise InputError(
+            f"--columns has the form prompt=FIELD,completion=FIELD, but got {given!r} ({wrong[0]!r} has no field)",
+            "retune init",
+        )
+    return {part.strip(): field.strip() for part, _, field in pairs}
+
+
+def _seen_from(folder: Path, place: str) -> str:
+    """Return a path that the person gave from here as it is seen from the study file; addresses as they are."""
+    if "://" in place or Path(place).expanduser().is_absolute():
         return place
-    given = Path(place).expanduser()
-    if given.is_absolute():
-        return place
-    relative = os.path.relpath(given.resolve(), folder.resolve())
+    relative = os.path.relpath(Path(place).resolve(), folder.resolve())
     return relative if relative.startswith(".") else f"./{relative}"

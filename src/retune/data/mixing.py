@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,7 @@ __all__ = ["MixRecord", "load_split", "load_tokens", "mix", "read_mix", "read_mi
 Split = Literal["train", "validation"]
 RULES = 1  # raised when the rules above change: then the same recipe gives other data
 MARKER = "mix.json"
+_SAMPLED = 200  # records whose tokens a preview counts
 
 
 def recipe_digest(data: Data, seed: int, tokenizer: Any = None) -> str:
@@ -124,8 +126,24 @@ def mix(
     return record
 
 
-def preview(data: Data, seed: int, tokenizer: Any) -> list[str]:
-    """Read, filter and draw as `mix` does, but write nothing; return a line per file with the format detected.
+@dataclass(frozen=True)
+class Preview:
+    """What `mix` would do.
+
+    Attributes:
+        lines: for people: each file with its detected format and what is dropped, then the splits and the prompt.
+        train, validation: records.
+        tokens: the mean length of a record, cut at `max_length`, by a sample; without a tokenizer a quarter of its letters.
+    """
+
+    lines: list[str]
+    train: int
+    validation: int
+    tokens: float
+
+
+def preview(data: Data, seed: int, tokenizer: Any) -> Preview:
+    """Read, filter and draw as `mix` does, but write nothing.
 
     Raises:
         InputError: as `mix`.
@@ -133,13 +151,48 @@ def preview(data: Data, seed: int, tokenizer: Any) -> list[str]:
     pools, held_out = _pools(data)
     everything = [*pools, *([held_out] if held_out else [])]
     prompt, splits = _drawn(data, seed, tokenizer, pools, held_out, lambda part: None, count=False)
-    lines = [f"{sources.name(s.source)}: {s.read:,} records, read as {s.taken}" for s in everything]
-    templates = {"chat": "the base's chat template" if prompt.text is None else "the file's chat template", "fields": "the file",
-             "alpaca": "Alpaca's template", "none": "none"}  # fmt: skip
-    return [
-        *lines,
-        f"{len(splits['train']):,} + {len(splits['validation']):,} records; prompt: {templates[prompt.kind]}",
+    lines = [
+        f"{sources.name(s.source)}: {s.read:,} records, read as {s.taken}{_dropped(s, data)}"
+        for s in everything
     ]
+    train, validation = splits["train"], splits["validation"]
+    told = _told(prompt, [text for part in splits.values() for _, text in part])
+    lines.append(f"{len(train):,} + {len(validation):,} records; prompt: {told}")
+    sample = [text for _, text in train[:_SAMPLED]]
+    if tokenizer is None:
+        lengths = [len(json.dumps(text.example.to_dict())) / 4 for text in sample]
+    else:
+        filters.count_tokens(sample, _encoder(_read(tokenizer), prompt, tokenizer))
+        lengths = [text.prompt_tokens + text.completion_tokens for text in sample]
+    mean = sum(min(length, data.max_length) for length in lengths) / len(lengths)
+    return Preview(lines, len(train), len(validation), mean)
+
+
+def _dropped(pool: Pool, data: Data) -> str:
+    """Return how many records of a source the rules drop and why, as an end of its line."""
+    reasons = {
+        "empty": pool.empty,
+        "duplicate": pool.duplicate,
+        "in another source too": pool.shared,
+        "with a prompt of the validation file": pool.held_out,
+        f"too long (the prompt alone fills `max_length`, {data.max_length} tokens)": pool.too_long,
+    }
+    counts = [f"{number:,} {reason}" for reason, number in reasons.items() if number]
+    return f"; dropped: {', '.join(counts)}" if counts else ""
+
+
+def _told(prompt: Prompt, texts: Sequence[Text]) -> str:
+    """Return what the records are asked by, for people; plain texts ask nothing, whatever the prompt is."""
+    templates = {
+        "chat": "the base's chat template" if prompt.text is None else "the file's chat template",
+        "fields": "the file",
+        "alpaca": "Alpaca's template",
+        "none": "none",
+    }
+    plain = sum(text.example.is_text for text in texts)
+    if plain == len(texts):
+        return "none, since plain text has none"
+    return templates[prompt.kind] + (f"; none for {plain:,} plain texts" if plain else "")
 
 
 def read_mix_record(uri: str) -> MixRecord:

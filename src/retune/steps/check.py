@@ -12,7 +12,7 @@ from retune.data import mixing, plain_tokenizer
 from retune.errors import InputError, RetuneError, nearest
 from retune.evaluation import bench
 from retune.space import Assignment
-from retune.steps import base_facts, benchmark, remote
+from retune.steps import base_facts, benchmark, duration, remote
 from retune.study import TASKS, File, Study, trainable
 from retune.study.scored import MEAN_SCORE
 from retune.study.training import EDITING
@@ -107,13 +107,15 @@ def _metrics(study: Study) -> Iterator[str]:
 
 
 def _data(study: Study, base_is_here: bool) -> list[str]:
-    """Return a line for each file with its detected format."""
+    """Return a line for each file with its detected format and what is dropped, and how long the study will take."""
     base = None
     if base_is_here:
         # Reported above; the rest can still be checked
         with contextlib.suppress(FileNotFoundError, RetuneError):
             base = models.locate(study.model)
-    return mixing.preview(study.data, study.seed, base)
+    seen = mixing.preview(study.data, study.seed, base)
+    lasts = duration.told(study, seen, base)
+    return [*seen.lines, *([lasts] if lasts else [])]
 
 
 def _old_server(study: Study) -> list[str]:

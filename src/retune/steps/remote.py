@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from retune.errors import InputError, RetuneError
 from retune.study import File, Study
 from retune.tracking.runs import address
 
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 SECONDS = 5.0  # a tracking server that is slower than this counts as unreachable
 
 
@@ -31,7 +33,8 @@ def left_out(study: Study) -> list[str]:
         *study.benchmark.data.values(),
     ]
     base = study.model.base
-    hub = [] if is_remote(base) or Path(base).exists() or Path(base).is_absolute() else [base]
+    here = is_remote(base) or Path(base).exists() or not _HUB_NAME.fullmatch(base)
+    hub = [] if here else [base]
     return [*dict.fromkeys([*hub, *(uri for uri in (base, *found) if is_remote(uri))])]
 
 

@@ -10,7 +10,7 @@ from retune.study.cluster import Cluster, Katib, Volume
 from retune.study.data import PROMPTS, Data, File, Source
 from retune.study.engine import Engine
 from retune.study.fidelity import Proxy, Stopping
-from retune.study.load import json_schema, load, parse
+from retune.study.load import json_schema, load, loads, parse
 from retune.study.model import (
     Artifacts,
     Benchmark,
@@ -63,5 +63,6 @@ __all__ = [
     "Volume",
     "json_schema",
     "load",
+    "loads",
     "parse",
 ]

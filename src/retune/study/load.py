@@ -48,9 +48,19 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Study:
             else f"byte {error.start} is 0x{data[error.start]:02x}"
         )
         raise InputError(f"a study file must be UTF-8, but {found}; save it as UTF-8", str(path)) from error
+    if len(data) > MOST_BYTES:
+        raise InputError(f"not valid YAML: a study file has at most {MOST_BYTES >> 20} MiB", str(path))
+    return loads(text, path, overrides)
+
+
+def loads(text: str, path: Path, overrides: Sequence[str] = ()) -> Study:
+    """Return the study that a text describes, as `load` would from a file with this text at `path`.
+
+    Raises:
+        InputError: with every problem found.
+
+    """
     try:
-        if len(data) > MOST_BYTES:
-            raise ValueError(f"a study file has at most {MOST_BYTES >> 20} MiB")
         content = _read(text, str(path))
     except ValueError as error:
         raise InputError(f"not valid YAML: {error}", str(path)) from error

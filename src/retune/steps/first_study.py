@@ -1,0 +1,196 @@
+"""The study file that `retune init` writes: one that runs as it is, on the data and the base that it names."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from retune import models, search
+from retune.data import mixing
+from retune.errors import InputError, RetuneError
+from retune.steps import base_facts, check, duration, remote
+from retune.study import Study, loads
+
+SAMPLE = "sample.jsonl"
+MOST_SECONDS = 3600.0  # a first study on a machine without a GPU is made to fit into this
+FEWEST = 200  # records that training is not cut below to fit
+MAX_LENGTH = 512
+
+_TEMPLATE = """\
+# yaml-language-server: $schema=./study.schema.json
+# A retune study. Check it: retune validate {file}   Run it: retune run {file}
+name: {name}
+seed: 0
+model:
+  base: {base}          # a folder, s3:// or a hub name
+  # revision: <commit>  # pin it for hub models
+data:
+  sources:              # JSON, JSONL, CSV, Parquet, a folder or hf://datasets/…; docs/data.md has the formats
+    - {source}
+  # - uri: another.csv  # without `share:` every source gives all it has
+  train: {train:<15}# or a number of records, a share such as 0.9, or all
+  validation: 0.1       # held out; or a number, or a file of its own
+  max_length: {max_length:<10}# tokens of a record; what is longer is cut
+  loss_on: completion   # or all
+  prompt: auto          # conversations by the base's chat template if it has one, else Alpaca's; or chat, alpaca, none, a file
+training:
+  epochs: {epochs}
+  batch_size: 4
+  target_modules: all-linear   # or names: [q_proj, v_proj]
+  schedule: linear      # or cosine, constant
+search:
+  algorithm: mads-global   # or {others}
+  parameters: {{preset: tribes2024}}   # rank, alpha, dropout, learning_rate as in the paper's Table 3
+  trials: {trials:<14}# settings to train; the default setting is the first of them
+  repeats: {repeats:<13}# other seeds for the best three and the default setting, to show how much is chance
+  parallel: 1
+  max_failed: 5
+benchmark:
+  tasks: []             # mmlu, bbh, drop, humaneval, hellaswag; each needs its files under data:
+  # data: {{mmlu: data/mmlu}}
+promote:
+  model: {name}
+  gate:
+    min_gain_over_base: 0.05   # nats per token: what gains less is not worth a champion
+artifacts: {{uri: ./artifacts}}
+tracking: {{uri: "sqlite:///mlflow.db"}}
+"""
+_WORDS = (
+    ("Which number comes after {0}?", "After {0} comes {1}."),
+    ("Write {0} and {1} in one line.", "{0}, {1}"),
+    ("What is {0} plus 1?", "{0} plus 1 is {1}."),
+    ("Is {0} larger than {1}?", "No, {0} is smaller than {1}."),
+)
+
+
+@dataclass(frozen=True)
+class _Size:
+    """How much a study trains: records (or ``all``), epochs, settings, and seeds for the best."""
+
+    train: str = "all"
+    epochs: int = 2
+    trials: int = 20
+    repeats: int = 2
+
+
+@dataclass(frozen=True)
+class FirstStudy:
+    """The text of a study file, and lines for people: the data as it was read, and how long the study takes."""
+
+    text: str
+    notes: list[str]
+
+
+def sample() -> str:
+    """Return a small data set to try things with: 200 questions about numbers."""
+    pairs = [(n, words) for n in range(1, 51) for words in _WORDS]
+    rows = [
+        {"prompt": asked.format(n, n + 1), "completion": said.format(n, n + 1)} for n, (asked, said) in pairs
+    ]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def write(file: Path, name: str, base: str, source: Mapping[str, object] | None) -> FirstStudy:
+    """Return a study that runs as it is.
+
+    Without a GPU it is made as small as it takes to end within about an hour: fewer settings first, then fewer records.
+
+    Args:
+        file: where the study will be written; its paths are relative to there.
+        name: of the study and of its model. base: as the study names it.
+        source: `uri` of the data as the study names it, with `format`, `columns` and `split` where given; None for the
+            sample, which will lie beside the study.
+
+    Raises:
+        InputError: with all that would keep it from running, as far as it can be told without the network.
+
+    """
+    with tempfile.TemporaryDirectory() as beside:
+        trial = {"uri": str(Path(beside) / SAMPLE)} if source is None else source
+        Path(beside, SAMPLE).write_text(sample())
+        length = MAX_LENGTH
+
+        def study(size: _Size) -> Study:
+            return loads(_text(file, name, base, trial, size, length), file)
+
+        size = _Size()
+        try:
+            length = min(MAX_LENGTH, _context(study(size)) or MAX_LENGTH)
+            notes = check.check(study(size), network=False)
+        except InputError as error:
+            raise InputError([_with_option(problem) for problem in error.problems], "retune init") from error
+        cut = None
+        if source is None or not remote.is_remote(str(source["uri"])):
+            size, cut = _fitting(study)
+            notes = check.check(study(size), network=False)
+    notes = [note.replace("not checked (--offline)", "left to `retune validate`") for note in notes]
+    text = _text(file, name, base, {"uri": SAMPLE} if source is None else source, size, length)
+    return FirstStudy(text, [*notes, *([cut] if cut else [])])
+
+
+def _text(
+    file: Path, name: str, base: str, source: Mapping[str, object], size: _Size, max_length: int
+) -> str:
+    return _TEMPLATE.format(
+        file=file.name if file.parent == Path() else file,
+        name=_scalar(name),
+        base=_scalar(base),
+        source="\n      ".join(f"{key}: {_scalar(value)}" for key, value in source.items()),
+        others=", ".join(algorithm for algorithm in search.ALGORITHMS if algorithm != "mads-global"),
+        max_length=max_length,
+        **vars(size),
+    )
+
+
+def _scalar(value: object) -> str:
+    """Return a value as YAML in one line, in quotes where it needs them."""
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=1 << 20, allow_unicode=True)
+        .removesuffix("...\n")
+        .strip()
+    )
+
+
+def _context(study: Study) -> int | None:
+    """Return how many tokens the base reads, if it lies here; what is wrong with it is told by the check."""
+    if study.model.base in remote.left_out(study):
+        return None
+    try:
+        return base_facts.read(models.locate(study.model)).context
+    except (RetuneError, OSError):
+        return None
+
+
+def _fitting(study: Callable[[_Size], Study]) -> tuple[_Size, str | None]:
+    """Return the largest size that fits into `MOST_SECONDS` here, and a line that says what was cut and why."""
+    first = study(_Size())
+    base = None if first.model.base in remote.left_out(first) else models.locate(first.model)
+    seen = mixing.preview(first.data, first.seed, base)
+    parameters = duration.parameters(first.model.base, base)
+    if parameters is None or duration.told(first, seen, base) is None:
+        return _Size(), None
+    needed = duration.seconds(first, seen, parameters)
+    if needed <= MOST_SECONDS:
+        return _Size(), None
+    size = _Size(trials=10, repeats=1)
+    needed_now = duration.seconds(study(size), seen, parameters)
+    if needed_now > MOST_SECONDS:
+        count = max(FEWEST, int(2 * seen.train * MOST_SECONDS / needed_now))  # of one epoch instead of two
+        size = _Size(str(count) if count < seen.train else "all", 1, 10, 1)
+    long = f"20 settings on all {seen.train:,} records need {duration.words(needed)} here"
+    whole = "`train: all`, `epochs: 2`, `trials: 20`, `repeats: 2`"
+    return size, f"made smaller for this machine: {long}; with a GPU set {whole}"
+
+
+def _with_option(problem: str) -> str:
+    """Return a problem whose remedy is a key of the study with the option of `retune init` that writes it."""
+    found = re.search(r"`columns: \{([^}]*)\}`", problem)
+    if not found:
+        return problem
+    return f"{problem}; for init: --columns {found[1].replace(': ', '=').replace(', ', ',')}"
