@@ -9,7 +9,8 @@ from retune.search.gaussian import fit
 from retune.search.lattice import Lattice
 from retune.search.problem import pose
 from retune.search.random import RandomSettings
-from retune.search.transfer import objective_model, squashed
+from retune.search.squashing import squashed
+from retune.search.transfer import objective_model
 from retune.space import Parameter, Space
 
 SPACE = Space(

@@ -19,7 +19,7 @@ from retune.language.prompt import opening, written
 from retune.search import Settings, design
 from retune.search.problem import Candidate, Levels, Problem, hashed
 from retune.search.soo import penalised
-from retune.search.transfer import squashed
+from retune.search.squashing import squashed
 
 _MODELLED = 150  # results in the model: the best ones
 _LEADERS = 4

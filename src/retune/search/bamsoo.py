@@ -15,7 +15,7 @@ from retune.search.gaussian import fit
 from retune.search.lattice import Lattice
 from retune.search.problem import Candidate, Levels, Problem
 from retune.search.soo import SooSettings, grow, penalised
-from retune.search.transfer import squashed
+from retune.search.squashing import squashed
 
 _MODELLED = 2000  # points in the model at most: its memory grows with the square
 _BOUNDED = 2000  # centres that the model may rule out in a call: a tree of those alone would grow for ever

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from retune.search.gaussian import Gaussian, fit
 from retune.search.lattice import Floats, Lattice
-
-if TYPE_CHECKING:
-    from retune.search.problem import Point
+from retune.search.problem import Point
+from retune.search.squashing import squashed
 
 
 class MultiFidelityModel:
@@ -35,9 +33,7 @@ class MultiFidelityModel:
 
     @classmethod
     def of(cls, lattice: Lattice, points: Sequence[Point]) -> MultiFidelityModel:
-        """Return the model of points with a value, in squashed units (`retune.search.transfer.squashed`)."""
-        from retune.search.transfer import squashed
-
+        """Return the model of points with a value, in squashed units (`retune.search.squashing`)."""
         curves = [_curve(point) for point in points]
         drops = _course(curves)
         rows = [

@@ -4,7 +4,7 @@ Losses of another data set or number of epochs are not comparable with this stud
 again. Each earlier study gets a Gaussian process of its own; this study's results are modelled as
 ``a + b * earlier(x) + rest(x)`` with several b if there are several studies. a and b are least squares on the results so
 far; b is shrunk towards equal shares while there are few, and never negative. The rest is a Gaussian process too, so a
-study unlike the earlier ones is soon modelled by its own results alone. Values are in squashed units (see `squashed`).
+study unlike the earlier ones is soon modelled by its own results alone. Values are in squashed units (`retune.search.squashing`).
 
 Model-based algorithms use this as their mean (`TransferModel`). All others see an earlier trial with the value expected here
 (`adapted`), so the level of an earlier study does not reach them either.
@@ -21,6 +21,7 @@ from retune.search.fidelity import MultiFidelityModel
 from retune.search.gaussian import Gaussian, fit
 from retune.search.lattice import Floats, Ints, Lattice
 from retune.search.problem import Levels, Point, Problem
+from retune.search.squashing import spread_of, squashed, unsquashed
 
 _MODELLED = 400  # points in a model at most: the best ones
 _TRUST = 4.0  # weight of an earlier study's scale and similarity, in results of this study
@@ -93,23 +94,6 @@ class TransferModel:
         return found
 
 
-def squashed(values: Floats, unit: float | None = None) -> Floats:
-    """Return values with the bad half compressed: how bad a bad point is says little about where the good ones are.
-
-    The median becomes 0; `unit` is by default the distance from the median to the best value.
-    """
-    middle = np.median(values)
-    spread = unit or spread_of(values)
-    with np.errstate(over="ignore"):
-        relative = np.minimum((values - middle) / spread, np.finfo(np.float64).max)
-    return np.where(relative > 0, np.log1p(np.maximum(relative, 0)), relative)
-
-
-def spread_of(values: Floats) -> float:
-    """Return how far the best value is from the median; 1 if all are equal."""
-    return float(np.median(values) - values.min() or np.ptp(values) or 1.0)
-
-
 def objective_model(problem: Problem, lattice: Lattice) -> Gaussian | TransferModel | MultiFidelityModel:
     """Return the model of the objective, in squashed units, from the best points of this study and of earlier ones."""
     earlier = _by_source(problem.earlier)
@@ -175,9 +159,7 @@ def _expected(problem: Problem, lattice: Lattice, places: Sequence[Levels], obje
         return [float(value) for value in mean]
     values = np.array([point.value for point in own])
     unit = _unit(values, list(_by_source(view.earlier).values()))
-    with np.errstate(over="ignore"):
-        relative = np.where(mean > 0, np.expm1(np.minimum(mean, 200.0)), mean)
-    return [float(value) for value in np.median(values) + unit * relative]
+    return [float(value) for value in unsquashed(mean, values, unit)]
 
 
 def _by_source(points: Sequence[Point]) -> dict[str, list[Point]]:

@@ -13,9 +13,7 @@ from retune.records import TrialRecord, canonical
 from retune.space import Space
 from retune.study import Objective
 
-_FEWEST = (
-    5  # different settings; with fewer there is nothing to model, and each has the mean of its own trials
-)
+_FEWEST = 5  # different settings; with fewer there is nothing to model: each has the mean of its own trials
 _MODELLED = 400  # trials in the model at most: the best ones
 
 
@@ -38,14 +36,13 @@ def expected(trials: Sequence[TrialRecord], objective: Objective, space: Space) 
 
     from retune.search.gaussian import fit
     from retune.search.lattice import Lattice
-    from retune.search.transfer import spread_of, squashed
+    from retune.search.squashing import squashed, unsquashed
 
     lattice = Lattice(space)
     places = lattice.features([space.encode(trial.assignment) for _, trial in kept])
     values = np.array([min(max(value, -1e100), 1e100) for value, _ in kept])
     mean, _ = fit(places, squashed(values), lattice.groups).predict(places)
-    relative = np.where(mean > 0, np.expm1(np.minimum(mean, 200.0)), mean)
-    levels = sign * (np.median(values) + spread_of(values) * relative)
+    levels = sign * unsquashed(mean, values)
     return {trial.trial: float(level) for (_, trial), level in zip(kept, levels, strict=True)}
 
 
