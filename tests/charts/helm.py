@@ -39,7 +39,7 @@ SETS = {
     ],
     "other clusters": [
         "--set", "podSecurity.runAsUser=null,postgresql.user=null,networkPolicy.istioAmbient=true,monitoring.podMonitor.enabled=true",
-        "--set", "monitoring.podMonitor.labels.release=prometheus,networkPolicy.dns.cidrs={169.254.25.10/32},katib.register.except={gp}",
+        "--set", "monitoring.podMonitor.labels.release=prometheus,networkPolicy.dns.cidrs={169.254.25.10/32},katib.register.except={gp},katib.register.deleteFinished=true",
         "--set", "mlflow.ingress.enabled=true,mlflow.ingress.host=mlflow.example,mlflow.ingress.tlsSecret=tls,mlflow.ingress.className=nginx",
         "--set", "mlflow.httpRoute.enabled=true,mlflow.httpRoute.parentRefs[0].name=gateway,mlflow.httpRoute.hostnames={m.example}",
         "--set", "mlflow.priorityClassName=high,postgresql.priorityClassName=high,mlflow.affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].weight=1",

@@ -51,6 +51,17 @@ def password(kubernetes):
     return base64.b64decode(data["password"]).decode()
 
 
+def experiment(kubernetes, namespace, name, how=None):
+    """Put an Experiment there, one that has ended if `how` says how."""
+    content = {
+        "kind": "Experiment",
+        "metadata": {"name": name},
+        "spec": {"algorithm": {"algorithmName": "nomad"}},
+        "status": {"conditions": [{"type": how or "Running", "status": "True"}]},
+    }
+    kubernetes.objects.create("experiments", namespace, content)
+
+
 def test_install_check_upgrade_roll_back_remove_and_install_again(kubernetes, release):
     before = kubernetes.there()
     release("install", *SETS["small"])
@@ -67,15 +78,19 @@ def test_install_check_upgrade_roll_back_remove_and_install_again(kubernetes, re
     assert images(kubernetes)["nomad"] == "retune-suggestion:0.1.0"
     assert password(kubernetes) == first
 
-    running = {
-        "kind": "Experiment",
-        "metadata": {"name": "e"},
-        "spec": {"algorithm": {"algorithmName": "nomad"}},
-    }
-    kubernetes.objects.create("experiments", "team-b", running)
+    experiment(kubernetes, "team-b", "e")
+    experiment(kubernetes, "team-c", "done", "Succeeded")
     release("uninstall", succeeds=False)
-    assert "these do: ['team-b/e']" in kubernetes.ran["retune-unregister"][-1]
+    said = kubernetes.ran["retune-unregister"][-1]
+    assert "e (nomad, running): kubectl delete experiments --namespace team-b e" in said
+    assert "done (nomad, succeeded): kubectl delete experiments --namespace team-c done" in said
     assert "nomad" in images(kubernetes)
+    # The refused removal is undone by a rollback, as docs/install.md says: the release can be used again.
+    release("rollback")
+    release("upgrade", *SETS["small"], "--set", "katib.register.deleteFinished=true")
+    release("uninstall", succeeds=False)
+    assert "there is 1" in kubernetes.ran["retune-unregister"][-1]
+    assert [e["metadata"]["name"] for e in kubernetes.objects.list("experiments")] == ["e"]
     kubernetes.objects.delete("experiments", "team-b", "e")
     kubernetes.ran.clear()
     release("uninstall")

@@ -47,7 +47,12 @@ LISTED = {
         ("katib", "retune-katib-config"): {"katib": CONFIG["kubeflow"], "*": CONFIG["*"]},
         TEST: {"katib": READER["kubeflow"]},
     },
-    "other clusters": {STUDY: {"team-a": ENGINE | PIPELINES}, **REGISTERS},
+    "other clusters": {  # finished Experiments are deleted at uninstall
+        STUDY: {"team-a": ENGINE | PIPELINES},
+        **REGISTERS,
+        ("kubeflow", "retune-katib-config"): CONFIG
+        | {"*": of("kubeflow.org", "experiments", "list", "get", "delete")},
+    },
 }
 
 

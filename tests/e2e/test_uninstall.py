@@ -1,11 +1,16 @@
-"""What a removed release leaves behind. The last test: the others run on that release."""
+"""When a release may be removed, and what it leaves behind. The last tests: the others run on that release."""
 
 import json
+import re
+import time
 
 import pytest
 import yaml
 
 from retune.engines.katib import OURS
+from tests.e2e.cluster import until
+from tests.e2e.objects import values
+from tests.katib_simulator.conversation import experiment
 
 pytestmark = pytest.mark.cluster
 KINDS = "all,configmaps,secrets,serviceaccounts,roles,rolebindings,networkpolicies,poddisruptionbudgets,persistentvolumeclaims,resourcequotas"
@@ -19,9 +24,58 @@ STAYS = {
 }
 
 
+def search(place, images, name, command):
+    """Start an Experiment of one trial, which runs this command, under an algorithm of ours."""
+    registry, tag = images
+    content = experiment(f"{registry}/retune-suggestion:{tag}".lstrip("/"), name)
+    spec = content["spec"]
+    spec |= {"maxTrialCount": 1, "maxFailedTrialCount": 1, "resumePolicy": "Never"}
+    spec["algorithm"] = {"algorithmName": "lhs"}
+    (container,) = spec["trialTemplate"]["trialSpec"]["spec"]["template"]["spec"]["containers"]
+    (script,) = [entry for entry in container["env"] if entry["name"] == "SCRIPT"]
+    script["value"] = command
+    place.apply(content)
+
+
+def unregistered(team):
+    """What the Job that takes our algorithms out has said."""
+    return team.kubectl(
+        "logs", "--namespace", "kubeflow", "job/retune-unregister", "--tail", "-1", namespaced=False
+    )
+
+
+def test_removal_is_refused_while_katib_needs_our_algorithms(team, namespace, images):
+    """A running Experiment and finished ones, in two namespaces: none may lose its algorithm, and the release goes on."""
+    other = namespace("c")
+    search(other, images, "done", "sleep 3; echo loss=1")
+    search(team, images, "at-work", "sleep 3600")
+    until(lambda: other.get("experiment", "done")["status"].get("trialsSucceeded"), 300, "the end of `done`")
+    until(
+        lambda: team.get("experiment", "at-work")["status"].get("trialsRunning"), 300, "a trial of `at-work`"
+    )
+
+    begun = time.monotonic()
+    printed = team.helm("uninstall", "retune", "--timeout", "10m", fails=True)
+    assert "retune-unregister" in printed
+    assert time.monotonic() - begun < 120, "what is refused is not tried again"
+    said = unregistered(team)
+    assert f"done (lhs, succeeded): kubectl delete experiments --namespace {other.namespace} done" in said
+    assert "at-work (lhs, running)" in said
+    # A refused removal is undone as docs/install.md says.
+    (last, *_) = json.loads(team.helm("history", "retune", "--max", "1", "--output", "json"))
+    team.helm("rollback", "retune", str(last["revision"]), "--wait", "--timeout", "10m")
+    assert json.loads(team.helm("status", "retune", "--output", "json"))["info"]["status"] == "deployed"
+
+    more = ["--wait", "--timeout", "10m", "--set", "katib.register.deleteFinished=true"]
+    team.helm("upgrade", "retune", "charts/retune", *values(team.namespace, *images), *more)
+    team.helm("uninstall", "retune", "--timeout", "10m", fails=True)
+    assert other.get("experiments") == [], "the finished one is deleted, in another namespace too"
+    assert [e["metadata"]["name"] for e in team.get("experiments")] == ["at-work"]
+    (command,) = re.findall(r"(?<=at-work \(lhs, running\): kubectl ).*", unregistered(team))
+    team.kubectl(*command.split(), "--timeout", "2m", namespaced=False)
+
+
 def test_nothing_is_left_that_should_not_be(team):
-    for experiment in team.get("experiments"):
-        team.kubectl("delete", "experiment", experiment["metadata"]["name"])
     team.helm("uninstall", "retune", "--wait", "--timeout", "10m")
     left = {
         f"{found['kind']}/{found['metadata']['name']}"

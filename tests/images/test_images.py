@@ -99,12 +99,14 @@ def test_all_commands_that_the_image_has_answer(name, containers):
     assert (done.returncode, done.stdout.split()[-1]) == (0, retune.__version__), done.stderr
 
 
-def test_changed_code_makes_only_the_last_layer_anew(name, containers, built, tmp_path):
+def test_changed_code_and_settings_of_tools_make_only_the_last_layer_anew(name, containers, built, tmp_path):
     before = containers.inspect(name)["RootFS"]["Layers"]
     for part in (*CONTEXT, f"Dockerfile.{name}"):
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
         copy(ROOT / part, tmp_path / part)
     (tmp_path / "src/retune/changed.py").write_text('"""New."""\n')
+    with (tmp_path / "pyproject.toml").open("a") as project:
+        project.write("[tool.another]\nsetting = true\n")
     containers.make(name, tmp_path)
     try:
         after = containers.inspect(name)["RootFS"]["Layers"]

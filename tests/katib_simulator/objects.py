@@ -1,7 +1,7 @@
 """The objects of a cluster, and the HTTP server that the real `kubernetes` client talks to.
 
-Faithful: resourceVersion conflicts, generateName, label selectors, merge patches, deletion of what is owned, errors
-as Status objects. Left out: watches, paging, finalizers, server-side apply.
+Faithful: resourceVersion conflicts, generateName, label selectors, merge patches, finalizers, deletion of what is owned,
+errors as Status objects. Left out: watches, paging, server-side apply.
 """
 
 import copy
@@ -104,6 +104,8 @@ class Objects:
             new = {**old, "status": content.get("status", {})} if status_only else copy.deepcopy(content)
             if not status_only:
                 self.admit(plural, new, old)
+            if "deletionTimestamp" in old["metadata"] and not new["metadata"].get("finalizers"):
+                return self._remove(plural, meta["namespace"], meta["name"])
             return self._store(plural, new)
 
     def patch(self, plural, namespace, name, change, dry=False):
@@ -116,11 +118,19 @@ class Objects:
             return self.replace(plural, new)
 
     def delete(self, plural, namespace, name):
-        """Delete an object and all that it owns, at once."""
+        """Delete an object and all that it owns, at once; one with finalizers is only marked until the last is removed."""
         with self.lock:
-            gone = self._stored.pop((plural, namespace, name), None)
-            if gone is None:
-                raise Refused(404, "NotFound", f'{plural} "{name}" not found')
+            found = self.get(plural, namespace, name)
+            if not found["metadata"].get("finalizers"):
+                return self._remove(plural, namespace, name)
+            if "deletionTimestamp" not in found["metadata"]:
+                found["metadata"]["deletionTimestamp"] = now()
+                found = self._store(plural, found)
+            return found
+
+    def _remove(self, plural, namespace, name):
+        with self.lock:
+            gone = self._stored.pop((plural, namespace, name))
             for (kind, place, other), found in list(self._stored.items()):
                 owners = [owner["uid"] for owner in found["metadata"].get("ownerReferences", [])]
                 if gone["metadata"]["uid"] in owners and (kind, place, other) in self._stored:

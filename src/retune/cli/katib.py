@@ -74,37 +74,38 @@ def register(
 
 @command.command()
 @click.option("--namespace", default="kubeflow", show_default=True, help="Namespace of Katib.")
-@click.option("--dry-run", is_flag=True, help="Only show what would change.")
+@click.option("--dry-run", is_flag=True, help="Only show what would change, or what is in the way.")
+@click.option(
+    "--delete-finished",
+    is_flag=True,
+    help="First delete the finished Experiments that use them, in all namespaces, and wait until they are gone.",
+)
 @click.option(
     "--force",
     is_flag=True,
-    help="Remove them even while Experiments use them, which Katib then cannot clean up.",
+    help="Remove them even while Experiments use them, which Katib then cannot delete.",
 )
-def unregister(namespace: str, dry_run: bool, force: bool) -> None:
+def unregister(namespace: str, dry_run: bool, delete_finished: bool, force: bool) -> None:
     """Remove retune's algorithms from the ConfigMap katib-config; everything else in it stays.
+
+    Refused while an Experiment uses them, a finished one too: Katib cannot delete an Experiment whose algorithm it does not know.
 
     \b
     Examples:
       retune katib unregister
+      retune katib unregister --delete-finished
       retune katib unregister --namespace katib --dry-run
     """
-    from retune.engines.katib import OURS, registration
-    from retune.engines.katib.api import ended
-    from retune.errors import InputError
+    from retune.engines.katib import registration, removal
 
     api = _api(namespace)
-    if not force and not dry_run:
-        using = [
-            f"{found['metadata']['namespace']}/{found['metadata']['name']}"
-            for found in api.everywhere("experiments")
-            if found["spec"]["algorithm"]["algorithmName"] in OURS and not ended(found)
-        ]
-        if using:
-            raise InputError(
-                f"no running Experiment may use our algorithms, since Katib could not clean it up, but these do: {using}; "
-                "wait for them, delete them, or use --force",
-                "retune katib unregister",
-            )
+    text = _text(api)
+    if text is None:
+        click.echo(f"nothing to change: {namespace} has no {registration.CONFIG_MAP}")
+        return
+    names = registration.registered_names(text)
+    if names and not force:
+        removal.clear(api, names, delete_finished and not dry_run, click.echo)
     _change(api, registration.unregistered, dry_run)
 
 
@@ -112,6 +113,14 @@ def _api(namespace: str) -> Api:
     from retune.engines.katib.api import Api
 
     return Api(namespace, patience=120)
+
+
+def _text(api: Api) -> str | None:
+    """Return Katib's configuration, None if it is not there."""
+    from retune.engines.katib.registration import CONFIG_MAP, KEY
+
+    found = api.config_map(CONFIG_MAP)
+    return ((found or {}).get("data") or {}).get(KEY)
 
 
 def _change(api: Api, edit: Callable[[str], str], dry_run: bool) -> None:

@@ -1,11 +1,13 @@
 """`retune katib register`: an edit of somebody else's file, with nothing lost, and a way back."""
 
+import time
+
 import pytest
 import yaml
 from click.testing import CliRunner
 
 from retune.cli import cli
-from retune.engines.katib import OURS, registration
+from retune.engines.katib import OURS, registration, removal
 from retune.errors import InputError, RetuneError
 from retune.study import load
 from retune.suggestion.client import SuggestionClient
@@ -214,13 +216,124 @@ def test_a_namespace_without_katib_is_named(bare):
         retune("register", "--image", "r/s:1", "--namespace", "nowhere")
 
 
-def test_it_is_not_taken_out_under_a_running_experiment(cluster, on_katib, tmp_path):
+@pytest.fixture
+def experiment(cluster, on_katib, tmp_path):
+    """Return a function that makes an Experiment, and marks it as ended if it shall be; returns its name. Others run on."""
     from retune.engines.katib import manifest
+    from tests.katib_simulator.controller import mark
 
-    place = manifest.Place(str(tmp_path / "search-1"), str(tmp_path / "data"))
-    cluster.objects.create("experiments", "team-a", manifest.experiment(on_katib(), place, 2))
-    with pytest.raises(InputError, match=r"these do: \['team-a/first-study-\w{5}'\]"):
-        retune("unregister")
+    cluster.lose = set(range(1, 100_000))  # no reply with settings arrives
+
+    def make(namespace="team-a", how=None, algorithm="nomad"):
+        place = manifest.Place(str(tmp_path / "search-1"), str(tmp_path / "data"))
+        content = manifest.experiment(on_katib(), place, 2)
+        content["spec"]["algorithm"]["algorithmName"] = algorithm
+        with cluster.objects.lock:
+            made = cluster.objects.create("experiments", namespace, content)
+            if how:
+                mark(made, how)
+                cluster.objects.replace("experiments", made, status_only=True)
+        name = made["metadata"]["name"]
+        wait(lambda: cluster.objects.get("experiments", namespace, name)["metadata"].get("finalizers"))
+        return name
+
+    return make
+
+
+def wait(condition):
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_it_is_not_taken_out_while_an_experiment_uses_it_running_or_finished(cluster, experiment):
+    running, done = experiment("team-a"), experiment("team-b", "Succeeded", "gp")
+    for words in ([], ["--dry-run"]):
+        with pytest.raises(InputError) as caught:
+            retune("unregister", *words)
+        said = str(caught.value)
+        assert "there are 2; with --delete-finished" in said
+        assert f"{running} (nomad, running): kubectl delete experiments --namespace team-a {running}" in said
+        assert f"{done} (gp, succeeded): kubectl delete experiments --namespace team-b {done}" in said
+        assert suggestion_config(cluster.objects, "lhs")
+    with pytest.raises(InputError, match=rf"there is 1\n.*{running} \(nomad, running\)"):
+        retune("unregister", "--delete-finished")
+    assert cluster.objects.find("experiments", "team-b", done) is None
     assert suggestion_config(cluster.objects, "lhs")
-    retune("unregister", "--force")
+    cluster.objects.delete("experiments", "team-a", running)
+    wait(lambda: cluster.objects.find("experiments", "team-a", running) is None)
+    retune("unregister")
     assert suggestion_config(cluster.objects, "lhs") is None
+
+
+def test_finished_experiments_are_deleted_first_where_that_is_asked_for(cluster, experiment):
+    for namespace in ("team-a", "team-b"):
+        for how in ("Succeeded", "Failed"):
+            experiment(namespace, how)
+    theirs = experiment("team-b", "Succeeded", "tpe")  # Katib's own algorithm
+    printed = retune("unregister", "--delete-finished")
+    assert printed.count("deleted experiment team-") == 4
+    assert [e["metadata"]["name"] for e in cluster.objects.list("experiments")] == [theirs]
+    assert suggestion_config(cluster.objects, "nomad") is None
+
+
+def test_an_experiment_whose_entry_was_taken_out_by_force_goes_once_it_is_back(cluster, experiment):
+    """What `--force` warns of, and the way out of it."""
+    name = experiment("team-a", "Succeeded")
+    retune("unregister", "--force")
+    cluster.objects.delete("experiments", "team-a", name)
+    time.sleep(0.5)
+    assert cluster.objects.get("experiments", "team-a", name)["metadata"]["deletionTimestamp"]
+    retune("register", "--image", "r/s:1")
+    wait(lambda: cluster.objects.find("experiments", "team-a", name) is None)
+
+
+def test_an_experiment_that_does_not_go_is_told_and_nothing_is_taken_out(cluster, experiment, monkeypatch):
+    name = experiment("team-a", "Succeeded")
+    found = cluster.objects.get("experiments", "team-a", name)
+    found["metadata"]["finalizers"].append("somebody.example/else")
+    cluster.objects.replace("experiments", found)
+    monkeypatch.setattr("retune.engines.katib.removal._PATIENCE", 1.0)
+    with pytest.raises(RetuneError, match=f"{name} in team-a does not go away"):
+        retune("unregister", "--delete-finished")
+    assert suggestion_config(cluster.objects, "nomad")
+
+
+def test_other_names_and_others_entries_under_our_names(cluster, experiment):
+    """What counts is what is registered as ours, not what we would register."""
+    config = cluster.objects.get("configmaps", "kubeflow", "katib-config")
+    content = yaml.safe_load(config["data"]["katib-config.yaml"])
+    for entry in content["runtime"]["suggestions"]:
+        if entry["algorithmName"] == "gp":
+            entry["command"] = ["house-search"]
+        if entry["algorithmName"] == "lhs":
+            entry["algorithmName"] = "of-a-package"
+    config["data"]["katib-config.yaml"] = yaml.safe_dump(content)
+    cluster.objects.replace("configmaps", config)
+    experiment("team-a", "Succeeded", "gp")
+    name = experiment("team-a", "Succeeded", "of-a-package")
+    with pytest.raises(InputError, match=rf"there is 1;.*\n.*{name} \(of-a-package, succeeded\)"):
+        retune("unregister")
+
+
+def test_many_are_all_told():
+    made = [
+        {"metadata": {"namespace": "team-a", "name": f"{'long-' * 6}{n:03}"}, "spec": {"algorithm": {"algorithmName": "nomad"}}}
+        for n in range(200)
+    ]  # fmt: skip
+    said = str(InputError(removal._told(made), "x"))
+    assert "letters …" not in said
+    assert all(said.count(each["metadata"]["name"]) == 2 for each in made)
+
+
+def test_who_may_not_list_experiments_everywhere_is_told_so(bare):
+    retune("register", "--image", "r/s:1")
+    bare.api.faults = [("GET", "experiments", 403)]
+    with pytest.raises(InputError, match="refused"):
+        retune("unregister")
+    assert suggestion_config(bare.objects, "nomad")
+
+
+def test_where_katib_is_gone_there_is_nothing_to_take_out(bare):
+    assert "nothing to change: nowhere has no katib-config" in retune("unregister", "--namespace", "nowhere")

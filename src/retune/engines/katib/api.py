@@ -153,13 +153,15 @@ class Api:
         )
 
     def everywhere(self, plural: str) -> list[Object]:
-        """Return Katib's objects of all namespaces, or of this one if the credentials allow no more."""
-        try:
-            reply = self._call(self._custom.list_cluster_custom_object, GROUP, VERSION, plural)
-        except InputError:
-            reply = self._call(
-                self._custom.list_namespaced_custom_object, GROUP, VERSION, self.namespace, plural
-            )
+        """Return Katib's objects of all namespaces; none where Katib's definitions are gone.
+
+        Raises:
+            InputError: if the credentials do not allow it.
+
+        """
+        reply = self._call(
+            self._custom.list_cluster_custom_object, GROUP, VERSION, plural, absent={"items": []}
+        )
         return list(reply["items"])
 
     def config_map(self, name: str) -> Object | None:

@@ -84,6 +84,16 @@ def unregistered(text: str) -> str:
     return _edited(text, []) if any(map(is_ours, suggestions(text))) else text
 
 
+def registered_names(text: str) -> set[str]:
+    """Return the names under which our algorithms are registered, those of installed packages among them.
+
+    Raises:
+        InputError: if the text is not Katib's configuration.
+
+    """
+    return {entry["algorithmName"] for entry in suggestions(text) if is_ours(entry)}
+
+
 def is_ours(entry: dict[str, Any]) -> bool:
     """Return whether an entry is one that `entries` made, for whatever image."""
     return (entry.get("command") or [])[:2] == COMMAND
