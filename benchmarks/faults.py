@@ -219,7 +219,7 @@ def _results(home: Path, known: Callable[[Any], dict[str, Any]]) -> Iterator[Rea
     """The records of a finished search, its benchmarks and its selection."""
     from retune.evaluation import bench
     from retune.records import BenchRecord
-    from retune.selection.choice import Row, Selection
+    from retune.selection.record import Row, Selection
     from retune.workspace.search_folder import SearchFolder, SearchRecord
 
     search = SearchRecord(

@@ -6,7 +6,7 @@ import pytest
 
 from retune.cli import _show
 from retune.records import GateRecord
-from retune.selection.choice import Row, Selection
+from retune.selection.record import Row, Selection
 from retune.steps.outcome import Outcome
 
 

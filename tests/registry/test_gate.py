@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from retune.records import GateRecord
 from retune.registry.gate import ChampionFacts, beyond_noise, decide
-from retune.selection.choice import Spread
+from retune.selection.record import Spread
 from retune.study import Gate, Objective
 from tests.selection.test_choice import bench, trial
 

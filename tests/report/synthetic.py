@@ -7,7 +7,8 @@ import random
 
 from retune.records import BenchRecord, GateRecord, Metric, TrialRecord
 from retune.registry import gate
-from retune.selection.choice import Selection, select
+from retune.selection.choice import select
+from retune.selection.record import Selection
 from retune.space import tribes2024
 from retune.study import Study, parse
 

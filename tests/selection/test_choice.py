@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from retune.errors import InputError
 from retune.records import BenchRecord, TrialRecord
-from retune.selection.choice import Selection, select
+from retune.selection.choice import select
 from retune.selection.ranking import candidates, pareto, rank
+from retune.selection.record import Selection
 from retune.study import Constraint, Objective, Select
 
 LOSS = Objective()

@@ -6,8 +6,9 @@ import pytest
 
 from retune.errors import InputError
 from retune.records import BenchRecord
-from retune.selection.choice import Selection, select
+from retune.selection.choice import select
 from retune.selection.comparison import summary
+from retune.selection.record import Selection
 from retune.study import Objective, Select
 from tests.selection.test_choice import LOSS, trial
 

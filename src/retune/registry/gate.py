@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from retune.records import BenchRecord, GateRecord, TrialRecord, now
-from retune.selection.choice import Spread
 from retune.selection.ranking import gain
+from retune.selection.record import Spread
 from retune.study import Gate, Objective
 
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from retune.selection.choice import Selection
 from retune.selection.comparison import p_value, points
+from retune.selection.record import Selection
 
 Facts = list[tuple[str, str]]
 VERDICTS = {

@@ -22,8 +22,9 @@ from retune.report.style import (
     words,
     write_files,
 )
-from retune.selection.choice import Row, Selection, select
+from retune.selection.choice import select
 from retune.selection.ranking import gain, rank
+from retune.selection.record import Row, Selection
 from retune.space import Parameter, Space
 from retune.study import Objective, Select, Study
 

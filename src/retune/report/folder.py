@@ -9,7 +9,7 @@ from retune import store, study
 from retune.errors import InputError, first_line
 from retune.records import AnswersRecord, BenchRecord, GateRecord, TrialRecord, by_number
 from retune.report.page import write_report
-from retune.selection.choice import Selection
+from retune.selection.record import Selection
 
 PAGE = "report.html"
 

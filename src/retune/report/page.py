@@ -21,8 +21,9 @@ from retune.report.data_tables import (
 from retune.report.figures import draw
 from retune.report.importance import MIN_TRIALS
 from retune.report.style import to_svg, words
-from retune.selection.choice import Row, Selection, select
+from retune.selection.choice import select
 from retune.selection.pareto import pareto_set
+from retune.selection.record import Row, Selection
 from retune.study import Study
 
 if TYPE_CHECKING:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from retune.records import TrialRecord
 from retune.selection.comparison import MEAN, points
 from retune.selection.ranking import gain
+from retune.selection.record import Row, Selection
 from retune.study import Objective
-
-if TYPE_CHECKING:
-    from retune.selection.choice import Row, Selection
 
 EQUAL = 1e-12
 

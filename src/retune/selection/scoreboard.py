@@ -11,8 +11,9 @@ from pydantic import BaseModel, Field
 from retune.records import BenchRecord, Record, Role, TrialRecord
 from retune.selection import rule as rules
 from retune.selection.association import Association, associate
-from retune.selection.choice import Selection, select
+from retune.selection.choice import select
 from retune.selection.ranking import candidates
+from retune.selection.record import Selection
 from retune.study import Constraint, Objective, Select
 
 PLACE = "rank"

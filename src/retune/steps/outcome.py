@@ -6,8 +6,8 @@ from pydantic import BaseModel, Field
 
 from retune.errors import RetuneError
 from retune.records import GateRecord, TrialRecord
-from retune.selection.choice import Selection
 from retune.selection.pareto import ParetoTrial, pareto_set
+from retune.selection.record import Selection
 from retune.study import Study
 from retune.workspace.search_folder import GATE, PAGE, SearchFolder
 

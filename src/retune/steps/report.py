@@ -11,8 +11,8 @@ from retune.data import mixing
 from retune.records import digest
 from retune.report import figures, page
 from retune.report.style import write_files
-from retune.selection.choice import Selection
 from retune.selection.choice import select as choose
+from retune.selection.record import Selection
 from retune.steps.search import open_tracker
 from retune.study import Study
 from retune.workspace import folders

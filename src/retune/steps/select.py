@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from retune.records import digest
-from retune.selection.choice import Selection
 from retune.selection.choice import select as choose
+from retune.selection.record import Selection
 from retune.study import Study
 from retune.workspace.search_folder import SELECTION, SearchFolder
 

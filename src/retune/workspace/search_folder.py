@@ -18,7 +18,7 @@ from pydantic import Field
 from retune import store
 from retune.data.mix_record import MixRecord
 from retune.records import AnswersRecord, BenchRecord, GateRecord, Record, TrialRecord, parse
-from retune.selection.choice import Selection
+from retune.selection.record import Selection
 from retune.study import Study
 from retune.workspace import folders
 from retune.workspace.ledger import BASE, DEFAULT, Ledger
