@@ -112,7 +112,7 @@ def bench(
     """
     from retune.evaluation import bench as benches
     from retune.study import Benchmark, Model
-    from retune.study.problems import read_sections
+    from retune.study.sentences import read_sections
 
     of_model: dict[str, Any] = {key: settings.pop(key) for key in ("revision", "dtype") if key in settings}
     model, benchmark = read_sections(

@@ -10,7 +10,7 @@ import click
 from retune.cli import _options
 from retune.errors import InputError
 from retune.study import TASKS, Benchmark, Model
-from retune.study.problems import read_sections
+from retune.study.sentences import read_sections
 
 if TYPE_CHECKING:
     from retune.evaluation.bench import Candidate

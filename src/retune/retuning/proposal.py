@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from retune import store
 from retune.errors import InputError
 from retune.steps.outcome import Outcome
-from retune.study.problems import sentences
+from retune.study.sentences import sentences
 
 BRANCH = "retune/{model}"
 _ROWS = 5

@@ -1,41 +1,17 @@
-"""Converts pydantic's errors to sentences with place, rule, value and remedy; reports all of them at once."""
+"""All problems of a study at once: what is wrong is dropped, so that the rules that span keys are checked too."""
 
 from __future__ import annotations
 
 import copy
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, get_args, get_origin
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from retune.errors import InputError
-from retune.space import Parameter
 from retune.study import words
 from retune.study.model import Study
-from retune.study.training import TUNABLE
-
-
-def read_sections(origin: str, *sections: tuple[type[BaseModel], Mapping[str, Any]]) -> list[Any]:
-    """Return sections of a study that come from a command or a call, one of each pair of class and content.
-
-    Raises:
-        InputError: with the problems of all of them; `origin` says where they come from.
-    """
-    found, problems = [], []
-    for kind, content in sections:
-        try:
-            found.append(kind.model_validate(content))
-        except ValidationError as error:
-            problems += sentences(error, kind)
-    if problems:
-        raise InputError(problems, origin)
-    return found
-
-
-def sentences(error: ValidationError, root: type[BaseModel]) -> list[str]:
-    """Return the problems of one section that is used by itself, without the rules of a whole study."""
-    return [text for entry in error.errors() for text in _sentences(entry, [], root=root)]
+from retune.study.sentences import of_error, path_of, section_at, section_class
 
 
 def all_problems(content: Mapping[str, Any], error: ValidationError) -> list[str]:
@@ -54,11 +30,11 @@ def all_problems(content: Mapping[str, Any], error: ValidationError) -> list[str
         missing = [e for e in error.errors() if e["type"] == "missing"]
         # What is missing in later rounds we dropped ourselves.
         found = _one_each([e for e in error.errors() if not problems or e not in missing])
-        problems += [text for e in found for text in _sentences(e, dropped, kind)]
+        problems += [text for e in found for text in of_error(e, Study, dropped, kind, _SECTIONS)]
         problems = list(dict.fromkeys(problems))
-        dropped += [_path(e) for e in found if e["type"] not in ("extra_forbidden", "missing", "rules")]
-        changes = [_remove(left, _path(e)) for e in reversed(found)]  # of a list the last items first
-        changes += [_fill_placeholder(left, _path(e)[0]) for e in missing]
+        dropped += [path_of(e) for e in found if e["type"] not in ("extra_forbidden", "missing", "rules")]
+        changes = [_remove(left, path_of(e)) for e in reversed(found)]  # of a list the last items first
+        changes += [_fill_placeholder(left, path_of(e)[0]) for e in missing]
         if not any(changes):
             return _without_misspelt(problems)
         try:
@@ -81,7 +57,7 @@ def _one_each(errors: Sequence[Any]) -> list[Any]:
     """Return one error of each value: of a key that takes several kinds, pydantic tells one of each kind."""
     found: dict[tuple[Any, ...], list[Any]] = {}
     for error in errors:
-        found.setdefault(tuple(_path(error)), []).append(error)
+        found.setdefault(tuple(path_of(error)), []).append(error)
     kept: list[Any] = []
     for path, group in found.items():
         if len({tuple(error["loc"]) for error in group}) < len(group) or len(group) == 1:
@@ -101,13 +77,6 @@ def _without_misspelt(problems: Sequence[str]) -> list[str]:
     found = [re.match(r"(.*\.)?[^.:]+: unknown key; did you mean '(\w+)'\?", problem) for problem in problems]
     misspelt = {f"{match[1] or ''}{match[2]}: this key is required" for match in found if match}
     return [problem for problem in problems if problem not in misspelt]
-
-
-def _follows(text: str, section: list[str | int], dropped: Sequence[list[str | int]]) -> bool:
-    """Return whether a rule between keys is broken only because we dropped one of them, which it names."""
-    below = [path[len(section) :] for path in dropped if path[: len(section)] == section]
-    keys = {part for path in below for part in path[-1:] if isinstance(part, str)}
-    return any(re.search(rf"`([a-z_]+\.)*{re.escape(key)}`|\b{re.escape(key)}s\b", text) for key in keys)
 
 
 _PLACEHOLDERS: dict[str | int, Any] = {
@@ -142,94 +111,6 @@ def _remove(content: Any, path: Sequence[str | int]) -> bool:
     return True
 
 
-_UNION_MEMBER = re.compile(
-    r"preset of a paper|list of parameters|\[key\]|constrained-\w+|(literal|list|dict|function-\w+)\[.*\]|str|int|float|bool|File"
-)
-"""How pydantic calls the members of a union among the keys that lead to an error; no key of ours is called so."""
-
-
-def _path(error: Any) -> list[str | int]:
-    """Return the keys that lead to an error, without the names of union members, which mean nothing to a person."""
-    path = [part for part in error["loc"] if not _UNION_MEMBER.fullmatch(str(part))]
-    match path:
-        case [
-            "search",
-            "further_objectives",
-            int(place),
-            *rest,
-        ]:
-            # Written as the rest of the list `objective`
-            return ["search", "objective", place + 1, *rest]
-    return path
-
-
-_PARAMETERS = (
-    "{preset: …} or a list of parameters is asked for, each an item with its name, "
-    "as in [{name: rank, kind: integer, low: 1, high: 64, default: 8}]"
-)
-
-
-def _sentences(
-    error: Any, dropped: Sequence[list[str | int]], engine: str = "local", root: type[BaseModel] = Study
-) -> list[str]:
-    """Return the sentences of one error; of several rules those that are not broken by what we dropped."""
-    path = _path(error)
-    where = f"{'.'.join(map(str, path))}: " if path else ""
-    if error["type"] == "value_error" and _follows(error["msg"], path, dropped):
-        return []
-    if path == ["search", "parameters", "preset"] and error["type"] == "missing" and error["input"]:
-        return [f"search.parameters: {_PARAMETERS}"]
-    if path[:2] == ["search", "parameters"] and len(path) == 3 and path[2] in TUNABLE:
-        return [f"search.parameters: {_PARAMETERS}"]
-    if error["type"] == "rules":
-        return [where + text for text in error["ctx"]["problems"] if not _follows(text, path, dropped)]
-    return [where + _sentence(error, path, engine, root)]
-
-
-def _sentence(error: Any, path: list[str | int], engine: str, root: type[BaseModel]) -> str:
-    """Turn one pydantic error into the rule, the value, and the nearest valid key or name."""
-    if error["type"] == "extra_forbidden":
-        return words.unknown_key(
-            str(path[-1]), _valid_keys(path[:-1], root), _SECTIONS if root is Study else {}
-        )
-    if error["type"] == "missing":
-        return "this key is required"
-    message: str = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        if path == ["search", "algorithm"] and message.startswith("unknown name"):
-            return words.unknown_algorithm(error["input"], engine)
-        return message[0].lower() + message[1:]
-    return words.sentence(error, _keys(path, root))
-
-
-def _keys(path: Sequence[str | int], root: type[BaseModel]) -> list[str]:
-    """Return the keys of the section at `path`, the one that stands for it first."""
-    field = _section_at(path, root)
-    return list(field.model_fields) if field is not None else []
-
-
-def _valid_keys(path: Sequence[str | int], root: type[BaseModel]) -> list[str]:
-    """Return the keys that the section at `path` knows."""
-    node = _section_at(path, root)
-    return sorted(node.model_fields) if node is not None else []
-
-
-def _section_at(path: Sequence[str | int], root: type[BaseModel] = Study) -> Any:
-    """Return the class of the section at `path`, None if it is no section."""
-    node: Any = root
-    for part in path:
-        if isinstance(part, int):
-            continue
-        field = (
-            node.model_fields.get(part) if isinstance(node, type) and issubclass(node, BaseModel) else None
-        )
-        if field is None:
-            return None
-        in_list = part == "parameters" and any(isinstance(step, int) for step in path)
-        node = Parameter if in_list else _section(field.annotation)
-    return node if isinstance(node, type) and issubclass(node, BaseModel) else None
-
-
 def takes_text(path: Sequence[str]) -> bool:
     """Return whether the key at `path` holds a text, or nothing, and no number: then ``1234567`` is a text."""
     node: Any = Study
@@ -237,24 +118,13 @@ def takes_text(path: Sequence[str]) -> bool:
         if not (isinstance(node, type) and issubclass(node, BaseModel)) or part not in node.model_fields:
             return False
         annotation = node.model_fields[part].annotation
-        node = _section(annotation)
+        node = section_class(annotation)
     kinds = set(get_args(annotation)) or {annotation}
     return str in kinds and kinds <= {str, type(None)}
-
-
-def _section(annotation: Any) -> Any:
-    """Return the section class inside a list or union annotation."""
-    if get_origin(annotation) is Annotated:
-        return _section(get_args(annotation)[0])
-    for inner in get_args(annotation):
-        found = _section(inner)
-        if isinstance(found, type) and issubclass(found, BaseModel):
-            return found
-    return annotation
 
 
 _SECTIONS: dict[str, str] = dict.fromkeys(Study.model_fields, "")
 """Where a key belongs, for those that one section alone has."""
 for _name in Study.model_fields:
-    for _key in _valid_keys([_name], Study):
+    for _key in getattr(section_at([_name], Study), "model_fields", ()):
         _SECTIONS.setdefault(_key, _name)

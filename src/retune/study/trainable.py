@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pydantic import ValidationError
 
 from retune.space import Assignment, Parameter, Space
+from retune.study.sentences import sentences
 from retune.study.training import TUNABLE, Training
 
 _TOGETHER = ("variant", "init", "rank", "first_layer", "last_layer")
@@ -72,8 +73,6 @@ def _refused(training: Training, assignment: Assignment) -> list[str]:
 
 
 def _told(training: Training, assignment: Assignment) -> list[str]:
-    from retune.study.problems import sentences  # it knows the whole study, which imports this
-
     try:
         training.tuned(assignment)
     except ValidationError as error:

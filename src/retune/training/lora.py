@@ -22,7 +22,7 @@ from retune.adapter import CONFIG, WEIGHTS
 from retune.errors import InputError
 from retune.space import Value
 from retune.study import TUNABLE, Training
-from retune.study.problems import sentences
+from retune.study.sentences import sentences
 from retune.study.training import EDITING, FROM_DATA
 from retune.training import inits
 from retune.training.base_state import preserved

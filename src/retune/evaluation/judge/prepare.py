@@ -12,7 +12,7 @@ from retune.evaluation.bench import Candidate, check_candidates
 from retune.evaluation.judge import answers, form, key
 from retune.evaluation.judge import questions as questionnaire
 from retune.study import Model
-from retune.study.problems import read_sections
+from retune.study.sentences import read_sections
 
 GENERATED, KEY, FORM = "generated.json", "key.json", "form.html"
 
