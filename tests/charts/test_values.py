@@ -205,7 +205,7 @@ OTHER = {
     **{key: {"limits": {"memory": "9Gi"}} for key in ("schedules.resources", "mlflow.resources", "postgresql.resources", "watch.resources")},
     "watch.service.type": "NodePort", "watch.ingress.host": "b.example", "watch.httpRoute.parentRefs": [{"name": "b"}],
     "watch.httpRoute.hostnames": ["b.example"], "networkPolicy.watchFrom": ["x"], "monitoring.serviceMonitor.interval": "1m",
-    "podSecurity.runAsUser": 1, "postgresql.user": 1, "katib.register.except": ["gp"], "katib.register.unregister": "auto",
+    "trainJob.gpuResource": "amd.com/gpu", "podSecurity.runAsUser": 1, "postgresql.user": 1, "katib.register.except": ["gp"], "katib.register.unregister": "auto",
     "networkPolicy.dns.ports": [1], "networkPolicy.dns.cidrs": ["10.0.0.0/8"], "mlflow.ingress.host": "b.example",
     "mlflow.httpRoute.parentRefs": [{"name": "b"}], "mlflow.httpRoute.hostnames": ["b.example"], "monitoring.podMonitor.interval": "1m",
     **{f"{part}.affinity": {"nodeAffinity": {}} for part in ("trainJob", "mlflow", "watch", "postgresql")},
