@@ -5,7 +5,9 @@ kubeflow/katib v0.19.0, in own words.
 """
 
 import json
+import math
 import re
+from fractions import Fraction
 
 import yaml
 
@@ -310,8 +312,38 @@ def _template_problems(spec):
         yield from _job_problems(made)
 
 
+def _written_by_kubernetes(quantity):
+    """A quantity in its canonical form (apimachinery, pkg/api/resource): no fraction, and the largest unit."""
+    value, unit = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", quantity).groups()
+    units = ["", "Ki", "Mi", "Gi", "Ti", "Pi"] if unit.endswith("i") else ["m", "", "k", "M", "G", "T", "P"]
+    factor, power = (1024 if unit.endswith("i") else 1000), units.index(unit)
+    value = Fraction(value)
+    while value.denominator > 1 and power:
+        value, power = value * factor, power - 1
+    while value and value % factor == 0 and power + 1 < len(units):
+        value, power = value / factor, power + 1
+    return f"{math.ceil(value)}{units[power]}"
+
+
 def _job_problems(made):
     pod = made["spec"]["template"]["spec"]
+    for number, volume in enumerate(pod.get("volumes", [])):
+        limit = (volume.get("emptyDir") or {}).get("sizeLimit")
+        if limit is not None and limit != _written_by_kubernetes(
+            limit
+        ):  # read into a Job and back, it differs
+            yield _invalid(
+                "spec.trialTemplate",
+                "",
+                f"invalid spec.trialTemplate: unable to convert: /spec/template/spec/volumes/{number}/emptyDir/sizeLimit - {limit} "
+                "to Job, converted template: ",
+            )
+            return
+    for number, taint in enumerate(pod.get("tolerations", [])):
+        if taint.get("value") == "":
+            detail = f"unable to convert: /spec/template/spec/tolerations/{number}/value -  to Job, converted template: "
+            yield _invalid("spec.trialTemplate", "", f"invalid spec.trialTemplate: {detail}")
+            return
     places = [("/spec", made["spec"], _JOB["spec"]), ("/spec/template/spec", pod, _JOB["pod"])]
     places += [
         (f"/spec/template/spec/containers/{n}", c, _JOB["container"]) for n, c in enumerate(pod["containers"])

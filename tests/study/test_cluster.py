@@ -193,6 +193,10 @@ REFUSED = {
     "ca_bundle={config_map: a, key: a/b}": "ca_bundle.key: must be a key",
     "katib.runtime=A": "katib.runtime: must be",
     "topology_spread=[{topologyKey: a b}]": "topology_spread.0.topologyKey: must be",
+    "topology_spread=[{topologyKey: a, maxSkew: 2147483648}]": "topology_spread.0.maxSkew: ",
+    "topology_spread=[{topologyKey: a, whenUnsatisfiable: DoNotSchedule, minDomains: 2147483648}]": "topology_spread.0.minDomains: ",
+    "affinity={nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: "
+    "[{key: a, operator: In, values: [b c]}]}]}}}": "`values` must be a label's value",
     "topology_spread=[{topologyKey: a, maxSkew: 0}]": "topology_spread.0.maxSkew: ",
     "topology_spread=[{topologyKey: a, minDomains: 2}]": "`minDomains` needs",
     "topology_spread=[{topologyKey: a}, {topologyKey: a}]": "must differ",

@@ -95,26 +95,6 @@ def _place(study: Study, data: str | None, folder: str | None) -> Place:
 
 
 def _print(content: dict[str, Any]) -> None:
-    click.echo(as_yaml(content), nl=False)
+    from retune.engines.yaml_text import as_yaml
 
-
-def as_yaml(content: dict[str, Any]) -> str:
-    """Return an object as YAML that every reader takes alike: text that looks like a number is quoted.
-
-    PyYAML leaves ``1e-05`` bare, since YAML 1.1 calls it text; kubectl reads a number there, which Katib refuses.
-    """
-    import yaml
-
-    class Dumper(yaml.SafeDumper):
-        def ignore_aliases(self, data: object) -> bool:
-            return True
-
-    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-        try:
-            float(value)
-        except ValueError:
-            return dumper.represent_scalar("tag:yaml.org,2002:str", value)
-        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style='"')
-
-    Dumper.add_representer(str, text)
-    return yaml.dump(content, Dumper=Dumper, sort_keys=False, width=1000)
+    click.echo(as_yaml([content]), nl=False)

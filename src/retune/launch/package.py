@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from retune.engines.katib.pods import CA_FOLDER, LABELS, environment, plain
+from retune.engines.yaml_text import as_yaml
 from retune.errors import InputError
 from retune.images import EVAL_IMAGE, TRAIN_IMAGE
 from retune.launch.compiled import compiled
@@ -115,7 +116,7 @@ def package(name: str, study: Study) -> str:
         labels = pod.get("podMetadata", {}).get("labels", {})
         platform[label] = pod | {"podMetadata": {"labels": {**labels, **LABELS, STEP_LABEL: step}}}
     documents = [spec, {"platforms": {"kubernetes": {"deploymentSpec": {"executors": platform}}}}]
-    return yaml.safe_dump_all(documents, sort_keys=True, width=1000)
+    return as_yaml(documents, sort_keys=True)
 
 
 def _pod(cluster: Cluster, heavy: bool) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -5,6 +5,7 @@ Source: k8s.io/apimachinery, pkg/util/validation and pkg/api/resource; k8s.io/ku
 
 from __future__ import annotations
 
+import math
 import re
 from decimal import Decimal
 from typing import Annotated, Any
@@ -60,6 +61,20 @@ def number(quantity: str) -> Decimal:
     return digits * _FACTORS[unit] if unit in _FACTORS else Decimal(found[1] + unit)
 
 
+def canonical_bytes(quantity: str) -> str:
+    """Return a size in whole bytes as Kubernetes itself writes it: ``1536Mi`` for ``1.5Gi``, ``500k`` for ``500000``.
+
+    Katib 0.19 reads a trial's template into a Job and back, and refuses it if anything is written otherwise then.
+    """
+    size = math.ceil(number(quantity))
+    binary, decimal = (1024, ("", "Ki", "Mi", "Gi", "Ti", "Pi")), (1000, ("", "k", "M", "G", "T", "P"))
+    for factor, units in (binary, decimal) if "i" in quantity else (decimal,):
+        power = max(n for n in range(len(units)) if size % factor**n == 0)
+        if power:
+            return f"{size // factor**power}{units[power]}"
+    return str(size)
+
+
 def _label(text: str) -> str:
     if not _LABEL.fullmatch(text):
         raise ValueError(
@@ -90,7 +105,13 @@ def _label_key(text: str) -> str:
     return text
 
 
-def _label_value(text: str) -> str:
+def label_value(text: str) -> str:
+    """Return a label's value.
+
+    Raises:
+        ValueError: if it is none.
+
+    """
     if not _VALUE.fullmatch(text):
         raise ValueError(
             f"must be a label's value: letters, digits, inner `-`, `_` and `.`, at most 63 of them, but got {text!r}"
@@ -176,7 +197,7 @@ Label = Annotated[str, AfterValidator(_label)]
 Name = Annotated[str, AfterValidator(_name)]
 """RFC 1123 subdomain: of a Secret, a claim, a service account, a class."""
 LabelKey = Annotated[str, AfterValidator(_label_key)]
-LabelValue = Annotated[str, AfterValidator(_label_value)]
+LabelValue = Annotated[str, AfterValidator(label_value)]
 EnvName = Annotated[str, AfterValidator(_env_name)]
 DataKey = Annotated[str, AfterValidator(_data_key)]
 Image = Annotated[str, AfterValidator(_image)]

@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from retune.study.kubernetes import Label, LabelKey, LabelValue
+from retune.study.kubernetes import Label, LabelKey, LabelValue, label_value
 from retune.study.section import Section
 
 
@@ -51,6 +51,12 @@ class _Requirement(Section):
             problems.append(f"`operator: {self.operator}` needs `values`, but there is none for {self.key!r}")
         if self.operator in ("Exists", "DoesNotExist") and count:
             problems.append(f"`operator: {self.operator}` takes no `values`, but got {self.values}")
+        if self.operator in ("In", "NotIn"):
+            for value in self.values:
+                try:
+                    label_value(value)
+                except ValueError as error:
+                    problems.append(f"`values` {error}")
         if self.operator in ("Gt", "Lt") and (count != 1 or not re.fullmatch("-?[0-9]+", self.values[0])):
             problems.append(f"`operator: {self.operator}` takes one whole number, but got {self.values}")
         return self._checked(problems)
@@ -135,11 +141,11 @@ class Affinity(Section):
 class Spread(Section):
     """One of the `topologySpreadConstraints` of a pod's spec; without a selector it counts the trials of retune."""
 
-    maxSkew: int = Field(1, ge=1)
+    maxSkew: int = Field(1, ge=1, lt=2**31)
     topologyKey: LabelKey
     whenUnsatisfiable: Literal["DoNotSchedule", "ScheduleAnyway"] = "ScheduleAnyway"
     labelSelector: LabelSelector | None = None
-    minDomains: int | None = Field(None, ge=1)
+    minDomains: int | None = Field(None, ge=1, lt=2**31)
 
     @model_validator(mode="after")
     def _check_domains(self) -> Self:

@@ -11,7 +11,6 @@ import yaml
 from click.testing import CliRunner
 
 from retune.cli import cli
-from retune.cli.render import as_yaml
 from retune.engines.katib import algorithms, manifest
 from retune.engines.katib.manifest import Place
 from retune.errors import InputError
@@ -19,7 +18,9 @@ from retune.search import Observation, suggest
 from retune.study import load
 from retune.suggestion.experiment import WARM
 from retune.training.run_trial import TrialTask
+from tests.katib_simulator.objects import Refused
 
+pytest_plugins = ["tests.katib_simulator.runs"]
 HERE = Path(__file__).parent
 PLACE = Place("s3://retune/artifacts/alpaca-dolly-7b/search-0123456789abcdef", "s3://retune/artifacts/data-1")
 
@@ -59,14 +60,6 @@ def test_median_stopping_is_katibs_own_rule_at_the_first_rung():
     given = {setting["name"]: setting["value"] for setting in found["algorithmSettings"]}
     assert given == {"min_trials_required": "5", "start_step": "1"}
     assert not manifest.experiment(study(*none), PLACE, 5)["spec"].get("earlyStopping")
-
-
-def test_numbers_in_text_stay_text_for_every_yaml_reader():
-    """kubectl reads a bare 1e-05 as a number, and Katib refuses the Experiment."""
-    written = as_yaml({"value": "1e-05", "list": ["8", "0.1", "nan", "text"]})
-    assert '"1e-05"' in written
-    assert all(f'"{word}"' in written for word in ("8", "0.1", "nan"))
-    assert yaml.safe_load(written) == {"value": "1e-05", "list": ["8", "0.1", "nan", "text"]}
 
 
 def test_one_word_changes_the_algorithm():
@@ -211,3 +204,34 @@ def test_every_kind_of_parameter_reaches_the_pod_and_our_service():
         f"search.parameters={yaml.safe_dump(CONDITIONAL, default_flow_style=True).strip()}", "search.settings={}",
     ]))  # fmt: skip
     assert any("knows no conditional parameters, but got `when` of ['init']" in problem for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("8Gi", "8Gi"), ("1.5Gi", "1536Mi"), ("1024Mi", "1Gi"), ("500000", "500k"), ("1G", "1G"), ("0.5Gi", "512Mi"), ("1000000", "1M"),
+        ("1024", "1024"), ("1T", "1T"), ("0.3Ki", "308"), ("2.5M", "2500k"), ("1025", "1025"), ("0.5", "1"), ("1e9", "1G"), ("1E", "1000P"),
+    ],
+)  # fmt: skip
+def test_the_size_of_shared_memory_is_written_as_kubernetes_writes_it(cluster, given, written):
+    """Real Katib 0.19 refuses `1.5Gi`: read into a Job and back it is another text. The simulator's webhook does the same."""
+    made = manifest.experiment(study(f"cluster.shared_memory={given}"), PLACE, 2)
+    pod = made["spec"]["trialTemplate"]["trialSpec"]["spec"]["template"]["spec"]
+    assert [v["emptyDir"]["sizeLimit"] for v in pod["volumes"] if v["name"] == "shm"] == [written]
+    cluster.objects.create("experiments", "team-a", made, dry=True)
+    (shm,) = [v for v in pod["volumes"] if v["name"] == "shm"]
+    if given in ("1.5Gi", "1024Mi", "500000"):
+        shm["emptyDir"]["sizeLimit"] = given
+        with pytest.raises(Refused, match="sizeLimit"):
+            cluster.objects.create("experiments", "team-a", made, dry=True)
+
+
+def test_what_is_empty_is_left_out_as_kubernetes_does(cluster):
+    """Real Katib 0.19 refuses a toleration with `value: ""`, and an env entry likewise: Kubernetes writes neither."""
+    made = manifest.experiment(
+        study("cluster.tolerations=[{key: a, value: ''}]", "cluster.env={A: ''}"), PLACE, 2
+    )
+    pod = made["spec"]["trialTemplate"]["trialSpec"]["spec"]["template"]["spec"]
+    assert pod["tolerations"] == [{"key": "a", "operator": "Equal"}]
+    assert {"name": "A"} in pod["containers"][0]["env"]
+    cluster.objects.create("experiments", "team-a", made, dry=True)

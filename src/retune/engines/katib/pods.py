@@ -9,6 +9,7 @@ from typing import Any
 from kubernetes import client
 
 from retune.study import Cluster, Study
+from retune.study.kubernetes import canonical_bytes
 from retune.study.placement import Spread
 
 CONTAINER = "training-container"
@@ -60,7 +61,9 @@ def _pod(study: Study, words: Sequence[str], env: Mapping[str, str], container: 
         client.V1Volume(name="tmp", empty_dir=client.V1EmptyDirVolumeSource()),
         client.V1Volume(
             name="shm",
-            empty_dir=client.V1EmptyDirVolumeSource(medium="Memory", size_limit=cluster.shared_memory),
+            empty_dir=client.V1EmptyDirVolumeSource(
+                medium="Memory", size_limit=canonical_bytes(cluster.shared_memory)
+            ),
         ),
     ]
     mounts = [
@@ -91,7 +94,12 @@ def _pod(study: Study, words: Sequence[str], env: Mapping[str, str], container: 
         image_pull_secrets=[client.V1LocalObjectReference(name=name) for name in cluster.pull_secrets]
         or None,
         node_selector=cluster.node_selector or None,
-        tolerations=[client.V1Toleration(**taint.model_dump()) for taint in cluster.tolerations] or None,
+        # Nothing empty: Kubernetes leaves it out, and Katib refuses a template that Kubernetes writes otherwise.
+        tolerations=[
+            client.V1Toleration(**{key: value or None for key, value in taint.model_dump().items()})
+            for taint in cluster.tolerations
+        ]
+        or None,
         affinity=plain(cluster.affinity) if cluster.affinity else None,
         topology_spread_constraints=[_spread(spread) for spread in cluster.topology_spread] or None,
         priority_class_name=cluster.priority_class,
@@ -109,7 +117,10 @@ def _pod(study: Study, words: Sequence[str], env: Mapping[str, str], container: 
                 name=container,
                 image=cluster.images.train,
                 command=list(words),
-                env=[client.V1EnvVar(name=name, value=value) for name, value in {**fixed, **env}.items()],
+                env=[
+                    client.V1EnvVar(name=name, value=value or None)
+                    for name, value in {**fixed, **env}.items()
+                ],
                 env_from=[
                     client.V1EnvFromSource(secret_ref=client.V1SecretEnvSource(name=name))
                     for name in cluster.secrets
