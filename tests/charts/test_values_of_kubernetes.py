@@ -251,3 +251,22 @@ def _texts(schema, path=""):
 def test_patterns_are_ones_that_go_and_editors_read():
     text = json.dumps(SCHEMA)
     assert not re.search(r"\(\?[^:i]", text), "no looking ahead in Go"
+
+
+@pytest.mark.parametrize("section", ["mlflow", "watch", "postgresql", "schedules"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("limits.memory=64Mi", "requests.memory` must not be above its limit, but got"),
+        ("requests.memory=3G", "requests.memory` must not be above its limit, but got 3G and"),
+        ("limits.cpu=50m", "requests.cpu` must not be above its limit"),
+        ("requests.nvidia\\.com/gpu=1", "requests.nvidia.com/gpu` needs the same under `limits`"),
+        ("limits.memory=1.5Gi", None),
+    ],
+)  # fmt: skip
+def test_a_request_above_its_limit_is_refused(helm, section, words, said):
+    """One of the two alone is often set, and the other is the chart's."""
+    study = "watch.enabled=true,schedules.studies[0].name=a,schedules.studies[0].cron=@daily,schedules.studies[0].study=b"
+    found = helm.template("--set", study, "--set", f"{section}.resources.{words}")
+    assert (found.returncode == 0) == (said is None), found.stderr
+    assert said is None or f"`{section}.resources.{said}" in found.stderr

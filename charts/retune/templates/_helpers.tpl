@@ -270,3 +270,27 @@ spec:
 {{- end }}
 {{- end }}
 {{- end }}
+
+{{/* The number that a quantity such as 500m or 1.5Gi stands for. */}}
+{{- define "retune.number" -}}
+{{- $unit := regexFind "[A-Za-z]*$" (toString .) -}}
+{{- $factors := dict "" 1 "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624 -}}
+{{- mulf (trimSuffix $unit (toString .) | float64) (get $factors $unit | float64) -}}
+{{- end -}}
+
+{{/* A container's resources: ("values' section" resources). The API server refuses a request above its limit, and a GPU without one. */}}
+{{- define "retune.resources" -}}
+{{- $section := index . 0 -}}
+{{- $resources := index . 1 -}}
+{{- range $name, $asked := $resources.requests -}}
+{{- $limit := get ($resources.limits | default dict) $name -}}
+{{- if and (not (kindIs "invalid" $limit)) (ne (toString $limit) "") -}}
+{{- if gt (include "retune.number" $asked | float64) (include "retune.number" $limit | float64) -}}
+{{- fail (printf "`%s.requests.%s` must not be above its limit, but got %v and %v; set both" $section $name $asked $limit) -}}
+{{- end -}}
+{{- else if contains "/" $name -}}
+{{- fail (printf "`%s.requests.%s` needs the same under `limits`, as every resource of a device does" $section $name) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $resources -}}
+{{- end -}}
