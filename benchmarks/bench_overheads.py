@@ -196,6 +196,13 @@ def part_make(out: str, trials: str) -> Row:
 
 def part_report(folder: str) -> Row:
     """Do what the step does, but for sending it to MLflow."""
+    from retune.processes import uncollected
+
+    with uncollected():
+        return _reported(folder)
+
+
+def _reported(folder: str) -> Row:
     from retune.report import figures, page
     from retune.report.folder import study_in
     from retune.report.style import write_files

@@ -264,8 +264,10 @@ def _become(asked: dict, path: list[str]) -> None:
     Popen.settings = _start_settings(asked["env"])
     os.chdir(asked["cwd"])
     tempfile.tempdir = None  # TMPDIR may be another
-    parent = asked["parent"]
+    parent, getppid = asked["parent"], os.getppid
     os.getppid = lambda: parent if _alive(parent) else 1
+    # What it forks itself (the workers of a run) has it as a parent indeed
+    os.register_at_fork(after_in_child=lambda: setattr(os, "getppid", getppid))
     for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
         by_line = mode == "w" and (number == 2 or os.isatty(number))
         stream = open(  # noqa: SIM115

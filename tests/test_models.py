@@ -112,7 +112,7 @@ def test_each_card_gets_the_type_that_it_has(monkeypatch, card, chosen):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_bitsandbytes_is_spared_where_no_base_can_need_it(monkeypatch):
+def test_bitsandbytes_is_spared_where_no_base_can_need_it(monkeypatch, tmp_path):
     monkeypatch.setattr("retune.gpus.visible", lambda: ["0"])
     monkeypatch.delitem(sys.modules, "bitsandbytes", raising=False)
     models.spare_bitsandbytes(Model(base="x"))
@@ -122,10 +122,12 @@ def test_bitsandbytes_is_spared_where_no_base_can_need_it(monkeypatch):
     assert "bitsandbytes" not in sys.modules
     told = subprocess.run(
         [sys.executable, "-c", "import sys; from retune import models; from retune.study import Model\n"
-         "models.spare_bitsandbytes(Model(base='x')); import peft; print(sys.modules['bitsandbytes'])"],
+         "import gc; models.import_libraries(Model(base=sys.argv[1]))\n"
+         "print(sys.modules['bitsandbytes'], 'transformers.models.llama.modeling_llama' in sys.modules, gc.isenabled())",
+         str(made(tmp_path))],
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert told.stdout.strip() == "None"
+    assert told.stdout.split() == ["None", "True", "True"]
 
 
 def test_four_bits_need_a_gpu(tmp_path):

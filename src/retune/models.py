@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib.util
 import json
@@ -10,12 +11,14 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retune import gpus
 from retune.errors import InputError, first_line, nearest
+from retune.processes import uncollected
 from retune.study import Model
 
 if TYPE_CHECKING:
@@ -55,6 +58,23 @@ def spare_bitsandbytes(model: Model) -> None:
     """
     if model.quantization is None and not gpus.visible():
         sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # None: importing it fails, and it is not found
+
+
+def import_libraries(model: Model) -> None:
+    """Import torch, transformers with the base's own classes, and PEFT, in a process of ours that will need them all.
+
+    They make a million objects that stay. To look through these for garbage, during the imports, in each later collection and
+    at the end of the process, takes half as long as the imports themselves, so they are exempted from it.
+    """
+    quiet()
+    spare_bitsandbytes(model)
+    with uncollected():
+        import peft  # noqa: F401
+        from transformers import AutoModelForCausalLM
+
+        with suppress(Exception):  # what is wrong with the base is said when it is loaded
+            AutoModelForCausalLM._model_mapping[type(config_of(locate(model)))]
+    gc.freeze()
 
 
 def locate(model: Model) -> Path:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +34,18 @@ def stop_signals() -> Iterator[Callable[[], int]]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Let Python look for no garbage inside the block: where much is made that stays, such as by imports, it costs a third."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def die_with_parent(poll_seconds: float = 0.5) -> None:
     """End this process soon after its parent is gone, SIGKILL of the parent included.
 
@@ -44,11 +56,15 @@ def die_with_parent(poll_seconds: float = 0.5) -> None:
     _end_when(lambda: os.getppid() != parent, poll_seconds)
 
 
-def die_with_run(poll_seconds: float = 0.5) -> None:
-    """End this process soon after the process named by ``RETUNE_PARENT_PID`` is gone; without the variable do nothing."""
-    if PARENT in os.environ:
-        pid = int(os.environ[PARENT])
-        _end_when(lambda: not alive(pid), poll_seconds)
+def die_with_run(poll_seconds: float = 0.5) -> Callable[[], None]:
+    """End this process soon after the process named by ``RETUNE_PARENT_PID`` is gone; without the variable do nothing.
+
+    Returns a function that ends the watch, and its thread.
+    """
+    if PARENT not in os.environ:
+        return lambda: None
+    pid = int(os.environ[PARENT])
+    return _end_when(lambda: not alive(pid), poll_seconds)
 
 
 def alive(pid: int) -> bool:
@@ -62,10 +78,20 @@ def alive(pid: int) -> bool:
         return True
 
 
-def _end_when(over: Callable[[], bool], poll_seconds: float) -> None:
+def _end_when(over: Callable[[], bool], poll_seconds: float) -> Callable[[], None]:
+    enough = threading.Event()
+
     def watch() -> None:
         while not over():
-            time.sleep(poll_seconds)
+            if enough.wait(poll_seconds):
+                return
         os._exit(1)
 
-    threading.Thread(target=watch, name="end-with-the-run", daemon=True).start()
+    thread = threading.Thread(target=watch, name="end-with-the-run", daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        enough.set()
+        thread.join()
+
+    return stop

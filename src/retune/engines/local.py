@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from retune.engines import spares
 from retune.engines.jobs import Jobs
 from retune.engines.service import SuggestionProcess
 from retune.engines.spread import spread
@@ -262,4 +263,5 @@ class LocalEngine:
         for worker in self._workers:
             worker.close()
         self._workers.clear()
+        spares.end()
         self._service.close()

@@ -75,7 +75,7 @@ def main() -> None:
     from retune.training.side_by_side import SideBySide, named
 
     study = Study.model_validate(setup["study"])
-    models.spare_bitsandbytes(study.model)
+    models.import_libraries(study.model)
     base = ResidentBase(study.model)
     emit("ready")
     try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from retune import gpus
+from retune.engines import spares
 from retune.study import Study
 from retune.training.run_trial import TrialTask
 
@@ -57,11 +58,7 @@ class Worker:
         if devices:
             env["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as stderr:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "retune.engines.worker"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True, env=env,
-            )  # fmt: skip
+        self.process = spares.take(log, threads) or _started(env, log)
         self._send({"study": study.model_dump(mode="json"), "data_uri": data_uri, "pack": pack})
         threading.Thread(target=self._listen, args=(events,), daemon=True).start()
 
@@ -109,3 +106,12 @@ class Worker:
                 content = json.loads(line)
                 events.put(Message(self, content.pop("kind"), content))
         events.put(Message(self, "exit", {"code": self.process.wait()}))
+
+
+def _started(env: dict[str, str], log: Path) -> subprocess.Popen[str]:
+    """Return a worker in a new interpreter."""
+    command = [sys.executable, "-m", "retune.engines.worker"]
+    with log.open("a") as stderr:
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True, env=env
+        )

@@ -10,10 +10,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from retune import models, outages
+from retune.engines import spares, worker
 from retune.errors import RetuneError
 from retune.processes import die_with_run
 from retune.study import Study, parse
@@ -78,10 +79,30 @@ def last_words(step: str) -> Iterator[None]:
         raise
 
 
-if __name__ == "__main__":
-    die_with_run()
-    models.quiet()
+def main(study: Study) -> None:
+    """Do all steps, with workers for the search that were forked once everything large was imported."""
+    unwatch = die_with_run()
     outages.outlast()
-    asked = parse(json.loads(Path(sys.argv[1]).read_text()))
-    models.spare_bitsandbytes(asked.model)
-    run(asked)
+    if (count := spares.wanted(study)) and not _is_searched(study):
+        models.import_libraries(study.model)
+        unwatch()  # its thread: only a process with one thread is forked safely
+        if spares.fork(count):
+            worker.main()
+            return
+        die_with_run()
+    else:
+        models.quiet()
+        models.spare_bitsandbytes(study.model)
+    run(study)
+
+
+def _is_searched(study: Study) -> bool:
+    from retune.steps.plan import plan
+
+    with suppress(Exception):  # the step itself says what is wrong
+        return plan(study)["search"]
+    return False
+
+
+if __name__ == "__main__":
+    main(parse(json.loads(Path(sys.argv[1]).read_text())))

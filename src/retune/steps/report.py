@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from retune import outages, store
 from retune.data import mixing
+from retune.processes import uncollected
 from retune.records import digest
 from retune.report import figures, page
 from retune.report.style import write_files
@@ -33,6 +34,11 @@ def inputs(study: Study, folder: SearchFolder) -> dict[str, Any]:
 
 def report(study: Study) -> str | None:
     """Write the report from whatever records there are; return its URI, or None if no trial was ever issued."""
+    with uncollected():
+        return _report(study)
+
+
+def _report(study: Study) -> str | None:
     folder = SearchFolder.of(study)
     if folder is None:
         return None
