@@ -403,17 +403,17 @@ def part_trials(folder: str, work: str) -> Row:
     data = folders.data_folder(study)
     base = ResidentBase(study.model)
     base.checked(study.training, study.data.max_length)
-    losses, used = {}, 0.0
+    losses, used = {}, 0.0  # seconds of CPU, with those of the sandbox that runs answers
     for name, task in read.ledger.tasks.items():
         fresh = task.model_copy(update={"folder": f"{work}/alone/{name}"})
-        begin = time.process_time()
+        begin = cpu()
         losses[name] = run_trial(study, data, fresh, base).values.get("validation_loss")
-        used += time.process_time() - begin
+        used += cpu() - begin
     models.load_base(study.model)
     candidates = [bench.Candidate(t.trial, t.adapter_uri, t.adapter_digest) for t in read.candidates(study)]
-    begin = time.process_time()
+    begin = cpu()
     bench.run(study.model, candidates, study.benchmark, study.seed, f"{work}/alone/bench")
-    used += time.process_time() - begin
+    used += cpu() - begin
     recorded = {name: record.values.get("validation_loss") for name, record in read.trials.items()}
     return {"cpu": used, "demo": dict(sorted(recorded.items())), "alone": dict(sorted(losses.items()))}
 

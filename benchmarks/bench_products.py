@@ -1,7 +1,8 @@
 """Matrix products with frozen weights: torch's own (MKL) against oneDNN's, as `retune.training.products` calls it.
 
 Prints GFLOP/s in CPU time for sizes of the demo's base, best of five, then what it makes of training: steps of trials side by
-side on the demo's base, by turns with one library and the other, in CPU microseconds a token.
+side on the demo's base, by turns with one library and the other and with the base in bfloat16, in CPU microseconds a token; and
+how far bfloat16's losses are from float32's. Last, products of larger bases in float32 and bfloat16.
 
     python benchmarks/bench_products.py --threads 1
 """
@@ -21,7 +22,7 @@ import torch
 from retune.models import quiet
 from retune.records import versions
 from retune.steps import mix
-from retune.study import load
+from retune.study import Study, load
 from retune.training import products
 from retune.training.resident import ResidentBase
 from retune.training.run_trial import TrialTask
@@ -30,6 +31,7 @@ from retune.training.side_by_side import SideBySide
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = (64, 250, 1000, 4000)
 SIZES = ((128, 128), (128, 352), (352, 128))
+WIDTHS = (512, 1024, 2048)
 TAKES = {"torch": lambda: False, "onednn": lambda: True}
 
 
@@ -55,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
             )
     with tempfile.TemporaryDirectory() as folder:
         found = _training(options.trials, options.steps, Path(folder))
+    for width in WIDTHS:
+        print(
+            f" 1000 x {width} x {width}  {_speed('onednn', 1000, width, width)}  {_in_bfloat16(1000, width)}"
+        )
     for name, each in found.items():
         print(
             f"{options.trials} trials, {name}: {statistics.median(each):.1f} us a token, least {min(each):.1f}, {len(each)} steps"
@@ -68,6 +74,13 @@ def _speed(name: str, rows: int, inner: int, outer: int) -> str:
     times = max(3, int(5e8 / (rows * inner * outer)))
     best = min(_seconds(lambda: products.linear(x, weight), times) for _ in range(5))
     return f"{name} {2 * rows * inner * outer * times / best / 1e9:4.0f} GFLOP/s"
+
+
+def _in_bfloat16(rows: int, width: int) -> str:
+    x, weight = (torch.randn(size, width).bfloat16() for size in (rows, width))
+    times = max(3, int(5e8 / (rows * width * width)))
+    best = min(_seconds(lambda: torch.nn.functional.linear(x, weight), times) for _ in range(5))
+    return f"bfloat16 {2 * rows * width * width * times / best / 1e9:4.0f} GFLOP/s"
 
 
 def _seconds(act: Callable[[], object], times: int) -> float:
@@ -91,7 +104,30 @@ def _training(trials: int, steps: int, folder: Path) -> dict[str, list[float]]:
     )
     recipe = mix.recipe(study)
     mix.mix(recipe)
-    pack = SideBySide(study, recipe.folder, ResidentBase(study.model))
+    packs = {name: _pack(study, recipe.folder, trials, folder / name) for name in TAKES}
+    low = study.model_copy(update={"model": study.model.model_copy(update={"dtype": "bfloat16"})})
+    packs["bfloat16"] = _pack(low, recipe.folder, trials, folder / "bfloat16")
+    found: dict[str, list[float]] = {name: [] for name in packs}
+    for step in range(steps):
+        for name, pack in packs.items():
+            products.by_onednn = TAKES.get(name, TAKES["torch"])  # type: ignore[assignment]
+            tokens = sum(trial.loop.tokens(trial.loop.records()) for trial in pack.running)
+            before = time.process_time()
+            pack.step()
+            if step >= 2:  # the first ones make oneDNN's kernels
+                found[name].append((time.process_time() - before) / tokens * 1e6)
+    losses = {
+        name: [x for trial in pack.running for x in trial.loop.state.losses] for name, pack in packs.items()
+    }
+    far = [abs(a - b) for a, b in zip(losses["torch"], losses["bfloat16"], strict=True)]
+    print(
+        f"losses of bfloat16: {statistics.mean(far):.1e} from float32's in the mean, {max(far):.1e} at most"
+    )
+    return found
+
+
+def _pack(study: Study, data: str, trials: int, folder: Path) -> SideBySide:
+    pack = SideBySide(study, data, ResidentBase(study.model))
     for seed in range(trials):
         values = {"rank": 8, "alpha": 32.0, "dropout": 0.0, "learning_rate": 1e-4 * (seed + 1)}
         task = TrialTask(
@@ -103,16 +139,7 @@ def _training(trials: int, steps: int, folder: Path) -> dict[str, list[float]]:
             assignment=values,
         )
         pack.start(task)
-    found: dict[str, list[float]] = {name: [] for name in TAKES}
-    for step in range(steps + 4):
-        name = list(TAKES)[step % 2]
-        products.by_onednn = TAKES[name]  # type: ignore[assignment]
-        tokens = sum(trial.loop.tokens(trial.loop.records()) for trial in pack.running)
-        before = time.process_time()
-        pack.step()
-        if step >= 4:  # the first ones make oneDNN's kernels
-            found[name].append((time.process_time() - before) / tokens * 1e6)
-    return found
+    return pack
 
 
 if __name__ == "__main__":
