@@ -72,8 +72,9 @@ def import_libraries(model: Model) -> None:
         import peft  # noqa: F401
         from transformers import AutoModelForCausalLM
 
-        with suppress(Exception):  # what is wrong with the base is said when it is loaded
-            AutoModelForCausalLM._model_mapping[type(config_of(locate(model)))]
+        if Path(model.base).is_dir():  # another is fetched when it is loaded
+            with suppress(Exception):  # what is wrong with it is said then, too
+                AutoModelForCausalLM._model_mapping[type(config_of(Path(model.base)))]
     gc.freeze()
 
 
@@ -338,7 +339,8 @@ def load_base(
     dtype = pick_dtype(model, device)
     if problems := quantization_problems(model, device.type == "cuda"):
         raise InputError(problems, "model")
-    config_of(folder)
+    with uncollected():  # imports the model's classes
+        config_of(folder)
     try:
         if load is not None:
             loaded = load(folder, dtype, attention)

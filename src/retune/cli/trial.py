@@ -90,14 +90,15 @@ def command(
     Exit codes: 0 done; 1 failed (trial.json has the reason); 2 bad input; 75 interrupted, run again
     """
     with stop_signals() as signals:  # before the heavy imports: a stop must not be missed
+        from retune import models, outages
+
+        if "://" in study:  # a pod of a search, whose training is lost if its record cannot be written
+            outages.outlast()
+        chosen = _read(study, overrides)
+        models.import_libraries(chosen.model)
         from retune.training.resident import ResidentBase
         from retune.training.run_trial import TrialTask, run_trial
 
-        if "://" in study:  # a pod of a search, whose training is lost if its record cannot be written
-            from retune import outages
-
-            outages.outlast()
-        chosen = _read(study, overrides)
         given = {key: value for key, value in setting.items() if value is not None}
         task = TrialTask(
             trial=name or f"trial-{number:03d}",
