@@ -93,6 +93,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 def _compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import torch
 
+    from retune import models
+    from retune.study import Model
+
+    models.import_libraries(Model(base=str(ROOT / "examples/base/tiny")))
     from retune.data.batches import epoch_order
     from retune.steps import mix
     from retune.study import load

@@ -5,12 +5,14 @@ side on the demo's base, by turns with one library and the other and with the ba
 how far bfloat16's losses are from float32's. Last, products of larger bases in float32 and bfloat16.
 
     python benchmarks/bench_products.py --threads 1
+    python benchmarks/bench_products.py --threads 1 --trials 4 --steps 6 --width 1024    # on a larger base
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -31,6 +33,7 @@ from retune.training.side_by_side import SideBySide
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = (64, 250, 1000, 4000)
 SIZES = ((128, 128), (128, 352), (352, 128))
+BASE = ROOT / "examples/base/tiny"
 WIDTHS = (512, 1024, 2048)
 TAKES = {"torch": lambda: False, "onednn": lambda: True}
 
@@ -43,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--trials", type=int, default=16, help="side by side")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--width", type=int, help="train on 4 random layers of this width, not the demo's base"
+    )
     options = parser.parse_args(argv)
     quiet()
     torch.set_num_threads(options.threads)
@@ -56,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
                 + "  ".join(_speed(name, rows, inner, outer) for name in TAKES)
             )
     with tempfile.TemporaryDirectory() as folder:
-        found = _training(options.trials, options.steps, Path(folder))
+        found = _training(options.trials, options.steps, Path(folder), options.width)
     for width in WIDTHS:
         print(
             f" 1000 x {width} x {width}  {_speed('onednn', 1000, width, width)}  {_in_bfloat16(1000, width)}"
@@ -91,7 +97,7 @@ def _seconds(act: Callable[[], object], times: int) -> float:
     return time.process_time() - before
 
 
-def _training(trials: int, steps: int, folder: Path) -> dict[str, list[float]]:
+def _training(trials: int, steps: int, folder: Path, width: int | None) -> dict[str, list[float]]:
     os.chdir(folder)
     study = load(
         ROOT / "examples/01-first-study/study.yaml",
@@ -99,7 +105,7 @@ def _training(trials: int, steps: int, folder: Path) -> dict[str, list[float]]:
             f"data.train={4 * (steps + 8)}",
             "data.validation=8",
             "training.epochs=1",
-            f"model.base={ROOT}/examples/base/tiny",
+            f"model.base={_random_base(width, folder / 'base') if width else BASE}",
         ],
     )
     recipe = mix.recipe(study)
@@ -124,6 +130,19 @@ def _training(trials: int, steps: int, folder: Path) -> dict[str, list[float]]:
         f"losses of bfloat16: {statistics.mean(far):.1e} from float32's in the mean, {max(far):.1e} at most"
     )
     return found
+
+
+def _random_base(width: int, folder: Path) -> Path:
+    from transformers import AutoConfig, LlamaForCausalLM
+
+    shutil.copytree(BASE, folder)
+    config = AutoConfig.from_pretrained(BASE)
+    config.update(
+        {"hidden_size": width, "intermediate_size": 11 * width // 4, "num_hidden_layers": 4, "head_dim": 64}
+    )
+    config.num_attention_heads = config.num_key_value_heads = width // 64
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
 
 
 def _pack(study: Study, data: str, trials: int, folder: Path) -> SideBySide:
