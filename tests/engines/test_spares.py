@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sys
 import pytest
 
 from retune.engines import spares
+from retune.engines.workers import Worker
 from retune.processes import alive
 from tests.conftest import wait_for
 
@@ -18,6 +20,7 @@ WHOLE = """
 import json, os, sys
 from pathlib import Path
 from retune.engines import spares
+from retune.engines.workers import Worker
 secret = os.open(os.devnull, os.O_RDONLY)
 if spares.fork(4):
     import torch
@@ -84,3 +87,11 @@ def test_none_is_forked_where_it_is_not_safe_or_of_no_use(small, monkeypatch):
     monkeypatch.setattr("retune.gpus.visible", list)
     monkeypatch.setattr("sys.platform", "darwin")
     assert spares.wanted(small()) == 0
+
+
+def test_a_log_that_cannot_be_written_is_told_before_a_process_is_taken(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        spares, "take", lambda *_: pytest.fail("a worker was taken, whose death would blame its trial")
+    )
+    with pytest.raises(IsADirectoryError):
+        Worker(0, small(), "data", 1, 1, tmp_path, queue.Queue())

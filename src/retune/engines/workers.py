@@ -12,7 +12,7 @@ import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from retune import gpus
 from retune.engines import spares
@@ -58,7 +58,8 @@ class Worker:
         if devices:
             env["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
         log.parent.mkdir(parents=True, exist_ok=True)
-        self.process = spares.take(log, threads) or _started(env, log)
+        with log.open("a") as stderr:  # here, where it is known what a full disk means
+            self.process = spares.take(log, threads) or _started(env, stderr)
         self._send({"study": study.model_dump(mode="json"), "data_uri": data_uri, "pack": pack})
         threading.Thread(target=self._listen, args=(events,), daemon=True).start()
 
@@ -108,10 +109,9 @@ class Worker:
         events.put(Message(self, "exit", {"code": self.process.wait()}))
 
 
-def _started(env: dict[str, str], log: Path) -> subprocess.Popen[str]:
+def _started(env: dict[str, str], stderr: IO[str]) -> subprocess.Popen[str]:
     """Return a worker in a new interpreter."""
     command = [sys.executable, "-m", "retune.engines.worker"]
-    with log.open("a") as stderr:
-        return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True, env=env
-        )
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True, env=env
+    )
