@@ -45,17 +45,20 @@ class Cluster:
         self.kubectl("create", "namespace", self.namespace, namespaced=False)
         self.kubectl("label", "namespace", self.namespace, LABEL, namespaced=False)
 
+    def end_searches(self):
+        """Delete the Experiments, without which no release may be removed; whatever failed before."""
+        self._try("kubectl", "delete", "experiments", "--all", "--timeout", "1m")
+
     def remove(self):
         """Remove the release, part of which is elsewhere, and the namespace; whatever failed before."""
-        for words in (
-            ("kubectl", "delete", "experiments", "--all", "--timeout", "1m"),
-            ("helm", "uninstall", "retune", "--wait", "--timeout", "5m"),
-        ):
-            command = [self.programs[words[0]], "--namespace", self.namespace, *words[1:]]
-            subprocess.run(command, capture_output=True, timeout=600)
+        self._try("helm", "uninstall", "retune", "--wait", "--timeout", "5m")
         self.kubectl(
             "delete", "namespace", self.namespace, "--wait=false", "--ignore-not-found", namespaced=False
         )
+
+    def _try(self, program, *words):
+        command = [self.programs[program], "--namespace", self.namespace, *words]
+        subprocess.run(command, capture_output=True, timeout=600)
 
     def apply(self, *documents):
         self.kubectl("apply", "--filename", "-", stdin="\n".join(map(json.dumps, documents)))

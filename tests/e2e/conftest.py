@@ -20,6 +20,7 @@ IMAGES = (
 )
 LAST_RELEASE = "dc50625"  # where there is no tag yet
 ORDER = [
+    "test_kustomize",
     "test_install",
     "test_katib",
     "test_upgrade",
@@ -68,6 +69,8 @@ def namespace(kubectl):  # noqa: F811
         return made[-1]
 
     yield make
+    for cluster in made:
+        cluster.end_searches()
     for cluster in made:
         cluster.remove()
 

@@ -3,6 +3,7 @@
 import yaml
 
 from tests.conftest import ROOT
+from tests.katib_simulator.conversation import experiment
 
 SECRETS = ("retune-storage", "retune-mlflow-login")
 KEYS = {"AWS_ACCESS_KEY_ID": "retune", "AWS_SECRET_ACCESS_KEY": "retune-e2e"}
@@ -107,3 +108,16 @@ def start(cluster, images, name, *more, job=None):
 
 def storage():
     return list(yaml.safe_load_all((ROOT / "tests/e2e/storage.yaml").read_text()))
+
+
+def search(place, images, name, command):
+    """Start an Experiment of one trial, which runs this command, under an algorithm of ours."""
+    registry, tag = images
+    content = experiment(f"{registry}/retune-suggestion:{tag}".lstrip("/"), name)
+    spec = content["spec"]
+    spec |= {"maxTrialCount": 1, "maxFailedTrialCount": 1, "resumePolicy": "Never"}
+    spec["algorithm"] = {"algorithmName": "lhs"}
+    (container,) = spec["trialTemplate"]["trialSpec"]["spec"]["template"]["spec"]["containers"]
+    (script,) = [entry for entry in container["env"] if entry["name"] == "SCRIPT"]
+    script["value"] = command
+    place.apply(content)

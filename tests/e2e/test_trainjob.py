@@ -2,12 +2,14 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
 from retune.engines.katib import registration
+from tests.conftest import ROOT
 from tests.e2e.cluster import until
 from tests.e2e.objects import start, values
 
@@ -24,6 +26,10 @@ def trainer(team):
         team.kubectl(
             "apply", "--server-side", "--filename", str(MANIFESTS / f"{name}.yaml"), namespaced=False
         )
+        # Where an earlier run has scaled it down, a Deployment without pods is Available too.
+        team.kubectl(
+            "scale", "--namespace", place, "deployment", "--all", "--replicas", "1", namespaced=False
+        )
         words = ["wait", "--namespace", place, "--for=condition=Available", "deployment", "--all"]
         team.kubectl(*words, "--timeout", "5m", namespaced=False)
     words = ["configmap", registration.CONFIG_MAP, "--namespace", "kubeflow"]
@@ -34,6 +40,7 @@ def trainer(team):
         kinds.append(KIND)
         change = json.dumps({"data": {registration.KEY: yaml.safe_dump(content)}})
         team.kubectl("patch", *words, "--type", "merge", "--patch", change, namespaced=False)
+    until(lambda: webhook_answers(team), 180, "an answer of Trainer's webhook")
     for step in ("restart", "status"):
         team.kubectl(
             "rollout", step, "--namespace", "kubeflow", "deployment/katib-controller", namespaced=False
@@ -43,6 +50,15 @@ def trainer(team):
         team.kubectl(
             "scale", "--namespace", place, "deployment", "--all", "--replicas", "0", namespaced=False
         )
+
+
+def webhook_answers(team):
+    """Trainer's pod is ready before its webhook has a certificate."""
+    runtime = yaml.safe_load((ROOT / "k8s/experiments/gpu-runtime.yaml").read_text())
+    runtime["metadata"] = {"name": "asked", "namespace": team.namespace}
+    asked = [team.programs["kubectl"], "create", "--dry-run=server", "--filename", "-"]
+    done = subprocess.run(asked, input=json.dumps(runtime), capture_output=True, text=True)
+    return done.returncode == 0
 
 
 def test_a_study_of_trainjobs_ends_with_a_champion(team, trainer, images):

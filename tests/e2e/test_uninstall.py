@@ -9,8 +9,7 @@ import yaml
 
 from retune.engines.katib import OURS
 from tests.e2e.cluster import until
-from tests.e2e.objects import values
-from tests.katib_simulator.conversation import experiment
+from tests.e2e.objects import search, values
 
 pytestmark = pytest.mark.cluster
 KINDS = "all,configmaps,secrets,serviceaccounts,roles,rolebindings,networkpolicies,poddisruptionbudgets,persistentvolumeclaims,resourcequotas"
@@ -22,19 +21,6 @@ STAYS = {
     "Pod/retune-test-mlflow",
     "Pod/retune-test-katib",
 }
-
-
-def search(place, images, name, command):
-    """Start an Experiment of one trial, which runs this command, under an algorithm of ours."""
-    registry, tag = images
-    content = experiment(f"{registry}/retune-suggestion:{tag}".lstrip("/"), name)
-    spec = content["spec"]
-    spec |= {"maxTrialCount": 1, "maxFailedTrialCount": 1, "resumePolicy": "Never"}
-    spec["algorithm"] = {"algorithmName": "lhs"}
-    (container,) = spec["trialTemplate"]["trialSpec"]["spec"]["template"]["spec"]["containers"]
-    (script,) = [entry for entry in container["env"] if entry["name"] == "SCRIPT"]
-    script["value"] = command
-    place.apply(content)
 
 
 def unregistered(team):
@@ -70,7 +56,10 @@ def test_removal_is_refused_while_katib_needs_our_algorithms(team, namespace, im
     team.helm("upgrade", "retune", "charts/retune", *values(team.namespace, *images), *more)
     team.helm("uninstall", "retune", "--timeout", "10m", fails=True)
     assert other.get("experiments") == [], "the finished one is deleted, in another namespace too"
-    assert [e["metadata"]["name"] for e in team.get("experiments")] == ["at-work"]
+    ours = [e for e in team.get("experiments") if e["spec"]["algorithm"]["algorithmName"] in OURS]
+    assert [e["metadata"]["name"] for e in ours] == ["at-work"], (
+        "the running one stays, and those of Katib's own algorithms"
+    )
     (command,) = re.findall(r"(?<=at-work \(lhs, running\): kubectl ).*", unregistered(team))
     team.kubectl(*command.split(), "--timeout", "2m", namespaced=False)
 
