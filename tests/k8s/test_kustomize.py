@@ -118,13 +118,17 @@ def test_benchmarks_reach_storage_mlflow_and_pipelines_only(kustomize, folder, s
     assert reaches(outside("192.0.2.1"), 443, TRIAL)  # a trial may read its base from a hub
 
 
-def test_the_kustomization_on_the_installation_page_sets_images(overlay):
-    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/install.md").read_text(), re.S)
+def test_the_kustomizations_on_the_installation_page_set_images_and_namespace(overlay):
+    block, studies = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/install.md").read_text(), re.S)
     (resource,) = yaml.safe_load(block)["resources"]
     documents = overlay(resource.removeprefix("../k8s/"), **yaml.safe_load(block))
     (container,) = find(documents, "Job", "retune-register")["spec"]["template"]["spec"]["containers"]
     assert container["image"] == "registry.example/ml/retune-train:0.1.0"
     assert container["command"][3:5] == ["--image", "registry.example/ml/retune-suggestion:0.1.0"]
+    (resource,) = yaml.safe_load(studies)["resources"]
+    documents = overlay(resource.removeprefix("../k8s/"), **yaml.safe_load(studies))
+    assert find(documents, "Namespace", "team-a")
+    assert {d["metadata"]["namespace"] for d in documents if d["kind"] != "Namespace"} == {"team-a"}
 
 
 def test_the_storage_keys_are_where_studies_look(kustomize):
