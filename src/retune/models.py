@@ -188,7 +188,7 @@ def load_tokenizer(model: Model) -> Any:
     folder = locate(model)
     try:
         tokenizer = _tokenizer_class(folder).from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"no tokenizer can be read in {folder}: {reason}", "model.base") from error
     if tokenizer.pad_token_id is None:
@@ -402,7 +402,7 @@ def config_of(folder: Path) -> Any:
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = first_line(error)
         raise InputError(
             f"transformers cannot read {folder / 'config.json'}: {reason}", "model.base"

@@ -1,5 +1,6 @@
 """Which tokens of a conversation are the assistant's: compared with the text of its turns, for many templates."""
 
+import signal
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from retune.data.encode import Encoder, tokenize_examples
 from retune.data.example import Example
 from retune.data.prompts import Prompt
 from retune.errors import InputError
+from tests.conftest import wait_for
 from tests.data.test_tokens import tokenizer as by_bytes
 
 TINY = Path(__file__).parents[2] / "examples" / "base" / "tiny"
@@ -184,6 +186,31 @@ def test_what_cannot_be_told_is_refused_by_name():
     drops = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
     with pytest.raises(TurnsNotFound, match="leaves out or changes what the system said"):
         ChatTemplate(tokenizer, drops).encode([("system", "be kind"), *two])
+
+
+def test_a_template_that_never_ends_is_refused(monkeypatch):
+    """It comes with a base, from strangers. An alarm that was set before goes on."""
+    monkeypatch.setattr("retune.data.chat._SECONDS", 0.5)
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{{ i }}{% endfor %}{% endfor %}"
+    alarms = []
+    before = signal.signal(signal.SIGALRM, lambda number, frame: alarms.append(number))
+    left, _ = signal.setitimer(signal.ITIMER_REAL, 2.0)
+    try:
+        with pytest.raises(TurnsNotFound, match="it takes longer than"):
+            ChatTemplate(merging(), endless).encode([("user", "Hi"), ("assistant", "Hello")])
+        wait_for(lambda: alarms)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, left)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [("{{ 'a' * 30000000 }}", "makes 30,000,"), ("{{ ''.__class__.__mro__ }}", "is unsafe")],
+)
+def test_a_template_that_is_an_attack_is_refused(more, words):
+    with pytest.raises(TurnsNotFound, match=words):
+        ChatTemplate(merging(), CHATML + more).encode([("user", "Hi"), ("assistant", "Hello")])
 
 
 def test_turns_of_tools_are_kept_under_any_template():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 from retune.data import plain_tokenizer
+from retune.errors import InputError
 from retune.models import load_tokenizer
 from retune.steps import base_facts
 from retune.study import Model
@@ -39,23 +41,70 @@ def test_another_design_is_built(tmp_path):
     assert base_facts.read(base).context == 96
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"num_hidden_layers": 3}, {"num_hidden_layers": 1}, {"hidden_size": 64}, {"vocab_size": 65}, {"num_attention_heads": 2}, {"head_dim": 4},
-     {"quantization_config": {"quant_method": "gptq"}}, {"rope_parameters": {"rope_type": "odd"}}, {"hidden_act": "odd"}],
-)  # fmt: skip
-def test_files_that_contradict_config_json_are_not_believed(tmp_path, change):
-    base = save(tmp_path, "llama", head_dim=8)
+def contradicting(folder, change):
+    base = save(folder, "llama", head_dim=8)
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | change))
-    assert base_facts._by_files(base) is None
+    return base
 
 
-def test_a_base_without_readable_headers_is_built(tmp_path):
+@pytest.mark.parametrize(
+    "change",
+    [{"num_hidden_layers": 3}, {"num_hidden_layers": 1}, {"quantization_config": {"quant_method": "gptq"}},
+     {"rope_parameters": {"rope_type": "odd"}}, {"hidden_act": "odd"}],
+)  # fmt: skip
+def test_files_that_contradict_config_json_are_not_believed(tmp_path, change):
+    assert base_facts._by_files(contradicting(tmp_path, change)) is None
+
+
+@pytest.mark.parametrize(
+    "change", [{"hidden_size": 64}, {"vocab_size": 65}, {"num_attention_heads": 2}, {"head_dim": 4}]
+)
+def test_weights_of_other_shapes_are_refused(tmp_path, change):
+    with pytest.raises(InputError, match=r"must be those that config\.json asks for, but"):
+        base_facts.read(contradicting(tmp_path, change))
+
+
+def test_more_layers_than_can_be_built_are_refused(tmp_path):
+    base = contradicting(tmp_path, {"num_hidden_layers": 10**6})
+    with pytest.raises(InputError, match="must be at most 10,000, but is 1,000,000"):
+        base_facts.read(base)
+
+
+def header(content, behind=b""):
+    return struct.pack("<Q", len(content)) + content + behind
+
+
+TWICE = json.dumps({name: {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]} for name in "ab"}).encode()
+GAP = json.dumps({"a": {"dtype": "U8", "shape": [2], "data_offsets": [2, 4]}}).encode()
+NEGATIVE = json.dumps({"a": {"dtype": "U8", "shape": [-2], "data_offsets": [0, 2]}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "does not begin with the header"),
+        (b"cut off", "does not begin with the header"),
+        (struct.pack("<Q", 1 << 62) + b"{}", "is cut off in its header"),
+        (header(b"[1, 2]"), "does not begin with the header"),
+        (header(b"x" * 8), "does not begin with the header"),
+        (header(b'{"a":' + b"[" * 100000 + b"]" * 100000 + b"}"), "does not begin with the header"),
+        (header(b'{"a": 1}'), "does not begin with the header"),
+        (header(TWICE, b"xx"), "overlap or leave gaps"),
+        (header(GAP, b"xxxx"), "overlap or leave gaps"),
+        (header(NEGATIVE, b"xx"), "overlap or leave gaps"),
+        (header(TWICE.replace(b"[0, 2]", b"[2, 4]", 1), b"xxx"), "holds .* bytes, but its header tells of"),
+        (None, "holds neither"),
+    ],
+)
+def test_damaged_weights_are_refused(tmp_path, content, words):
     base = save(tmp_path, "llama")
     for file in base.glob("*.safetensors"):
-        file.write_bytes(b"cut off")
-    assert base_facts.read(base) == base_facts._built(base)
+        file.unlink()
+    if content is not None:
+        (base / "model.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        base_facts.read(base)
 
 
 @pytest.mark.parametrize("made", [False, True])

@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +22,8 @@ from retune.data.example import Turn
 from retune.errors import InputError, first_line
 
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_SECONDS = 20.0  # for one conversation, which takes a millisecond
+_GROWTH = 1 << 20  # characters that a template may add to a conversation
 Span = tuple[int, int]
 Ids = tuple[list[int], list[bool]]
 
@@ -139,25 +145,29 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            texts, marks = render_jinja_template(
-                [_messages(turns)],
-                chat_template=self.text,
-                return_assistant_tokens_mask=True,
-                **self.tokenizer.special_tokens_map,
-            )
+            with _time_limit():
+                texts, marks = render_jinja_template(
+                    [_messages(turns)],
+                    chat_template=self.text,
+                    return_assistant_tokens_mask=True,
+                    **self.tokenizer.special_tokens_map,
+                )
         except Exception as error:  # a template may raise anything
             raise TurnsNotFound(f"the template rejects the conversation: {first_line(error)}") from error
+        _require_size(texts[0], turns)
         return texts[0], [(start, end) for start, end in marks[0] if end > start]
 
     def _render(self, turns: Sequence[Turn], ask: bool) -> str:
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                _messages(turns), chat_template=self.text, tokenize=False, add_generation_prompt=ask
-            )
+            with _time_limit():
+                text: str = self.tokenizer.apply_chat_template(
+                    _messages(turns), chat_template=self.text, tokenize=False, add_generation_prompt=ask
+                )
         except Exception as error:  # a template may raise anything
             raise TurnsNotFound(
                 f"the template rejects the conversation: {(str(error).splitlines() or ['no reason given'])[0]}"
             ) from error
+        _require_size(text, turns)
         return text
 
     def _known_turns(self, turns: Sequence[Turn]) -> list[Turn]:
@@ -236,6 +246,39 @@ class ChatTemplate:
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    """End the rendering of one conversation after `_SECONDS`: a template is a program, and somebody else's.
+
+    By the alarm of the process, which belongs to its main thread; other threads render without a limit.
+
+    Raises:
+        TurnsNotFound: when the time is up.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise TurnsNotFound(f"it takes longer than {_SECONDS:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    left, _ = signal.setitimer(signal.ITIMER_REAL, _SECONDS)
+    begun = time.monotonic()
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if left:  # somebody else's alarm goes on
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - begun), 0.001))
+
+
+def _require_size(text: str, turns: Sequence[Turn]) -> None:
+    if len(text) > _GROWTH + 100 * sum(len(said) for _, said in turns):
+        raise TurnsNotFound(f"the template makes {len(text):,} characters of the conversation")
 
 
 def _messages(turns: Sequence[Turn]) -> list[dict[str, str]]:

@@ -7,7 +7,6 @@ shapes in the headers of their safetensors files and by their config.json. Every
 from __future__ import annotations
 
 import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ _PLAIN = {
 _ROTARY = ("default", "llama3")
 _ATTENTION, _MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 _TABLES = ("model.embed_tokens", "lm_head")
+_MOST_LAYERS = 10_000  # building more, even without weights, takes minutes
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,32 @@ def read(base: Path) -> BaseFacts:
     """Return what the base in a folder is like.
 
     Raises:
-        InputError: if its config.json is none that a model can be built from.
+        InputError: if its config.json is none that a model can be built from, or its weights are damaged.
     """
     try:
         found = _by_files(base)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         found = None  # not of the plain design, or damaged: what is wrong is told by what reads all designs
-    return found or _built(base)
+    if found is None:
+        found = _built(base)
+        _require_weights(base)
+    return found
+
+
+def _require_weights(base: Path) -> None:
+    """Raise InputError if there are no weights, or a safetensors file is damaged, as far as its header tells."""
+    problems = []
+    for file in sorted(base.glob("*.safetensors")):
+        try:
+            tensor_shapes(file)
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+    if not any(base.glob("*.safetensors")) and not any(base.glob("pytorch_model*.bin")):
+        problems.append(
+            f"a base model folder holds *.safetensors or pytorch_model*.bin, but {base} holds neither"
+        )
+    if problems:
+        raise InputError(problems, "model.base")
 
 
 def _by_files(base: Path) -> BaseFacts | None:
@@ -81,9 +100,14 @@ def _by_files(base: Path) -> BaseFacts | None:
     if matrices != {f"{name}.weight" for name in (*layers, *tables)}:
         return None
     rows = shapes["model.embed_tokens.weight"][0]
-    sizes_agree = all(_fits(name, shapes[f"{name}.weight"], config) for name in layers)
-    if rows != config["vocab_size"] or not sizes_agree:
-        return None
+    wrong = [name for name in layers if not _fits(name, shapes[f"{name}.weight"], config)]
+    if rows != config["vocab_size"] or wrong:
+        name = wrong[0] if wrong else "model.embed_tokens"
+        raise InputError(
+            f"the shapes of the weights must be those that config.json asks for, but {name}.weight is "
+            f"{' x '.join(map(str, shapes[f'{name}.weight']))} in {base}",
+            "model.base",
+        )
     return BaseFacts([_TABLES[0], *layers, _TABLES[1]], config.get("max_position_embeddings"), rows)
 
 
@@ -109,6 +133,11 @@ def _built(base: Path) -> BaseFacts:
     from retune.training.targets import layer_names
 
     config = models.config_of(base)
+    layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > _MOST_LAYERS:
+        raise InputError(
+            f"`num_hidden_layers` must be at most {_MOST_LAYERS:,}, but is {layers:,}", "model.base"
+        )
     try:
         with torch.device("meta"):  # shapes and names alone
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)

@@ -13,6 +13,7 @@ from typing import Any
 from retune import models
 from retune.adapter import WEIGHTS
 
+_LONGEST_HEADER = 100 << 20  # bytes, as safetensors' own reader takes
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])(\.default)?\.weight")
 
 
@@ -34,7 +35,7 @@ def problems(name: str, folder: Path, base: Path) -> list[str]:
     try:
         settings = json.loads((folder / "adapter_config.json").read_bytes())
         shapes = tensor_shapes(folder / WEIGHTS)
-    except (OSError, ValueError, struct.error) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return [f"{name}: the adapter in {folder} cannot be read: {error}"]
     if not isinstance(settings, dict):
         return [f"{name}: {folder}/adapter_config.json holds settings by name, but it does not"]
@@ -94,21 +95,32 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
     """Return the shapes in a safetensors file, from its header alone.
 
     Raises:
-        ValueError, struct.error: if the file is cut off or no safetensors file.
+        ValueError: if the file is cut off, no safetensors file, or its header lies.
 
     """
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = file.read(min(length, 100 << 20))
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = file.read(min(length, _LONGEST_HEADER))
         if len(header) != length:
             raise ValueError(f"{path} is cut off in its header")
         tensors = {key: entry for key, entry in json.loads(header).items() if key != "__metadata__"}
-        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    if path.stat().st_size != 8 + length + end:
-        raise ValueError(
-            f"{path} holds {path.stat().st_size} bytes, but its header tells of {8 + length + end}"
-        )
-    return {key: entry["shape"] for key, entry in tensors.items()}
+        shapes = {key: [int(size) for size in entry["shape"]] for key, entry in tensors.items()}
+        spans = sorted((int(start), int(end)) for start, end in (e["data_offsets"] for e in tensors.values()))
+    except (
+        struct.error, json.JSONDecodeError, UnicodeDecodeError, RecursionError, AttributeError, KeyError, TypeError,
+    ) as error:  # fmt: skip
+        raise ValueError(f"{path} does not begin with the header of a safetensors file") from error
+    # Each tensor begins where another ends, so the whole file is told of, and nothing twice
+    ends = [0, *(end for _, end in spans)]
+    if [start for start, _ in spans] != ends[:-1] or any(
+        size < 0 for sizes in shapes.values() for size in sizes
+    ):
+        raise ValueError(f"the tensors that the header of {path} tells of overlap or leave gaps")
+    told = 8 + length + ends[-1]
+    if path.stat().st_size != told:
+        raise ValueError(f"{path} holds {path.stat().st_size} bytes, but its header tells of {told}")
+    return shapes
 
 
 @contextmanager
