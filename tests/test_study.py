@@ -263,6 +263,13 @@ def test_any_content_is_a_study_or_a_list_of_problems(content):
     assert repr(content) == repr(before)  # looking for further problems changes nothing that is the caller's
 
 
+def test_a_home_of_nobody_is_told_with_the_file(tmp_path):
+    (tmp_path / "s.yaml").write_text("model: ~nobody-of-this-name/base\n")
+    error = refusal(lambda: study.load(tmp_path / "s.yaml"))
+    assert str(tmp_path / "s.yaml") in str(error)
+    assert "'~nobody-of-this-name/base' for `base`" in str(error)
+
+
 @pytest.mark.slow
 @given(broken())
 def test_any_file_is_loaded_or_refused_in_words(tmp_path_factory, content):

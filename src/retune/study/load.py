@@ -71,7 +71,10 @@ def loads(text: str, path: Path, overrides: Sequence[str] = ()) -> Study:
         _override(content, override)
     if strange := list(_strange(content, ())):
         raise InputError(strange[:10], str(path))
-    _resolve(content, path.resolve().parent, Path.cwd())
+    try:
+        _resolve(content, path.resolve().parent, Path.cwd())
+    except InputError as error:
+        raise InputError(error.problems, str(path)) from error
     return parse(content, str(path))
 
 
