@@ -2,7 +2,10 @@
 
 import gzip
 import json
+import os
 import random
+import signal
+import struct
 import time
 import tracemalloc
 
@@ -12,9 +15,10 @@ from pydantic import BaseModel
 from retune import records, store, study
 from retune.data import sources
 from retune.errors import InputError, RetuneError
+from retune.evaluation.decoding.adapters import tensor_shapes
 from retune.evaluation.tasks import humaneval, lines
 from retune.records import TrialRecord
-from retune.store.packed import gunzip
+from retune.store.packed import MOST_OF_A_RECORD, gunzip
 from retune.study import File
 from retune.workspace.ledger import Ledger
 from retune.workspace.stamps import Stamps
@@ -240,3 +244,98 @@ def test_texts_and_numbers_that_nothing_can_hold(line, tmp_path):
     assert time.process_time() - begin < 20
     assert str(path) in str(caught.value) or "a path must be" in str(caught.value)
     assert len(str(caught.value).encode()) < 6000
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "many cells", "txt", "parquet"])
+def test_a_record_has_a_bound(tmp_path, kind):
+    """A table of 100 MB is data, a record of 100 MB is not: reading one took fifteen times its size."""
+    long = "x" * (MOST_OF_A_RECORD + 1)
+    good = {"instruction": "a", "output": "b"}
+    path = tmp_path / f"data.{kind if kind != 'many cells' else 'csv'}"
+    where = "line 2"
+    if kind == "parquet":
+        pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pa.Table.from_pylist([good, {**good, "output": long}]), path, compression="none")
+        where = "record 2"
+    elif kind == "json":
+        path.write_text(json.dumps([good, {**good, "output": long}]))
+        where = "record 2 (line 1)"
+    elif kind == "jsonl":
+        path.write_text(json.dumps(good) + "\n" + json.dumps({**good, "output": long}))
+        with pytest.raises(InputError, match=r":2: a record must have at most 16 MiB"):
+            lines.parse(path, path.read_text(), "a line is", lambda number, row: row)
+    elif kind == "txt":
+        path.write_text("a\n" + long)
+    elif kind == "csv":
+        path.write_text(f"instruction,output\na,{long}\n")
+    else:
+        half = long[: MOST_OF_A_RECORD // 2 + 1]
+        path.write_text(f"instruction,output\n{half},{half}\n")
+    with pytest.raises(InputError) as found:
+        sources.read_source(File(uri=str(path)))
+    assert f"{where}: a record must have at most 16 MiB" in str(found.value)
+    assert str(path) in str(found.value)
+    assert len(str(found.value)) < 1000
+
+
+HEADERS = {
+    "offsets beyond the file": {"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 1 << 40]}},
+    "overlapping": {
+        "a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]},
+        "b": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]},
+    },
+    "a gap": {"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}},
+    "a shape larger than its bytes": {"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 16]}},
+    "negative": {"a": {"dtype": "F32", "shape": [-2, -2], "data_offsets": [0, 16]}},
+    "fractions": {"a": {"dtype": "F32", "shape": [4.0], "data_offsets": [0, 16]}},
+    "a number for a shape": {"a": {"dtype": "F32", "shape": 4, "data_offsets": [0, 16]}},
+    "a list for a kind": {"a": {"dtype": [], "shape": [4], "data_offsets": [0, 16]}},
+    "three offsets": {"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8, 16]}},
+    "no object": [1],
+    "a tensor that is a text": {"a": "b"},
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_headers_of_safetensors_that_lie(tmp_path, name):
+    path, header = tmp_path / "model.safetensors", json.dumps(HEADERS[name]).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        tensor_shapes(path)
+
+
+@pytest.mark.parametrize("length", [1 << 63, 17, 0])
+def test_lengths_of_headers_that_lie(tmp_path, length):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + b"[" * 16)
+    with pytest.raises(ValueError, match=r"cut off|does not begin"):
+        tensor_shapes(path)
+
+
+def test_a_pipe_that_takes_a_files_place_is_not_waited_for(tmp_path, monkeypatch):
+    """Between the check of the name and the opening another process may put anything there."""
+    path = tmp_path / "record.json"
+    path.write_text("{}")
+    look = type(path).stat
+
+    def look_and_swap(self, **words):
+        found = look(self, **words)
+        if self == path and not path.is_fifo():
+            path.unlink()
+            os.mkfifo(path)
+        return found
+
+    monkeypatch.setattr(type(path), "stat", look_and_swap)
+    monkeypatch.setattr(type(path), "is_fifo", lambda self: (os.lstat(self).st_mode & 0o170000) == 0o010000)
+
+    def too_long(*words):
+        raise AssertionError("read waits for the pipe")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(20)
+    try:
+        with pytest.raises(RetuneError, match="device, pipe or socket"):
+            store.read(path)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from retune.errors import InputError, first_line
-from retune.store.packed import TOO_MUCH, gunzip, most_bytes
+from retune.store.packed import MOST_OF_A_RECORD, TOO_LONG, TOO_MUCH, gunzip, most_bytes
 
 Rows = Iterator[tuple[int, Any]]
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -64,7 +64,7 @@ def rows(data: bytes, name: str, wanted: str, problems: list[str]) -> tuple[str,
         "json": lambda: _list(text, problems),
         "jsonl": lambda: _lines(text, problems),
         "csv": lambda: _table(text, name, problems),
-        "text": lambda: ((n, {"text": line}) for n, line in enumerate(text.split("\n"), 1) if line.strip()),
+        "text": lambda: _texts(text, problems),
     }
     if kind not in readers:
         start = text.lstrip()[:20]
@@ -156,6 +156,14 @@ def _kind(text: str, name: str, wanted: str) -> str:
     return "json" if wanted == "alpaca" else "unknown"
 
 
+def _texts(text: str, problems: list[str]) -> Rows:
+    for row, line in enumerate(text.split("\n"), 1):
+        if len(line) > MOST_OF_A_RECORD:
+            problems.append(f"line {row}: {TOO_LONG}")
+        elif line.strip():
+            yield row, {"text": line}
+
+
 def _parquet(data: bytes, problems: list[str]) -> Rows:
     import pyarrow as pa
     from pyarrow import parquet
@@ -173,6 +181,11 @@ def _parquet(data: bytes, problems: list[str]) -> Rows:
             if left < 0:
                 problems.append(TOO_MUCH)
                 return
+            if batch.nbytes > MOST_OF_A_RECORD:
+                sizes = [batch.slice(row, 1).nbytes for row in range(batch.num_rows)]
+                if max(sizes) > MOST_OF_A_RECORD:
+                    problems.append(f"record {place + 1 + sizes.index(max(sizes))}: {TOO_LONG}")
+                    return
             for record in batch.to_pylist():
                 place += 1
                 yield place, record
@@ -184,7 +197,7 @@ def _table(text: str, name: str, problems: list[str]) -> Rows:
     """Yield the rows of a CSV file with a header; the separator is detected from the header."""
     header = text.lstrip("\r\n").partition("\n")[0]
     separator = max("\t,;|", key=header.count) if any(s in header for s in "\t,;|") else ","
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(MOST_OF_A_RECORD)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         columns = [cell.strip() for cell in next(row for row in reader if row)]
@@ -196,9 +209,14 @@ def _table(text: str, name: str, problems: list[str]) -> Rows:
             if len(cells) != len(columns):
                 problems.append(f"row {place}: {len(cells)} cells, but the header has {len(columns)}")
                 continue
+            if sum(map(len, cells)) > MOST_OF_A_RECORD:
+                problems.append(f"line {reader.line_num}: {TOO_LONG}")
+                return
             yield place, dict(zip(columns, cells, strict=True))
     except (csv.Error, StopIteration) as error:
-        problems.append(f"line {reader.line_num}: not valid CSV: {error}")
+        # The reader has not counted the line that it refuses
+        too_long = "field larger than field limit" in str(error)
+        problems.append(f"line {reader.line_num}: {TOO_LONG if too_long else f'not valid CSV: {error}'}")
 
 
 def _list(text: str, problems: list[str]) -> Rows:
@@ -211,10 +229,14 @@ def _list(text: str, problems: list[str]) -> Rows:
     row = 0
     while text[place : place + 1] != "]":
         row += 1
+        start = place
         try:
             item, place = _DECODER.raw_decode(text, place)
         except (ValueError, RecursionError) as error:
             problems.append(_broken(text, row, getattr(error, "pos", place), error))
+            return
+        if place - start > MOST_OF_A_RECORD:
+            problems.append(f"record {row} (line {text.count(chr(10), 0, start) + 1}): {TOO_LONG}")
             return
         yield row, item
         place = _skip(text, place)
@@ -248,6 +270,9 @@ def _lines(text: str, problems: list[str]) -> Rows:
     lines = text.split("\n")
     for row, line in enumerate(lines, 1):
         if not line.strip():
+            continue
+        if len(line) > MOST_OF_A_RECORD:
+            problems.append(f"line {row}: {TOO_LONG}")
             continue
         try:
             yield row, json.loads(line)

@@ -35,10 +35,11 @@ class LocalPlace:
     def read(self) -> bytes:
         """Return the file's bytes."""
         with self._translated_errors("read"):
-            kind = self.path.stat().st_mode
-            if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # it might never end
-                raise RetuneError(f"{self.path} cannot be read: it is a device, pipe or socket, not a file")
-            return self.path.read_bytes()
+            self._refuse_devices(self.path.stat().st_mode)
+            with open(self.path, "rb", opener=_without_waiting) as file:
+                # Another file may have taken the name meanwhile: what counts is what is open
+                self._refuse_devices(os.fstat(file.fileno()).st_mode)
+                return file.read()
 
     def write(self, data: bytes) -> None:
         """Write the file atomically."""
@@ -54,7 +55,8 @@ class LocalPlace:
 
     def take(self, file: Path) -> None:
         """Copy a local file here, atomically."""
-        with file.open("rb") as source:
+        with open(file, "rb", opener=_without_waiting) as source:
+            LocalPlace(file)._refuse_devices(os.fstat(source.fileno()).st_mode)
             self._fill(lambda target: shutil.copyfileobj(source, target, 1 << 20), os.replace)
 
     def exists(self) -> bool:
@@ -95,6 +97,11 @@ class LocalPlace:
             else:
                 self.path.unlink(missing_ok=True)
 
+    def _refuse_devices(self, kind: int) -> None:
+        """Refuse what might never end."""
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            raise RetuneError(f"{self.path} cannot be read: it is a device, pipe or socket, not a file")
+
     def _fill(self, fill: Callable[[BinaryIO], object], appear: Callable[[Path, Path], None]) -> None:
         """Write a temporary file beside the target and flush it; then let it `appear` under its name."""
         temporary = self.path.parent / f".{uuid4().hex}.tmp"
@@ -131,6 +138,11 @@ class LocalPlace:
             raise (DiskFull if error.errno in FULL else RetuneError)(
                 f"{self.path} cannot be {verb}: {error.strerror}{'; ' + advice if advice else ''}"
             ) from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe that nobody writes to is opened too, where it would wait for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _temporary(name: Path) -> bool:

@@ -7,6 +7,8 @@ import zlib
 MOST_TIMES = 200  # unpacked to packed; text and numbers of people reach 5 to 50, zeros 1000
 ALLOWED_BYTES = 64 << 20  # so much may come of any file
 _PART = 1 << 20
+MOST_OF_A_RECORD = 16 << 20  # letters of one record's text: several times the longest context of any model
+TOO_LONG = f"a record must have at most {MOST_OF_A_RECORD >> 20} MiB, but this one is longer"
 
 
 TOO_MUCH = (

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -137,6 +138,31 @@ def test_a_sandbox_that_cannot_be_set_up_is_tried_again(monkeypatch):
     monkeypatch.setattr(runner, "_once", lambda *words: (_ for _ in ()).throw(runner.SetupError("never")))
     with pytest.raises(OSError, match="never"):
         judge(attacks.SOLUTION)
+
+
+@pytest.mark.parametrize("victim", ["the judge", "its supervisor"])
+def test_what_the_machine_kills_is_no_wrong_answer(monkeypatch, victim):
+    """As Linux does where memory runs out. The answer is right, so nothing but the kill can lose it."""
+    killed = []
+    wait = runner._wait
+
+    def kill_once(child, seconds):
+        if not killed:
+            children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+            killed.append(int(children[0]) if victim == "the judge" else child.pid)
+            os.kill(killed[0], signal.SIGKILL)
+        wait(child, seconds)
+
+    monkeypatch.setattr(runner, "_PAUSES", (0.0,))
+    runner.available()
+    monkeypatch.setattr(runner, "_wait", kill_once)
+    tests = "import time\ntime.sleep(1)\n" + attacks.TESTS
+    assert runner.check(attacks.TARGET + attacks.SOLUTION, tests, "total").passed
+    assert killed
+    monkeypatch.setattr(runner, "_PAUSES", ())
+    killed.clear()
+    with pytest.raises(runner.SetupError, match="killed from outside"):
+        runner.check(attacks.TARGET + attacks.SOLUTION, tests, "total")
 
 
 def test_without_root_a_pipe_sends_no_signal(tmp_path):

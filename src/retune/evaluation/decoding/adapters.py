@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,11 @@ from retune import models
 from retune.adapter import WEIGHTS
 
 _LONGEST_HEADER = 100 << 20  # bytes, as safetensors' own reader takes
+# Bytes of a number of each kind, by safetensors' names; kinds that are not here are not measured
+_BYTES = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I8": 1, "U8": 1,
+    "BOOL": 1,
+}  # fmt: skip
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])(\.default)?\.weight")
 
 
@@ -105,7 +111,12 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
         if len(header) != length:
             raise ValueError(f"{path} is cut off in its header")
         tensors = {key: entry for key, entry in json.loads(header).items() if key != "__metadata__"}
-        shapes = {key: [int(size) for size in entry["shape"]] for key, entry in tensors.items()}
+        shapes = {key: list(entry["shape"]) for key, entry in tensors.items()}
+        if any(type(size) is not int for shape in shapes.values() for size in shape):
+            raise TypeError("a size must be a whole number")
+        if any(len(entry["data_offsets"]) != 2 for entry in tensors.values()):
+            raise TypeError("a tensor must have two offsets")
+        unlike = [key for key, entry in tensors.items() if not _as_long_as_its_shape(entry)]
         spans = sorted((int(start), int(end)) for start, end in (e["data_offsets"] for e in tensors.values()))
     except (
         struct.error, json.JSONDecodeError, UnicodeDecodeError, RecursionError, AttributeError, KeyError, TypeError,
@@ -117,10 +128,20 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
         size < 0 for sizes in shapes.values() for size in sizes
     ):
         raise ValueError(f"the tensors that the header of {path} tells of overlap or leave gaps")
+    if unlike:
+        raise ValueError(
+            f"the header of {path} gives {unlike[0]!r} another number of bytes than its shape has"
+        )
     told = 8 + length + ends[-1]
     if path.stat().st_size != told:
         raise ValueError(f"{path} holds {path.stat().st_size} bytes, but its header tells of {told}")
     return shapes
+
+
+def _as_long_as_its_shape(entry: dict[str, Any]) -> bool:
+    start, end = entry["data_offsets"]
+    size = _BYTES.get(entry["dtype"])
+    return size is None or math.prod(entry["shape"]) * size == end - start
 
 
 @contextmanager

@@ -45,7 +45,10 @@ def main() -> None:
     if not ready:
         _send(control, {"timeout": True})
     os.kill(child, signal.SIGKILL)  # not waited for yet, so its process id cannot have been reused
-    os.waitpid(child, 0)
+    _, status = os.waitpid(child, 0)
+    # Neither tests nor limits end the judge so: the machine ran out of memory. An answer can do it to itself.
+    if ready and job["role"] == "judge" and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        _send(control, {"killed": True})
 
 
 def _run_role(job: dict[str, Any]) -> None:

@@ -186,6 +186,8 @@ def _once(jobs: list[dict[str, Any]], limits: Limits, isolation: Isolation) -> O
             for pipe in (verdict, calls, replies):
                 pipe.close_writer()
             _wait(started[0][0], patience + _GRACE_SECONDS)
+            # Nothing in the sandbox can signal a supervisor
+            killed = any(child.poll() == -signal.SIGKILL for child, _ in started)
         finally:
             for child, _ in started:
                 _end(child)
@@ -194,6 +196,10 @@ def _once(jobs: list[dict[str, Any]], limits: Limits, isolation: Isolation) -> O
         if problem := next((message["setup"] for message in messages if "setup" in message), None):
             raise SetupError(f"the sandbox could not be set up: {problem}")
         found = _lines(verdict, 0)
+        if not found and (killed or any("killed" in message for message in messages)):
+            raise SetupError(
+                "the sandbox was killed from outside, as Linux does where memory runs out: free some, or raise the limit"
+            )
     if found and found[-1].get("passed") is True:
         return Outcome(True)
     if any("timeout" in message for message in messages):
