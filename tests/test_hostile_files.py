@@ -339,3 +339,16 @@ def test_a_pipe_that_takes_a_files_place_is_not_waited_for(tmp_path, monkeypatch
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+def test_no_message_steers_a_terminal(tmp_path):
+    """A file's name, or a value in it, could clear the screen, write over a line or forge a colour."""
+    folder = tmp_path / "\x1b[2J\r\x9b1m\u202e"
+    folder.mkdir()
+    (folder / "data.jsonl").write_text("{")
+    with pytest.raises(InputError) as found:
+        sources.read_source(File(uri=str(folder / "data.jsonl")))
+    for text in (str(found.value), found.value.subject, str(RetuneError("\x1b]0;x\x07 cannot be read"))):
+        assert not set(text) & set("\x1b\r\x9b\u202e\x07")
+        assert "\\x1b" in text
+    assert str(RetuneError("a\n\tb ü")) == "a\n\tb ü"

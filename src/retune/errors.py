@@ -6,13 +6,15 @@
      |    +-- DiskFull   stopped because a disk or a quota is full; free some space and run again to resume
      +-- TrialFailed     one trial ended without a number; the study goes on
 
-Every message names the rule and the value that broke it; passwords in addresses are masked.
+Every message names the rule and the value that broke it; passwords in addresses are masked, and what would steer a
+terminal is escaped.
 """
 
 from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable, Sequence
 
 from retune.uris import mask
@@ -37,6 +39,8 @@ _REMEDIES = {
 PATHS = tuple(_REMEDIES)
 """The errno values of a path that cannot be used, which the person who named it can mend."""
 
+# Control characters but tab and newline, and those that reverse the order of letters
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _MOST_TOLD = 2000  # letters of each half of a problem
 
 
@@ -46,7 +50,7 @@ class RetuneError(Exception):
     exit_code = EXIT_FAILED
 
     def __init__(self, text: str = "") -> None:
-        super().__init__(mask(text))
+        super().__init__(_shown(text))
 
 
 class InputError(RetuneError):
@@ -62,8 +66,8 @@ class InputError(RetuneError):
 
     def __init__(self, problems: str | Sequence[str], subject: str | None = None) -> None:
         told = [problems] if isinstance(problems, str) else list(problems)
-        self.problems: list[str] = [_cut(mask(problem)) for problem in told]
-        self.subject = mask(subject) if subject else subject
+        self.problems: list[str] = [_cut(_shown(problem)) for problem in told]
+        self.subject = _shown(subject) if subject else subject
         subject = self.subject
         head = f"{subject}: " if subject else ""
         if len(self.problems) == 1:
@@ -72,6 +76,11 @@ class InputError(RetuneError):
             lines = "\n".join(f"  - {problem}" for problem in self.problems)
             text = f"{head}{len(self.problems)} problems\n{lines}"
         super().__init__(text)
+
+
+def _shown(text: str) -> str:
+    """Return `text` without passwords, and with what would steer a terminal written as Python escapes it."""
+    return _STEERING.sub(lambda match: repr(match[0])[1:-1], mask(text))
 
 
 def _cut(text: str) -> str:
@@ -102,7 +111,7 @@ class TrialFailed(RetuneError):
 
     def __init__(self, reason: str, kind: str = "error") -> None:
         super().__init__(reason)
-        self.reason = mask(reason)
+        self.reason = _shown(reason)
         self.kind = kind
 
 
