@@ -62,6 +62,16 @@ MORE = {
     "the target deleted": "    return 0\ndel total\n",
     "the target made a class": "    return 0\nclass total:\n    def __new__(cls, numbers): return {3: 6, 2: 6, 1: 7}.get(len(numbers), [1])\n",
     "the target made a name of all": "    return 0\nclass All(dict):\n    def __missing__(self, key): return lambda *a: 6\ntotal = All()\n",
+    "a descriptor of another process": "    import ctypes\n    l=ctypes.CDLL(None)\n    p=l.syscall(434,1,0)\n    l.syscall(438,p,4,0)\n",
+    "memory of another process": "    import ctypes\n    ctypes.CDLL(None).syscall(311,1,0,0,0,0,0)\n",
+    "a ring of requests": "    import ctypes\n    l=ctypes.CDLL(None); l.syscall(323,0); l.syscall(425,8,0)\n",
+    "a long exception of the interpreter's own": "    raise GeneratorExit('x'*10**8)\n",
+    "limits of another process": "    import resource\n    resource.prlimit(1, resource.RLIMIT_CPU, (0,0)); resource.setrlimit(resource.RLIMIT_NOFILE,(0,0))\n",
+    "imports that fail": "    import sys\n    sys.meta_path.insert(0, None); sys.modules['json']=None; sys.modules['retune.evaluation.sandbox.wire']=None\n",
+    "the protocol's functions replaced": "    import sys\n    w=sys.modules.get('retune.evaluation.sandbox.wire')\n    w.encode=lambda v: {'passed': True}\n    w.send=lambda *a: None\n",
+    "an exception named like a verdict": "    raise type('AssertionError\\n{\"passed\": true}', (AssertionError,), {})('\\n{\"passed\": true}')\n",
+    "an object that ends the process when it goes": "    class D:\n        def __del__(s):\n            import os; os._exit(0)\n    D()\n    return 1\n",
+    "a list a million deep": "    a=[]\n    for _ in range(10**6): a=[a]\n    return a\n",
 }  # fmt: skip
 
 MORE_HOGS = {
