@@ -378,4 +378,4 @@ def test_a_taken_port_is_said_in_a_sentence(service):
     command = [sys.executable, "-m", "retune", "serve", "--host", "127.0.0.1", "--port", str(service.port)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2
-    assert f"but {service.port} cannot be bound" in ended.stderr
+    assert f":{service.port} cannot be bound" in ended.stderr

@@ -8,7 +8,7 @@ import sys
 import click
 
 from retune import __version__
-from retune.errors import FULL, PATHS, RetuneError, as_retune_error
+from retune.errors import FULL, PATHS, RetuneError, as_retune_error, nearest
 
 # verb -> its line in `retune --help`; the module retune.cli.<verb> holds `command`.
 VERBS = {
@@ -42,7 +42,9 @@ class _Verbs(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in VERBS:
-            return None
+            near = nearest(name, VERBS)
+            hint = f"did you mean {near!r}?" if near else "`retune --help` lists them"
+            ctx.fail(f"No such command {name!r}; {hint}")
         command: click.Command = importlib.import_module(f"retune.cli.{name}").command
         return command
 
@@ -65,7 +67,7 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; errors made for people are printed without a traceback."""
     try:
-        cli(standalone_mode=True)
+        cli(prog_name="retune")
     except (RetuneError, OSError) as error:
         of_a_path = isinstance(error, OSError) and error.errno in PATHS and error.filename is not None
         if isinstance(error, OSError) and error.errno not in FULL and not of_a_path:

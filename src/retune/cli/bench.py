@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -103,9 +104,24 @@ def command(
         "samples": samples,
     }
     of_model = {"base": base, "revision": revision, "dtype": dtype}
-    model, benchmark = read_sections("retune bench", (Model, of_model), (Benchmark, settings))
+    from retune import models, store
     from retune.evaluation import bench
 
+    problems = (
+        [] if settings["tasks"] else [f"`--tasks` names one or more of {list(TASKS)}, but got {tasks!r}"]
+    )
+    try:
+        model, benchmark = read_sections("retune bench", (Model, of_model), (Benchmark, settings))
+        store.require_writable(out, "--out")
+    except InputError as error:
+        problems += [_as_options(problem) for problem in error.problems]
+    if problems:
+        with suppress(ValueError):  # told above
+            try:
+                models.locate(Model.model_validate(of_model))
+            except InputError as error:
+                problems += error.problems
+        raise InputError(problems, "retune bench")
     records = bench.run(model, candidates(adapters), benchmark, seed, out, None if as_json else _progress)
     if as_json:
         for record in records:
@@ -113,6 +129,18 @@ def command(
         return
     _table(records, protocol)
     click.echo(f"records, one answer per question: {out}/<model>/<task>.json")
+
+
+def _as_options(problem: str) -> str:
+    """Return a problem of a study's section `benchmark` in the words of the command line."""
+    for key, option in (
+        ("under `benchmark.data`", "by `--data TASK=PATH`"),
+        ("set `benchmark.allow_code_execution: true`", "pass --allow-code-execution"),
+        ("`benchmark.samples ", "`--samples "),
+        ("`benchmark.temperature ", "`--temperature "),
+    ):
+        problem = problem.replace(key, option)
+    return problem
 
 
 def candidates(adapters: tuple[str, ...]) -> list[Candidate]:

@@ -79,6 +79,8 @@ def command(
     where = push.target(repo, public) if repo else None
     if where and not dry_run:
         push.check(where)
+    if gguf:
+        export.converter()  # before the model is written
     found = tuned.find(what, trial, uri, base)
     target = export.write(found, out or Path(found.name), licence, merge or gguf is not None)
     click.echo(f"{'model' if merge or gguf else 'adapter'} {target}")

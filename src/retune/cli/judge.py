@@ -77,9 +77,11 @@ def prepare(
       retune judge prepare --a support-bot@champion --b support-bot@previous --questions vicuna.jsonl
       retune judge prepare --base llama --a tuned=s3://runs/adapter --b base --questions q.txt -n 10 --out judge
     """
+    from retune import store
     from retune.evaluation.judge import prepare as judge
     from retune.steps import contestants
 
+    store.require_writable(out, "--out")
     a, b = (contestants.find(text, uri) for text in (first, second))
     prompts, note = contestants.prompts(a, b, prompt)
     if note:

@@ -35,11 +35,13 @@ def command(study_file: str, overrides: tuple[str, ...], out: str | None, as_jso
 
     from rich.console import Console
 
-    from retune import models, study
+    from retune import models, store, study
     from retune.data import mixing
     from retune.workspace import folders
 
     loaded = study.load(study_file, overrides)
+    if out:
+        store.require_writable(out, "--out")
     uri = out or folders.data_folder(loaded)
     with Console(stderr=True).status("reading") as status:
         record = mixing.mix(loaded.data, loaded.seed, models.locate(loaded.model), uri, status.update)

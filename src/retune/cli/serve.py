@@ -8,9 +8,19 @@ import click
 
 
 @click.command()
-@click.option("--port", default=6789, show_default=True, help="Port to listen on; 0 selects a free port.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=6789,
+    show_default=True,
+    help="Port to listen on; 0 selects a free port.",
+)
 @click.option("--host", default="[::]", show_default=True, help="Address to listen on.")
-@click.option("--metrics-port", type=int, help="Port for Prometheus metrics over HTTP; none by default.")
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    help="Port for Prometheus metrics over HTTP; none by default.",
+)
 @click.option("--die-with-parent", is_flag=True, help="Exit when the parent process exits.")
 def command(port: int, host: str, metrics_port: int | None, die_with_parent: bool) -> None:
     """Serve the search algorithms over gRPC, to Katib or to a local study.
@@ -24,6 +34,7 @@ def command(port: int, host: str, metrics_port: int | None, die_with_parent: boo
       retune serve --host 127.0.0.1 --port 0   on a free local port
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy: more threads only slow small matrices
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would say is said below, in words
     from retune import processes
     from retune.suggestion.service import serve
 

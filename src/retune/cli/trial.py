@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from retune import store
 from retune.errors import EXIT_FAILED, InputError
 from retune.processes import stop_signals
 from retune.records import Role, TrialRecord, now
@@ -95,6 +96,7 @@ def command(
         if "://" in study:  # a pod of a search, whose training is lost if its record cannot be written
             outages.outlast()
         chosen = _read(study, overrides)
+        store.require_writable(out, "--out")
         models.import_libraries(chosen.model)
         from retune.training.resident import ResidentBase
         from retune.training.run_trial import TrialTask, run_trial
@@ -131,8 +133,6 @@ def _read(study: str, overrides: tuple[str, ...]) -> Study:
     if overrides:
         raise InputError(f"a resolved study takes no overrides, but got {list(overrides)}", study)
     import json
-
-    from retune import store
 
     try:
         content = json.loads(sys.stdin.buffer.read() if study == "-" else store.read(study))

@@ -13,7 +13,13 @@ import click
     show_default=True,
     help="Address to listen on; the page has no authentication.",
 )
-@click.option("--port", default=8008, show_default=True, help="Port to listen on; 0 selects a free port.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8008,
+    show_default=True,
+    help="Port to listen on; 0 selects a free port.",
+)
 @click.option(
     "--all",
     "every",
@@ -32,9 +38,19 @@ def command(folder: str, host: str, port: int, every: bool) -> None:
       retune watch s3://bucket/retune/support-bot --port 0
       retune watch s3://bucket/retune --all
     """
+    from retune.errors import InputError
     from retune.report import board, watch
 
-    server = (board if every else watch).serve(folder, host, port)
+    if note := watch.doubt(folder, every):
+        click.secho(f"note: {note}; the page fills once a study writes there", fg="yellow", err=True)
+    try:
+        server = (board if every else watch).serve(folder, host, port)
+    except OSError as error:  # of the address, not of the folder
+        raise InputError(
+            f"`--host` and `--port` must be an address of this machine that is free, but {host}:{port} cannot be served: "
+            f"{error.strerror or error}; --port 0 takes a free port",
+            "retune watch",
+        ) from error
     click.echo(f"watching {folder} on http://{host}:{server.server_port}/")
     try:
         server.serve_forever()

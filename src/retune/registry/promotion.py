@@ -18,14 +18,14 @@ from typing import Any
 
 from retune import adapter as files
 from retune.data.prompts import Prompt
-from retune.errors import InputError, RetuneError
+from retune.errors import InputError, RetuneError, nearest
 from retune.records import BenchRecord, GateRecord, TrialRecord, now
 from retune.registry.gate import ChampionFacts
 from retune.registry.lock import Lock, name_problem
 from retune.registry.outlast import outlasts
 from retune.store import names
-from retune.tracking import server
-from retune.tracking.runs import TRIAL, connect, ensure_experiment, tracking_uri, trial_run
+from retune.tracking import database, server
+from retune.tracking.runs import TRIAL, connect, ensure_experiment, place_problem, tracking_uri, trial_run
 
 log = logging.getLogger("retune.registry")
 
@@ -188,9 +188,28 @@ def _client(uri: str, model: str) -> Any:
     if problem := name_problem(model):
         raise InputError(problem, "promote.model")
     used = tracking_uri(uri)
+    if problem := place_problem(used):
+        raise InputError(problem, "tracking")
     if problem := server.problem(used):
         raise RetuneError(problem)
     return connect(used)
+
+
+def _present(uri: str, model: str) -> Any:
+    """Return MLflow's client for what reads or moves versions that are there; no database is made for it.
+
+    Raises:
+        InputError, RetuneError: as `_client`. InputError: if the database is not there.
+
+    """
+    path = database.path_of(tracking_uri(uri))
+    if path is not None and not path.exists():
+        raise InputError(
+            f"there is no database {path}: name the one that the study writes to (its `tracking.uri`), as "
+            f"{database.SQLITE}<file> or the address of an MLflow server",
+            "tracking",
+        )
+    return _client(uri, model)
 
 
 @outlasts
@@ -201,7 +220,7 @@ def aliases(uri: str, model: str) -> Aliases:
         InputError: if there is no such model.
 
     """
-    return _aliases(_client(uri, model), model)
+    return _aliases(_present(uri, model), model)
 
 
 def _aliases(client: Any, model: str) -> Aliases:
@@ -212,9 +231,20 @@ def _aliases(client: Any, model: str) -> Aliases:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        raise InputError("there is no registered model of that name", model) from error
+        raise InputError(
+            f"there is no registered model of that name{_others(client, model)}", model
+        ) from error
     versions = {name: str(version) for name, version in found.items()}
     return Aliases(versions.get(CHAMPION), versions.get(PREVIOUS), versions.get(CHALLENGER))
+
+
+def _others(client: Any, model: str) -> str:
+    """Return what may have been meant by a name that no model has, as an end of its message."""
+    names = [found.name for found in client.search_registered_models(max_results=100)]
+    names = sorted(name for name in names if name_problem(name) is None)
+    if near := nearest(model, names):
+        return f"; did you mean {near!r}?"
+    return f"; there are {names[:10]}" if names else "; none is registered there"
 
 
 @outlasts
@@ -258,7 +288,7 @@ def version(uri: str, model: str, named: str) -> tuple[str, dict[str, str]]:
     Raises:
         InputError: if there is no such model, alias or version.
     """
-    client = _client(uri, model)
+    client = _present(uri, model)
     present = _aliases(client, model)
     known = {name: getattr(present, name) for name in (CHAMPION, PREVIOUS, CHALLENGER)}
     if not named.isdigit() and known.get(named) is None:
@@ -270,7 +300,7 @@ def version(uri: str, model: str, named: str) -> tuple[str, dict[str, str]]:
 
 def prompt(uri: str, model: str, version: str) -> Prompt | None:
     """Return how a registered version was tuned to be asked; None for those that were registered before this was kept."""
-    client = _client(uri, model)
+    client = _present(uri, model)
     found = client.get_model_version(model, _require_version(client, model, version))
     if "prompt" not in found.tags:
         return None
@@ -295,7 +325,7 @@ def download_adapter(uri: str, model: str, version: str, folder: Path) -> Path:
             what was registered.
 
     """
-    client = _client(uri, model)
+    client = _present(uri, model)
     found = client.get_model_version(model, _require_version(client, model, version))
     listed = client.list_artifacts(found.run_id, "adapter")
     names.check((item.path for item in listed), f"{model} version {version}")
@@ -339,7 +369,7 @@ def promote(uri: str, model: str, version: str, expected: str | None) -> Aliases
         InputError: if there is no such model or version.
 
     """
-    client = _client(uri, model)
+    client = _present(uri, model)
     version = _require_version(client, model, version)
     with Lock(client, model) as lock:
         present = _aliases(client, model)
@@ -370,7 +400,7 @@ def promote_challenger(uri: str, model: str) -> Aliases:
         ChampionChanged: if the champion has changed since the gate decided.
 
     """
-    client = _client(uri, model)
+    client = _present(uri, model)
     present = _aliases(client, model)
     if present.challenger is None:
         raise RetuneError(f"{model} has no challenger to promote; register one, or name a version with --to")
@@ -389,7 +419,7 @@ def promote_challenger(uri: str, model: str) -> Aliases:
 
 def describe(uri: str, model: str) -> dict[str, dict[str, str] | None]:
     """Return for each alias its version and that version's tags; None where it points to none."""
-    client = _client(uri, model)
+    client = _present(uri, model)
     present = _aliases(client, model)
     found: dict[str, dict[str, str] | None] = {}
     for alias in (CHAMPION, PREVIOUS, CHALLENGER):
@@ -406,7 +436,7 @@ def rollback(uri: str, model: str) -> Aliases:
         InputError: if there is no champion, or no version before it.
 
     """
-    client = _client(uri, model)
+    client = _present(uri, model)
     with Lock(client, model) as lock:
         present = _aliases(client, model)
         if present.champion is None or present.previous in (None, present.champion):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 from retune import store, study
-from retune.errors import InputError, first_line
+from retune.errors import InputError, first_line, nearest
 from retune.records import AnswersRecord, BenchRecord, GateRecord, TrialRecord, by_number
 from retune.report.page import write_report
 from retune.selection.record import Selection
 
 PAGE = "report.html"
+STUDY = re.compile(r"^[^/]+/search-[^/]+/study\.json$")
 
 
 def rewrite(folder: str, out: str | None = None) -> str:
@@ -68,10 +71,33 @@ def newest_search(folder: str) -> str:
     found = {name.split("/")[0] for name in store.listing(folder) if name.endswith("/study.json")}
     searches = sorted(name for name in found if name.startswith("search-"))
     if not searches:
-        raise InputError("a study's folder holds search-<digest>/study.json, but this one has none", folder)
+        raise InputError(
+            f"a study's folder holds search-<digest>/study.json, but {_instead(folder, found)}", folder
+        )
     if len(searches) == 1:
         return store.join(folder, searches[0])
     return max((store.join(folder, name) for name in searches), key=_last_end)
+
+
+def _instead(folder: str, found: set[str]) -> str:
+    """Return what is there instead of a study's folder, and what may have been meant."""
+    studies = sorted({name.partition("/")[0] for name in store.listing(folder) if STUDY.search(name)})
+    if studies:
+        return f"this one holds those of studies: name one of {[store.join(folder, name) for name in studies[:5]]}"
+    if "://" in folder:
+        return "there is none"
+    path = Path(folder)
+    inside = next((str(above) for above in path.parents if (above / "study.json").is_file()), None)
+    if inside:
+        return f"this is a part of one: name {inside!r}"
+    if path.is_file():
+        return "this is a file; name the folder below `artifacts` that has the study's name"
+    if path.is_dir():
+        return "this one has none; has the study been run?"
+    beside = path.parent.iterdir() if path.parent.is_dir() else []
+    if near := nearest(path.name, [other.name for other in beside if other.is_dir()]):
+        return f"there is no such folder; did you mean {str(path.with_name(near))!r}?"
+    return "there is no such folder (of a registered model, name the version too: model@champion)"
 
 
 def _last_end(search: str) -> str:

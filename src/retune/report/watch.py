@@ -228,6 +228,26 @@ def _is_local(host: str) -> bool:
         return False
 
 
+def doubt(folder: str, every: bool) -> str | None:
+    """Return why there is nothing to show in a folder yet; a study may still begin there.
+
+    Args:
+        folder: of a study, or with `every` of many.
+
+    Raises:
+        InputError: if it is a file.
+    """
+    if "://" not in folder and Path(folder).is_file():
+        raise InputError("a study's folder is asked for, but this is a file", folder)
+    try:
+        if every:
+            return None if store.exists(folder) else f"{folder}: there is no such folder"
+        newest_search(folder)
+    except RetuneError as error:
+        return str(error)
+    return None
+
+
 def serve(folder: str, host: str, port: int, every: float = EVERY_SECONDS) -> ThreadingHTTPServer:
     """Return a server of the page, not yet running; port 0 takes a free one."""
     page = resources.files("retune.report").joinpath("watch.html").read_bytes()

@@ -9,7 +9,7 @@ from retune.data.prompts import Prompt
 from retune.evaluation.decoding import adapters
 from retune.evaluation.decoding.generate import Decoder
 from retune.evaluation.prompter import Prompter, fits
-from retune.steps.tuned import Tuned
+from retune.steps.tuned import Tuned, require_fit
 
 
 class Pair:
@@ -40,5 +40,11 @@ class Pair:
 
 
 def open_pair(what: Tuned) -> Pair:
-    """Load the base of an adapter, to put the adapter on for its turns."""
+    """Load the base of an adapter, to put the adapter on for its turns.
+
+    Raises:
+        InputError: if the adapter is none of this base.
+    """
+    models.spare_bitsandbytes(what.model)
+    require_fit(what)
     return Pair(models.load_base(what.model), what.adapter, what.how)

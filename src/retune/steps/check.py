@@ -17,7 +17,7 @@ from retune.study import TASKS, File, Study, trainable
 from retune.study.scored import MEAN_SCORE
 from retune.study.training import EDITING
 from retune.tracking import boards, server
-from retune.tracking.runs import tracking_uri
+from retune.tracking.runs import place_problem, tracking_uri
 from retune.training.run_trial import METRICS
 from retune.training.targets import in_range, named
 from retune.workspace.search_folder import SEARCH, SearchFolder
@@ -119,9 +119,10 @@ def _data(study: Study, base_is_here: bool) -> list[str]:
 
 
 def _old_server(study: Study) -> list[str]:
-    """Return why the tracking server is too old. One that is away is not: results wait for it."""
+    """Return why MLflow keeps no runs there, or why the server is too old. One that is away is not: results wait for it."""
+    used = tracking_uri(study.tracking.uri)
     try:
-        problem = server.problem(tracking_uri(study.tracking.uri))
+        problem = place_problem(used) or server.problem(used)
     except server.Unreachable:
         return []
     return [f"tracking.uri: {problem}"] if problem else []

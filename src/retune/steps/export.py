@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from retune import models
+from retune import models, store
 from retune.errors import InputError, RetuneError
-from retune.steps.tuned import PROMPT, Tuned
+from retune.steps.tuned import PROMPT, Tuned, require_fit
 
 CONVERTER = "convert_hf_to_gguf.py"
 
@@ -42,8 +42,9 @@ def write(what: Tuned, out: Path, licence: str | None = None, merge: bool = Fals
     """Write the adapter, or the merged model, and its card into a folder; return it.
 
     Raises:
-        InputError: if the folder is not empty.
+        InputError: if the folder is not empty or cannot be written, or the adapter does not fit the base.
     """
+    store.require_writable(out, "--out")
     if out.exists() and any(out.iterdir()):
         raise InputError("a folder to export to must be empty or new", str(out))
     made = Path(tempfile.mkdtemp(prefix=".retune-export-", dir=_existing(out.resolve().parent)))
@@ -68,6 +69,21 @@ def write(what: Tuned, out: Path, licence: str | None = None, merge: bool = Fals
     return out
 
 
+def converter() -> Path:
+    """Return llama.cpp's own converter to GGUF.
+
+    Raises:
+        InputError: if it is not installed.
+    """
+    named = os.environ.get("LLAMA_CPP")
+    found = Path(named, CONVERTER) if named else Path(shutil.which(CONVERTER) or CONVERTER)
+    if not found.is_file():
+        raise InputError(
+            f"--gguf needs llama.cpp's {CONVERTER}: put it on the PATH, or set LLAMA_CPP to the folder of llama.cpp"
+        )
+    return found
+
+
 def to_gguf(merged: Path, kind: str) -> Path:
     """Convert a merged model by llama.cpp's own converter; return the file.
 
@@ -75,20 +91,15 @@ def to_gguf(merged: Path, kind: str) -> Path:
         InputError: if the converter is not installed.
         RetuneError: if it fails.
     """
-    named = os.environ.get("LLAMA_CPP")
-    converter = Path(named, CONVERTER) if named else Path(shutil.which(CONVERTER) or CONVERTER)
-    if not converter.is_file():
-        raise InputError(
-            f"--gguf needs llama.cpp's {CONVERTER}: put it on the PATH, or set LLAMA_CPP to the folder of llama.cpp"
-        )
+    program = converter()
     out = merged / f"{merged.name}-{kind}.gguf"
     done = subprocess.run(
-        [sys.executable, str(converter), str(merged), "--outfile", str(out), "--outtype", kind],
+        [sys.executable, str(program), str(merged), "--outfile", str(out), "--outtype", kind],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode or not out.is_file():
         raise RetuneError(
-            f"{converter} failed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
+            f"{program} failed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
         )
     return out
 
@@ -106,6 +117,8 @@ def _tokenizer(what: Tuned) -> Any:
 
 
 def _merge(what: Tuned, out: Path) -> None:
+    models.spare_bitsandbytes(what.model)
+    require_fit(what)
     from peft import PeftModel
 
     base = models.load_base(what.model)

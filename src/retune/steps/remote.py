@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from retune import store
 from retune.errors import InputError, RetuneError
+from retune.store.local import unwritable
 from retune.study import File, Study
 from retune.tracking.runs import address
 
@@ -80,8 +80,5 @@ def tracking(study: Study) -> Iterator[str]:
 
 
 def _writable(folder: Path, key: str) -> Iterator[str]:
-    there = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
-    if not there.is_dir():
-        yield f"{key}: {folder} must be a folder, but {there} is a file"
-    elif not os.access(there, os.W_OK | os.X_OK):
-        yield f"{key}: {folder} must be writable, but {there} is not"
+    if problem := unwritable(folder):
+        yield f"{key}: {problem}"

@@ -6,11 +6,12 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from retune import store
+from retune import models, store
 from retune.data.encode import resolve
 from retune.data.mix_record import MixRecord
 from retune.data.prompts import Prompt
 from retune.errors import InputError, RetuneError
+from retune.evaluation.decoding import adapters
 from retune.records import TrialRecord
 from retune.registry import promotion
 from retune.report.folder import newest_search, study_in
@@ -73,6 +74,16 @@ def find(
     if base:
         found.model = found.model.model_copy(update={"base": base, "revision": None})
     return found
+
+
+def require_fit(what: Tuned) -> None:
+    """Refuse an adapter that cannot be put on its base, before the base is loaded.
+
+    Raises:
+        InputError: with the reason.
+    """
+    if problems := adapters.problems(what.name, what.adapter, models.locate(what.model)):
+        raise InputError(problems)
 
 
 def is_registered(what: str) -> bool:

@@ -25,7 +25,7 @@ from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from retune.errors import InputError
-from retune.store import names
+from retune.store import local, names
 from retune.store.local import LocalPlace
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "listing",
     "read",
     "remove",
+    "require_writable",
     "upload",
     "write",
 ]
@@ -87,6 +88,17 @@ def create(uri: str | Path, data: bytes) -> bool:
         RetuneError: if it cannot be written.
     """
     return _place(uri).create(data)
+
+
+def require_writable(folder: str | Path, subject: str) -> None:
+    """Refuse a folder in which nothing can be written, before the work whose result goes there; buckets are not tried.
+
+    Raises:
+        InputError: with the reason; `subject` says who named the folder.
+    """
+    place = _place(folder)
+    if isinstance(place, LocalPlace) and (problem := local.unwritable(place.path)):
+        raise InputError(problem, subject)
 
 
 def exists(uri: str | Path) -> bool:

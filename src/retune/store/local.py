@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ _ADVICE = {
     errno.EFBIG: "raise the limit on the size of a file (ulimit -f) and run again",
     errno.EACCES: "this user may not; change the permissions, or name another folder",
     errno.EPERM: "this user may not; change the permissions, or name another folder",
+    errno.EISDIR: "a folder of that name lies there; name another file",
     errno.EROFS: "name a folder that can be written",
 }
 
@@ -128,10 +130,18 @@ class LocalPlace:
         except NotADirectoryError as error:
             if verb == "read":
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path)) from error
+            if verb == "deleted":
+                return  # nothing can be there
             raise RetuneError(
                 f"{self.path} cannot be {verb}: a part of its path is a file, not a folder"
             ) from error
-        except (FileNotFoundError, FileExistsError):
+        except FileNotFoundError as error:
+            if verb != "written":
+                raise
+            raise RetuneError(
+                f"{self.path} cannot be written: its folder cannot be made there; name another folder"
+            ) from error
+        except FileExistsError:
             raise
         except OSError as error:
             advice = _ADVICE.get(error.errno or 0)
@@ -143,6 +153,18 @@ class LocalPlace:
 def _without_waiting(path: str, flags: int) -> int:
     """Open a file; a pipe that nobody writes to is opened too, where it would wait for ever."""
     return os.open(path, flags | os.O_NONBLOCK)
+
+
+def unwritable(folder: Path) -> str | None:
+    """Return why files cannot be written below a folder, which may not be there yet; None if they can."""
+    there = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
+    if not there.is_dir():
+        return f"{folder} must be a folder, but {there} is a file"
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return None
+    except OSError as error:
+        return f"{folder} must be writable, but {there} is not: {error.strerror}"
 
 
 def _temporary(name: Path) -> bool:

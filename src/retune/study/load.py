@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from retune.errors import InputError
+from retune.errors import InputError, nearest
 from retune.study.data import PROMPTS
 from retune.study.model import Study
 from retune.study.problems import all_problems, takes_text
@@ -40,7 +40,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Study:
             data = file.read(MOST_BYTES + 1)
         text = data.decode()
     except OSError as error:
-        raise InputError(f"the study file cannot be read: {error.strerror}", str(path)) from error
+        raise InputError(
+            f"the study file cannot be read: {error.strerror}{_instead(path)}", str(path)
+        ) from error
     except UnicodeDecodeError as error:
         found = (
             "UTF-16"
@@ -76,6 +78,20 @@ def loads(text: str, path: Path, overrides: Sequence[str] = ()) -> Study:
     except InputError as error:
         raise InputError(error.problems, str(path)) from error
     return parse(content, str(path))
+
+
+def _instead(path: Path) -> str:
+    """Return what may have been meant by a path that is no file, as an end of its message."""
+    folder = path if _is_folder(path) else path.parent
+    if not _is_folder(folder):
+        return ""
+    files = sorted(found.name for found in folder.iterdir() if found.suffix in (".yaml", ".yml"))
+    near = nearest(path.name, files) if folder != path else None
+    if near:
+        return f"; did you mean {str(folder / near)!r}?"
+    if files:
+        return f"; {'it' if folder == path else 'its folder'} holds {files[:5]}"
+    return "; name a study's YAML file (`retune init` writes one)"
 
 
 def parse(content: Mapping[str, Any], subject: str = "study") -> Study:

@@ -193,7 +193,10 @@ def start(host: str = "[::]", port: int = 6789, metrics: Metrics | None = None) 
     except RuntimeError:
         bound = 0
     if bound == 0:
-        raise InputError(f"`--port` must be free on {host}, but {port} cannot be bound", "retune serve")
+        raise InputError(
+            f"`--host` and `--port` must be an address of this machine that is free, but {host}:{port} cannot be bound",
+            "retune serve",
+        )
     server.start()
     return server, bound
 

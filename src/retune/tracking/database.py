@@ -10,13 +10,13 @@ from pathlib import Path
 
 from retune.processes import alive
 
-_SQLITE = "sqlite:///"
+SQLITE = "sqlite:///"
 
 
 def path_of(uri: str) -> Path | None:
     """Return the file of an SQLite URI; None for any other URI, and for a database in memory."""
-    name = uri.removeprefix(_SQLITE).partition("?")[0]
-    return Path(name) if uri.startswith(_SQLITE) and name not in ("", ":memory:") else None
+    name = uri.removeprefix(SQLITE).partition("?")[0]
+    return Path(name) if uri.startswith(SQLITE) and name not in ("", ":memory:") else None
 
 
 def create_if_missing(uri: str) -> None:
@@ -40,7 +40,7 @@ def create_if_missing(uri: str) -> None:
     made = path.with_name(f"{begun}{os.getpid()}.new")
     made.unlink(missing_ok=True)
     try:
-        whole = f"{_SQLITE}{made}"
+        whole = f"{SQLITE}{made}"
         MlflowClient(tracking_uri=whole, registry_uri=whole).search_experiments(max_results=1)
         try:
             os.link(made, path)

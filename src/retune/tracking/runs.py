@@ -59,6 +59,19 @@ def address(uri: str) -> str:
     return whole
 
 
+def place_problem(uri: str) -> str | None:
+    """Return why MLflow cannot keep runs at `uri`, which is no server or database; None if it can."""
+    scheme, mark, rest = uri.partition("://")
+    if (mark and scheme != "file") or uri.startswith(("databricks", "sqlite:")):
+        return None
+    file = rest if mark else uri
+    meant = f"sqlite:///{file}" if file.endswith((".db", ".sqlite")) else "sqlite:///mlflow.db"
+    return (
+        "must be the address of an MLflow server (https://…) or a database (sqlite:///…), since MLflow no longer keeps "
+        f"runs in folders, but got {uri!r}; write {meant}"
+    )
+
+
 def connect(uri: str) -> MlflowClient:
     """Return a client for the server or database at `uri`; nothing is sent yet.
 

@@ -23,6 +23,12 @@ _BYTES = {
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])(\.default)?\.weight")
 
 
+_NESTED = tuple(
+    f"{above}adapter_config.json"
+    for above in ("adapter/", "*/adapter/", "trials/*/adapter/", "search-*/trials/*/adapter/")
+)
+
+
 def problems(name: str, folder: Path, base: Path) -> list[str]:
     """Return why the adapter in `folder` cannot be put on the base in `base`; nothing large is read.
 
@@ -35,6 +41,9 @@ def problems(name: str, folder: Path, base: Path) -> list[str]:
         hint = (
             "; load its adapter_model.bin with PEFT and save it again with `save_pretrained`" if old else ""
         )
+        inside = next((path for depth in _NESTED for path in sorted(folder.glob(depth))), None)
+        if inside:
+            hint = f"; it holds others: name one, as {inside.parent}"
         return [
             f"{name}: an adapter folder holds adapter_config.json and {WEIGHTS}, but {folder} lacks {lacking}{hint}"
         ]

@@ -28,7 +28,8 @@ def read_text(path: Path) -> str:
                 raise ValueError(problem)
         return data.decode()
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+        why = (error.strerror if isinstance(error, OSError) else None) or error
+        raise InputError(f"{path}: a file is asked for, but it cannot be read: {why}") from error
 
 
 def parse(path: Path, text: str, form: str, read: Callable[[int, Any], _T]) -> list[_T]:
