@@ -42,11 +42,19 @@ class _Verbs(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"retune.cli.{name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in VERBS and not name.startswith("-"):
             near = nearest(name, VERBS)
             hint = f"did you mean {near!r}?" if near else "`retune --help` lists them"
             ctx.fail(f"No such command {name!r}; {hint}")
-        command: click.Command = importlib.import_module(f"retune.cli.{name}").command
-        return command
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
