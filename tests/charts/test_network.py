@@ -13,8 +13,8 @@ from tests.conftest import ROOT
 pytest_plugins = ["tests.charts.helm"]
 INTERNET, METADATA, NODE_DNS = outside("93.184.216.34"), outside("169.254.169.254"), outside("169.254.20.10")
 S3, API = outside("10.0.32.7"), outside("10.0.0.1")
-MINIO, DNS, KFP = (
-    Pod({}, "minio"),
+SEAWEEDFS, DNS, KFP = (
+    Pod({}, "seaweedfs"),
     Pod({"k8s-app": "kube-dns"}, "kube-system"),
     Pod({"app": "ml-pipeline"}, "kubeflow"),
 )
@@ -63,14 +63,14 @@ def test_a_benchmark_reaches_storage_mlflow_and_what_pipelines_need_alone(render
     """`helm test` asks for the storage as a benchmark does."""
     small = policies(rendered["small"])
     reached = [
-        (MINIO, 9000, "TCP"),
+        (SEAWEEDFS, 8333, "TCP"),
         (known["mlflow"], 5000, "TCP"),
         (DNS, 53, "UDP"),
         (NODE_DNS, 53, "UDP"),
         (KFP, 8887, "TCP"),
     ]
     refused = [
-        (INTERNET, 443, "TCP"), (INTERNET, 80, "TCP"), (INTERNET, 53, "UDP"), (METADATA, 80, "TCP"), (MINIO, 22, "TCP"), (STRANGER, 9000, "TCP"),
+        (INTERNET, 443, "TCP"), (INTERNET, 80, "TCP"), (INTERNET, 53, "UDP"), (METADATA, 80, "TCP"), (SEAWEEDFS, 22, "TCP"), (STRANGER, 9000, "TCP"),
         (known["postgresql"], 5432, "TCP"), (known["trial"], 22, "TCP"), (known["suggestion"], 6789, "TCP"), (NOTEBOOK, 8888, "TCP"), (API, 443, "TCP"),
     ]  # fmt: skip
     assert [to for to in reached if not connects(small, known[step], *to)] == []
@@ -79,7 +79,8 @@ def test_a_benchmark_reaches_storage_mlflow_and_what_pipelines_need_alone(render
     assert connects(production, known[step], S3, 443)
     assert connects(production, known[step], API, 6443)
     assert not any(
-        connects(production, known[step], *to) for to in [(INTERNET, 443), (S3, 22), (MINIO, 9000), (API, 22)]
+        connects(production, known[step], *to)
+        for to in [(INTERNET, 443), (S3, 22), (SEAWEEDFS, 8333), (API, 22)]
     )
 
 

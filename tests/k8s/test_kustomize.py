@@ -97,7 +97,7 @@ def test_an_overlay_adds_no_rights(kustomize):
 @pytest.mark.parametrize(
     ("folder", "storage", "api"),
     [
-        ("overlays/kind", (Pod({}, "minio"), 9000), ("172.18.0.2", 6443)),
+        ("overlays/kind", (Pod({}, "seaweedfs"), 8333), ("172.18.0.2", 6443)),
         ("overlays/gpu", (outside("10.0.32.7"), 443), ("10.0.0.1", 443)),
     ],
 )
