@@ -9,6 +9,7 @@ from retune.errors import InputError
 from retune.study import Training
 from retune.training import lora
 from retune.training.targets import target_names
+from tests.training import zoo
 from tests.training.test_loss import padded_loss, random_tokens
 
 CHOSEN = Training(rank=4, alpha=8, dropout=0.1, learning_rate=1e-3, target_modules=["q_proj", "v_proj"])
@@ -211,8 +212,6 @@ def test_a_folder_without_adapter_or_with_a_foreign_one_is_refused(base, tmp_pat
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], r".*q_proj"])
 def test_of_a_multimodal_base_the_language_model_alone_gets_an_adapter(targets, tmp_path):
-    from . import zoo
-
     model, chosen = (
         zoo.build("gemma3 (for images too)"),
         CHOSEN.model_copy(update={"target_modules": targets}),
@@ -234,8 +233,6 @@ def test_of_a_multimodal_base_the_language_model_alone_gets_an_adapter(targets, 
 
 
 def test_a_router_that_gives_more_than_a_tensor_gets_no_adapter():
-    from . import zoo
-
     model = zoo.build("llama4 (for images too)")
     assert any(name.endswith(".router") for name, _ in model.named_modules())
     with (
@@ -244,3 +241,32 @@ def test_a_router_that_gives_more_than_a_tensor_gets_no_adapter():
     ):
         assert not any("router" in name for name, p in tuned.named_parameters() if p.requires_grad)
         assert tuned(input_ids=torch.tensor([[3, 4, 5]])).logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets"),
+    [
+        *((kind, targets) for kind in ("deepseek_v3", "qwen3_moe") for targets in ("all-linear", "attention", r".*layers\.1\..*")),
+        ("mamba", "all-linear"),
+        ("llama", r".*"),
+        ("llama", r"model\.layers\.0.*"),
+        ("gpt2", ["c_fc", "wte"]),
+    ],
+)  # fmt: skip
+def test_the_layers_that_were_named_get_an_adapter_and_no_others(kind, targets):
+    """PEFT reads some names as something else: experts joined into one tensor, blocks that an expression matches too."""
+    model = zoo.build(kind)
+    chosen = CHOSEN.model_copy(update={"target_modules": targets})
+    wanted = target_names(model, chosen)
+    with lora.adapted(model, chosen, "x", 0) as tuned:
+        core = tuned.get_base_model()
+        got = [name for name, part in core.named_modules() if hasattr(part, "lora_A")]
+        config = tuned.peft_config["default"]
+    assert sorted(got) == sorted(wanted)
+    assert not config.target_parameters
+
+
+@pytest.mark.parametrize(("kind", "name"), [("deepseek_v3", "down_proj"), ("mamba", "out_proj")])
+def test_names_that_peft_takes_for_something_else_are_refused(kind, name):
+    with pytest.raises(InputError, match=rf"that PEFT takes .* but got \['{name}'\]"):
+        target_names(zoo.build(kind), CHOSEN.model_copy(update={"target_modules": [name]}))

@@ -31,11 +31,32 @@ def target_names(base: Any, training: Training) -> list[str]:
 
 
 def peft_targets(base: Any, training: Training) -> list[str] | str:
-    """Return the target modules as PEFT takes them: as they were given where PEFT knows them, else full names."""
+    """Return the target modules as PEFT takes them: as they were given where that means the same to PEFT, else full names.
+
+    PEFT looks at all modules: a name may be that of a layer and of a block elsewhere, an expression may match both.
+    """
     names, targets = target_names(base, training), training.target_modules
-    if (training.first_layer, training.last_layer) != (0, -1) or targets in GROUPS[1:]:
+    if targets in GROUPS[1:] or set(_matched(base, targets)) != set(names):
         return names
-    return targets if isinstance(targets, str) else list(targets)
+    if isinstance(targets, str):
+        return names if _rewritten_by_peft(base, targets) else targets
+    return list(targets)
+
+
+def _matched(base: Any, targets: Sequence[str] | str) -> list[str]:
+    """Return the names of all modules that PEFT would put an adapter on for `all-linear`, a list of names or an expression."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    excluded = excluded_modules(base)
+    names = [name for name, _ in base.named_modules() if not (excluded and re.fullmatch(excluded, name))]
+    if targets == ALL_LINEAR:
+        head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+        modules = dict(base.named_modules())
+        return [n for n in names if isinstance(modules[n], nn.Linear | Conv1D) and modules[n] is not head]
+    if isinstance(targets, str):
+        return [name for name in names if re.fullmatch(targets, name)]
+    return [name for name in names if any(name == t or name.endswith(f".{t}") for t in targets)]
 
 
 def in_range(names: Sequence[str], layers: Sequence[str], first: int, last: int) -> list[str]:
@@ -94,11 +115,56 @@ def _layers(base: Any) -> dict[str, Any]:
 
     kinds = (nn.Linear, Conv1D, nn.Embedding)  # what PEFT has a LoRA for, of what language models are made of
     excluded = excluded_modules(base)
-    return {
+    found = {
         name: module
         for name, module in base.named_modules()
         if isinstance(module, kinds) and not (excluded and re.fullmatch(excluded, name))
     }
+    refused = _refused_by_peft(base, {_last(name) for name in found})
+    return {name: module for name, module in found.items() if _last(name) not in refused}
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _refused_by_peft(base: Any, names: set[str]) -> set[str]:
+    """Return those last parts of layers' names which PEFT does not take for these layers.
+
+    In mixtures of experts, names that the experts had before transformers joined them into one tensor (`down_proj`) mean that
+    tensor to PEFT, also where a shared expert or a dense block has a layer of this name: it would be left without an
+    adapter, and files of one that it had could not be loaded. Mamba's kernels go past an adapter on `out_proj`.
+    """
+    from peft import LoraConfig
+    from peft.tuners import tuners_utils
+
+    def taken(name: str) -> bool:
+        try:
+            if hasattr(tuners_utils, "_check_lora_target_modules_mamba"):
+                tuners_utils._check_lora_target_modules_mamba(LoraConfig(), base, name)
+            return not _rewritten_by_peft(base, [name])
+        except ValueError:
+            return False
+
+    return {name for name in names if not taken(name)}
+
+
+def _rewritten_by_peft(base: Any, targets: Sequence[str] | str) -> bool:
+    """Return whether PEFT reads target modules of this base as something else.
+
+    Raises:
+        ValueError: if PEFT refuses them.
+    """
+    from peft import LoraConfig
+
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    except ImportError:  # older ones read them as they are
+        return False
+    config = LoraConfig(target_modules=targets if isinstance(targets, str) else list(targets))
+    before = config.target_modules
+    convert_peft_config_for_transformers(config, base, None)
+    return bool(config.target_modules != before)
 
 
 def excluded_modules(base: Any) -> str | None:
@@ -120,13 +186,18 @@ def excluded_modules(base: Any) -> str | None:
 
 
 def _returns_one_tensor(module: Any) -> bool:
-    """Return whether a layer computes what a linear layer does, by trying it: Falcon's have a forward of their own, too."""
+    """Return whether a layer computes what a linear layer does, by trying it: Falcon's have a forward of their own, too.
+
+    DeepSeek V4's wants more than a matrix of tokens: it is none that an adapter can stand beside.
+    """
     import torch
 
-    with torch.no_grad():
-        made = module(
-            torch.zeros(1, module.in_features, dtype=module.weight.dtype, device=module.weight.device)
-        )
+    given = torch.zeros(1, module.in_features, dtype=module.weight.dtype, device=module.weight.device)
+    try:
+        with torch.no_grad():
+            made = module(given)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return False
     return isinstance(made, torch.Tensor) and made.shape == (1, module.out_features)
 
 
@@ -191,7 +262,8 @@ def named(layers: Sequence[str], target_modules: Sequence[str] | str) -> list[st
         near = {t: nearest(t, known) for t in lacking}
         hint = "".join(f"; did you mean {close!r} for {t!r}?" for t, close in near.items() if close)
         raise InputError(
-            f"`target_modules` must name linear or embedding layers of the model {known}, but got {lacking}{hint}",
+            f"`target_modules` must name linear or embedding layers of the model that PEFT takes {known}, but got "
+            f"{lacking}{hint}",
             "training",
         )
     return found
