@@ -24,6 +24,15 @@ def test_flatten_by_hand():
     assert batch.rows.tolist() == [0, 3, 4]
 
 
+def test_either_every_tail_is_shorter_than_its_record_or_none_is():
+    prompted = [([1] * 5, [False, False, True, True, True]), ([2] * 4, [False, False, False, True])]
+    assert flatten(pack(prompted), [0, 1]).tails == [4, 2]
+    plain = ([3] * 3, [False, True, True])
+    for records in ([0, 1], [0, 2], [2]):
+        batch = flatten(pack([*prompted, plain]), records)
+        assert batch.tails == batch.lengths
+
+
 @given(st.data(), st.lists(st.integers(2, 9), min_size=1, max_size=8))
 def test_a_prediction_is_always_from_the_token_before_in_the_same_record(data, lengths):
     tokens = made(lengths)

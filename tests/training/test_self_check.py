@@ -13,11 +13,13 @@ from retune.study import Model, Training
 from retune.training import (
     attention,
     blocked_attention,
+    draws_check,
     head,
     llama_layer,
     lora,
     lora_linear,
     one_by_one,
+    reach,
     self_check,
 )
 from retune.training.loss import loss_sum
@@ -69,6 +71,23 @@ def sees_all(*given, **more):
     ).transpose(1, 2)
 
 
+def wrong_in_later_blocks(real):
+    def forward(query, key, value, scale, out):
+        kept = real(query, key, value, scale, out)
+        out[:, blocked_attention.BLOCK :] *= 1.001
+        return kept
+
+    return forward
+
+
+def forgets_later_blocks(real):
+    def backward(gradient, query, key, value, scale, kept, of_query, of_key, of_value):
+        real(gradient, query, key, value, scale, kept, of_query, of_key, of_value)
+        of_key[:, blocked_attention.BLOCK :] = 0
+
+    return backward
+
+
 BROKEN = {
     "gradient of lora_B": (lora_linear, "backward", drops_a_gradient, "gradients differ", "llama"),
     "scale of lora": (
@@ -86,6 +105,13 @@ BROKEN = {
         blocked_attention, "forward", lambda real: lambda q, k, v, s, o: real(q, k, v, s * 1.01, o), "a token's loss",
         "llama",
     ),
+    "the second block of queries": (
+        blocked_attention, "forward", lambda real: wrong_in_later_blocks(real), "a token's loss", "llama",
+    ),
+    "gradients of the second block": (
+        blocked_attention, "backward", lambda real: forgets_later_blocks(real), "gradients differ", "llama",
+    ),
+    "later parts of the head": (head, "_loss", lambda real: lambda x, y: real(x, y) * (1 + (len(y) < 30) * 1e-2), "a token's loss", "llama"),
     "an exception": (blocked_attention, "forward", lambda real: None, "do not pass through it: TypeError", "llama"),
     "borders": (attention, "attend", lambda real: sees_all, "a token's loss", "qwen3"),
     "the window": (attention.Pattern, "narrows", lambda real: lambda *a: False, "a token's loss", "gemma3_text"),
@@ -101,12 +127,43 @@ BROKEN = {
 def test_a_broken_fast_path_is_left_with_one_line_in_the_log(what, monkeypatch, caplog):
     owner, name, breaks, said, kind = BROKEN[what]
     monkeypatch.setattr(owner, name, breaks(getattr(owner, name)))
-    found = check(zoo.build(kind))
+    found = check(zoo.build(kind), longest=120)
     assert found.way == "padded"
     assert said in found.reason
     [line] = said_in(caplog)
     assert line == found.note
     assert "padded by transformers' own forward, which computes what is padded too" in line
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "longest"),
+    [("mistral", {"sliding_window": 200}, 400), ("gemma3_text", {"sliding_window": 260}, 300)],
+)
+def test_what_shows_only_behind_a_wide_window_is_seen(kind, settings, longest, monkeypatch):
+    """Of records that are never longer than the window nothing is asked."""
+    monkeypatch.setitem(zoo.FORMS, kind, settings | {"max_position_embeddings": 512})
+    model = zoo.build(kind)
+    right = check(model, longest=longest)
+    assert (right.way, right.compared) == ("flattened", min(longest, settings["sliding_window"] + 24))
+    assert check(model, longest=190).compared == reach.NEAR
+    monkeypatch.setattr(attention.Pattern, "narrows", lambda *given: False)
+    wrong = check(model, longest=longest)
+    assert wrong.way == "padded"
+    assert "a token's loss in a flattened batch differs" in wrong.reason
+
+
+def test_records_for_which_eager_attention_has_not_the_memory_are_left_out_with_a_line(monkeypatch, caplog):
+    monkeypatch.setitem(zoo.FORMS, "mistral", {"sliding_window": 200, "max_position_embeddings": 512})
+    monkeypatch.setattr(self_check.memory, "free", lambda device: 1 << 20)
+    assert check(zoo.build("mistral"), longest=400).compared == reach.NEAR
+    assert "records of more than 150 tokens are not compared" in said_in(caplog)[0]
+
+
+def test_noise_on_routers_is_drawn_by_record_or_not_shared(caplog):
+    """Phi-3.5-MoE multiplies its routers' input by noise: in a pass of several records each would draw by what shares it."""
+    found = check(zoo.build("phimoe"), ["q_proj"])
+    assert (found.way, found.reason) == ("one by one", draws_check.REASON)
+    assert check(zoo.build("mixtral"), ["q_proj"]).way == "flattened"
 
 
 @pytest.mark.parametrize("what", ["rows", "a leak", "an exception"])

@@ -205,7 +205,7 @@ def test_any_error_of_one_trial_is_its_own(pack, alone, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("tokens", "again", "told"), [(700, None, "two halves"), (100, 500, "computed again")]
+    ("tokens", "again", "told"), [(700, None, "two halves"), (200, 500, "computed again")]
 )
 def test_no_memory_halves_the_pass_and_fails_no_trial(base, data, tmp_path, limited, tokens, again, told):
     """With dropout in every linear layer, so that what the parts of a unit and layers computed again draw is compared too."""

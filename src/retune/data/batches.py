@@ -30,7 +30,8 @@ class Batch:
         ids: int64, shape ``(1, tokens)``.
         positions: place of each token in its own record, int64, shape ``(1, tokens)``.
         lengths: tokens of each record.
-        tails: tokens of each record from its first counted prediction to its end.
+        tails: tokens of each record from its first counted prediction to its end; all of them where a record of the split
+            has no prompt.
         rows: places in the sequence whose prediction is counted, int64, shape ``(counted,)``.
         targets: the token each of them should predict, int64, shape ``(counted,)``.
     """
@@ -60,7 +61,13 @@ def flatten(tokens: Tokens, records: Sequence[int]) -> Batch:
     lengths = [end - start for start, end in zip(starts, ends, strict=True)]
     ids = torch.cat([tokens.ids[start:end] for start, end in zip(starts, ends, strict=True)]).long()
     flags = [tokens.counted[start:end] for start, end in zip(starts, ends, strict=True)]
-    tails = [length - int(flag.int().argmax()) + 1 for length, flag in zip(lengths, flags, strict=True)]
+    # Dropout tells from the number of tokens whether all are computed or the tails alone (`retune.training.dropout`). So
+    # either every record's tail is shorter than it is, or none is.
+    tails = (
+        [length - int(flag.int().argmax()) + 1 for length, flag in zip(lengths, flags, strict=True)]
+        if tokens.all_prompted
+        else lengths
+    )
     positions = torch.cat([torch.arange(length) for length in lengths])
     places = torch.cat(flags).nonzero().squeeze(1)
     return Batch(ids.unsqueeze(0), positions.unsqueeze(0), lengths, tails, places - 1, ids[places])

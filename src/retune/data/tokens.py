@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from retune.errors import InputError
@@ -52,6 +53,12 @@ class Tokens:
         # Not by a running sum over all tokens, which would be 8 bytes for each of them; no record is empty.
         starts = self.offsets[:-1].numpy()
         return torch.from_numpy(np.add.reduceat(self.counted.numpy(), starts, dtype=np.int64))
+
+    @cached_property
+    def all_prompted(self) -> bool:
+        """Whether no record counts its second token, as a record without a prompt does."""
+        seconds = (self.offsets[:-1] + 1).clamp(max=len(self.counted) - 1)
+        return not bool(self.counted[seconds].any())
 
 
 class Flat(NamedTuple):

@@ -292,8 +292,14 @@ def flattens(model: Any) -> bool:
 
 
 @contextmanager
-def by_segments(model: Any) -> Iterator[None]:
-    """Let a transformers model attend by segments inside the block; its own attention is back afterwards."""
+def by_segments(model: Any, longest: int | None = None) -> Iterator[None]:
+    """Let a transformers model attend by segments inside the block; its own attention is back afterwards.
+
+    Args:
+        model: the transformers model.
+        longest: tokens of the longest record of all that are read inside the block; None if it does not matter what is
+            computed alike for all of them, as without dropout.
+    """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -301,7 +307,7 @@ def by_segments(model: Any) -> Iterator[None]:
 
     ALL_ATTENTION_FUNCTIONS[NAME] = _transformers_attention
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _transformers_mask)
-    with attending(model, NAME), installed(model):
+    with attending(model, NAME), installed(model, longest):
         yield
 
 

@@ -67,6 +67,33 @@ def drawing(window: Window | None) -> Iterator[None]:
         _window = before
 
 
+@dataclass
+class Watch:
+    """What a check sees of the draws in a block.
+
+    Attributes:
+        generator: draws for `drop` in place of the default one, which then nothing should draw from.
+        strays: whether something was dropped whose records are not known, as tokens that were routed to an expert.
+    """
+
+    generator: torch.Generator
+    strays: bool = False
+
+
+_watch: Watch | None = None
+
+
+@contextmanager
+def watching(device: torch.device) -> Iterator[Watch]:
+    """Let a check see the draws of `drop` inside the block."""
+    global _watch
+    before, _watch = _watch, Watch(torch.Generator(device).manual_seed(0))
+    try:
+        yield _watch
+    finally:
+        _watch = before
+
+
 def drop(x: Tensor, chance: float, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
     """Return `x`, shape ``(tokens, size)``, after dropout, and the mask, true where an element was kept.
 
@@ -74,6 +101,14 @@ def drop(x: Tensor, chance: float, draws: Draws | None = None) -> tuple[Tensor, 
         x, chance: what is dropped, and each element's probability of it.
         draws: where from; the device's default generator and `drawing` if None. Equal states give equal masks either way.
     """
+    if _watch is None or draws is not None:
+        return _drop(x, chance, draws)
+    _watch.strays |= _window is not None and len(x) not in (_window.mine, _window.mine_tails)
+    with drawn_by(_watch.generator):
+        return _drop(x, chance, None)
+
+
+def _drop(x: Tensor, chance: float, draws: Draws | None) -> tuple[Tensor, Tensor]:
     window = draws.window if draws else _window
     if window is None or window.mine == window.all or len(x) not in (window.mine, window.mine_tails):
         with _default(draws):

@@ -63,6 +63,17 @@ def losses(core: Any, body: nn.Module, output: Any, rows: Tensor, targets: Tenso
     return each
 
 
+@contextmanager
+def in_parts_of(core: Any, tokens: int) -> Iterator[None]:
+    """Let logits be made for so many tokens at a time inside the block: a check sees several parts, as long records have them."""
+    global LOGITS
+    before, LOGITS = LOGITS, tokens * _vocabulary(core)
+    try:
+        yield
+    finally:
+        LOGITS = before
+
+
 def _logits(core: Any, body: nn.Module, output: Any, targets: Tensor) -> Callable[[Tensor], Tensor]:
     takes_cache = "use_cache" in inspect.signature(core.forward).parameters
     options: dict[str, Any] = {"use_cache": False} if takes_cache else {}

@@ -77,8 +77,11 @@ def refused(model: Any) -> bool:
 
 
 @contextmanager
-def installed(model: Any) -> Iterator[None]:
+def installed(model: Any, longest: int | None = None) -> Iterator[None]:
     """Let the layers of a known architecture compute by `LlamaLayer` inside the block, if that is `certain` or allowed.
+
+    A layer with a window does so only if no record of all is longer (`longest`, in tokens): the two draw dropout for other
+    tokens of the last layer, and what a record draws must not follow from what shares its pass.
 
     The layers' class is told, not each layer: an adapter may copy layers (`layer_replication`), and a copy must compute
     with its own weights.
@@ -93,7 +96,10 @@ def installed(model: Any) -> Iterator[None]:
         whole, mask = own[type(layer)], kwargs.get("attention_mask")
         segments = kwargs.get("segments")
         whole_records = mask is None or (
-            segments is not None and isinstance(mask, Pattern) and not mask.narrows(segments)
+            segments is not None
+            and isinstance(mask, Pattern)
+            and mask.reach >= (longest or 0)
+            and not mask.narrows(segments)
         )
         if args or segments is None or not whole_records:
             plain: Tensor = whole(layer, hidden_states, *args, **kwargs)

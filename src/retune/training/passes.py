@@ -8,7 +8,7 @@ its gradients are added only when it is done, and dropout is drawn by unit (`ret
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from retune.data.tokens import Tokens
 from retune.events import Note
 from retune.training import memory, recompute
 from retune.training.devices import Devices
-from retune.training.dropout import Window, drawing
+from retune.training.dropout import Window, drawing, drawn_by
 from retune.training.guarded import RanOut, guarding
 from retune.training.recompute import generators, set_generators
 from retune.training.record_dropout import RecordDraws, drawn_by_record
@@ -149,14 +149,13 @@ class Passes:
             spare: a record to take part with in what the others exchange, where they have more passes.
             seed: of the step; dropout that is drawn by record draws by it.
         """
-        self._seed = seed
         total = torch.zeros((), device=self.devices.device)
         nothing = Pass(Unit([spare], [self._lengths[spare]]), 0, 0)
         waiting = self._plan(records) or [nothing]
         waiting.reverse()
         while self.devices.most(len(waiting)):
             run = waiting.pop() if waiting else nothing
-            found = self._attempt(run, counted)
+            found = self._attempt(run, counted, seed)
             if isinstance(found, Tensor):
                 total += found
             else:
@@ -180,13 +179,13 @@ class Passes:
             ]
         return plan(records, self._lengths, limit)
 
-    def _attempt(self, run: Pass, counted: int) -> Tensor | list[Pass]:
+    def _attempt(self, run: Pass, counted: int, seed: str) -> Tensor | list[Pass]:
         """Add the gradients of a pass and return its loss; if it ran out of memory nothing was added: what to do instead."""
         sums = [parameter.grad for parameter in self.parameters]
         for parameter in self.parameters:
             parameter.grad = None
         try:
-            loss = self._gradients(run, counted)
+            loss = self.gradients(run, counted, seed)
         except Exception as error:
             for parameter, before in zip(self.parameters, sums, strict=True):
                 parameter.grad = before
@@ -213,24 +212,46 @@ class Passes:
             raise error
         return parts
 
-    def _gradients(self, run: Pass, counted: int) -> Tensor:
+    def gradients(self, run: Pass, counted: int, seed: str) -> Tensor:
+        """Add the gradients of one pass, as it is, and return its sum of -log p.
+
+        Args:
+            run: the pass; without records it only takes part in what the others exchange.
+            counted, seed: as in `add_gradients`.
+        """
         device, spare = self.devices.device, run.start == run.stop
         batch = flatten(self.tokens, run.unit.records if spare else run.records).to(device)
         again = recompute.recomputing(self.core) if self.room.recomputes else nullcontext()
         before = self.room.begin()
-        window, draws = (None, None) if spare else (self._window(run), self._draws(run))
+        window, draws = (None, None) if spare else (self._window(run), self._draws(run, seed))
         drawn = recompute.drawing_from(draws.generators) if draws else nullcontext()
-        with again, guarding(self.core) as guard, drawn, drawn_by_record(draws), drawing(window):
+        rest = self._rest(run, seed)
+        with again, guarding(self.core) as guard, drawn, drawn_by_record(draws), drawing(window), rest:
             loss = self.loss(self.model, batch)
             guard.agree(self.devices)
-            self.scale(loss * 0 if spare else loss / counted).backward()  # type: ignore[no-untyped-call]
+            if (
+                loss.requires_grad
+            ):  # not where a base leaves out layers at random, and all that have an adapter
+                self.scale(loss * 0 if spare else loss / counted).backward()  # type: ignore[no-untyped-call]
             guard.agree(self.devices)
         self.room.end(before, run.tokens)
         return loss.detach() * (0 if spare else 1)
 
-    def _draws(self, run: Pass) -> RecordDraws:
+    def _draws(self, run: Pass, seed: str) -> RecordDraws:
         lengths = [self._lengths[record] for record in run.records]
-        return record_draws(lengths, self.layout != "flattened", run.records, self._seed, self.devices.device)
+        return record_draws(lengths, self.layout != "flattened", run.records, seed, self.devices.device)
+
+    def _rest(self, run: Pass, seed: str) -> ExitStack:
+        """Return a context in which a record that is alone in its pass draws by its own seed whatever else is drawn.
+
+        That is what routers, experts and layers that are left out draw from the default generators, on the device and the CPU.
+        """
+        stack = ExitStack()
+        if self.layout == "alone" and run.start < run.stop:
+            for device in {self.devices.device, torch.device("cpu")}:
+                found = record_draws([0], True, run.records, f"{seed} rest", device)
+                stack.enter_context(drawn_by(found.generators[0]))
+        return stack
 
     def _window(self, run: Pass) -> Window | None:
         """Set the generators to where the unit begins, and return the window of the pass in it."""

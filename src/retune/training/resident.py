@@ -27,6 +27,7 @@ from retune.training.validate import validation_loss
 
 TRIED = {"rank": 4, "alpha": 8.0, "alpha_ratio": None, "dropout": 0.0, "init": "default"}
 """What the adapters of checks differ in from a trial's."""
+_DROPOUT = 0.1  # where a trial has some: how it is drawn is checked too
 
 
 def data_digest(data_uri: str) -> str:
@@ -121,8 +122,10 @@ class ResidentBase:
         Raises:
             InputError: if the base gives no losses that one can train or judge by.
         """
-        tried = training.model_copy(update=TRIED)
-        key = (str(tried.target_modules), tried.first_layer, tried.last_layer, tried.variant, longest)
+        tried = training.model_copy(update=TRIED | ({"dropout": _DROPOUT} if training.dropout else {}))
+        key = (
+            str(tried.target_modules), tried.first_layer, tried.last_layer, tried.variant, longest, tried.dropout
+        )  # fmt: skip
         if key not in self._checked:
             base = self.load()
             with (

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from retune.data.batches import flatten
+from retune.data.batches import Batch, flatten
 from retune.data.tokens import Tokens, pack
 from retune.errors import InputError
-from retune.training import llama_layer, lora_linear, one_by_one
+from retune.training import draws_check, head, llama_layer, lora_linear, memory, one_by_one, reach
 from retune.training.attention import by_segments, segments
 from retune.training.layer_steps import PLAIN, compiled
 from retune.training.loss import loss_sum
@@ -34,7 +34,7 @@ from retune.training.one_by_one import Reading, by_record, transformers_model
 Way = Literal["flattened", "padded", "padded, eager", "one by one", "one by one, eager"]
 WAYS: tuple[Way, ...] = get_args(Way)
 """From fast to slow."""
-LENGTHS = (11, 34, 3, 22)
+LENGTHS = (11, reach.NEAR, 3, 22)
 # What a token's loss may differ by at least, in nats, and by how much a record's may change with its neighbours.
 _LEAST: dict[torch.dtype | None, tuple[float, float]] = {
     torch.float64: (1e-9, 1e-9),
@@ -46,6 +46,7 @@ _LEAST: dict[torch.dtype | None, tuple[float, float]] = {
 _ROUNDINGS = 30  # a model rounds at every step of every layer; how much one at its input changes is measured
 _GRADIENTS = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 _KINDS_OF_LAYERS = {"full_attention", "attention", "sliding_attention", "chunked_attention"}
+_EAGER_BYTES = 16  # for each score of a head: itself, its share in float32, and copies of both
 _USUAL = 10.0  # nats, as an even guess among 22,000 tokens has
 _LOG = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Checked:
         seconds: what the check took.
         in_parts: whether logits are made for some tokens at a time (`retune.training.head`).
         layers: why layers that `retune.training.llama_layer` knows are not written out; empty if they are or it knows none.
+        compared: tokens of the longest record that was compared. longest: of the longest that will be read.
     """
 
     way: Way
@@ -74,6 +76,8 @@ class Checked:
     seconds: float = 0.0
     in_parts: bool = True
     layers: str = ""
+    compared: int = 0
+    longest: int | None = None
 
     def record(self) -> dict[str, Any]:
         """Return it as it is written into a trial's record."""
@@ -97,7 +101,7 @@ class Checked:
 def reading(model: Any, checked: Checked) -> AbstractContextManager[None]:
     """Return the context in which `retune.training.loss.loss_sum` computes as the check decided."""
     if checked.way == "flattened":
-        return by_segments(transformers_model(model))
+        return by_segments(transformers_model(model), checked.longest)
     reading = Reading(checked.way.startswith("padded"), checked.in_parts)
     return by_record(transformers_model(model), checked.way.endswith("eager"), reading)
 
@@ -121,7 +125,7 @@ def check(model: Any, tokenizer: Any, longest: int, train: bool) -> Checked:
     device = next(core.parameters()).device
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            found = _Check(model, core, generated_tokens(core, tokenizer, longest), longest, train).run()
+            found = _Check(model, core, tokenizer, longest, train).run()
     finally:
         model.train(training)
         for parameter in model.parameters():
@@ -134,15 +138,26 @@ def check(model: Any, tokenizer: Any, longest: int, train: bool) -> Checked:
 
 def generated_tokens(core: Any, tokenizer: Any, longest: int) -> Tokens:
     """Return random records of ordinary tokens. The seed is fixed, and none is longer than the base allows."""
+    room = _room(core, longest)
+    return _generated(core, tokenizer, [max(2, min(length, room)) for length in LENGTHS])
+
+
+def _room(core: Any, longest: int) -> int:
+    """Return the longest record that can be made up for a base, if those that will be read have up to `longest` tokens."""
     config = text_config(core)
     table = getattr(config, "max_position_embeddings", None) or 0
-    room = min(longest, fixed_rotary(config), table if table > 0 else longest)
-    lengths = [max(2, min(length, int(room))) for length in LENGTHS]
+    return int(min(longest, fixed_rotary(config), table if table > 0 else longest))
+
+
+def _generated(core: Any, tokenizer: Any, lengths: Sequence[int]) -> Tokens:
     drawn = ordinary_tokens(core, tokenizer, sum(lengths))
     records, start = [], 0
     for length in lengths:
         records.append(
-            (drawn[start : start + length], [place >= max(1, length // 3) for place in range(length)])
+            (
+                drawn[start : start + length],
+                [place >= max(min(2, length - 1), length // 3) for place in range(length)],
+            )
         )
         start += length
     return pack(records)
@@ -167,9 +182,10 @@ def ordinary_tokens(core: Any, tokenizer: Any, count: int) -> list[int]:
 class _Check:
     """The check of one model; the model is in evaluation mode."""
 
-    def __init__(self, model: Any, core: Any, tokens: Tokens, longest: int, train: bool) -> None:
+    def __init__(self, model: Any, core: Any, tokenizer: Any, longest: int, train: bool) -> None:
         self.model, self.core, self.longest, self.train = model, core, longest, train
         device = next(core.parameters()).device
+        self.tokens = tokens = generated_tokens(core, tokenizer, longest)
         self.batch = flatten(tokens, list(range(len(LENGTHS)))).to(device)
         self.singles = [flatten(tokens, [record]).to(device) for record in range(len(LENGTHS))]
         self.dtype = next(core.parameters()).dtype
@@ -177,10 +193,33 @@ class _Check:
         self.gradients = gradients_allowed(self.dtype)
         self.adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.kind = core.config.model_type
+        self.compared = max(self.batch.lengths)
+        self.far = self._far(tokenizer, device)
+
+    def _far(self, tokenizer: Any, device: torch.device) -> Batch | None:
+        """Return a batch with a record that is long enough for what a base does to long ones (`reach`); None if there is none.
+
+        Its losses alone are compared. One for which eager attention has not the memory is left out, with a line in the log.
+        """
+        wanted = min(_room(self.core, self.longest), reach.of(text_config(self.core), self.longest))
+        if wanted <= self.compared:
+            return None
+        heads = int(getattr(text_config(self.core), "num_attention_heads", None) or 1)
+        free = memory.free(device)
+        if free is not None and heads * wanted**2 * _EAGER_BYTES > free:
+            _LOG.warning(
+                "records of more than %d tokens are not compared with transformers' own forward: for one of %d, which the "
+                "base computes in another way, eager attention has not the memory",
+                self.compared, wanted,
+            )  # fmt: skip
+            return None
+        self.compared = wanted
+        return flatten(_generated(self.core, tokenizer, [9, wanted]), [0, 1]).to(device)
 
     def run(self) -> Checked:
         with by_record(self.core, eager=True):
             right = self._right()
+            self.right_far = self._right_far()
             of_right = (
                 self._read(lambda: self._gradients(self._one_by_one), "training") if self.train else None
             )
@@ -191,7 +230,10 @@ class _Check:
             layers = self._layers(right, of_right)
             reason, difference, gradients = self._flattened(right, of_right)
             if not reason:
-                return Checked("flattened", "", difference, self.allowed, gradients, layers=layers)
+                return Checked(
+                    "flattened", "", difference, self.allowed, gradients, layers=layers,
+                    compared=self.compared, longest=self.longest,
+                )  # fmt: skip
         flat_seconds = self._flat_seconds()
         slower = round(seconds / flat_seconds, 1) if flat_seconds else None
         if self.train:
@@ -207,8 +249,9 @@ class _Check:
         for way in ways:
             for in_parts in (True, False):
                 found = Checked(
-                    way, reason, 0.0 if eager else plain, self.allowed, None, slower, in_parts=in_parts
-                )
+                    way, reason, 0.0 if eager else plain, self.allowed, None, slower, in_parts=in_parts,
+                    compared=self.compared, longest=self.longest,
+                )  # fmt: skip
                 if way == ways[-1] and not in_parts:
                     return found  # which is what was compared with the plain forward above
                 difference, gradients = self._plain_sums(found, right, of_right)
@@ -225,26 +268,30 @@ class _Check:
         try:
             with reading(self.model, tried):
                 with torch.no_grad():
-                    difference = abs(float(loss_sum(self.model, self.batch)) - float(right.double().sum()))
+                    with head.in_parts_of(self.core, len(right) // 3):
+                        difference = abs(
+                            float(loss_sum(self.model, self.batch)) - float(right.double().sum())
+                        )
                     difference /= len(right)
                     if tried.way.startswith("padded"):
                         difference = max(difference, apart(right, self._padded(self.batch.ids)))
+                        difference = max(difference, self._far_apart(lambda b: self._padded(b.ids, b)))
                         if self._beside(self._padded) > self.beside:
                             return math.inf, None
                 if of_right is not None:
                     made = self._gradients(lambda: loss_sum(self.model, self.batch) / len(right))
                     gradients = float((made - of_right).norm() / of_right.norm())
-                    with torch.no_grad(), self._training():
-                        loss_sum(self.model, self.batch)
+                    if self._draws_differ():
+                        return math.inf, None
         except torch.OutOfMemoryError:
             raise
         except Exception:
             return math.inf, None
         return difference, gradients
 
-    def _padded(self, ids: Tensor) -> Tensor:
+    def _padded(self, ids: Tensor, batch: Batch | None = None) -> Tensor:
         """Return the loss of each counted token of the padded batch with other tokens in it."""
-        batch = replace(self.batch, ids=ids)
+        batch = replace(batch or self.batch, ids=ids)
         return _losses(one_by_one.logits(self.model, *one_by_one.pad(batch)), batch.targets)
 
     def _right(self) -> Tensor:
@@ -263,6 +310,43 @@ class _Check:
                 f"losses that depend on earlier tokens alone, but they change by {later:.2g} with what follows"
             )
         return right
+
+    def _right_far(self) -> Tensor | None:
+        """Return the right losses of the far batch; what rounding changes there is allowed from here on."""
+        if self.far is None:
+            return None
+        singles = self._singles_of(self.far)
+        right, again = (self._read(lambda: self._one_by_one(singles)) for _ in range(2))
+        if not bool(torch.isfinite(right).all()):
+            raise self._refused("finite losses, but it does not")
+        self.allowed = max(
+            self.allowed, allowed(self.core, right, lambda: self._read(lambda: self._one_by_one(singles)))
+        )
+        if not apart(right, again) <= self.allowed:
+            raise self._refused(
+                f"the same losses to the same records, but two readings differ by {apart(right, again):.2g}"
+            )
+        return right
+
+    def _far_apart(self, read: Callable[[Batch], Tensor]) -> float:
+        """Return how far a way's losses are from the right ones on the far batch; 0 if there is none."""
+        if self.far is None or self.right_far is None:
+            return 0.0
+        return apart(self.right_far, read(self.far))
+
+    def _singles_of(self, batch: Batch) -> list[Batch]:
+        """Return the records of a batch by themselves."""
+        found, start = [], 0
+        for length in batch.lengths:
+            mine = (batch.rows >= start) & (batch.rows < start + length)
+            found.append(
+                replace(
+                    batch, ids=batch.ids[:, start : start + length], rows=batch.rows[mine] - start, lengths=[length],
+                    positions=batch.positions[:, start : start + length], targets=batch.targets[mine],
+                )
+            )  # fmt: skip
+            start += length
+        return found
 
     def _refused(self, rule: str) -> InputError:
         return InputError(f"a base (here of type {self.kind}) must give {rule}", "model.base")
@@ -288,12 +372,12 @@ class _Check:
         ids = single.ids[:, : int(single.rows[kept - 1]) + 1]
         return _losses(one_by_one.logits(self.model, ids, single.rows[:kept]), single.targets[:kept])
 
-    def _one_by_one(self) -> Tensor:
+    def _one_by_one(self, singles: Sequence[Batch] | None = None) -> Tensor:
         """Return the loss of each counted token, each record read by itself."""
         return torch.cat(
             [
                 _losses(one_by_one.logits(self.model, each.ids, each.rows), each.targets)
-                for each in self.singles
+                for each in singles or self.singles
             ]
         )
 
@@ -302,7 +386,10 @@ class _Check:
         begin = time.monotonic()
         try:
             with torch.no_grad(), by_record(self.core):
-                difference = apart(right, self._one_by_one())
+                difference = max(
+                    apart(right, self._one_by_one()),
+                    self._far_apart(lambda batch: self._one_by_one(self._singles_of(batch))),
+                )
         except torch.OutOfMemoryError:
             raise
         except Exception:
@@ -311,18 +398,22 @@ class _Check:
 
     def _flattened(self, right: Tensor, of_right: Tensor | None) -> tuple[str, float, float | None]:
         """Return why flattened batches cannot be used (empty if they can), and the differences found."""
-        difference, gradients = math.inf, None
+        difference, gradients, drawn = math.inf, None, ""
         try:
-            with by_segments(self.core), lora_linear.installed(self.model) if self.train else nullcontext():
+            with (
+                by_segments(self.core, self.longest),
+                lora_linear.installed(self.model) if self.train else nullcontext(),
+            ):
                 with torch.no_grad():
                     difference = apart(right, self._flat(self.batch.ids))
+                    difference = max(difference, self._far_apart(lambda batch: self._flat(batch.ids, batch)))
                     beside = self._beside(self._flat)
-                    whole = float(loss_sum(self.model, self.batch))
+                    with head.in_parts_of(self.core, len(right) // 3):
+                        whole = float(loss_sum(self.model, self.batch))
                 if of_right is not None:
                     made = self._gradients(lambda: loss_sum(self.model, self.batch) / len(right))
                     gradients = float((made - of_right).norm() / of_right.norm())
-                    with torch.no_grad(), self._training():  # dropout of attention shows only there
-                        loss_sum(self.model, self.batch)
+                    drawn = self._draws_differ()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -342,6 +433,7 @@ class _Check:
                 gradients is None or gradients <= self.gradients,
                 f"in a flattened batch the adapter's gradients differ by {gradients or 0.0:.2g} of their size",
             ),
+            (not drawn, drawn),
         ]
         return next((reason for holds, reason in rules if not holds), ""), difference, gradients
 
@@ -401,9 +493,14 @@ class _Check:
                 found.append(time.monotonic() - begin)
         return min(found)
 
-    def _flat(self, ids: Tensor) -> Tensor:
+    def _draws_differ(self) -> str:
+        """Return how what a training pass draws depends on what shares it; empty if it does not."""
+        with self._training(), torch.enable_grad():
+            return draws_check.differs(self.model, self.tokens, self.adapter, self.allowed, self.gradients)
+
+    def _flat(self, ids: Tensor, batch: Batch | None = None) -> Tensor:
         """Return the loss of each counted token of the flattened batch with other tokens in it."""
-        batch = self.batch
+        batch = batch or self.batch
         out = self.model(
             input_ids=ids,
             position_ids=batch.positions,

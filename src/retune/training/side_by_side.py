@@ -168,7 +168,7 @@ class SideBySide:
         if self._mode is None:
             core = self.base.load().model
             with ExitStack() as mode:
-                mode.enter_context(by_segments(core))
+                mode.enter_context(by_segments(core, self.study.data.max_length))
                 mode.callback(core.eval)
                 core.train()
                 self._mode = mode.pop_all()
@@ -296,7 +296,7 @@ class SideBySide:
         except CannotShare as error:
             return str(error)
         tokens = self_check.generated_tokens(core, self.base.load().tokenizer, longest)
-        with by_segments(core):
+        with by_segments(core, longest):
             return shared_check.difference(core, tokens, adapters, checked.allowed)
 
 

@@ -25,6 +25,7 @@ _PREFIX = 44  # with four prompts behind it, it is worth sharing
 _TAILS = (9, 9, 9, 2)  # rows of different room: some leave before others end
 _ALONE = (6, 13)
 _NEW = 6
+_FARTHEST = {False: 5000, True: 1100}  # tokens of a prompt on a GPU and on a CPU, whatever is in the config
 _LOOKED_AT = 16  # of the likeliest tokens at each place
 _LOG = logging.getLogger(__name__)
 
@@ -137,6 +138,7 @@ class _Check:
         self.room = int(min(decoder.context, self.steady, _PREFIX + max(_TAILS) + 2))
         self.kind = self.core.config.model_type
         self.prompts = self._generated_prompts()
+        self.far = self._far_prompts(config)
         self.allowed = 0.0
 
     def _generated_prompts(self) -> list[list[int]]:
@@ -151,6 +153,18 @@ class _Check:
             place += length
         longest = max(1, self.room - 2)
         return [prompt[-longest:] if len(prompt) > longest else prompt for prompt in prompts]
+
+    def _far_prompts(self, config: Any) -> list[list[int]]:
+        """Return a prompt that is long enough for what a base does to long ones, with a short one beside; none if it is not."""
+        from retune.training import reach
+        from retune.training.self_check import ordinary_tokens
+
+        most = min(self.decoder.context, self.steady, _FARTHEST[self.decoder.device.type == "cpu"])
+        length = reach.of(config, int(most)) - 2
+        if length <= max(map(len, self.prompts)):
+            return []
+        drawn = ordinary_tokens(self.core, self.decoder.tokenizer, length + _ALONE[1])
+        return [drawn[:length], drawn[length:]]
 
     def run(self) -> Answered:
         from retune.training.attention import attending
@@ -186,9 +200,18 @@ class _Check:
 
     def _difference(self, way: Way) -> tuple[float, str]:
         """Return how far a way is from the plain forward, or why it fails."""
+        self.allowed = 0.0
+        near, failed = self._of(way, self.prompts, self.room)
+        if failed or not self.far:
+            return near, failed
+        far, failed = self._of(way, self.far, max(map(len, self.far)) + 2)
+        return max(near, far), failed
+
+    def _of(self, way: Way, prompts: Sequence[list[int]], room: int) -> tuple[float, str]:
+        """Return the same for some prompts that are read together, in a context of `room` tokens."""
         import torch
 
-        from retune.training.self_check import allowed, apart
+        from retune.training.self_check import allowed, apart, least
 
         given = self.decoder
         # A call at its price on a CPU, so that these few short prompts share their prefix on a GPU too.
@@ -196,14 +219,14 @@ class _Check:
             given.model,
             _NoEnd(given.tokenizer),
             given.device,
-            self.room,
+            room,
             8,
             way,
             call_tokens=CALL_TOKENS["cpu"],
         )
         try:
-            made = decoder.tokens(self.prompts, _NEW)
-            measured = decoder.likelihoods(self.prompts, made)
+            made = decoder.tokens(prompts, _NEW)
+            measured = decoder.likelihoods(prompts, made)
         except torch.OutOfMemoryError:
             raise
         except RetuneError:
@@ -211,8 +234,8 @@ class _Check:
         except Exception as error:
             text = " ".join(str(error).split())[:200]
             return 0.0, f"it fails with {type(error).__name__}: {text}"
-        worst = self.allowed = 0.0
-        for place, (prompt, answer) in enumerate(zip(self.prompts, made, strict=True)):
+        worst = 0.0
+        for place, (prompt, answer) in enumerate(zip(prompts, made, strict=True)):
             right = self._plain(prompt, answer)
             likely = right.topk(min(_LOOKED_AT, right.shape[-1])).indices
             right_there = right.gather(1, likely)
@@ -220,6 +243,12 @@ class _Check:
             def read(prompt: list[int] = prompt, answer: list[int] = answer, k: Any = likely) -> torch.Tensor:
                 return self._plain(prompt, answer).gather(1, k)
 
+            if not place and apart(right_there, again := read()) > least(self.core)[0]:
+                raise InputError(
+                    f"a base (here of type {self.kind}) must give the same answer to the same prompt, but the log-likelihoods "
+                    f"of two readings differ by {apart(right_there, again):.2g}",
+                    "model.base",
+                )
             rounding = allowed(self.core, right_there, read)
             self.allowed = max(self.allowed, rounding)
             seen = torch.stack(decoder.seen[place])
