@@ -38,9 +38,9 @@ from retune.models import LoadedBase, load_base, load_tokenizer, quiet
 from retune.records import versions
 from retune.study import Data, Model, Training
 from retune.training import lora, lora_linear
-from retune.training.attention import by_segments
 from retune.training.devices import Devices
 from retune.training.loop import Loop
+from retune.training.model_attention import by_segments
 
 WARM_STEPS = 3
 SEED = 0

@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from retune import study as studies
 from retune.data import mixing
 from retune.study import Data
-from retune.training.attention import by_segments
+from retune.training.model_attention import by_segments
 from retune.training.resident import ResidentBase
 from retune.training.run_trial import TrialTask
 

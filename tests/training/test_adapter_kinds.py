@@ -12,8 +12,8 @@ from retune.data.batches import flatten
 from retune.errors import InputError
 from retune.evaluation.decoding import adapters
 from retune.training import base_state, lora
-from retune.training.attention import by_segments
 from retune.training.loss import loss_sum
+from retune.training.model_attention import by_segments
 
 from .test_loss import padded_loss, random_tokens
 

@@ -16,8 +16,8 @@ from retune.errors import InputError
 from retune.evaluation.decoding import self_check as answers
 from retune.study import Training
 from retune.training import lora, lora_linear, one_by_one, self_check
-from retune.training.attention import attending
 from retune.training.loss import loss_sum
+from retune.training.model_attention import attending
 
 from . import zoo
 from .test_loss import random_tokens

@@ -13,9 +13,9 @@ from retune.data.batches import flatten
 from retune.study import Training
 from retune.training import layer_steps as steps
 from retune.training import llama_layer, lora, lora_linear, self_check
-from retune.training.attention import by_segments
 from retune.training.layer_steps import PLAIN, Steps
 from retune.training.loss import loss_sum
+from retune.training.model_attention import by_segments
 
 CHOSEN = Training(
     rank=4, alpha=8.0, dropout=0.0, target_modules=["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]

@@ -12,9 +12,10 @@ from retune import models
 from retune.data.tokens import pack
 from retune.study import Model, Training
 from retune.training import attention, lora, lora_linear, memory
-from retune.training.attention import by_segments, segments
+from retune.training.attention import segments
 from retune.training.devices import Devices
 from retune.training.loss import loss_sum
+from retune.training.model_attention import by_segments
 from retune.training.passes import Passes
 from retune.training.resident import ResidentBase
 from retune.training.run_trial import run_trial

@@ -9,8 +9,9 @@ from torch.nn.functional import cross_entropy
 
 from retune.data.batches import Batch
 from retune.training import head, one_by_one
-from retune.training.attention import flattens, segments
+from retune.training.attention import segments
 from retune.training.guarded import within
+from retune.training.model_attention import flattens
 from retune.training.one_by_one import transformers_model
 from retune.training.passes import Layout
 
@@ -31,8 +32,8 @@ def loss_sum(model: Any, batch: Batch) -> Tensor:
 
     Args:
         model: a causal language model, bare or wrapped for adapters or several devices. Inside
-            `retune.training.attention.by_segments` the batch is one sequence; else its records are read by transformers' own
-            forward, see `retune.training.one_by_one`.
+            `retune.training.model_attention.by_segments` the batch is one sequence; else its records are read by
+            transformers' own forward, see `retune.training.one_by_one`.
         batch: on the model's device.
     """
     if not flattens(model):
@@ -49,7 +50,7 @@ def losses(core: Any, batch: Batch) -> Tensor:
     """Return -log p of each counted token, float32, shape ``(counted,)``, with gradient.
 
     Args:
-        core: a transformers model inside `retune.training.attention.by_segments`. batch: on its device.
+        core: a transformers model inside `retune.training.model_attention.by_segments`. batch: on its device.
     """
     body, inputs = head.decoder(core), _inputs(batch)
     if body is not None:

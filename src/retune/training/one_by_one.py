@@ -20,8 +20,8 @@ from torch.nn.functional import cross_entropy
 
 from retune.data.batches import Batch
 from retune.training import head
-from retune.training.attention import attending
 from retune.training.guarded import within
+from retune.training.model_attention import attending
 
 _READING = "_retune_reading"
 

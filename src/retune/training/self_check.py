@@ -26,9 +26,10 @@ from retune.data.batches import Batch, flatten
 from retune.data.tokens import Tokens, pack
 from retune.errors import InputError
 from retune.training import draws_check, head, llama_layer, lora_linear, memory, one_by_one, reach
-from retune.training.attention import by_segments, segments
+from retune.training.attention import segments
 from retune.training.layer_steps import PLAIN, compiled
 from retune.training.loss import loss_sum
+from retune.training.model_attention import by_segments
 from retune.training.one_by_one import Reading, by_record, transformers_model
 
 Way = Literal["flattened", "padded", "padded, eager", "one by one", "one by one, eager"]

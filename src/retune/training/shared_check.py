@@ -23,7 +23,7 @@ def difference(core: Any, tokens: Tokens, adapters: Sequence[Adapter], allowed: 
     """Return how two adapters in one pass are not what each is alone; empty if they are, up to rounding.
 
     Args:
-        core: the transformers model, inside `retune.training.attention.by_segments`.
+        core: the transformers model, inside `retune.training.model_attention.by_segments`.
         tokens: at least four made-up records. adapters: two new ones, which are changed.
         allowed: what rounding may change a token's loss by, in nats.
     """

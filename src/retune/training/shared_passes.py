@@ -51,7 +51,7 @@ class SharedPasses:
     """The passes over one base for several trials.
 
     Args:
-        core: the transformers model, inside `retune.training.attention.by_segments`.
+        core: the transformers model, inside `retune.training.model_attention.by_segments`.
         tokens: the records. device: where the model is.
         report: told when a pass ran out of memory.
     """

@@ -21,10 +21,10 @@ from retune.records import TrialRecord
 from retune.study import Study, Training
 from retune.study.training import EDITING
 from retune.training import lora, memory, run_trial, self_check, shared_check, shared_passes
-from retune.training.attention import by_segments
 from retune.training.detached import Adapter, CannotShare, new, reason_alone
 from retune.training.inits import Records
 from retune.training.loop import Loop
+from retune.training.model_attention import by_segments
 from retune.training.resident import TRIED, ResidentBase
 from retune.training.run_trial import TrialTask
 from retune.training.shared_passes import SharedPasses, Step

@@ -77,7 +77,7 @@ def decoding(
     Raises:
         InputError: if no way gives the numbers of the plain forward, or that is none to score by.
     """
-    from retune.training.attention import attending
+    from retune.training.model_attention import attending
     from retune.training.self_check import fixed_rotary, text_config
 
     decoder = Decoder(model, tokenizer, device, context, batch_size)
@@ -167,7 +167,7 @@ class _Check:
         return [drawn[:length], drawn[length:]]
 
     def run(self) -> Answered:
-        from retune.training.attention import attending
+        from retune.training.model_attention import attending
 
         shares = can_be_split(self.decoder.model)
         reason = "" if shares else "what it keeps of a prompt cannot be shared by others that begin with it"
@@ -262,7 +262,7 @@ class _Check:
         import torch
 
         from retune.training import one_by_one
-        from retune.training.attention import attending
+        from retune.training.model_attention import attending
 
         ids = torch.tensor([[*prompt, *answer[:-1]]], device=self.decoder.device)
         rows = torch.arange(len(prompt) - 1, ids.shape[1], device=self.decoder.device)
