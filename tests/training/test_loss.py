@@ -139,7 +139,7 @@ def test_the_models_own_attention_is_back_afterwards_even_after_an_error(base):
 @pytest.mark.parametrize("loss_on_all", [False, True])
 def test_the_written_out_layer_is_used_and_equals_transformers_own(base, monkeypatch, loss_on_all):
     """Loss and gradients of an adapter in every linear layer, with the layers of transformers and with ours."""
-    tokens = random_tokens([5, 60, 17, 4, 33])
+    tokens = random_tokens([7, 60, 17, 6, 33])
     if loss_on_all:
         tokens = pack(
             [(tokens.ids[s:e].tolist(), [True] * (e - s)) for s, e in pairwise(tokens.offsets.tolist())]

@@ -16,7 +16,7 @@ from retune.training.record_dropout import drawn_by_record, draws
 from . import zoo
 from .test_loss import random_tokens
 
-LENGTHS = [9, 41, 3, 20, 20, 33]
+LENGTHS = [9, 41, 6, 20, 20, 33]
 TOKENS = random_tokens(LENGTHS, zoo.VOCABULARY)
 # What drops where: LoRA's input under padded batches, a base's own layers and attention, and PEFT's layers on flattened batches.
 CASES = {
