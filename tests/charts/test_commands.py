@@ -89,7 +89,7 @@ def test_removal_is_refused_while_an_experiment_of_any_namespace_uses_them(
         "experiments", "team-b", {**made, "metadata": {**made["metadata"], "namespace": "team-b"}}
     )
     code, output = run(documents, "Job", "retune-unregister", KUBECONFIG=cluster.kubeconfig())
-    assert (code, "team-b/" in output) == (2, True), output
+    assert (code, "--namespace team-b" in output) == (2, True), output
     assert suggestion_config(cluster.objects, "lhs")
 
 

@@ -28,7 +28,8 @@ def read_text(path: Path) -> str:
                 raise ValueError(problem)
         return data.decode()
     except (OSError, ValueError) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or error
+        # Its words, not the error, which would hold this frame with the file's content
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise InputError(f"{path}: a file is asked for, but it cannot be read: {why}") from error
 
 
