@@ -403,15 +403,15 @@ def clock_jumps(quick: bool) -> Line:
 def object_store(quick: bool) -> Line:
     """S3 answers 500, slowly, half, or not at all; each call works, or fails in words and leaves what was there."""
     line = Line("S3: 500, 503, slow, half a body, silence, resets")
-    from tests.s3_server import moto as fixture
+    from tests.s3_server import Server
     from tests.tcp_proxy import Fault, TcpProxy
 
     from retune.store import s3
 
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
-    servers = fixture.__wrapped__() if hasattr(fixture, "__wrapped__") else fixture.__pytest_wrapped__.obj()
-    proxy = TcpProxy(int(next(servers).rpartition(":")[2]))
+    server = Server()
+    proxy = TcpProxy(server.port)
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {
             "AWS_ENDPOINT_URL": proxy.url, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
@@ -428,8 +428,7 @@ def object_store(quick: bool) -> Line:
                     store.write(uri, old)
                     proxy.faults[:] = [Fault(method, kind, 100, times)]
                     line.count(_stored(uri, old, new, lambda: proxy.faults.clear()))
-    with contextlib.suppress(StopIteration):
-        next(servers)
+    server.stop()
     return line
 
 
