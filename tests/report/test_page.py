@@ -11,6 +11,7 @@ from retune.cli.report import command
 from retune.errors import InputError
 from retune.records import BenchRecord
 from retune.report import folder as study_folder
+from retune.report.data_tables import decimals, number
 from retune.report.page import render, write_report
 from retune.space import tribes2024
 from tests.report.synthetic import mix, outcome, study, trial
@@ -191,3 +192,13 @@ def test_stopped_trials_and_trials_on_a_part_of_the_data_are_told_apart():
     assert "on a part of the data" in found.text
     assert "where it was stopped" in found.text
     assert "trial-004-proxy" not in found.text, "a stopped trial is not listed as failed"
+
+
+@pytest.mark.parametrize(
+    ("values", "places"),
+    [([1.9361, 5.7], 4), ([0.42, 0.3], 5), ([812.5, 3.0], 2), ([20000.5], 0), ([3e7, 1.0], None), ([1e-9], None),
+     ([2.5, float("nan")], 4), ([], None)],
+)  # fmt: skip
+def test_the_values_of_a_column_have_as_many_decimals(values, places):
+    assert decimals(values) == places
+    assert number(1.915, 4) == "1.9150"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retune.selection.comparison import p_value, points
@@ -20,15 +20,28 @@ VERDICTS = {
 _COUNTS = ("read", "empty", "duplicate", "shared", "held_out", "too_long", "available")
 
 
-def number(value: Any) -> str:
-    """Return a number with five significant digits, a count with separators; a dash for nothing."""
+def decimals(values: Sequence[float]) -> int | None:
+    """Return how many decimals give the largest of a column's values five digits, so that all have as many.
+
+    None where that would not be readable; each value is then written with five significant digits of its own.
+    """
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    if not 1e-4 <= largest < 1e6:
+        return None
+    return max(0, 4 - math.floor(math.log10(largest)))
+
+
+def number(value: Any, places: int | None = None) -> str:
+    """Return a number with so many decimals, or five significant digits; a count with separators; a dash for nothing."""
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.5g}" if math.isfinite(value) else str(value)
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:.5g}" if places is None else f"{value:.{places}f}"
 
 
 def brief(value: Any) -> str:

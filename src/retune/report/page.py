@@ -16,6 +16,7 @@ from retune.report.data_tables import (
     comparison_rows,
     correlation_words,
     data_tables,
+    decimals,
     number,
 )
 from retune.report.figures import draw
@@ -119,6 +120,7 @@ def render(
         metric=words(selection.metric),
         parameters=_parameters(study, trials),
         rows=selection.rows,
+        places=decimals([row.objective for row in selection.rows]),
         pareto=pareto_set(trials, study.search),
         tasks=tasks,
         bench_rows=[row for row in selection.rows if row.scores],
@@ -148,8 +150,10 @@ def _speakers(answers: AnswersRecord, selection: Selection) -> dict[str, str]:
     return {trial: f"{roles[trial]}, {trial}" if trial in roles else trial for trial in answers.trials}
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.4g}".replace("-", "−") if value else "0"
+def _signed(value: float, places: int | None = None) -> str:
+    if not value:
+        return "0"
+    return (f"{value:+.4g}" if places is None else f"{value:+.{places}f}").replace("-", "−")
 
 
 def _minute(rfc3339: str) -> str:
