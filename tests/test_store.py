@@ -682,3 +682,16 @@ def test_every_place_keeps_the_whole_contract():
     needed = {name for name in vars(store._Place) if not name.startswith("_")}
     for kind in (LocalPlace, S3Place, HubPlace):
         assert needed <= set(dir(kind))
+
+
+def test_a_folder_that_another_process_removes_meanwhile_is_removed(tmp_path, monkeypatch):
+    (tmp_path / "adapter").mkdir()
+    real = os.replace
+
+    def beaten(source, target):
+        shutil.rmtree(source)
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", beaten)
+    store.remove(tmp_path / "adapter")
+    assert not list(tmp_path.iterdir())

@@ -94,7 +94,10 @@ class LocalPlace:
         with self._translated_errors("deleted"):
             if self.path.is_dir() and not self.path.is_symlink():
                 hidden = self.path.parent / f".{uuid4().hex}.tmp"
-                os.replace(self.path, hidden)
+                try:
+                    os.replace(self.path, hidden)
+                except FileNotFoundError:  # another process has just removed it
+                    return
                 shutil.rmtree(hidden, ignore_errors=True)
             else:
                 self.path.unlink(missing_ok=True)
