@@ -18,7 +18,7 @@ from retune.errors import InputError, RetuneError
 from retune.evaluation.decoding.adapters import tensor_shapes
 from retune.evaluation.tasks import humaneval, lines
 from retune.records import TrialRecord
-from retune.store.packed import MOST_OF_A_RECORD, gunzip
+from retune.store.packed import MAX_RECORD, gunzip
 from retune.study import File
 from retune.workspace.ledger import Ledger
 from retune.workspace.stamps import Stamps
@@ -249,7 +249,7 @@ def test_texts_and_numbers_that_nothing_can_hold(line, tmp_path):
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "many cells", "txt", "parquet"])
 def test_a_record_has_a_bound(tmp_path, kind):
     """A table of 100 MB is data, a record of 100 MB is not: reading one took fifteen times its size."""
-    long = "x" * (MOST_OF_A_RECORD + 1)
+    long = "x" * (MAX_RECORD + 1)
     good = {"instruction": "a", "output": "b"}
     path = tmp_path / f"data.{kind if kind != 'many cells' else 'csv'}"
     where = "line 2"
@@ -269,7 +269,7 @@ def test_a_record_has_a_bound(tmp_path, kind):
     elif kind == "csv":
         path.write_text(f"instruction,output\na,{long}\n")
     else:
-        half = long[: MOST_OF_A_RECORD // 2 + 1]
+        half = long[: MAX_RECORD // 2 + 1]
         path.write_text(f"instruction,output\n{half},{half}\n")
     with pytest.raises(InputError) as found:
         sources.read_source(File(uri=str(path)))

@@ -6,8 +6,8 @@
      |    +-- DiskFull   stopped because a disk or a quota is full; free some space and run again to resume
      +-- TrialFailed     one trial ended without a number; the study goes on
 
-Every message names the rule and the value that broke it; passwords in addresses are masked, and what would steer a
-terminal is escaped.
+Every message names the rule and the value that broke it. Passwords in addresses are masked, and control characters
+escaped.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 75
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The errno values of a full disk, a full quota, and a limit on file size (`ulimit -f`)."""
-
-_REMEDIES = {
+REMEDIES = {
+    errno.ENOSPC: "free some space there and run again",
+    errno.EDQUOT: "free some of your quota there and run again",
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f) and run again",
     errno.EACCES: "this account must be allowed to read or write it: change its permissions, or name another path",
     errno.EPERM: "this account must be allowed to read or write it: change its permissions, or name another path",
     errno.EROFS: "it lies on a read-only file system: name another path",
@@ -36,12 +38,14 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "name a shorter path",
     errno.ELOOP: "its links lead in a circle: name another path",
 }
-PATHS = tuple(_REMEDIES)
-"""The errno values of a path that cannot be used, which the person who named it can mend."""
+"""What to do about an error of the operating system, by its errno."""
+PATHS = tuple(number for number in REMEDIES if number not in FULL)
+"""The errno values of a path that cannot be used; naming another one helps."""
 
-# Control characters but tab and newline, and those that reverse the order of letters
-_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-_MOST_TOLD = 2000  # letters of each half of a problem
+# All control characters but tab and newline, and the bidirectional overrides, which reverse the order of letters:
+# a file's name must not move the cursor of a terminal or disguise what it says.
+_CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_MAX_HALF = 2000  # characters kept at each end of a long problem
 
 
 class RetuneError(Exception):
@@ -50,7 +54,7 @@ class RetuneError(Exception):
     exit_code = EXIT_FAILED
 
     def __init__(self, text: str = "") -> None:
-        super().__init__(_shown(text))
+        super().__init__(_sanitized(text))
 
 
 class InputError(RetuneError):
@@ -65,11 +69,10 @@ class InputError(RetuneError):
     exit_code = EXIT_BAD_INPUT
 
     def __init__(self, problems: str | Sequence[str], subject: str | None = None) -> None:
-        told = [problems] if isinstance(problems, str) else list(problems)
-        self.problems: list[str] = [_cut(_shown(problem)) for problem in told]
-        self.subject = _shown(subject) if subject else subject
-        subject = self.subject
-        head = f"{subject}: " if subject else ""
+        given = [problems] if isinstance(problems, str) else list(problems)
+        self.problems: list[str] = [_shortened(_sanitized(problem)) for problem in given]
+        self.subject = _sanitized(subject) if subject else subject
+        head = f"{self.subject}: " if self.subject else ""
         if len(self.problems) == 1:
             text = head + self.problems[0]
         else:
@@ -78,16 +81,16 @@ class InputError(RetuneError):
         super().__init__(text)
 
 
-def _shown(text: str) -> str:
-    """Return `text` without passwords, and with what would steer a terminal written as Python escapes it."""
-    return _STEERING.sub(lambda match: repr(match[0])[1:-1], mask(text))
+def _sanitized(text: str) -> str:
+    """Return `text` with passwords masked and control characters escaped as Python writes them."""
+    return _CONTROL_CHARACTERS.sub(lambda match: repr(match[0])[1:-1], mask(text))
 
 
-def _cut(text: str) -> str:
-    """Return `text`; of a very long one, which repeats a value that somebody gave, the beginning and the end."""
-    if len(text) <= 2 * _MOST_TOLD:
+def _shortened(text: str) -> str:
+    """Return `text`, or only its beginning and end: a problem quotes the value that was given, which may be huge."""
+    if len(text) <= 2 * _MAX_HALF:
         return text
-    return f"{text[:_MOST_TOLD]} [… {len(text) - 2 * _MOST_TOLD:,} letters …] {text[-_MOST_TOLD:]}"
+    return f"{text[:_MAX_HALF]} [… {len(text) - 2 * _MAX_HALF:,} letters …] {text[-_MAX_HALF:]}"
 
 
 class Interrupted(RetuneError):
@@ -111,19 +114,28 @@ class TrialFailed(RetuneError):
 
     def __init__(self, reason: str, kind: str = "error") -> None:
         super().__init__(reason)
-        self.reason = _shown(reason)
+        self.reason = _sanitized(reason)
         self.kind = kind
 
 
-def as_retune_error(error: RetuneError | OSError) -> RetuneError:
-    """Convert an `OSError` to an error that names the remedy; return retune's own errors unchanged."""
+def as_retune_error(error: RetuneError | OSError, subject: str | None = None) -> RetuneError:
+    """Convert an `OSError` to an error that names the remedy; return retune's own errors unchanged.
+
+    Args:
+        error: what was raised.
+        subject: what failed, before the system's own words; the file's name by default.
+
+    Returns:
+        a `DiskFull` if a disk, a quota or a limit on file size is full, so that no trial is recorded as failed.
+
+    """
     if isinstance(error, RetuneError):
         return error
-    text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    if error.errno in FULL:
-        return DiskFull(f"{text}; free some space and run again")
-    remedy = _REMEDIES.get(error.errno or 0)
-    return RetuneError(f"{text}; {remedy}" if remedy else text)
+    subject = subject or error.filename
+    text = f"{subject}: {error.strerror}" if subject else str(error)
+    remedy = REMEDIES.get(error.errno or 0)
+    kind = DiskFull if error.errno in FULL else RetuneError
+    return kind(f"{text}; {remedy}" if remedy else text)
 
 
 def first_line(problem: object) -> str:
@@ -133,8 +145,8 @@ def first_line(problem: object) -> str:
 
 
 def nearest(given: str, names: Iterable[str]) -> str | None:
-    """Return the name that somebody may have meant: the same but for its case, else the most alike; None if none is like it."""
+    """Return the name that was probably meant: equal but for case, else the most similar; None if none is similar."""
     names = list(names)
-    same = [name for name in names if name.lower() == given.lower()]
-    found = same or difflib.get_close_matches(given, names, n=1, cutoff=0.6)
-    return found[0] if found else None
+    equal = [name for name in names if name.lower() == given.lower()]
+    matches = equal or difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    return matches[0] if matches else None

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from retune.errors import InputError, first_line
-from retune.store.packed import MOST_OF_A_RECORD, TOO_LONG, TOO_MUCH, gunzip, most_bytes
+from retune.store.packed import MAX_RECORD, RECORD_TOO_LONG, UNPACKS_TOO_LARGE, gunzip, max_unpacked
 
 Rows = Iterator[tuple[int, Any]]
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -158,8 +158,8 @@ def _kind(text: str, name: str, wanted: str) -> str:
 
 def _texts(text: str, problems: list[str]) -> Rows:
     for row, line in enumerate(text.split("\n"), 1):
-        if len(line) > MOST_OF_A_RECORD:
-            problems.append(f"line {row}: {TOO_LONG}")
+        if len(line) > MAX_RECORD:
+            problems.append(f"line {row}: {RECORD_TOO_LONG}")
         elif line.strip():
             yield row, {"text": line}
 
@@ -169,22 +169,22 @@ def _parquet(data: bytes, problems: list[str]) -> Rows:
     from pyarrow import parquet
 
     try:
-        place, left = 0, most_bytes(len(data))
+        place, left = 0, max_unpacked(len(data))
         file = parquet.ParquetFile(io.BytesIO(data))
         groups = [file.metadata.row_group(n).total_byte_size for n in range(file.metadata.num_row_groups)]
         if sum(groups) > left:
-            problems.append(TOO_MUCH)
+            problems.append(UNPACKS_TOO_LARGE)
             return
         # One text may be written once and meant a million times
         for batch in file.iter_batches(batch_size=512):
             left -= batch.nbytes
             if left < 0:
-                problems.append(TOO_MUCH)
+                problems.append(UNPACKS_TOO_LARGE)
                 return
-            if batch.nbytes > MOST_OF_A_RECORD:
+            if batch.nbytes > MAX_RECORD:
                 sizes = [batch.slice(row, 1).nbytes for row in range(batch.num_rows)]
-                if max(sizes) > MOST_OF_A_RECORD:
-                    problems.append(f"record {place + 1 + sizes.index(max(sizes))}: {TOO_LONG}")
+                if max(sizes) > MAX_RECORD:
+                    problems.append(f"record {place + 1 + sizes.index(max(sizes))}: {RECORD_TOO_LONG}")
                     return
             for record in batch.to_pylist():
                 place += 1
@@ -197,7 +197,7 @@ def _table(text: str, name: str, problems: list[str]) -> Rows:
     """Yield the rows of a CSV file with a header; the separator is detected from the header."""
     header = text.lstrip("\r\n").partition("\n")[0]
     separator = max("\t,;|", key=header.count) if any(s in header for s in "\t,;|") else ","
-    csv.field_size_limit(MOST_OF_A_RECORD)
+    csv.field_size_limit(MAX_RECORD)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         columns = [cell.strip() for cell in next(row for row in reader if row)]
@@ -209,14 +209,16 @@ def _table(text: str, name: str, problems: list[str]) -> Rows:
             if len(cells) != len(columns):
                 problems.append(f"row {place}: {len(cells)} cells, but the header has {len(columns)}")
                 continue
-            if sum(map(len, cells)) > MOST_OF_A_RECORD:
-                problems.append(f"line {reader.line_num}: {TOO_LONG}")
+            if sum(map(len, cells)) > MAX_RECORD:
+                problems.append(f"line {reader.line_num}: {RECORD_TOO_LONG}")
                 return
             yield place, dict(zip(columns, cells, strict=True))
     except (csv.Error, StopIteration) as error:
         # The reader has not counted the line that it refuses
         too_long = "field larger than field limit" in str(error)
-        problems.append(f"line {reader.line_num}: {TOO_LONG if too_long else f'not valid CSV: {error}'}")
+        problems.append(
+            f"line {reader.line_num}: {RECORD_TOO_LONG if too_long else f'not valid CSV: {error}'}"
+        )
 
 
 def _list(text: str, problems: list[str]) -> Rows:
@@ -235,8 +237,8 @@ def _list(text: str, problems: list[str]) -> Rows:
         except (ValueError, RecursionError) as error:
             problems.append(_broken(text, row, getattr(error, "pos", place), error))
             return
-        if place - start > MOST_OF_A_RECORD:
-            problems.append(f"record {row} (line {text.count(chr(10), 0, start) + 1}): {TOO_LONG}")
+        if place - start > MAX_RECORD:
+            problems.append(f"record {row} (line {text.count(chr(10), 0, start) + 1}): {RECORD_TOO_LONG}")
             return
         yield row, item
         place = _skip(text, place)
@@ -271,8 +273,8 @@ def _lines(text: str, problems: list[str]) -> Rows:
     for row, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        if len(line) > MOST_OF_A_RECORD:
-            problems.append(f"line {row}: {TOO_LONG}")
+        if len(line) > MAX_RECORD:
+            problems.append(f"line {row}: {RECORD_TOO_LONG}")
             continue
         try:
             yield row, json.loads(line)

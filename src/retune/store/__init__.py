@@ -45,7 +45,7 @@ __all__ = [
 
 
 class _Place(Protocol):
-    """What each kind of store can do; see the functions of the same names below."""
+    """A file or folder in one kind of store; the methods are the functions of the same names below."""
 
     def read(self) -> bytes: ...
     def write(self, data: bytes) -> None: ...
@@ -91,7 +91,9 @@ def create(uri: str | Path, data: bytes) -> bool:
 
 
 def require_writable(folder: str | Path, subject: str) -> None:
-    """Refuse a folder in which nothing can be written, before the work whose result goes there; buckets are not tried.
+    """Refuse a local folder that cannot be written to, before the work whose result goes there.
+
+    Buckets are not tried: that would leave an object.
 
     Raises:
         InputError: with the reason; `subject` says who named the folder.
@@ -117,16 +119,16 @@ def listing(uri: str | Path) -> list[str]:
 def contents(uri: str | Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
     """Return the content of those files below the folder `uri` whose relative names are wanted.
 
-    On S3 that is one listing, and only what is new or has changed since it was last read here comes over the network.
+    On S3 this is one listing, and only files that are new or changed since they were last read here are downloaded.
     """
     return _place(uri).contents(wanted)
 
 
 def gather(uri: str | Path, wanted: Callable[[str], bool]) -> None:
-    """Let the next reader have the `contents` of a folder at once: on S3 by a listing and one more object.
+    """Store the `contents` of a folder on S3 as one more object, so that the next reader needs two requests for all.
 
-    That object is no file of the folder for all other functions, but `remove` takes it too. It may be old: `contents` takes
-    from it only what has not changed since. Elsewhere this does nothing.
+    Other functions do not list that object, but `remove` deletes it. It may be out of date: `contents` uses only what has
+    not changed since. On a local disk this does nothing.
 
     Raises:
         RetuneError: if it cannot be written.
@@ -171,17 +173,17 @@ def upload(source: str | Path, uri: str | Path, marker: str | None = None) -> No
     if not source.is_dir():
         raise FileNotFoundError(2, "No such file or folder", str(source))
 
-    def late(name: str) -> tuple[bool, bool, str]:
+    def order(name: str) -> tuple[bool, bool, str]:
         return name == marker, "/" not in name and name.endswith(".json"), name
 
-    listed = sorted(LocalPlace(source).listing(), key=late)
+    listed = sorted(LocalPlace(source).listing(), key=order)
     inside = source.resolve()
-    strange = [
+    refused = [
         n for n in listed if not (source / n).is_file() or not (source / n).resolve().is_relative_to(inside)
     ]
-    if strange:
+    if refused:
         raise InputError(
-            [f"{n!r} is no plain file, or a link out of the folder" for n in strange], str(source)
+            [f"{n!r} is no plain file, or a link out of the folder" for n in refused], str(source)
         )
     for name in listed:
         _place(join(uri, name)).take(source / name)
@@ -198,7 +200,7 @@ def join(uri: str | Path, *parts: str) -> str:
 
 
 def _place(uri: str | Path) -> _Place:
-    """Return the place that `uri` names. S3 and the hub are imported only when they are used."""
+    """Return the place that `uri` names. boto3 and huggingface_hub take long to import, so only when they are used."""
     text = str(uri)
     scheme, mark, rest = text.partition("://")
     if not mark:

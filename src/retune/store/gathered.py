@@ -1,7 +1,7 @@
-"""Many small objects in one: what a bucket's folder held when it was gathered, each with its ETag.
+"""Many small objects in one: the records of a bucket's folder, each with its ETag at that time.
 
-Whoever reads a folder of 200 records for the first time then asks for its listing and this one object, and takes from it what
-the listing still shows with the same ETag. What is older is asked for by itself, so that it never matters how old this is.
+The first reader of a folder of 200 records then needs two requests instead of 200: the listing, and this one object. It
+takes from it what the listing still shows with the same ETag, and fetches the rest, so this object may be out of date.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Content = tuple[str, bytes]  # the ETag and the bytes
 
 
 def pack(objects: Mapping[str, Content]) -> bytes:
-    """Return the objects, which are UTF-8, as one; the same ones give the same bytes. Others are left out."""
+    """Return the UTF-8 objects as one, others left out; equal objects give equal bytes (no time stamp in the gzip header)."""
     texts = {}
     for name, (etag, content) in sorted(objects.items()):
         try:
@@ -28,9 +28,9 @@ def pack(objects: Mapping[str, Content]) -> bytes:
 
 
 def unpack(data: bytes) -> dict[str, Content]:
-    """Return what was packed; nothing if it is damaged, since all of it lies elsewhere too."""
-    content, wrong = gunzip(data)
-    if wrong:
+    """Return the objects; none if the content is damaged, since each can be fetched by itself."""
+    content, problem = gunzip(data)
+    if problem:
         return {}
     try:
         return {name: (str(etag), text.encode()) for name, (etag, text) in json.loads(content).items()}

@@ -1,4 +1,4 @@
-"""Files on a Hugging Face hub, by huggingface_hub, which keeps and checks its own cache. Read only."""
+"""Files on a Hugging Face hub, by huggingface_hub, which keeps its own cache and verifies what is in it. Read only."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from urllib.parse import unquote
 from retune.errors import InputError, RetuneError
 from retune.store import names
 
-_FORM = re.compile(
-    r"hf://(?P<kind>datasets/|models/)?(?P<repo>(?!datasets/|models/|spaces/)[^/@]+/[^/@]+)(@(?P<revision>[^/@]+))?(/(?P<path>[^@]*))?(@(?P<last>[^/@]+))?"
+_URI = re.compile(
+    r"hf://(?P<kind>datasets/|models/)?(?P<repo>(?!datasets/|models/|spaces/)[^/@]+/[^/@]+)"
+    r"(@(?P<revision>[^/@]+))?(/(?P<path>[^@]*))?(@(?P<last>[^/@]+))?"
 )
 
 
@@ -26,7 +27,7 @@ def parse(uri: str) -> HubPlace:
     Raises:
         InputError: if it has another form.
     """
-    found = _FORM.fullmatch(uri)
+    found = _URI.fullmatch(uri)
     if not found or (found["revision"] and found["last"]):
         raise InputError(
             f"a hub URI has the form hf://datasets/<owner>/<name>[@revision]/<path>, but got {uri!r}"
@@ -128,7 +129,7 @@ class HubPlace:
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
-        """Say in words what the hub, or the way to it, refused."""
+        """Convert the errors of huggingface_hub."""
         from huggingface_hub import errors
 
         try:
@@ -147,7 +148,7 @@ class HubPlace:
             raise FileNotFoundError(errno.ENOENT, "No such file", self.uri) from error
         except errors.HFValidationError as error:
             raise InputError(f"{self.uri}: {error}") from error
-        except Exception as error:  # the hub's client lets through errors of several network libraries
+        except Exception as error:  # huggingface_hub lets through the errors of requests, httpx and urllib3
             raise RetuneError(
                 f"{self.uri}: the hub {_api().endpoint} cannot be reached and the file is not in its cache"
                 f" ({type(error).__name__}: {error}); set HF_ENDPOINT to a hub that can, or name a local file"

@@ -15,17 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-from retune.errors import FULL, DiskFull, RetuneError
-
-_ADVICE = {
-    errno.ENOSPC: "free some space there and run again",
-    errno.EDQUOT: "free some of your quota there and run again",
-    errno.EFBIG: "raise the limit on the size of a file (ulimit -f) and run again",
-    errno.EACCES: "this user may not; change the permissions, or name another folder",
-    errno.EPERM: "this user may not; change the permissions, or name another folder",
-    errno.EISDIR: "a folder of that name lies there; name another file",
-    errno.EROFS: "name a folder that can be written",
-}
+from retune.errors import RetuneError, as_retune_error
 
 
 @dataclass(frozen=True)
@@ -38,28 +28,28 @@ class LocalPlace:
         """Return the file's bytes."""
         with self._translated_errors("read"):
             self._refuse_devices(self.path.stat().st_mode)
-            with open(self.path, "rb", opener=_without_waiting) as file:
-                # Another file may have taken the name meanwhile: what counts is what is open
+            with open(self.path, "rb", opener=_open_nonblocking) as file:
+                # Again, of the open file: another one may have taken the name since the first check
                 self._refuse_devices(os.fstat(file.fileno()).st_mode)
                 return file.read()
 
     def write(self, data: bytes) -> None:
         """Write the file atomically."""
-        self._fill(lambda file: file.write(data), os.replace)
+        self._write_atomically(lambda file: file.write(data), os.replace)
 
     def create(self, data: bytes) -> bool:
-        """Write the file if it is not there: a hard link appears at once and replaces nothing."""
+        """Write the file if it is not there. `os.link` is atomic and, unlike `os.replace`, fails if the name is taken."""
         try:
-            self._fill(lambda file: file.write(data), os.link)
+            self._write_atomically(lambda file: file.write(data), os.link)
         except FileExistsError:
             return False
         return True
 
     def take(self, file: Path) -> None:
         """Copy a local file here, atomically."""
-        with open(file, "rb", opener=_without_waiting) as source:
+        with open(file, "rb", opener=_open_nonblocking) as source:
             LocalPlace(file)._refuse_devices(os.fstat(source.fileno()).st_mode)
-            self._fill(lambda target: shutil.copyfileobj(source, target, 1 << 20), os.replace)
+            self._write_atomically(lambda target: shutil.copyfileobj(source, target, 1 << 20), os.replace)
 
     def exists(self) -> bool:
         """Return whether this is a file or folder."""
@@ -90,71 +80,67 @@ class LocalPlace:
         return self.path
 
     def remove(self) -> None:
-        """Delete the file or folder. A folder goes out of sight at once: half of it is never seen."""
+        """Delete the file or folder. A folder is renamed first, so that no reader ever sees half of it."""
         with self._translated_errors("deleted"):
             if self.path.is_dir() and not self.path.is_symlink():
                 hidden = self.path.parent / f".{uuid4().hex}.tmp"
-                try:
-                    os.replace(self.path, hidden)
-                except FileNotFoundError:  # another process has just removed it
-                    return
+                os.replace(self.path, hidden)
                 shutil.rmtree(hidden, ignore_errors=True)
             else:
                 self.path.unlink(missing_ok=True)
 
-    def _refuse_devices(self, kind: int) -> None:
-        """Refuse what might never end."""
-        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+    def _refuse_devices(self, mode: int) -> None:
+        """Refuse what is neither a file nor a folder: a device or pipe may be read for ever."""
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise RetuneError(f"{self.path} cannot be read: it is a device, pipe or socket, not a file")
 
-    def _fill(self, fill: Callable[[BinaryIO], object], appear: Callable[[Path, Path], None]) -> None:
-        """Write a temporary file beside the target and flush it; then let it `appear` under its name."""
+    def _write_atomically(
+        self, fill: Callable[[BinaryIO], object], publish: Callable[[Path, Path], None]
+    ) -> None:
+        """Write a temporary file beside the target and flush it to the disk; then `publish` it under its name.
+
+        Args:
+            fill: writes the content.
+            publish: `os.replace`, or `os.link` to keep a file that is there.
+
+        """
         temporary = self.path.parent / f".{uuid4().hex}.tmp"
         with self._translated_errors("written"):
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-            except FileExistsError as error:  # not the file itself, about which `create` must know
+            except FileExistsError as error:
+                # A file stands where a folder must be. Another error than that of a file that is there already,
+                # which `create` has to see.
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
             try:
                 with temporary.open("xb") as file:
                     fill(file)
                     file.flush()
                     os.fsync(file.fileno())
-                appear(temporary, self.path)
+                publish(temporary, self.path)
                 _sync_folder(self.path.parent)
             finally:
                 temporary.unlink(missing_ok=True)
 
     @contextmanager
     def _translated_errors(self, verb: str) -> Iterator[None]:
-        """Say in words what the operating system refused; "not there" and "there already" go through."""
+        """Convert the operating system's errors, but those by which callers tell what is there."""
         try:
             yield
-        except NotADirectoryError as error:
-            if verb == "read":
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path)) from error
-            if verb == "deleted":
-                return  # nothing can be there
-            raise RetuneError(
-                f"{self.path} cannot be {verb}: a part of its path is a file, not a folder"
-            ) from error
-        except FileNotFoundError as error:
-            if verb != "written":
-                raise
-            raise RetuneError(
-                f"{self.path} cannot be written: its folder cannot be made there; name another folder"
-            ) from error
         except FileExistsError:
             raise
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if verb == "deleted":
+                return  # nothing is there, or another process has just deleted it
+            if verb == "read":
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path)) from error
+            raise as_retune_error(error, f"{self.path} cannot be {verb}") from error
         except OSError as error:
-            advice = _ADVICE.get(error.errno or 0)
-            raise (DiskFull if error.errno in FULL else RetuneError)(
-                f"{self.path} cannot be {verb}: {error.strerror}{'; ' + advice if advice else ''}"
-            ) from error
+            raise as_retune_error(error, f"{self.path} cannot be {verb}") from error
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file; a pipe that nobody writes to is opened too, where it would wait for ever."""
+def _open_nonblocking(path: str, flags: int) -> int:
+    """Open a file without waiting: opening a pipe that nobody writes to would else block for ever."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -175,7 +161,7 @@ def _temporary(name: Path) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush the folder's entry for the new file too: without it a power cut may undo the rename."""
+    """Flush the folder's entry for the new file too: without that a power cut can undo the rename (fsync(2))."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

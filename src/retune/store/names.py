@@ -1,4 +1,7 @@
-"""Names of files that come from elsewhere: what a server lists is not yet a name for a file here."""
+"""Checks of file names that a server lists, before a file of that name is written here.
+
+A name must lead nowhere outside its folder, on Linux, macOS or Windows.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ from collections.abc import Iterable
 
 from retune.errors import InputError
 
+# Windows opens the device whatever the extension: `nul.txt` is no file
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])[ .]*(\..*)?", re.IGNORECASE)
-_MOST_TOLD = 10
-_LONGEST_PATH = 2048  # bytes; S3 allows 1024, systems 4096 with the folder before it
-_LONGEST = 255  # bytes of one part, the limit of most file systems
+_MAX_PROBLEMS = 10
+_MAX_PATH_BYTES = 2048  # S3 allows 1024; Linux 4096, with the folder before it
+_MAX_PART_BYTES = 255  # NAME_MAX of most file systems
 
 
 def problem(name: str) -> str | None:
@@ -25,36 +29,37 @@ def problem(name: str) -> str | None:
         return "it has a control character, a backslash or a drive's letter"
     if re.search("[\ud800-\udfff]", name):
         return "it has half of a surrogate pair, which is no text"
-    if len(name.encode(errors="surrogatepass")) > _LONGEST_PATH:
-        return f"it is longer than {_LONGEST_PATH:,} bytes"
+    if len(name.encode(errors="surrogatepass")) > _MAX_PATH_BYTES:
+        return f"it is longer than {_MAX_PATH_BYTES:,} bytes"
     if any(_DEVICE.fullmatch(part) for part in parts):
         return "a part of it is the name of a device"
-    if any(len(part.encode(errors="surrogatepass")) > _LONGEST for part in parts):
-        return f"a part of it is longer than {_LONGEST} bytes"
+    if any(len(part.encode(errors="surrogatepass")) > _MAX_PART_BYTES for part in parts):
+        return f"a part of it is longer than {_MAX_PART_BYTES} bytes"
     return None
 
 
 def check(names: Iterable[str], uri: str) -> None:
-    """Make sure that all files that a server lists below `uri` can lie below one folder here.
+    """Require that all files that a server lists below `uri` can be written below one folder.
 
     Raises:
-        InputError: with each name that cannot, and why. Nothing has been written then.
+        InputError: with the names that cannot, and why, before anything is written.
 
     """
     listed = sorted(set(names))
-    found = [f"the name {name!r} is refused: {why}" for name in listed if (why := problem(name))]
-    same: dict[str, str] = {}
+    problems = [f"the name {name!r} is refused: {why}" for name in listed if (why := problem(name))]
+    # macOS stores names in a normal form of Unicode, so two spellings of one word would be one file
+    normalized: dict[str, str] = {}
     for name in listed:
-        other = same.setdefault(unicodedata.normalize("NFC", name), name)
+        other = normalized.setdefault(unicodedata.normalize("NFC", name), name)
         if other != name:
-            found.append(
-                f"the name {name!a} is refused: it is written as {other!a} in other letters of Unicode"
+            problems.append(
+                f"the name {name!a} is refused: it is the same text as {other!a} in another Unicode form"
             )
     folders = {name[:end] for name in listed for end, letter in enumerate(name) if letter == "/"}
-    found += [
+    problems += [
         f"the name {name!r} is refused: it is a file and a folder" for name in listed if name in folders
     ]
-    if found:
-        rest = len(found) - _MOST_TOLD
+    if problems:
+        rest = len(problems) - _MAX_PROBLEMS
         more = [f"and {rest:,} more"] if rest > 0 else []
-        raise InputError([*found[:_MOST_TOLD], *more], uri)
+        raise InputError([*problems[:_MAX_PROBLEMS], *more], uri)

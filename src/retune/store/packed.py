@@ -1,48 +1,48 @@
-"""Unpacking gzip without being filled by it: a few kilobytes can stand for gigabytes."""
+"""Limits on what data from elsewhere may hold, and gzip unpacked within them: a few kilobytes can stand for gigabytes."""
 
 from __future__ import annotations
 
 import zlib
 
-MOST_TIMES = 200  # unpacked to packed; text and numbers of people reach 5 to 50, zeros 1000
-ALLOWED_BYTES = 64 << 20  # so much may come of any file
-_PART = 1 << 20
-MOST_OF_A_RECORD = 16 << 20  # letters of one record's text: several times the longest context of any model
-TOO_LONG = f"a record must have at most {MOST_OF_A_RECORD >> 20} MiB, but this one is longer"
-
-
-TOO_MUCH = (
-    f"it unpacks to more than {MOST_TIMES} times its size, as no data does; unpack it yourself if it is right"
+MAX_RATIO = 200  # unpacked to packed size; text and tables reach 5 to 50, a file of zeros 1000
+ALWAYS_ALLOWED_BYTES = 64 << 20  # whatever the ratio: small files of few different lines compress well
+MAX_RECORD = 16 << 20  # characters of one record: several times the longest context of any model
+RECORD_TOO_LONG = f"a record must have at most {MAX_RECORD >> 20} MiB, but this one is longer"
+UNPACKS_TOO_LARGE = (
+    f"it unpacks to more than {MAX_RATIO} times its size, as no data does; unpack it yourself if it is right"
 )
+_CHUNK_BYTES = 1 << 20
 
 
-def most_bytes(packed: int) -> int:
-    """Return how many bytes may come of a file of so many."""
-    return max(ALLOWED_BYTES, MOST_TIMES * packed)
+def max_unpacked(packed: int) -> int:
+    """Return the most bytes that a compressed file of `packed` bytes may unpack to."""
+    return max(ALWAYS_ALLOWED_BYTES, MAX_RATIO * packed)
 
 
 def gunzip(data: bytes) -> tuple[bytes, str | None]:
-    """Unpack gzip, all members of it.
+    """Unpack a gzip file of one or more members.
 
     Returns:
-        What there is, and what is wrong with the rest: truncated, damaged, or more than `MOST_TIMES` its packed size.
+        what could be unpacked, and what is wrong with the rest (truncated, damaged or too large), None if nothing is.
 
     """
-    most = most_bytes(len(data))
+    limit = max_unpacked(len(data))
     parts: list[bytes] = []
     size = 0
     try:
         while data:
-            unpacker = zlib.decompressobj(wbits=31)
+            unpacker = zlib.decompressobj(wbits=31)  # a window of 2^15 bytes, and a gzip header (+16)
             while data and not unpacker.eof:
-                parts.append(unpacker.decompress(data, _PART))
+                parts.append(unpacker.decompress(data, _CHUNK_BYTES))
                 size += len(parts[-1])
                 data = unpacker.unconsumed_tail
-                if size > most:
-                    return b"".join(parts), TOO_MUCH
+                if size > limit:
+                    return b"".join(parts), UNPACKS_TOO_LARGE
             if not unpacker.eof:
                 return b"".join(parts), "the file is truncated: its gzip stream has no end"
-            data = unpacker.unused_data.lstrip(b"\0")
+            data = unpacker.unused_data.lstrip(
+                b"\0"
+            )  # zeros that pad the file to a tape block, ignored as by gzip(1)
     except zlib.error as error:
         return b"".join(parts), f"the file is damaged: {error}"
     return b"".join(parts), None

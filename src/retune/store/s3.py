@@ -24,11 +24,13 @@ from retune.store.local import LocalPlace
 log = logging.getLogger("retune.store")
 
 MULTIPART_BYTES = 8 << 20  # larger files are sent in parts of this size, several at once
-READ_SECONDS = 60  # a server that is silent for so long is asked again
-_SMALL = 1 << 20  # bytes of an object that is asked for in one piece
-_DAMAGED = 2  # so often what arrived damaged is read again
-_MOST_PAGES = 2000  # of a listing: two million objects on S3
-_REPLACED = 20  # so often something that is replaced while it is read is read again
+READ_SECONDS = 60  # a request that gets no byte for so long is repeated
+_SMALL_BYTES = 1 << 20  # objects up to this size are fetched by one request
+_RETRIES_DAMAGED = 2  # of an object whose content does not match its checksum
+_RETRIES_REPLACED = 20  # of an object that is replaced while it is read
+_RETRIES_CONFLICT = 20  # of a conditional write while other writes to the object are under way
+_MAX_PAGES = 2000  # of a listing: two million objects on S3. A broken server may repeat a page for ever
+_DELETE_BATCH = 1000  # keys that S3's DeleteObjects takes
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class S3Place:
         return f"s3://{self.bucket}/{self.key}"
 
     def read(self) -> bytes:
-        """Return the object's bytes. A transfer that breaks off is taken up again, unlike a plain GET."""
+        """Return the object's bytes. boto3's download resumes a transfer that breaks off; a plain GET would not."""
         content = io.BytesIO()
         with _translated_errors(self.uri):
             self._receive(content)
@@ -57,8 +59,8 @@ class S3Place:
     def create(self, data: bytes) -> bool:
         """Write the object if there is none.
 
-        If the answer to a successful write is lost, the repeated one is refused: then the object itself says
-        whose it is.
+        If the reply to a successful write is lost, boto3 repeats the request, which S3 then refuses. So each call
+        marks its object in the metadata, and a refusal is checked against that mark.
         """
         from botocore.exceptions import ClientError
 
@@ -66,7 +68,7 @@ class S3Place:
         with _translated_errors(self.uri):
             if not _supports_conditional_writes(_client().meta.endpoint_url, self.bucket, self.key):
                 return self._create_unguarded(data, writer)
-            for _ in range(20):
+            for _ in range(_RETRIES_CONFLICT):
                 try:
                     metadata = {"writer": writer, "sha256": hashlib.sha256(data).hexdigest()}
                     _client().put_object(
@@ -77,17 +79,19 @@ class S3Place:
                     if code in ("PreconditionFailed", "412"):
                         head = self._head()
                         return head is not None and head["Metadata"].get("writer") == writer
-                    # A conflict: another write is under way, and S3 asks to try again
+                    # 409: S3 asks to try again, since another conditional write to this key is under way
                     if code != "ConditionalRequestConflict":
                         raise
                 else:
                     return True
-        raise RetuneError(f"{self.uri} cannot be created: other writers were in the way 20 times; run again")
+        raise RetuneError(
+            f"{self.uri} cannot be created: other writers were in the way {_RETRIES_CONFLICT} times; run again"
+        )
 
     def _create_unguarded(self, data: bytes, writer: str) -> bool:
         """Write the object if there is none, on a server that has no conditional writes.
 
-        Two writers at the same moment may both go ahead; then the later one has it, and only that one is told so.
+        Two writers at the same moment may both write. The later one wins, and only that call returns True.
         """
         if self._head() is not None:
             return False
@@ -114,16 +118,16 @@ class S3Place:
             return sorted(name for name, _, _ in self._objects())
 
     def contents(self, wanted: Callable[[str], bool]) -> dict[str, bytes]:
-        """Return the contents of the wanted objects below: from the cache where the listing's ETag is known there."""
+        """Return the contents of the wanted objects below, from the cache where it has the listing's ETag."""
         return {name: content for name, (_, content) in self._contents(wanted).items()}
 
     def gather(self, wanted: Callable[[str], bool]) -> None:
-        """Write the wanted objects below into one more, which the next reader takes them from."""
+        """Write the contents of the wanted objects below into one more object, see `retune.store.gathered`."""
         found = {name: each for name, each in self._contents(wanted).items() if each[0]}
         S3Place(self.bucket, f"{self._prefix}{gathered.NAME}").write(gathered.pack(found))
 
     def _contents(self, wanted: Callable[[str], bool]) -> dict[str, gathered.Content]:
-        """Return ETag and content of the wanted objects below; the ETag is empty where another version came meanwhile."""
+        """Return ETag and content of the wanted objects below; the ETag is empty if the object was replaced meanwhile."""
         found: dict[str, gathered.Content] = {}
         with _translated_errors(self.uri):
             listed = list(self._objects(hidden=True))
@@ -136,17 +140,17 @@ class S3Place:
                     continue
                 place = S3Place(self.bucket, f"{self._prefix}{name}")
                 with contextlib.suppress(FileNotFoundError):  # gone since
-                    path = place._small(etag, size)
+                    path = place._fetch_small(etag, size)
                     same = path.parent == _cache(self.bucket, place.key, etag)
                     found[name] = (etag if same else "", path.read_bytes())
         return found
 
     def _gathered(self, listed: list[tuple[str, str, int]]) -> dict[str, gathered.Content]:
-        """Return what was gathered of this folder, of whatever age."""
+        """Return the objects gathered of this folder, at whatever time; {} if there are none."""
         for name, etag, size in listed:
             if name == gathered.NAME:
                 with contextlib.suppress(FileNotFoundError):
-                    path = S3Place(self.bucket, f"{self._prefix}{name}")._small(etag, size)
+                    path = S3Place(self.bucket, f"{self._prefix}{name}")._fetch_small(etag, size)
                     return gathered.unpack(path.read_bytes())
         return {}
 
@@ -162,7 +166,7 @@ class S3Place:
             head = self._head() if self.key else None
             if head is not None:
                 return self._fetch(head["ETag"], head["ContentLength"])
-            for _ in range(_REPLACED):
+            for _ in range(_RETRIES_REPLACED):
                 objects = sorted(self._objects())
                 if not objects:
                     raise FileNotFoundError(errno.ENOENT, "No such object or folder", self.uri)
@@ -171,7 +175,7 @@ class S3Place:
                 folder = _cache(self.bucket, self.key, repr(objects)) / name
                 if folder.is_dir() or self._fetch_folder(objects, folder):
                     return folder
-        raise RetuneError(f"{self.uri} was written to {_REPLACED} times while it was read; run again")
+        raise RetuneError(f"{self.uri} was written to {_RETRIES_REPLACED} times while it was read; run again")
 
     def remove(self) -> None:
         """Delete the object and all below it."""
@@ -179,8 +183,8 @@ class S3Place:
             keys = [f"{self._prefix}{name}" for name, _, _ in self._objects(hidden=True)]
             if self.key:
                 _client().delete_object(Bucket=self.bucket, Key=self.key)
-            for start in range(0, len(keys), 1000):  # S3's limit for one request
-                batch = [{"Key": key} for key in keys[start : start + 1000]]
+            for start in range(0, len(keys), _DELETE_BATCH):
+                batch = [{"Key": key} for key in keys[start : start + _DELETE_BATCH]]
                 answer = _client().delete_objects(
                     Bucket=self.bucket, Delete={"Objects": batch, "Quiet": True}
                 )
@@ -197,13 +201,13 @@ class S3Place:
         """Yield the name relative to this folder, ETag and size in bytes of each object below.
 
         Args:
-            hidden: whether with what was gathered of other objects.
+            hidden: also yield the objects that `gather` wrote.
         """
         pages = _client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._prefix)
         for number, page in enumerate(pages, 1):
-            if number > _MOST_PAGES:
+            if number > _MAX_PAGES:
                 raise RetuneError(
-                    f"{self.uri} is listed without an end: {_MOST_PAGES:,} pages have come, more than any study has"
+                    f"{self.uri} is listed without an end: {_MAX_PAGES:,} pages have come, more than any study has"
                 )
             for item in page.get("Contents", ()):
                 if not item["Key"].startswith(self._prefix):
@@ -213,7 +217,7 @@ class S3Place:
                 name = item["Key"].removeprefix(self._prefix)
                 if not hidden and name.rpartition("/")[2] == gathered.NAME:
                     continue
-                if name and not name.endswith("/"):  # consoles make empty objects to stand for folders
+                if name and not name.endswith("/"):  # S3 consoles create empty objects as folders
                     yield name, item["ETag"], item["Size"]
 
     def _head(self) -> Any:
@@ -226,7 +230,7 @@ class S3Place:
                 return None
             raise
 
-    def _is(self, head: Any) -> bool:
+    def _is_current(self, head: Any) -> bool:
         """Return whether this is still the version that `head` describes."""
         now = self._head()
         return now is not None and now["ETag"] == head["ETag"]
@@ -237,14 +241,14 @@ class S3Place:
             _client().upload_fileobj(content, self.bucket, self.key, ExtraArgs=extra, Config=_transfer())
 
     def _receive(self, file: BinaryIO) -> str:
-        """Write the object into an empty file, compare it with what the server says of it, and return its ETag.
+        """Download the object into `file`, verify size and checksums, and return its ETag.
 
-        An object that is replaced meanwhile, or damaged on the way, is read again: what arrives is one version or
-        another, never a mixture.
+        An object that is replaced during the download, or damaged on the way, is read again: the file holds one
+        version, never parts of two.
         """
         from s3transfer.exceptions import S3DownloadFailedError  # type: ignore[import-untyped]
 
-        for attempt in range(_REPLACED):
+        for attempt in range(_RETRIES_REPLACED):
             head = self._head()
             if head is None:
                 raise FileNotFoundError(errno.ENOENT, "No such object", self.uri)
@@ -253,56 +257,58 @@ class S3Place:
             try:
                 _client().download_fileobj(self.bucket, self.key, file, Config=_transfer())
             except S3DownloadFailedError:
-                if attempt >= _DAMAGED and self._is(head):
+                if attempt >= _RETRIES_DAMAGED and self._is_current(head):
                     raise
                 continue  # replaced between two parts
-            asked, found = _compare(head, file)
-            if asked == found:
+            expected, actual = _checksums(head, file)
+            if expected == actual:
                 return str(head["ETag"])
-            if attempt >= _DAMAGED and self._is(head):
+            if attempt >= _RETRIES_DAMAGED and self._is_current(head):
                 raise RetuneError(
-                    f"{self.uri} arrived damaged: the server holds {asked}, but here is {found}; run again"
+                    f"{self.uri} arrived damaged: the server holds {expected}, but here is {actual}; run again"
                 )
-        raise RetuneError(f"{self.uri} was replaced {_REPLACED} times while it was read; run again")
+        raise RetuneError(f"{self.uri} was replaced {_RETRIES_REPLACED} times while it was read; run again")
 
     def _fetch(self, etag: str, size: int) -> Path:
-        """Return this object's file in the cache; bring it there if it is new or has been cut short."""
+        """Return this object's file in the cache, downloaded if it is not there or incomplete."""
         name = self.key.rpartition("/")[2]
         path = _cache(self.bucket, self.key, etag) / name
         if not path.is_file() or path.stat().st_size != size:
-            arriving = _arriving(path)
+            temporary = _temporary(path)
             try:
-                with arriving.open("x+b") as file:
-                    arrived = self._receive(file)
+                with temporary.open("x+b") as file:
+                    received = self._receive(file)
                     file.flush()
                     os.fsync(file.fileno())
-                path = _cache(self.bucket, self.key, arrived) / name
+                path = (
+                    _cache(self.bucket, self.key, received) / name
+                )  # it may have been replaced since the listing
                 path.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(arriving, path)
+                os.replace(temporary, path)
             finally:
-                arriving.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
         return path
 
-    def _small(self, etag: str, size: int) -> Path:
-        """Return the same as `_fetch`: a small object by one request instead of three, where nothing goes wrong."""
+    def _fetch_small(self, etag: str, size: int) -> Path:
+        """Return the same as `_fetch`, by one request instead of three if the object is small and arrives intact."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         path = _cache(self.bucket, self.key, etag) / self.key.rpartition("/")[2]
-        if size <= _SMALL and not path.is_file():
+        if size <= _SMALL_BYTES and not path.is_file():
             with contextlib.suppress(BotoCoreError, ClientError):
                 answer = _client().get_object(Bucket=self.bucket, Key=self.key)
                 content = answer["Body"].read()
-                asked, found = _compare(answer, io.BytesIO(content))
-                if asked == found and answer["ETag"] == etag:
+                expected, actual = _checksums(answer, io.BytesIO(content))
+                if expected == actual and answer["ETag"] == etag:
                     LocalPlace(path).write(content)
         return self._fetch(etag, size)
 
     def _fetch_folder(self, objects: list[tuple[str, str, int]], folder: Path) -> bool:
-        """Fetch every object, then link them together: a killed download goes on where it was.
+        """Fetch every object into the cache, then link them into one folder: a killed download resumes.
 
-        Return whether the folder is what was listed: an object may be replaced or go after that.
+        Return whether the folder is as listed; False if an object was replaced or deleted since.
         """
-        arriving = _arriving(folder)
+        temporary = _temporary(folder)
         try:
             for name, etag, size in objects:
                 key = f"{self._prefix}{name}"
@@ -312,16 +318,16 @@ class S3Place:
                     return False
                 if file.parent != _cache(self.bucket, key, etag):
                     return False
-                link = arriving / name
+                link = temporary / name
                 link.parent.mkdir(parents=True, exist_ok=True)
                 os.link(file, link)
             try:
-                os.replace(arriving, folder)
+                os.replace(temporary, folder)
             except OSError:
-                if not folder.is_dir():  # else another process was faster; its folder is the same
+                if not folder.is_dir():  # else another process was faster, and its folder is the same
                     raise
         finally:
-            LocalPlace(arriving).remove()
+            LocalPlace(temporary).remove()
         return True
 
 
@@ -336,7 +342,7 @@ def _supports_conditional_writes(endpoint: str, bucket: str, key: str) -> bool:
 
 
 def _probe(endpoint: str, bucket: str, key: str) -> bool:
-    """Create one object twice. SeaweedFS before 3.9x and others write over it and answer 200, or that they do not know it."""
+    """Create one object twice: a server without conditional writes overwrites it (SeaweedFS before 3.9x) or answers 501."""
     from botocore.exceptions import ClientError
 
     probe = {"Bucket": bucket, "Key": f"{key}.probe-{uuid4().hex}"}
@@ -360,25 +366,25 @@ def _probe(endpoint: str, bucket: str, key: str) -> bool:
     return False
 
 
-def _compare(head: Any, file: BinaryIO) -> tuple[dict[str, str], dict[str, str]]:
-    """Return what the server says of an object, and the same of what arrived: size, MD5 of a plain ETag, our checksum."""
+def _checksums(head: Any, file: BinaryIO) -> tuple[dict[str, str], dict[str, str]]:
+    """Return size and checksums of an object as the server states them, and those of the file that arrived."""
     etag = head["ETag"].strip('"')
-    asked = {"size": str(head["ContentLength"])}
-    found = {"size": str(file.seek(0, os.SEEK_END))}
+    expected = {"size": str(head["ContentLength"])}
+    actual = {"size": str(file.seek(0, os.SEEK_END))}
     encrypted = head.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in head
     checksums = {"sha256": head["Metadata"].get("sha256")}
-    # In parts or under a key of one's own, the ETag is no MD5 of the content
+    # The ETag is the content's MD5, unless the object was uploaded in parts or is encrypted with KMS or a customer's key
     if "-" not in etag and not encrypted:
         checksums["md5"] = etag
     for name, checksum in sorted(checksums.items()):
         if checksum is not None:
             file.seek(0)
-            asked[name] = checksum
-            found[name] = hashlib.file_digest(file, name).hexdigest()  # type: ignore[arg-type]
-    return asked, found
+            expected[name] = checksum
+            actual[name] = hashlib.file_digest(file, name).hexdigest()  # type: ignore[arg-type]
+    return expected, actual
 
 
-def _arriving(path: Path) -> Path:
+def _temporary(path: Path) -> Path:
     """Return a temporary name beside `path`, in a folder that exists."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -390,7 +396,7 @@ def _arriving(path: Path) -> Path:
 
 
 def _cache(*parts: str) -> Path:
-    """Return the cache folder of what `parts` and the server identify."""
+    """Return the cache folder for `parts` (bucket, key and ETag) on the configured server."""
     named = os.environ.get("RETUNE_CACHE")
     root = (
         Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retune"
@@ -406,7 +412,7 @@ def _transfer() -> Any:
 
 
 def _client() -> Any:
-    """Return this process's S3 client; a new one after a fork or when a setting has changed."""
+    """Return this process's S3 client; a new one after a fork, since connections must not be shared, or a changed setting."""
     return _client_for(
         os.getpid(), tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
     )
@@ -426,7 +432,7 @@ def _client_for(pid: int, settings: tuple[tuple[str, str], ...]) -> Any:
 
 
 def _add_md5(params: dict[str, Any], **_: Any) -> None:
-    """Add Content-MD5, which botocore has replaced by a CRC and older Ceph and some appliances insist on."""
+    """Add Content-MD5, which older Ceph and some appliances require; botocore sends a CRC instead since 1.36."""
     body = params["body"]
     digest = hashlib.md5(body.encode() if isinstance(body, str) else body, usedforsecurity=False).digest()
     params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
@@ -434,7 +440,7 @@ def _add_md5(params: dict[str, Any], **_: Any) -> None:
 
 @contextmanager
 def _translated_errors(uri: str) -> Iterator[None]:
-    """Say in words what the server, or the way to it, refused."""
+    """Convert the errors of boto3 and of the network."""
     import s3transfer.exceptions as transfer  # type: ignore[import-untyped]
     from boto3.exceptions import Boto3Error
     from botocore import exceptions as aws
@@ -466,6 +472,7 @@ def _translated_errors(uri: str) -> Iterator[None]:
 
 
 def _refusal(uri: str, error: Any) -> Exception:
+    """Return the error for an answer of the server that is not a success."""
     code, message = str(error.get("Code")), error.get("Message", "")
     if code == "NoSuchBucket":
         return FileNotFoundError(errno.ENOENT, "No such bucket", uri)

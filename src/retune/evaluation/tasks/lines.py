@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from retune.errors import InputError
 from retune.evaluation.tasks.question import first_few
-from retune.store.packed import MOST_OF_A_RECORD, TOO_LONG, gunzip
+from retune.store.packed import MAX_RECORD, RECORD_TOO_LONG, gunzip
 
 _T = TypeVar("_T")
 
@@ -50,8 +50,8 @@ def parse(path: Path, text: str, form: str, read: Callable[[int, Any], _T]) -> l
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        if len(line) > MOST_OF_A_RECORD:
-            problems.append(f"{path}:{number}: {TOO_LONG}")
+        if len(line) > MAX_RECORD:
+            problems.append(f"{path}:{number}: {RECORD_TOO_LONG}")
             continue
         try:
             found.append(read(number, json.loads(line)))
