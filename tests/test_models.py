@@ -115,10 +115,10 @@ def test_each_card_gets_the_type_that_it_has(monkeypatch, card, chosen):
 def test_bitsandbytes_is_spared_where_no_base_can_need_it(monkeypatch, tmp_path):
     monkeypatch.setattr("retune.gpus.visible", lambda: ["0"])
     monkeypatch.delitem(sys.modules, "bitsandbytes", raising=False)
-    models.spare_bitsandbytes(Model(base="x"))
+    models.skip_bitsandbytes(Model(base="x"))
     assert "bitsandbytes" not in sys.modules
     monkeypatch.setattr("retune.gpus.visible", list)
-    models.spare_bitsandbytes(Model(base="x", quantization="nf4"))
+    models.skip_bitsandbytes(Model(base="x", quantization="nf4"))
     assert "bitsandbytes" not in sys.modules
     told = subprocess.run(
         [sys.executable, "-c", "import sys; from retune import models; from retune.study import Model\n"
@@ -167,9 +167,8 @@ def test_four_bits_are_qlora_as_peft_does_it(tmp_path):
         for name, content in lora.files(adapted).items():
             (tmp_path / name).write_bytes(content)
     assert model.model.layers[0].self_attn.q_proj is layer
-    loaded = peft.PeftModel.from_pretrained(
-        model, tmp_path, is_trainable=True
-    )  # without gradients CPUs round otherwise
+    # Trainable, since without gradients a CPU computes in another order and rounds otherwise
+    loaded = peft.PeftModel.from_pretrained(model, tmp_path, is_trainable=True)
     assert torch.equal(loaded(input_ids=ids).logits, expected)
 
 

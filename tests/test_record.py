@@ -43,6 +43,5 @@ def test_the_film_is_an_svg_that_ends_on_the_last_frame():
     keys = re.search(r"@keyframes film\{(.*?)\}\}", text)[1]
     assert "75.000%{" in keys  # the last frame after 3 of 4 seconds
     assert text.index("prefers-reduced-motion") > 0
-    assert (
-        "".join(root.itertext()).count("line 59 <&>") == 1
-    )  # a row is written once, however often it is shown
+    # A row is written once, however often it is shown
+    assert "".join(root.itertext()).count("line 59 <&>") == 1

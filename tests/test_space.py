@@ -34,9 +34,8 @@ def ranges(draw):
     try:
         return Parameter(name="x", kind=kind, low=low, high=high, scale=scale, step=step, default=default)
     except ValidationError as error:
-        assume(
-            "too close" not in str(error)
-        )  # ranges with less than six digits between two levels are refused
+        # Levels that are equal in six digits are refused
+        assume("too close" not in str(error))
         raise
 
 

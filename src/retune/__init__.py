@@ -8,7 +8,7 @@
     outcome = retune.run(study)
     print(outcome.selection.chosen, outcome.gate.decision)
 
-The names below are all that is promised to stay; they are imported when they are first used.
+The names in `__all__` are the public interface; they are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
     "bench", "load", "promote", "run", "select", "suggest",
 ]  # fmt: skip
 
-_HOMES = {
+_MODULES = {
     "Event": "retune.events",
     "InputError": "retune.errors",
     "Interrupted": "retune.errors",
@@ -47,12 +47,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is asked for: `import retune` itself must stay quick."""
-    if name not in _HOMES:
+    """Import a public name at its first use (PEP 562): `import retune` itself must stay fast."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'retune' has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(_HOMES[name]), name)
+    value = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

@@ -24,7 +24,7 @@ def sums(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def digest(files: Mapping[str, bytes]) -> str:
-    """Return the digest of an adapter, over its settings and weights: the same weights with another alpha answer otherwise."""
+    """Return the digest of an adapter, over its settings and weights: with another alpha the same weights are another model."""
     sha = hashlib.sha256()
     for each in sums(files).values():
         sha.update(bytes.fromhex(each))
@@ -41,29 +41,29 @@ def read(folder: Path) -> dict[str, bytes]:
 
 
 def damage(uri: str, expected: str | None = None) -> list[str]:
-    """Return what of the adapter at `uri` is not as its trial wrote it; empty if all is, or nothing tells.
+    """Return how the adapter at `uri` differs from what its trial wrote; empty if it does not, or no digest is known.
 
     Args:
-        uri: the adapter's folder. Where `trial.json` lies beside it, that tells too, and of each file.
-        expected: its digest; that of older releases, over the weights alone, is taken as well.
+        uri: the adapter's folder. A `trial.json` beside it holds the digest and the checksum of each file.
+        expected: its digest, or that of older releases, which covered the weights alone.
     """
     files = read(store.download(uri))
     record = _record_beside(uri)
-    wanted = str(expected or record.get("adapter_digest"))
-    if not _DIGEST.fullmatch(wanted):  # none is known, or a name that others gave
+    written = str(expected or record.get("adapter_digest"))
+    if not _DIGEST.fullmatch(written):  # no digest, but "None" or a name that another program gave
         return []
-    if wanted in (digest(files), hashlib.sha256(files[WEIGHTS]).hexdigest()[:16]):
+    if written in (digest(files), hashlib.sha256(files[WEIGHTS]).hexdigest()[:16]):
         return []
-    written, found = record.get("adapter_files") or {}, sums(files)
-    changed = [name for name in FILES if name in written and written[name] != found[name]] or list(FILES)
+    checksums, found = record.get("adapter_files") or {}, sums(files)
+    changed = [name for name in FILES if name in checksums and checksums[name] != found[name]] or list(FILES)
     return [
         f"{' or '.join(store.join(uri, name) for name in changed)} is not what the trial wrote: the adapter's digest was "
-        f"{wanted}, but is {digest(files)}; restore the file, or remove the trial's folder and train it again"
+        f"{written}, but is {digest(files)}; restore the file, or remove the trial's folder and train it again"
     ]
 
 
 def _record_beside(uri: str) -> dict[str, Any]:
-    """Return the record of the trial whose folder the adapter lies in, {} if there is none."""
+    """Return the record of the trial that wrote the adapter, from the folder above it; {} if there is none."""
     try:
         content = json.loads(store.read(store.join(str(uri).rstrip("/").rpartition("/")[0], "trial.json")))
     except (OSError, ValueError, RetuneError):

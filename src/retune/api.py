@@ -28,20 +28,21 @@ def run(
 ) -> Outcome:
     """Run a study on this machine: mix, search, benchmark, select, register, gate, promote, report.
 
-    What is done already is not done again, so the same call carries on after a stop or a crash.
+    Finished steps and trials are not run again, so the same call resumes after a stop or a crash.
 
     Args:
         study: from `load`, or built in Python. Its paths must be absolute or relative to the current folder.
-        on_progress: called about four times a second with where the study stands: step, trials done, best so far,
+        on_progress: called about four times a second with the step, the trials done, the best so far and the
             seconds left. An error raised in it ends the run.
-        stops: asked as often: 1 ends the run once the running trials have saved a checkpoint, 2 at once.
+        stops: called as often; returns how many stops were requested. The first lets the running trials save a
+            checkpoint, the second ends the run at once.
 
     Returns:
         the chosen trial, the gate's decision, and where report and records are.
 
     Raises:
-        InputError: with everything that is wrong with the study, before any work.
-        Interrupted: after a stop; run again to carry on.
+        InputError: with all problems of the study, before any work.
+        Interrupted: after a stop; run again to resume.
         RetuneError: if a step failed.
 
     """
@@ -51,7 +52,7 @@ def run(
     from retune.steps.plan import checked
 
     states = checked(study)
-    with outages.outlasting():
+    with outages.long_waits():
         if not all(states.values()):
             local.run(study, lambda progress: on_progress(progress) if progress else None, stops)
         return outcome.read(study)
@@ -61,8 +62,8 @@ def suggest(study: Study, count: int = 1) -> list[Assignment]:
     """Return the settings that a study would try next; nothing is run or written.
 
     Args:
-        study: its finished and running trials, if it was begun, are what the answer is based on.
-        count: how many settings.
+        study: where it was run before, the suggestion is based on its finished and running trials.
+        count: number of settings.
 
     Raises:
         InputError: if the algorithm cannot search this study's space.
@@ -72,14 +73,13 @@ def suggest(study: Study, count: int = 1) -> list[Assignment]:
     from retune.workspace.search_folder import SearchFolder
 
     folder = SearchFolder.of(study)
-    known = folder.ledger.observations() if folder else []
-    wanted = study.search
+    history = folder.ledger.observations() if folder else []
     return search.suggest(
-        wanted.algorithm,
-        wanted.space,
-        search.Objective.of(wanted),
-        wanted.settings,
-        known,
+        study.search.algorithm,
+        study.search.space,
+        search.Objective.of(study.search),
+        study.search.settings,
+        history,
         count,
         study.seed,
     )
@@ -114,10 +114,10 @@ def bench(
     from retune.study import Benchmark, Model
     from retune.study.sentences import read_sections
 
-    of_model: dict[str, Any] = {key: settings.pop(key) for key in ("revision", "dtype") if key in settings}
+    model_keys: dict[str, Any] = {key: settings.pop(key) for key in ("revision", "dtype") if key in settings}
     model, benchmark = read_sections(
         "retune.bench",
-        (Model, {"base": base, **of_model}),
+        (Model, {"base": base, **model_keys}),
         (Benchmark, {"tasks": list(data), "data": dict(data), **settings}),
     )
     candidates = [benches.Candidate("base")]
@@ -131,11 +131,11 @@ def select(
     weights: Mapping[str, float] | None = None,
     order: Sequence[str] | None = None,
 ) -> Scoreboard:
-    """Return the tables that a choice rests on, and the choice; nothing is changed.
+    """Return the comparison of all scored models, and the choice among them; nothing is changed.
 
     Args:
-        source: a study whose search is finished; or tables, folders of `bench` or searches, by the name of
-            their method or alone.
+        source: a study whose search is finished; or tables of scores, folders of `bench` or searches, as a list or
+            by the name of their method.
         weights: with tables: weights of the mean that chooses; default: equal.
         order: with tables: compare task after task instead. The rule of a study is its section `select`.
 
@@ -156,21 +156,21 @@ def select(
         return tables(source)
     from retune.selection.score_files import compare
 
-    named = (
+    sources = (
         [f"{name}={path}" for name, path in source.items()] if isinstance(source, Mapping) else list(source)
     )
-    return compare(named, weights, order or ())
+    return compare(sources, weights, order or ())
 
 
 def promote(
     model: str, tracking: str = "sqlite:///mlflow.db", version: str | None = None, rollback: bool = False
 ) -> dict[str, dict[str, str] | None]:
-    """Move the champion of a registered model; return what champion, previous and challenger are then.
+    """Move the alias `champion` of a registered model; return its champion, previous and challenger afterwards.
 
     Args:
         model: name of the registered model. tracking: MLflow's URI.
-        version: promote this one, whatever its gate said; default: the challenger, if its gate let it through.
-        rollback: make the champion before this one champion again instead.
+        version: promote this version, whatever its gate decided; default: the challenger, if it passed the gate.
+        rollback: make the previous champion the champion again.
 
     Raises:
         RetuneError: if the gate or another promotion forbids it.

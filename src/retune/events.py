@@ -1,4 +1,4 @@
-"""What happens while a study runs: the one type that every callback gets, whoever calls it.
+"""The events of a running study: every callback gets an `Event`, whether a trial, an engine or a benchmark calls it.
 
 ======================  =====================================================================================
 from                    events
@@ -8,7 +8,7 @@ an engine               `Issued`, `Finished`, and what its trials report; `Polle
 benchmarks, answers     `Answering`, `Scored`
 ======================  =====================================================================================
 
-`kind` names the class, for those who read events as JSON (`as_json`).
+`kind` names the class in JSON (`as_json`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,14 @@ class Issued:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is. `loss` is that of the last step, `tokens_per_second` counts real tokens since the start."""
+    """How far a trial's training is.
+
+    Attributes:
+        step, steps: optimiser steps done, and of the whole training.
+        loss: of the last step, in nats per counted token.
+        tokens_per_second: real (non-padding) tokens since the start.
+
+    """
 
     step: int
     steps: int
@@ -86,7 +93,7 @@ class Polled:
 
 @dataclass(frozen=True)
 class Answering:
-    """How many of the questions of a benchmark (or of a preference study, `task` empty) a model has answered."""
+    """How many questions of a benchmark a model has answered; `task` is empty for those of a preference study."""
 
     model: str
     task: str
@@ -98,7 +105,7 @@ class Answering:
 
 @dataclass(frozen=True)
 class Scored:
-    """A model was scored on a benchmark. `kept`: by an earlier run, from the same inputs."""
+    """A model was scored on a benchmark; with `kept` by an earlier run, from the same inputs."""
 
     model: str
     task: str

@@ -1,6 +1,6 @@
-"""What other packages add to retune: search algorithms, benchmarks, data formats and engines, found by entry point.
+"""Extensions by other packages: search algorithms, benchmarks, data formats and engines, found by entry point.
 
-A package names what it adds in its ``pyproject.toml``; once it is installed, study files know the name::
+A package declares its extensions in ``pyproject.toml``; once it is installed, study files can use their names::
 
     [project.entry-points."retune.algorithms"]
     hill-climbing = "my_package.hill_climbing:ALGORITHM"
@@ -31,53 +31,55 @@ Kind = Literal["algorithms", "tasks", "formats", "engines"]
 
 def names(kind: Kind) -> list[str]:
     """Return the names that installed packages add, sorted."""
-    return sorted(_found(kind))
+    return sorted(_entry_points(kind))
 
 
 def load(kind: Kind, name: str) -> Any:
     """Import and return the object behind a name.
 
     Raises:
-        InputError: if two packages claim the name, or the import fails; naming the package.
+        InputError: naming the packages, if two of them add the name, or the import fails.
 
     """
-    claims = _found(kind)[name]
-    if len(claims) > 1:
-        packages = sorted(_package(claim) for claim in claims)
-        raise InputError(f"a name belongs to one package, but {packages} both add {name!r}", f"retune.{kind}")
-    try:
-        return claims[0].load()
-    except Exception as error:
-        message = (
-            f"{name!r} of package {_package(claims[0])} cannot be imported: {type(error).__name__}: {error}"
+    candidates = _entry_points(kind)[name]
+    if len(candidates) > 1:
+        packages = sorted(_package(candidate) for candidate in candidates)
+        raise InputError(
+            f"a name belongs to one package, but {packages} all add {name!r}; uninstall all but one",
+            f"retune.{kind}",
         )
+    try:
+        return candidates[0].load()
+    except Exception as error:
+        message = f"{name!r} of package {_package(candidates[0])} cannot be imported: {type(error).__name__}: {error}"
         raise InputError(message, f"retune.{kind}") from error
 
 
-def known(kind: Kind, own: Iterable[str], name: str) -> str:
-    """Return `name` if it is one of retune's own or of an installed package.
+def check_name(kind: Kind, builtin: Iterable[str], name: str) -> str:
+    """Return `name` if it is built in or of an installed package.
 
     Raises:
-        ValueError: with the nearest name, or all there are.
+        ValueError: with the nearest name, else all valid ones.
 
     """
-    own = list(own)
-    if name in own or name in _found(kind):
+    builtin = list(builtin)
+    if name in builtin or name in _entry_points(kind):
         return name
-    there = [*own, *names(kind)]
-    near = nearest(name, there)
-    hint = f"did you mean {near!r}?" if near else f"there are {there}"
+    valid = [*builtin, *names(kind)]
+    near = nearest(name, valid)
+    hint = f"did you mean {near!r}?" if near else f"there are {valid}"
     raise ValueError(f"unknown name {name!r}; {hint}")
 
 
 @cache
-def _found(kind: Kind) -> dict[str, list[EntryPoint]]:
+def _entry_points(kind: Kind) -> dict[str, list[EntryPoint]]:
     found: dict[str, list[EntryPoint]] = {}
-    for claim in entry_points(group=f"retune.{kind}"):
-        if claim not in found.setdefault(claim.name, []):  # a package can be on the path twice
-            found[claim.name].append(claim)
+    for candidate in entry_points(group=f"retune.{kind}"):
+        # A package that is on sys.path twice is listed twice, e.g. an editable install beside a checkout
+        if candidate not in found.setdefault(candidate.name, []):
+            found[candidate.name].append(candidate)
     return found
 
 
-def _package(claim: EntryPoint) -> str:
-    return claim.dist.name if claim.dist else claim.value
+def _package(candidate: EntryPoint) -> str:
+    return candidate.dist.name if candidate.dist else candidate.value

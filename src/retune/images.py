@@ -1,4 +1,4 @@
-"""The names of the project's images, as the compiled pipelines carry them until a study names its own."""
+"""The default image names in the compiled pipelines; `retune submit` replaces them by those of the study."""
 
 from retune import __version__
 

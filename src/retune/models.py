@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from retune import gpus
 from retune.errors import InputError, first_line, nearest
-from retune.processes import uncollected
+from retune.processes import gc_paused
 from retune.study import Model
 
 if TYPE_CHECKING:
     import torch
 
-_SAMPLE = 1 << 20
-USUAL_CONTEXT = 4096
-"""Tokens that a model is taken to read where its config does not say."""
+_SAMPLE_BYTES = 1 << 20
+DEFAULT_CONTEXT = 4096
+"""The longest sequence, in tokens, of a model whose config names none."""
 
 
 @dataclass
@@ -42,7 +42,7 @@ class LoadedBase:
 
 
 def quiet() -> None:
-    """Silence the libraries' chatter: progress bars, advice and deprecation notes are not for our users."""
+    """Silence progress bars, advice and deprecation warnings of the libraries, which our users can do nothing about."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -51,29 +51,31 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def spare_bitsandbytes(model: Model) -> None:
-    """Keep PEFT from importing bitsandbytes, which takes a second, in a process of ours that knows no other base.
+def skip_bitsandbytes(model: Model) -> None:
+    """Keep PEFT from importing bitsandbytes, which takes a second, in a process that loads this base alone.
 
     Only bases in 4 or 8 bits need it, and those need a GPU.
     """
     if model.quantization is None and not gpus.visible():
-        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # None: importing it fails, and it is not found
+        # With None for a module Python raises ModuleNotFoundError, so PEFT takes it for not installed
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
 
 
 def import_libraries(model: Model) -> None:
-    """Import torch, transformers with the base's own classes, and PEFT, in a process of ours that will need them all.
+    """Import torch, transformers with the base's own classes, and PEFT, in a process that will need them all.
 
-    They make a million objects that stay. To look through these for garbage, during the imports, in each later collection and
-    at the end of the process, takes half as long as the imports themselves, so they are exempted from it.
+    The imports create a million objects that are never freed. Scanning these for garbage, during the imports, in every
+    later collection and at exit, takes half as long as the imports themselves, so they are frozen.
     """
     quiet()
-    spare_bitsandbytes(model)
-    with uncollected():
+    skip_bitsandbytes(model)
+    with gc_paused():
         import peft  # noqa: F401
         from transformers import AutoModelForCausalLM
 
-        if Path(model.base).is_dir():  # another is fetched when it is loaded
-            with suppress(Exception):  # what is wrong with it is said then, too
+        # A base elsewhere is fetched when it is loaded, and loading reports what is wrong with any
+        if Path(model.base).is_dir():
+            with suppress(Exception):
                 AutoModelForCausalLM._model_mapping[type(config_of(Path(model.base)))]
     gc.freeze()
 
@@ -92,23 +94,30 @@ def locate(model: Model) -> Path:
             folder = store.download(f"{model.base}@{model.revision}" if pinned else model.base)
         except FileNotFoundError as error:
             raise InputError(f"there is no model at {model.base} ({error.strerror})", "model.base") from error
-        return _of_a_base(folder, model.base)
+        return _checked_base(folder, model.base)
     folder = Path(model.base)
     if folder.is_absolute() or folder.exists():
-        return _of_a_base(folder, model.base)
+        return _checked_base(folder, model.base)
+    return _snapshot(model)
+
+
+def _snapshot(model: Model) -> Path:
+    """Return the folder of a base on the hub, fetched at its revision; without weights that are not read.
+
+    Raises:
+        InputError: if the hub has no such model or revision, or refuses it.
+    """
     from huggingface_hub import errors, snapshot_download
 
-    asked = model.base if model.revision is None else f"{model.base} at revision {model.revision}"
-
-    def fetched(but: list[str]) -> Path:
-        return Path(snapshot_download(model.base, revision=model.revision, ignore_patterns=but))
+    def fetch(ignored: list[str]) -> Path:
+        return Path(snapshot_download(model.base, revision=model.revision, ignore_patterns=ignored))
 
     try:
-        found = fetched(["*.bin", "*.pth", "*.gguf"])
-        found = found if any(found.glob("*.safetensors")) else fetched(["*.pth", "*.gguf"])
-        return _of_a_base(found, model.base)
+        found = fetch(["*.bin", "*.pth", "*.gguf"])
+        found = found if any(found.glob("*.safetensors")) else fetch(["*.pth", "*.gguf"])
+        return _checked_base(found, model.base)
     except errors.GatedRepoError as error:
-        why = "its owner must let you in: ask on its page, then set HF_TOKEN"
+        why = "its owner must grant you access: ask on its page, then set HF_TOKEN"
         cause: Exception = error
     except errors.RevisionNotFoundError as error:
         why, cause = "the hub has the model, but not this revision", error
@@ -122,22 +131,25 @@ def locate(model: Model) -> Path:
             f"there is no such folder here, and {hub} cannot be reached; name a folder or set HF_ENDPOINT",
             error,
         )
-    raise InputError(f"the base {asked!r} cannot be had: {why}{_near(folder)}", "model.base") from cause
+    name = model.base if model.revision is None else f"{model.base} at revision {model.revision}"
+    raise InputError(
+        f"the base {name!r} cannot be fetched: {why}{_did_you_mean(Path(model.base))}", "model.base"
+    ) from cause
 
 
-def _near(folder: Path) -> str:
-    """Return the folder that may have been meant by a path at which there is none, as an end of its message."""
+def _did_you_mean(folder: Path) -> str:
+    """Return the end of the message about a folder that does not exist: one beside it with a similar name."""
     if not folder.parent.is_dir():
         return ""
-    found = nearest(folder.name, [path.name for path in folder.parent.iterdir() if path.is_dir()])
-    return f"; did you mean the folder {str(folder.with_name(found))!r}?" if found else ""
+    near = nearest(folder.name, [path.name for path in folder.parent.iterdir() if path.is_dir()])
+    return f"; did you mean the folder {str(folder.with_name(near))!r}?" if near else ""
 
 
-def _of_a_base(folder: Path, named: str) -> Path:
-    """Return the folder of a base model.
+def _checked_base(folder: Path, named: str) -> Path:
+    """Return the folder of a base model that the study calls `named`.
 
     Raises:
-        InputError: if it holds no model, or an adapter: transformers would put that on the base without a word.
+        InputError: if it holds no model, or an adapter, which transformers would load with the base silently.
     """
     if (folder / "adapter_config.json").is_file():
         raise InputError(
@@ -146,16 +158,16 @@ def _of_a_base(folder: Path, named: str) -> Path:
             "model.base",
         )
     if not (folder / "config.json").is_file():
-        lacks = "does not" if folder.exists() else f"does not: there is no such folder{_near(folder)}"
+        lacks = "does not" if folder.exists() else f"does not: there is no such folder{_did_you_mean(folder)}"
         raise InputError(f"a base model folder holds config.json, but {named} {lacks}", "model.base")
     return folder
 
 
 def base_digest(folder: Path) -> str:
-    """Return the digest of a model folder, over its settings and tokenizer whole and over samples of its weights.
+    """Return the digest of a model folder, over all of its configuration and tokenizer and over samples of its weights.
 
-    Weights are those that transformers reads: safetensors, else ``pytorch_model*.bin``. They are sampled (size, first,
-    middle and last MiB of each file): reading 13 GB to name them would cost more than a small trial.
+    Of each file of weights that transformers reads (safetensors, else ``pytorch_model*.bin``) the size and the first,
+    middle and last MiB count: reading all 13 GB of a 7B model would take longer than a small trial.
     """
     sha = hashlib.sha256()
     for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.model")) + _vocabulary(folder):
@@ -164,9 +176,9 @@ def base_digest(folder: Path) -> str:
         size = path.stat().st_size
         sha.update(f"{path.name}:{size}".encode())
         with path.open("rb") as file:
-            for start in (0, max(0, size // 2 - _SAMPLE // 2), max(0, size - _SAMPLE)):
+            for start in (0, max(0, size // 2 - _SAMPLE_BYTES // 2), max(0, size - _SAMPLE_BYTES)):
                 file.seek(start)
-                sha.update(file.read(_SAMPLE))
+                sha.update(file.read(_SAMPLE_BYTES))
     return sha.hexdigest()[:16]
 
 
@@ -174,8 +186,8 @@ def _vocabulary(folder: Path) -> list[Path]:
     """Return the files that hold the vocabulary where tokenizer.json does not."""
     if (folder / "tokenizer.json").is_file():
         return []
-    named = [folder / "vocab.txt", folder / "merges.txt", *sorted(folder.glob("*.tiktoken"))]
-    return [path for path in named if path.is_file()]
+    files = [folder / "vocab.txt", folder / "merges.txt", *sorted(folder.glob("*.tiktoken"))]
+    return [path for path in files if path.is_file()]
 
 
 def load_tokenizer(model: Model) -> Any:
@@ -197,10 +209,10 @@ def load_tokenizer(model: Model) -> Any:
 
 
 def _tokenizer_class(folder: Path) -> Any:
-    """Return the class to load a tokenizer by: transformers' automatic one, but where it is sure what that would take.
+    """Return the class that loads a tokenizer: ``AutoTokenizer``, or where its choice is certain, that class itself.
 
-    ``AutoTokenizer`` imports torch, which takes seconds. For a Llama whose tokenizer is none of transformers' special
-    ones it takes ``TokenizersBackend``, which needs no torch.
+    ``AutoTokenizer`` imports torch, which takes seconds. For a Llama with an ordinary fast tokenizer it chooses
+    ``TokenizersBackend``, which needs no torch.
     """
     try:
         kind = json.loads((folder / "config.json").read_text())["model_type"]
@@ -219,7 +231,7 @@ def _tokenizer_class(folder: Path) -> Any:
 
 
 def tokenizer_problems(tokenizer: Any, rows: int) -> list[str]:
-    """Return why a model with `rows` embeddings cannot be tuned with this tokenizer."""
+    """Return the problems of this tokenizer with a model of `rows` embeddings; empty if the model can be tuned."""
     problems = []
     if tokenizer.eos_token_id is None:
         problems.append(
@@ -238,7 +250,7 @@ def tokenizer_problems(tokenizer: Any, rows: int) -> list[str]:
 
 
 def context(config: Any) -> int | None:
-    """Return the longest sequence that a model was made for, in tokens; None where its transformers config does not say."""
+    """Return the longest sequence of a model, in tokens, by its transformers config; None if that names none."""
     text = config.get_text_config()
     names = ("max_position_embeddings", "n_positions", "max_seq_len")
     return next((int(value) for name in names if (value := getattr(text, name, None))), None)
@@ -254,13 +266,13 @@ def pick_device() -> torch.device:
 
 
 def pick_dtype(model: Model, device: torch.device) -> torch.dtype:
-    """Return the type of the base's weights: what the study says, for ``auto`` the best that the device computes with.
+    """Return the dtype of the base's weights: the study's, for ``auto`` the fastest one of the device.
 
-    That is bfloat16 on GPUs that have it (compute capability 8.0 and above), float16 where there are only its tensor cores
-    (V100 and T4: 7.0 and 7.5), and float32 on a CPU and on older GPUs.
+    ``auto`` is bfloat16 on GPUs that compute in it (compute capability 8.0 and above), float16 on those with tensor
+    cores for float16 only (V100 and T4: 7.0 and 7.5), and float32 on a CPU and on older GPUs.
 
     Raises:
-        InputError: if the study says bfloat16 and the GPU does not have it.
+        InputError: if the study asks for bfloat16 and the GPU does not compute in it.
     """
     import torch
 
@@ -269,12 +281,12 @@ def pick_dtype(model: Model, device: torch.device) -> torch.dtype:
         card = torch.cuda.get_device_name(device)
         raise InputError(
             f"bfloat16 needs a GPU of compute capability 8.0 or above, but {card} has "
-            f"{'.'.join(map(str, torch.cuda.get_device_capability(device)))}; take auto, float16 or float32",
+            f"{'.'.join(map(str, torch.cuda.get_device_capability(device)))}; use auto, float16 or float32",
             "model.dtype",
         )
     if model.dtype != "auto":
-        named: torch.dtype = getattr(torch, model.dtype)
-        return named
+        dtype: torch.dtype = getattr(torch, model.dtype)
+        return dtype
     if device.type != "cuda":
         return torch.float32
     if not lacks:
@@ -283,13 +295,13 @@ def pick_dtype(model: Model, device: torch.device) -> torch.dtype:
 
 
 def precision(model: Model) -> str:
-    """Return in words what a base computes in here; part of the digests of what it answered."""
+    """Return the name of the precision that a base computes in on this machine; it is part of the digests of its answers."""
     import torch
 
     device = pick_device()
     words = f"auto on {device.type}" if model.dtype == "auto" else model.dtype
     if model.dtype == "auto" and pick_dtype(model, device) == torch.float16:
-        words += ", float16"  # on other GPUs the same study computes in bfloat16
+        words += ", float16"  # elsewhere `auto on cuda` means bfloat16
     return f"{words}, {model.quantization}" if model.quantization else words
 
 
@@ -298,7 +310,7 @@ def quantization_problems(model: Model, cuda: bool) -> list[str]:
 
     Args:
         model: the study's `model` section.
-        cuda: whether what loads it has a GPU.
+        cuda: whether the process that loads it has a GPU.
     """
     if model.quantization is None:
         return []
@@ -324,7 +336,8 @@ def load_base(
     Args:
         model: the study's `model` section.
         attention: transformers' name of the attention implementation; None for torch's own where the architecture takes it.
-        load: returns the model of a folder in a type and with an attention; by default it is read whole onto the device.
+        load: returns the model of a folder, given dtype and attention implementation; by default `read_model`, whose model
+            is moved to the device whole.
 
     Raises:
         InputError: if the model cannot be found or read.
@@ -333,13 +346,13 @@ def load_base(
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # the variable of `quiet` comes too late where huggingface_hub was imported before
+    disable_progress_bar()  # where huggingface_hub is imported already, the variable that `quiet` sets comes too late
     folder = locate(model)
     device = pick_device()
     dtype = pick_dtype(model, device)
     if problems := quantization_problems(model, device.type == "cuda"):
         raise InputError(problems, "model")
-    with uncollected():  # imports the model's classes
+    with gc_paused():  # imports the model's classes
         config_of(folder)
     try:
         if load is not None:
@@ -350,26 +363,27 @@ def load_base(
             loaded = read_model(folder, dtype, attention).to(device)
     except (MemoryError, torch.OutOfMemoryError, InputError):
         raise
-    except Exception as error:  # a damaged file ends in errors of safetensors, pickle and torch
+    except Exception as error:  # damaged files raise errors of safetensors, pickle, zipfile and torch
         raise InputError(
             f"the base model in {folder} cannot be loaded: {_first_line(error)}", "model.base"
         ) from error
     loaded.eval().requires_grad_(False)
-    # RWKV halves its weights in place between training and evaluation
+    # RWKV divides the weights of its blocks by powers of 2 in evaluation mode, in place, and multiplies them in training
+    # mode (transformers, `RwkvModel._rescale_layers`): the base must stay the same in both.
     if getattr(loaded.config, "rescale_every", 0):
         loaded.config.rescale_every = 0
     return LoadedBase(loaded, load_tokenizer(model), device, dtype, base_digest(folder), model.revision)
 
 
 def _first_line(error: Exception) -> str:
-    """Return an error in one line; transformers writes a table to the log where shapes differ, and refers to it."""
+    """Return an error in one line; where shapes differ, transformers' own message refers to a table in its log."""
     if "ignore_mismatched_sizes" in str(error):
         return "the shapes of its weights are not those that config.json asks for"
     return first_line(error)
 
 
 def read_model(folder: Path, dtype: torch.dtype, attention: str | None, **options: Any) -> Any:
-    """Return transformers' model of a folder, on the CPU unless `options` say where.
+    """Return transformers' model of a folder, on the CPU unless `options` name a device.
 
     Raises:
         OSError, ValueError: if it cannot be read, or weights are missing.
@@ -384,7 +398,7 @@ def read_model(folder: Path, dtype: torch.dtype, attention: str | None, **option
         output_loading_info=True,
         **options,
     )
-    # transformers fills in what is missing at random, with a warning; every loss would be that of another model.
+    # transformers initialises missing weights at random, with a warning: every loss would be that of another model
     lacking = sorted(found["missing_keys"])
     if lacking and "quantization_config" not in options:
         more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
@@ -393,10 +407,10 @@ def read_model(folder: Path, dtype: torch.dtype, attention: str | None, **option
 
 
 def config_of(folder: Path) -> Any:
-    """Return transformers' config of a model folder, of a kind that is a causal language model.
+    """Return transformers' config of a model folder that holds a causal language model.
 
     Raises:
-        InputError: if there is none, or of another kind.
+        InputError: if it cannot be read, or is of another kind of model.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -428,9 +442,10 @@ def config_of(folder: Path) -> Any:
 
 
 def _in_four_bits(folder: Path, dtype: torch.dtype, attention: str | None, device: torch.device) -> Any:
-    """Return the model with its linear layers in 4-bit NormalFloat, as QLoRA has it (Dettmers et al. 2023, arXiv 2305.14314).
+    """Return the model with its linear layers in 4-bit NormalFloat, as in QLoRA (Dettmers et al. 2023, arXiv 2305.14314).
 
-    Their constants are quantised too, and products are computed in `dtype`; embeddings, norms and head keep it.
+    The quantisation constants are quantised too (double quantisation). Products are computed in `dtype`, in which
+    embeddings, norms and head stay.
     """
     from transformers import BitsAndBytesConfig
 

@@ -14,23 +14,24 @@ from retune.errors import InputError
 
 S3 = "AWS_MAX_ATTEMPTS"
 MLFLOW = "RETUNE_PATIENCE_SECONDS"
-LONG = {S3: "20", MLFLOW: "150"}
-"""Environment variables and what a study sets them to; one that is set already stays. 20 attempts take about two and a half
-minutes: botocore waits at random, up to 20 s each time."""
-_BRIEF = 10.0
+LONG_WAITS = {S3: "20", MLFLOW: "150"}
+"""Environment variables and the values that a study sets them to; a variable that is set already is kept.
+
+20 attempts take about two and a half minutes: botocore waits at random, up to 20 s each time."""
+_SHORT_SECONDS = 10.0
 
 
-def outlast() -> None:
-    """Let this process, and those that it starts, wait longer."""
-    for name, value in LONG.items():
+def wait_long() -> None:
+    """Let this process and its child processes wait longer."""
+    for name, value in LONG_WAITS.items():
         os.environ.setdefault(name, value)
 
 
 @contextmanager
-def outlasting() -> Iterator[None]:
-    """Do the same inside a ``with`` block."""
-    before = {name: os.environ.get(name) for name in LONG}
-    outlast()
+def long_waits() -> Iterator[None]:
+    """Let this process and its child processes wait longer inside a ``with`` block."""
+    before = {name: os.environ.get(name) for name in LONG_WAITS}
+    wait_long()
     try:
         yield
     finally:
@@ -39,11 +40,11 @@ def outlasting() -> Iterator[None]:
                 os.environ.pop(name, None)
 
 
-def seconds() -> float:
-    """Return for how many seconds a call to MLflow is repeated; 0 unless something outlasts or the variable says so.
+def retry_seconds() -> float:
+    """Return for how many seconds a failing call to MLflow is repeated: `RETUNE_PATIENCE_SECONDS`, else 0.
 
     Raises:
-        InputError: if the variable is no such number.
+        InputError: if the variable is not a number of seconds.
 
     """
     text = os.environ.get(MLFLOW) or "0"
@@ -52,18 +53,18 @@ def seconds() -> float:
     except ValueError:
         found = -1.0
     if not 0 <= found < float("inf"):
-        raise InputError(f"a number of seconds, 0 or more, is needed, but got {text!r}", MLFLOW)
+        raise InputError(f"must be a number of seconds, 0 or more, but got {text!r}", MLFLOW)
     return found
 
 
-def farewell() -> float:
-    """Return for how many seconds what MLflow has not been told yet holds a step up.
+def flush_seconds() -> float:
+    """Return for how many seconds a step waits at its end to send MLflow what is left in its outbox.
 
-    On a machine the next step or run tells it. In a pod it is lost with the pod's files.
+    Outside of a cluster the next step or run sends it. In a pod the outbox is lost with the pod's files.
     """
-    return max(_BRIEF, seconds()) if in_a_pod() else _BRIEF
+    return max(_SHORT_SECONDS, retry_seconds()) if in_pod() else _SHORT_SECONDS
 
 
-def in_a_pod() -> bool:
+def in_pod() -> bool:
     """Return whether this process runs in a pod of a cluster."""
     return "KUBERNETES_SERVICE_HOST" in os.environ

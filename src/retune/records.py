@@ -1,7 +1,7 @@
-"""The JSON that the steps of a study hand to each other and that is kept for ever.
+"""The records of a study: JSON files by which steps pass results on, and which are kept for ever.
 
-A record is written once, atomically and last: while it is not there, the work is not done. Old records must
-stay readable: fields are only ever added, with a default; `schema_version` tells a reader what it holds.
+A record is written once, atomically and last: while it is missing, the work is not done. Old records must stay readable,
+so fields are only ever added, with a default.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from retune.space import Assignment
 Status = Literal["completed", "failed", "interrupted", "early_stopped"]
 CHECKSUM = "checksum"
 M = TypeVar("M", bound=BaseModel)
+# `base`: the untuned model. `default`: the study's default setting. `search`: a setting that the algorithm chose.
+# `repeat`: one of these with another seed. `proxy`: trained on a part of the data.
 Role = Literal["base", "default", "search", "repeat", "proxy"]
 
 
@@ -55,15 +57,15 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def seal(content: dict[str, Any]) -> dict[str, Any]:
-    """Return `content` with its own digest in it, under ``checksum``, so that damage on a disk is seen (`unseal`)."""
+    """Return `content` with its own digest under ``checksum``, by which `unseal` finds damage on a disk."""
     return {**content, CHECKSUM: digest(content)}
 
 
 def unseal(content: Any) -> Any:
-    """Return `content` without its checksum. Files of before there were any have none.
+    """Return `content` without its checksum, which files of older releases do not have.
 
     Raises:
-        ValueError: if it is not that of the content.
+        ValueError: if the checksum is not that of the content.
 
     """
     if not isinstance(content, dict) or CHECKSUM not in content:
@@ -71,16 +73,17 @@ def unseal(content: Any) -> Any:
     rest = {key: value for key, value in content.items() if key != CHECKSUM}
     if digest(rest) != content[CHECKSUM]:
         raise ValueError(
-            "its checksum is not that of its content: it was damaged, or changed by hand (then take the line out)"
+            "its checksum is not that of its content: it was damaged, or edited by hand (then delete the line `checksum`)"
         )
     return rest
 
 
 def loads(data: bytes, where: str) -> dict[str, Any]:
-    """Return the JSON object in a file that retune wrote.
+    """Return the JSON object in a file that retune wrote, its checksum verified.
 
     Args:
-        data: the file's bytes. where: its URI, for the error.
+        data: the file's bytes.
+        where: its URI, for the error.
 
     Raises:
         RetuneError: if it is damaged.
@@ -96,10 +99,12 @@ def loads(data: bytes, where: str) -> dict[str, Any]:
 
 
 def parse(kind: type[M], data: bytes, where: str) -> M:
-    """Return the record in a file that retune wrote.
+    """Return the record in a file that retune wrote, its checksum verified.
 
     Args:
-        kind: its class. data: the file's bytes. where: its URI, for the error.
+        kind: its class.
+        data: the file's bytes.
+        where: its URI, for the error.
 
     Raises:
         RetuneError: if it is damaged, or not of that kind.
@@ -116,23 +121,23 @@ def parse(kind: type[M], data: bytes, where: str) -> M:
 
 def _damaged(where: str, why: object) -> RetuneError:
     return RetuneError(
-        f"{where} cannot be read: {why}; bring it back from a copy, or delete it to have that work done again"
+        f"{where} cannot be read: {why}; restore it from a copy, or delete it to have that work done again"
     )
 
 
 def by_number(name: str) -> tuple[list[tuple[int, str]], str]:
-    """Return what sorts names of trials by their numbers: trial-999, trial-1000, trial-1000-seed-1."""
+    """Return the sort key by which names of trials are in the order of their numbers: trial-999, trial-1000-seed-1."""
     return [_number(digits) for digits in re.findall(r"[0-9]+", name)], name
 
 
 def by_parts(name: str) -> list[tuple[int, str]]:
-    """Return what sorts any names by their words and numbers in turn: a-9, a-10, b-1."""
+    """Return the sort key for natural order, words and numbers compared in turn: a-9, a-10, b-1."""
     parts = re.split(r"([0-9]+)", name)
     return [_number(part) if place % 2 else (-1, part) for place, part in enumerate(parts)]
 
 
 def _number(digits: str) -> tuple[int, str]:
-    """Return what sorts whole numbers, which may be too long for Python to read."""
+    """Return the sort key of a whole number; not an int, since Python refuses to convert more than 4300 digits."""
     digits = digits.lstrip("0")
     return len(digits), digits
 
@@ -140,7 +145,7 @@ def _number(digits: str) -> tuple[int, str]:
 class Record(BaseModel):
     """The base of all records: unknown fields of a newer writer are kept, not refused."""
 
-    # "constants": pydantic would else write NaN as null where it does not know the type, before we can refuse it.
+    # "constants": pydantic's default writes NaN as null in fields of type Any, where `to_json` could not refuse it.
     model_config = ConfigDict(extra="allow", ser_json_inf_nan="constants")
 
     schema_version: int = 1
@@ -159,7 +164,7 @@ class Record(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_checksum(cls, content: Any) -> Any:
-        """`parse` compares it; a record in memory has none."""
+        """Drop the checksum, which `loads` has verified: it is that of the file, not of a record in memory."""
         return {k: v for k, v in content.items() if k != CHECKSUM} if isinstance(content, dict) else content
 
 

@@ -1,9 +1,9 @@
-"""Hyper-parameters: what may be tuned, between which bounds and on which grid.
+"""The search space: hyper-parameters, their bounds and grids.
 
-Every parameter has a finite ladder of levels. An algorithm sees a point as one integer per parameter (the
-level, `Space.encode`) or as a point of the unit cube (`Space.to_unit`); people and trials see the value
-(`Space.decode`). Working on levels means that no trial is spent on a difference that cannot matter, that two
-equal points are equal exactly, and that a value survives its way through strings (Katib passes strings).
+Every parameter has a finite grid of levels. An algorithm sees a point as one integer per parameter (its level,
+`Space.encode`) or as a point of the unit cube (`Space.to_unit`); people and trials see the value (`Space.decode`).
+Levels keep trials from differing by less than matters, make points comparable exactly, and let a value survive its way
+through strings, as which Katib passes it.
 
 Default grids of `real` parameters, unless `step` says otherwise:
 
@@ -29,7 +29,7 @@ LOG10_GRID = 0.01
 LINEAR_LEVELS = 100
 _DIGITS = 6
 EXACT = 2.0**53
-"""Up to here every whole number is a floating-point number of its own."""
+"""The largest whole number up to which a float represents each one exactly."""
 
 
 def tidy(value: float) -> float:
@@ -182,7 +182,7 @@ class Parameter(BaseModel):
         return found or self._level_problems(low, high)
 
     def _level_problems(self, low: float, high: float) -> list[str]:
-        """Refuse levels that rounding makes equal: two trials would be one, and a value would not give its level back."""
+        """Refuse levels that are equal after rounding: their trials would be the same, and `level` could not invert `value`."""
         if not math.isfinite(high - low):
             return [f"`low` and `high` are too far apart for {self.name!r}: got low={low}, high={high}"]
         if low == high or (self.kind == "integer" and (self.scale == "linear" or self.step is None)):
@@ -191,7 +191,7 @@ class Parameter(BaseModel):
             too_close = self._grid < 1 and low * (10**self._grid - 1) < 1
         elif self.scale == "log":
             too_close = self._grid <= 10.0 ** (1 - _DIGITS)
-        else:  # compare with the last of six digits of the largest value
+        else:  # one unit in the last of the six digits of the largest value; 1e-300 where that underflows to 0
             largest = max(abs(low), abs(high)) * (1 - 1e-9)
             digit = math.floor(math.log10(largest)) + 1 - _DIGITS
             too_close = self._grid <= max(10.0**digit, 1e-300)
@@ -282,7 +282,8 @@ class Parameter(BaseModel):
     def from_unit(self, place: float) -> int:
         """Return the level at `place` in [0, 1]; the inverse of `unit` up to rounding.
 
-        Each level owns an equal share of the interval on a linear ladder, so that uniform places give uniform levels.
+        Each level owns an equal share of the interval, so that uniform places give uniform levels. Only integers on a
+        log scale, whose levels are all whole numbers, are spaced unevenly.
         """
         place = min(max(place, 0.0), 1.0)
         if self.kind == "integer" and self.scale == "log" and self.step is None:
@@ -314,13 +315,13 @@ class Parameter(BaseModel):
             return 1.0
         if self._span == 0:
             return 1.0
-        if self.scale == "log":  # a whole number of steps, so that both bounds are levels
+        if self.scale == "log":  # the largest step up to LOG10_GRID that makes both bounds levels
             return self._span / max(1, math.ceil(self._span / LOG10_GRID - 1e-9))
         return self._span / LINEAR_LEVELS
 
 
 def _joined(value: Any) -> Any:
-    """Return a list of names as one text: a category has no parts."""
+    """Return a list of names as one text, joined by commas: the value of a categorical parameter is a single text."""
     if isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value):
         return ",".join(value)
     return value
@@ -374,23 +375,24 @@ class Space(BaseModel):
         return any(parameter.when for parameter in self.parameters)
 
     def active(self, levels: Sequence[int]) -> list[bool]:
-        """Return of each parameter whether it varies at a point: one whose parent does not keeps its default, too."""
+        """Return for each parameter whether its condition holds at a point, so that it varies there."""
         settled = self.settle(levels)
-        found: dict[str, bool] = {}
-        for parameter in self.parameters:
-            found[parameter.name] = self._holds(parameter, settled)
-        return list(found.values())
+        return [self._condition_holds(parameter, settled) for parameter in self.parameters]
 
     def settle(self, levels: Sequence[int]) -> tuple[int, ...]:
-        """Return the levels with every parameter whose condition does not hold at its default."""
+        """Return the levels with every inactive parameter at its default.
+
+        Parameters are visited in order, and each comes after its parents: where a parent is inactive, the condition is
+        tested on the parent's default.
+        """
         found = list(levels)
         for place, parameter in enumerate(self.parameters):
-            if parameter.when and not self._holds(parameter, found):
+            if parameter.when and not self._condition_holds(parameter, found):
                 assert parameter.default is not None
                 found[place] = parameter.level(parameter.default)
         return tuple(found)
 
-    def _holds(self, parameter: Parameter, levels: Sequence[int]) -> bool:
+    def _condition_holds(self, parameter: Parameter, levels: Sequence[int]) -> bool:
         for name, values in (parameter.when or {}).items():
             parent = self[name]
             level = levels[self.names.index(name)]
@@ -408,16 +410,17 @@ class Space(BaseModel):
         """How many different points the space holds."""
         if not self.conditional:
             return math.prod(parameter.levels for parameter in self.parameters)
+        # For each combination of the parents' levels, the other parameters that are active there vary freely
         parents = {name for parameter in self.parameters for name in parameter.when or ()}
-        ladders = [range(p.levels) if p.name in parents else (0,) for p in self.parameters]
-        kinds = {self.settle(levels) for levels in itertools.product(*ladders)}
+        ranges = [range(p.levels) if p.name in parents else (0,) for p in self.parameters]
+        combinations = {self.settle(levels) for levels in itertools.product(*ranges)}
         return sum(
             math.prod(
                 p.levels
-                for p, on in zip(self.parameters, self.active(levels), strict=True)
-                if on and p.name not in parents
+                for p, active in zip(self.parameters, self.active(levels), strict=True)
+                if active and p.name not in parents
             )
-            for levels in kinds
+            for levels in combinations
         )
 
     def __getitem__(self, name: str) -> Parameter:

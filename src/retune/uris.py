@@ -1,9 +1,9 @@
 """Passwords in addresses: the only module that finds, masks and restores them.
 
-A password may stand in an address that people give (``tracking.uri: postgresql://me:secret@host/runs``). It is taken
-out at the door: `hide` returns the address with ``***`` in its place, and that is what study, records, logs, reports
-and MLflow get to see. `reveal` is for the one who connects. What was hidden is kept in memory and in the environment
-variable ``RETUNE_SECRETS``, so that processes that this one starts can connect too; it is never written to a file.
+An address may hold a password (``tracking.uri: postgresql://me:secret@host/runs``). `hide` replaces it by ``***`` when the
+study is read, so study, records, logs, reports and MLflow never see it. `reveal` returns the full address to the code
+that connects. The passwords are kept in the environment variable ``RETUNE_SECRETS``, so that child processes can
+connect too, and are never written to a file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 MARK = "***"
 ENVIRONMENT = "RETUNE_SECRETS"
 
-# A colon and digits up to the path are a port. A password may hold `@` and `/`: the last `@` before a space ends it.
+# A colon followed by digits alone is a port. A password may hold `@` and `/`, so the last `@` of the word ends it.
 _PASSWORD = re.compile(r"(?<=://)([^\s/@:'\"]*):(?!\d{1,5}(?:[/?#\s'\",;)]|$))[^\s'\"]*@")
 _WORD = re.compile(r"[^\s'\"]+")
 _TOKEN = re.compile(r"(?<=http://|ttps://)[^\s/@:'\"]+@")
@@ -35,7 +35,10 @@ def mask(text: str) -> str:
 
 
 def _without_password(word: re.Match[str]) -> str:
-    """Return a word without passwords; what is behind its last `@` is not searched, which takes the time of its square."""
+    """Return a word with its passwords masked.
+
+    Only the part up to the last `@` is searched: on a long word without one the pattern would take quadratic time.
+    """
     end = word[0].rfind("@") + 1
     return _PASSWORD.sub(rf"\1:{MARK}@", word[0][:end]) + word[0][end:]
 
@@ -49,7 +52,7 @@ def hide(uri: str) -> str:
 
 
 def reveal(uri: str) -> str | None:
-    """Return the address that `hide` was given; as it is if it holds no secret; None if the secret is not known here."""
+    """Return the address that `hide` was given, or `uri` itself if it is not masked; None if the secret is not known here."""
     if mask(uri) != uri:
         return uri
     return _hidden().get(uri) if MARK in uri else uri

@@ -129,12 +129,12 @@ def test_an_absence_that_lasts_says_for_how_long_it_was_waited(monkeypatch):
 def test_patience_is_a_number_of_seconds(monkeypatch, text):
     monkeypatch.setenv(outages.MLFLOW, text)
     with pytest.raises(InputError, match="a number of seconds"):
-        outages.seconds()
+        outages.retry_seconds()
 
 
 def test_only_a_pod_waits_with_what_mlflow_was_not_told(monkeypatch):
     monkeypatch.setenv(outages.MLFLOW, "150")
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    assert outages.farewell() == 10
+    assert outages.flush_seconds() == 10
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
-    assert outages.farewell() == 150
+    assert outages.flush_seconds() == 150

@@ -254,7 +254,7 @@ def _config(model: Model) -> Any:
 
 
 def _context(config: Any) -> int:
-    return models.context(config) or models.USUAL_CONTEXT
+    return models.context(config) or models.DEFAULT_CONTEXT
 
 
 def _unscored(

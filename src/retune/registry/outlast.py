@@ -33,7 +33,7 @@ def outlasts(operation: Callable[Concatenate[str, P], T]) -> Callable[Concatenat
 
     @functools.wraps(operation)
     def call(uri: str, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        limit, begun = outages.seconds(), time.monotonic()
+        limit, begun = outages.retry_seconds(), time.monotonic()
         told = False
         while True:
             try:

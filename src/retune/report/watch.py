@@ -140,7 +140,7 @@ class Watched:
         if time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + _GPU_SECONDS
             try:
-                self._gpus = [asdict(use) for use in gpus.in_use()]
+                self._gpus = [asdict(use) for use in gpus.usage()]
             except (OSError, subprocess.SubprocessError):
                 self._gpus, self._next_look = [], math.inf  # a driver that hangs is not asked again
         return self._gpus

@@ -115,7 +115,7 @@ def _generated(
 ) -> Iterator[tuple[str, list[str | None]]]:
     """Yield each trial's answers; None where a prompt leaves no room for one."""
     prompter = Prompter(base.tokenizer, prompt)
-    context = models.context(base.model.config) or models.USUAL_CONTEXT
+    context = models.context(base.model.config) or models.DEFAULT_CONTEXT
     ids = [prompter.ids(prompter.prompt_for(example)) for example in examples]
     short = [place for place, tokens in enumerate(ids) if len(tokens) < context]
     path = folders.work_folder(study) / "progress.json"

@@ -53,7 +53,7 @@ def _scores(study: Study, folder: SearchFolder) -> list[BenchRecord]:
 
         records: list[BenchRecord] = []
         if study.benchmark.tasks:
-            if gpus.in_a_step_of_a_cluster():
+            if gpus.in_pipeline_step():
                 gpus.require(study.cluster.gpus)
             records = bench.run(
                 study.model, candidates, study.benchmark, study.seed, folder.path("bench"), report

@@ -17,7 +17,7 @@ class Pair:
 
     def __init__(self, base: models.LoadedBase, adapter: Path, prompt: Prompt) -> None:
         self.base, self.adapter = base, adapter
-        self.context = models.context(base.model.config) or models.USUAL_CONTEXT
+        self.context = models.context(base.model.config) or models.DEFAULT_CONTEXT
         self.prompter = Prompter(base.tokenizer, prompt)
 
     def answers(self, question: str, new_tokens: int) -> dict[str, str]:
@@ -45,6 +45,6 @@ def open_pair(what: Tuned) -> Pair:
     Raises:
         InputError: if the adapter is none of this base.
     """
-    models.spare_bitsandbytes(what.model)
+    models.skip_bitsandbytes(what.model)
     require_fit(what)
     return Pair(models.load_base(what.model), what.adapter, what.how)

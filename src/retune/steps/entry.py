@@ -25,7 +25,7 @@ def entry(study: str) -> Iterator[Study]:
     """
     die_with_run()
     models.quiet()
-    outages.outlast()
+    outages.wait_long()
     yield parse(unpacked(study))
 
 

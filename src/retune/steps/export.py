@@ -117,7 +117,7 @@ def _tokenizer(what: Tuned) -> Any:
 
 
 def _merge(what: Tuned, out: Path) -> None:
-    models.spare_bitsandbytes(what.model)
+    models.skip_bitsandbytes(what.model)
     require_fit(what)
     from peft import PeftModel
 

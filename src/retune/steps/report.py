@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from retune import outages, store
 from retune.data import mixing
-from retune.processes import uncollected
+from retune.processes import gc_paused
 from retune.records import digest
 from retune.report import figures, page
 from retune.report.style import write_files
@@ -34,7 +34,7 @@ def inputs(study: Study, folder: SearchFolder) -> dict[str, Any]:
 
 def report(study: Study) -> str | None:
     """Write the report from whatever records there are; return its URI, or None if no trial was ever issued."""
-    with uncollected():
+    with gc_paused():
         return _report(study)
 
 
@@ -76,4 +76,4 @@ def _track(
             tracker.artifact(path, f"figures/{path.name}")
         tracker.artifact(store.download(out), PAGE)
         tracker.finish_study("FINISHED" if selection else "FAILED")
-        tracker.close(max(FLUSH_SECONDS, outages.farewell()))  # the figures are gone after this block
+        tracker.close(max(FLUSH_SECONDS, outages.flush_seconds()))  # the figures are gone after this block

@@ -15,10 +15,10 @@ ALGORITHMS = (
     "nomad", "mads-global", "language-bo", "tpe", "random", "lhs", "gp", "soo", "bamsoo", "retune-tpe", "retune-random",
     "multivariate-tpe", "bayesianoptimization", "cmaes",
 )  # fmt: skip
-"""Algorithms that need no other package."""
+"""Algorithms that need no further package."""
 KATIB_ONLY = ("multivariate-tpe", "bayesianoptimization", "cmaes")
-"""Katib's own services, with no counterpart here. Under Katib `tpe` and `random` are Katib's too; ours are `retune-tpe`
-and `retune-random`, under either engine."""
+"""Katib's own services, with no counterpart here. Under Katib the names `tpe` and `random` are Katib's services too;
+retune's own are `retune-tpe` and `retune-random` under either engine."""
 TASKS = ("mmlu", "bbh", "drop", "humaneval", "hellaswag")
 FORMATS = (
     "auto", "alpaca", "dolly", "jsonl", "csv", "parquet", "prompt-completion", "question-answer", "sharegpt", "messages",
@@ -28,27 +28,27 @@ ENGINES = ("local", "katib")
 
 
 @dataclass(frozen=True)
-class Known:
-    """Pydantic's annotation for a text that is one of `own` or a name that an installed package adds."""
+class ExtensibleName:
+    """Pydantic's annotation for a text that is one of `builtin` or a name that an installed package adds."""
 
     kind: extensions.Kind
-    own: tuple[str, ...]
+    builtin: tuple[str, ...]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Check the name; packages are looked for only if it is none of retune's own."""
-        check = partial(extensions.known, self.kind, self.own)
+        """Check the name; installed packages are searched only if it is not built in."""
+        check = partial(extensions.check_name, self.kind, self.builtin)
         return core_schema.no_info_after_validator_function(check, handler(source))
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        """Offer what there is on this machine."""
-        return {"type": "string", "enum": [*self.own, *extensions.names(self.kind)]}
+        """List the names that are valid on this machine."""
+        return {"type": "string", "enum": [*self.builtin, *extensions.names(self.kind)]}
 
 
-AlgorithmName = Annotated[str, Known("algorithms", ALGORITHMS)]
-TaskName = Annotated[str, Known("tasks", TASKS)]
-ScoreName = Annotated[str, Known("tasks", (*TASKS, "objective"))]
-"""What a selection can go by: a benchmark, or `objective` for the search's own metric."""
-FormatName = Annotated[str, Known("formats", FORMATS)]
-EngineName = Annotated[str, Known("engines", ENGINES)]
+AlgorithmName = Annotated[str, ExtensibleName("algorithms", ALGORITHMS)]
+TaskName = Annotated[str, ExtensibleName("tasks", TASKS)]
+ScoreName = Annotated[str, ExtensibleName("tasks", (*TASKS, "objective"))]
+"""A score that the rule of a selection may name: a benchmark, or `objective` for the search's own metric."""
+FormatName = Annotated[str, ExtensibleName("formats", FORMATS)]
+EngineName = Annotated[str, ExtensibleName("engines", ENGINES)]

@@ -184,7 +184,7 @@ class Tracker:
                 `retune.outages` says.
 
         """
-        left = self.flush(outages.farewell() if timeout is None else timeout)
+        left = self.flush(outages.flush_seconds() if timeout is None else timeout)
         self._sender.stop(timeout=1.0)
         try:
             self._outbox.sync()

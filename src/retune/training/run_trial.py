@@ -77,7 +77,7 @@ def run_trial(
     """
     from retune.training import memory
 
-    if study.engine.kind == "katib" or gpus.in_a_step_of_a_cluster():
+    if study.engine.kind == "katib" or gpus.in_pipeline_step():
         gpus.require(study.cluster.gpus)
     decides = digest(study, data_uri, task, base)
     if (done := finished(task, decides)) is not None:

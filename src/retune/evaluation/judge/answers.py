@@ -113,7 +113,7 @@ def generate(model: Model, record: Generated, uri: str, report: Report, prompts:
     prompters = {side: Prompter(tokenizer, prompts[side]) for side in SIDES}
     tokens = {side: _tokens(model, record, prompters[side]) for side in SIDES}
     base = models.load_base(model)
-    context = models.context(base.model.config) or models.USUAL_CONTEXT
+    context = models.context(base.model.config) or models.DEFAULT_CONTEXT
     spent, begin, made = record.seconds, time.monotonic(), 0
     for side in SIDES:
         contestant = record.models[side]
@@ -143,7 +143,7 @@ def _tokens(model: Model, record: Generated, prompter: Prompter) -> dict[str, li
 
     ids = [prompter.ids(prompter.prompt(question.question)) for question in record.questions]
     config = AutoConfig.from_pretrained(models.locate(model), trust_remote_code=False)
-    context = models.context(config) or models.USUAL_CONTEXT
+    context = models.context(config) or models.DEFAULT_CONTEXT
     problems = [
         f"question {question.id}: a prompt leaves room for an answer in the model's context of {context} tokens, "
         f"but this one has {len(one)}"
