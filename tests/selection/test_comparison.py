@@ -122,9 +122,8 @@ def test_scores_of_other_questions_are_refused(trials):
         answer["prompt"] += "!"
     with pytest.raises(InputError, match="400 differ"):
         select(trials, [*benches[:3], other], LOSS, Select(), ["mmlu"])
-    assert (
-        select(trials, [*benches[:3], other], LOSS, Select(), []).chosen == "trial-002"
-    )  # not a task of the study
+    # Scores on a task that the study does not have are not compared
+    assert select(trials, [*benches[:3], other], LOSS, Select(), []).chosen == "trial-002"
 
 
 def test_scores_alone_are_compared_by_their_standard_errors_or_not_at_all(trials):

@@ -17,9 +17,9 @@ from retune.records import BenchRecord
 from retune.selection.statistics import (
     compare,
     compare_means,
+    has_answers,
     holm,
     interval,
-    is_explained,
     mcnemar,
     mismatches,
     wilson,
@@ -187,9 +187,8 @@ def test_a_macro_average_is_resampled_within_its_groups():
 
 
 def test_sign_flips_agree_with_all_flips_written_out():
-    weights = [1 / 6] * 2 + [
-        1 / 14
-    ] * 5  # 2 of 3, and 5 of 7 questions of two groups of which each is half the score
+    # 2 of 3, and 5 of 7 questions of two groups, each of which is half the score
+    weights = [1 / 6] * 2 + [1 / 14] * 5
     signs = [1, 1, 1, 1, 1, -1, 1]
     observed = abs(sum(w * s for w, s in zip(weights, signs, strict=True)))
     leads = [
@@ -313,7 +312,7 @@ def test_grades_between_right_and_wrong_are_resampled_and_flipped(samples):
 def test_answers_that_do_not_make_up_the_score_are_not_resampled():
     """A score that is no share of right answers, as F1, is compared by its standard error."""
     odd = record([1, 0, 1, 1], score=0.4)
-    assert not is_explained(odd)
+    assert not has_answers(odd)
     assert compare(odd, record([1, 0, 0, 1])).test == "unpaired normal"
 
 

@@ -1,1 +1,1 @@
-"""From scored trials to one choice: ranking, Pareto sets, rules, and tests against chance. Pure functions of records."""
+"""Choosing one of the scored trials: ranking, Pareto sets, rules, significance tests. Pure functions of records."""

@@ -1,8 +1,8 @@
-"""Which of the trials to register: ranking, Pareto set, a stated rule, and how sure one can be.
+"""Choosing the trial to register: ranking, Pareto set, the study's rule, and tests of how sure the choice is.
 
-Tribes et al. 2024 (appendix "Second round detailed results"): the model with the lowest validation loss does
-not give the best benchmark scores, so the loss alone must not choose. Candidates that no other candidate
-beats in everything (Pareto optimal) are marked, and the rule of the study picks one of them.
+The model with the lowest validation loss does not give the best benchmark scores (Tribes et al. 2024, appendix "Second
+round detailed results"), so the loss alone must not choose. The study's rule picks one of the Pareto-optimal
+candidates: those that no other candidate beats in everything.
 """
 
 from __future__ import annotations
@@ -38,19 +38,20 @@ def select(
     Args:
         trials: all trials of the study, failed ones too.
         benches: scores of any of them.
-        objective: what the search improved; it ranks the candidates.
-        rule: how one of the Pareto-optimal candidates is chosen.
+        objective: of the search; it ranks the candidates.
+        rule: chooses one of the Pareto-optimal candidates.
         tasks: the study's benchmark tasks; without any, the objective alone chooses.
-        constraints: of the study; a trial that breaks one is never chosen.
+        constraints: of the study; a trial that violates one is never chosen.
         further: other objectives of the search, which count for the Pareto set.
-        space: what was searched; with it trials are ranked by their expected objective, see `expected`.
+        space: of the search; if given, trials are ranked by their expected objective, see `retune.selection.expected`.
 
     Raises:
         InputError: if the rule's weights are unusable, or scores of one task were made from different questions.
 
     """
-    everything, on_part = trials, [trial for trial in trials if trial.role == "proxy"]
-    trials = [trial for trial in trials if trial.role != "proxy"]  # those compare with each other alone
+    all_trials, proxies = trials, [trial for trial in trials if trial.role == "proxy"]
+    # Losses after training on a part of the data compare with each other only
+    trials = [trial for trial in trials if trial.role != "proxy"]
     check_same_questions([bench for bench in benches if bench.task in tasks])
     weights = rules.task_weights(rule, tasks)
     scores: dict[str, dict[str, BenchRecord]] = defaultdict(dict)
@@ -88,7 +89,7 @@ def select(
         spread=_spread(trials, objective),
         associations=_associations(ranking, scores, objective, tasks),
         expected=expectations,
-        proxy_pairs=_pairs(on_part, trials, objective),
+        proxy_pairs=_proxy_pairs(proxies, trials, objective),
     )
     pairs = selection.proxy_pairs.values()
     selection.proxy = associate([part for part, _ in pairs], [whole for _, whole in pairs])
@@ -102,16 +103,16 @@ def select(
             chosen.trial, _others(selection, objective), scores, weights, rule.rule == "weighted"
         )
     selection.rows = _rows(selection, trials, scores, objective, weights, constraints)
-    selection.findings = findings(selection, objective, everything, rules.decisive(rule, weights))
+    selection.findings = findings(selection, objective, all_trials, rules.decisive(rule, weights))
     return selection
 
 
-def _pairs(
-    on_part: Sequence[TrialRecord], trials: Sequence[TrialRecord], objective: Objective
+def _proxy_pairs(
+    proxies: Sequence[TrialRecord], trials: Sequence[TrialRecord], objective: Objective
 ) -> dict[str, tuple[float, float]]:
-    """Return the objective on a part of the data and on all of it, of the settings that were trained on both."""
+    """Return the objective on a part of the data and on all of it, for the settings that were trained on both."""
     parts = {
-        trial.number: value for trial in on_part if (value := trial.objective(objective.metric)) is not None
+        trial.number: value for trial in proxies if (value := trial.objective(objective.metric)) is not None
     }
     return {
         trial.trial: (parts[trial.number], _value(trial, objective))
@@ -125,7 +126,7 @@ def _first(trials: Sequence[TrialRecord], role: Role, objective: Objective) -> T
 
 
 def _others(selection: Selection, objective: Objective) -> list[tuple[str | None, str]]:
-    """Return whom a person would compare the chosen trial with."""
+    """Return the trials to compare the chosen one with, and what each is."""
     kind = "expected " if selection.expected else ""
     best = f"{'lowest' if objective.goal == 'minimize' else 'highest'} {kind}{objective.metric.replace('_', ' ')}"
     return [
@@ -192,7 +193,7 @@ def _value(trial: TrialRecord, objective: Objective) -> float:
 
 
 def _spread(trials: Sequence[TrialRecord], objective: Objective) -> dict[str, Spread]:
-    """Group repeats with the trial whose setting they repeat."""
+    """Return the spread over seeds of each setting that was repeated, by the trial that was repeated."""
     groups: dict[str, list[TrialRecord]] = defaultdict(list)
     for trial in sorted(rank(trials, objective), key=lambda t: t.number):
         if trial.role != "base":
@@ -214,7 +215,11 @@ def _associations(
     objective: Objective,
     tasks: Sequence[str],
 ) -> dict[str, Association]:
-    """Correlate objective and scores over the candidates: the untuned base is none, and would make any rule look good."""
+    """Correlate objective and scores over the candidates.
+
+    Without the untuned base, which is no candidate: one point that is worse in both would make any objective look
+    predictive.
+    """
     found = {}
     for task in tasks:
         both = [t for t in ranking if task in scores[t.trial]]

@@ -1,4 +1,4 @@
-"""The chosen model against those a person would ask about, with tests: so that noise is called noise."""
+"""The chosen model compared with base, default, runner-up and best objective, by tests that tell differences from noise."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ class Comparison(Difference):
     """The chosen model minus another one on a task, or on the rule's weighted mean (`task` is then ``mean``).
 
     Attributes:
-        against: the other's name; who: what it is, e.g. ``default setting``.
-        first, second: the scores of the chosen and the other.
-        p_holm: `p` adjusted for all comparisons of the choice.
-        verdict: ``better`` or ``worse`` beyond noise, ``noise``, ``equal`` answers, or ``untested``.
+        against: name of the other model.
+        who: what that is, e.g. ``default setting``.
+        first, second: scores of the chosen and the other model.
+        p_holm: `p` adjusted for all comparisons of the choice (Holm).
+        verdict: ``better`` or ``worse`` (significant at `ALPHA`), ``noise``, ``equal`` answers, or ``untested``.
 
     """
 
@@ -33,7 +34,7 @@ class Comparison(Difference):
     verdict: str = "untested"
 
     def sentence(self) -> str:
-        """Return the comparison in words; scores in percent, differences in points of a percent."""
+        """Return the comparison in words, differences in percentage points."""
         other = f"{self.against} ({self.who})"
         numbers = f"{points(self.difference)} points"
         if self.low is not None and self.high is not None:
@@ -50,23 +51,23 @@ class Comparison(Difference):
 
 
 def summary(comparisons: Sequence[Comparison]) -> str:
-    """Return in one line how the chosen model compares with one other: what is beyond noise, and the rest by name."""
-    words = []
-    for verdict, lead in (("better", "better on"), ("worse", "worse on")):
-        clear = [f"{c.task} {points(c.difference)} points" for c in comparisons if c.verdict == verdict]
-        words += [f"{lead} {', '.join(clear)}"] if clear else []
-    unclear = [c.task for c in comparisons if c.verdict not in ("better", "worse")]
-    words += [f"no difference beyond noise on {', '.join(unclear)}"] if unclear else []
-    return f"against {comparisons[0].against} ({comparisons[0].who}): {'; '.join(words)}"
+    """Return one line on the comparisons with one other model: significant differences in points, other tasks by name."""
+    parts = []
+    for verdict in ("better", "worse"):
+        significant = [f"{c.task} {points(c.difference)} points" for c in comparisons if c.verdict == verdict]
+        parts += [f"{verdict} on {', '.join(significant)}"] if significant else []
+    rest = [c.task for c in comparisons if c.verdict not in ("better", "worse")]
+    parts += [f"no difference beyond noise on {', '.join(rest)}"] if rest else []
+    return f"against {comparisons[0].against} ({comparisons[0].who}): {'; '.join(parts)}"
 
 
 def points(share: float) -> str:
-    """Return a difference of shares in points of a percent, with a sign."""
+    """Return a difference of shares in percentage points, with a sign."""
     return f"{100 * share:+.2f}".replace("-", "−")
 
 
 def p_value(p: float) -> str:
-    """Return a p-value as people print it."""
+    """Return a p-value with the digits that matter: two decimals, four below 0.01."""
     return "below 0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"
 
 
@@ -96,11 +97,11 @@ def compare_choice(
 
     Args:
         chosen: name of the chosen model.
-        others: name and what it is (``untuned base``); None and the chosen itself are left out, and one that is two
-            things is compared once.
+        others: name of each other model, and what it is (``untuned base``); None and the chosen model are left out, and a
+            model that is several of these is compared once.
         scores: records by model and task.
         weights: of the rule's mean over tasks.
-        with_mean: whether that mean is what chose.
+        with_mean: whether to compare that mean too, because the rule chose by it.
 
     """
     roles: dict[str, list[str]] = {}
@@ -129,20 +130,21 @@ def _against(
     own, theirs = scores[chosen], scores[other]
     tasks = [task for task in weights if task in own and task in theirs]
 
-    def made(task: str, difference: Difference, first: float, second: float) -> Comparison:
+    def comparison(task: str, difference: Difference, first: float, second: float) -> Comparison:
         return Comparison(
             **difference.model_dump(), against=other, who=who, task=task, first=first, second=second
         )
 
     found = [
-        made(task, compare(own[task], theirs[task]), own[task].score, theirs[task].score) for task in tasks
+        comparison(task, compare(own[task], theirs[task]), own[task].score, theirs[task].score)
+        for task in tasks
     ]
     weighed = [task for task in tasks if weights[task] > 0]
     if with_mean and len(tasks) == len(weights) > 1 and weighed:
         total = sum(weights[task] for task in weighed)
         means = [sum(weights[t] * side[t].score for t in weighed) / total for side in (own, theirs)]
         pairs = [(weights[task], own[task], theirs[task]) for task in weighed]
-        found.append(made(MEAN, compare_means(pairs), *means))
+        found.append(comparison(MEAN, compare_means(pairs), *means))
     return found
 
 

@@ -1,7 +1,7 @@
-"""What a setting can be expected to give, from the noisy results of all trials.
+"""The expected objective of each setting, estimated from the noisy results of all trials.
 
-The lowest of many noisy losses is lucky more often than it is best. So settings are ranked by the mean of a Gaussian process
-over every trial, repeats with other seeds among them: a value that no neighbour confirms counts less.
+The lowest of many noisy losses is more often lucky than best (the winner's curse). So settings are ranked by the posterior
+mean of a Gaussian process over all trials, repeats included: a value that its neighbours do not confirm counts less.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from retune.records import TrialRecord, canonical
 from retune.space import Space
 from retune.study import Objective
 
-_FEWEST = 5  # different settings; with fewer there is nothing to model: each has the mean of its own trials
-_MODELLED = 400  # trials in the model at most: the best ones
+_MIN_SETTINGS = 5  # with fewer there is nothing to model: the mean of each setting's own trials is returned
+_MAX_TRIALS = 400  # in the model, the best ones: its time grows with the cube
 
 
 def expected(trials: Sequence[TrialRecord], objective: Objective, space: Space) -> dict[str, float]:
-    """Return the expected objective of each completed trial of a trained setting, by the trial's name."""
+    """Return the expected objective of each completed, trained trial in the space, by the trial's name.
+
+    Of more than 400 trials only the best 400 are modelled and returned.
+    """
     sign = 1.0 if objective.goal == "minimize" else -1.0
     found = [
         (sign * value, trial.number, trial)
@@ -28,8 +31,8 @@ def expected(trials: Sequence[TrialRecord], objective: Objective, space: Space) 
         and space.contains(trial.assignment)
     ]
     found.sort(key=lambda entry: (entry[0], entry[1], entry[2].seed))
-    kept = [(value, trial) for value, _, trial in found][:_MODELLED]
-    if len({canonical(trial.assignment) for _, trial in kept}) < _FEWEST:
+    kept = [(value, trial) for value, _, trial in found][:_MAX_TRIALS]
+    if len({canonical(trial.assignment) for _, trial in kept}) < _MIN_SETTINGS:
         return _means([trial for _, trial in kept], objective)
 
     import numpy as np
@@ -40,10 +43,10 @@ def expected(trials: Sequence[TrialRecord], objective: Objective, space: Space) 
 
     lattice = Lattice(space)
     places = lattice.features([space.encode(trial.assignment) for _, trial in kept])
-    values = np.array([min(max(value, -1e100), 1e100) for value, _ in kept])
+    values = np.array([min(max(value, -1e100), 1e100) for value, _ in kept])  # finite when they are squared
     mean, _ = fit(places, squashed(values), lattice.groups).predict(places)
-    levels = sign * unsquashed(mean, values)
-    return {trial.trial: float(level) for (_, trial), level in zip(kept, levels, strict=True)}
+    expectations = sign * unsquashed(mean, values)
+    return {trial.trial: float(value) for (_, trial), value in zip(kept, expectations, strict=True)}
 
 
 def _means(trials: Sequence[TrialRecord], objective: Objective) -> dict[str, float]:
@@ -58,6 +61,6 @@ def _means(trials: Sequence[TrialRecord], objective: Objective) -> dict[str, flo
 def by_expectation(
     ranking: Sequence[TrialRecord], values: dict[str, float], objective: Objective
 ) -> list[TrialRecord]:
-    """Return trials, ranked by their own value, in the order of the expected one; those without one are last."""
+    """Return ranked trials in the order of their expected value; those without one are last, in their old order."""
     sign = 1.0 if objective.goal == "minimize" else -1.0
     return sorted(ranking, key=lambda trial: sign * values.get(trial.trial, sign * math.inf))

@@ -1,4 +1,4 @@
-"""What a person must know before believing the result of a study."""
+"""Findings: warnings that a person must read before believing the result of a study."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from retune.selection.ranking import gain
 from retune.selection.record import Row, Selection
 from retune.study import Objective
 
-EQUAL = 1e-12
+_EQUAL = 1e-12  # differences up to here come from rounding
 
 
 def findings(
@@ -20,26 +20,26 @@ def findings(
     metric = selection.metric
     best = selection.row(selection.ranking[0]) if selection.ranking else None
     base, chosen = selection.row(selection.base), selection.row(selection.chosen)
-    found = _of_objective(selection, objective, best, base, trials)
+    found = _on_objective(selection, objective, best, base, trials)
     won = chosen.gain_over_base if chosen is not None and chosen is not best else None
-    if chosen is not None and won is not None and won <= EQUAL:
+    if chosen is not None and won is not None and won <= _EQUAL:
         found.append(f"the chosen {chosen.trial} has no better {metric} than the untuned base")
     if chosen is not None:
-        found += _of_scores(selection, chosen, best, decisive)
-    found += _of_part_trainings(selection, trials)
+        found += _on_scores(selection, chosen, best, decisive)
+    found += _on_fidelity(selection, trials)
     failed = [t for t in trials if t.status == "failed"]
     if failed and len(failed) * 4 >= len(trials):
         found.append(f"{len(failed)} of {len(trials)} trials failed")
     return found
 
 
-def _of_part_trainings(selection: Selection, trials: Sequence[TrialRecord]) -> list[str]:
-    """Say which trials were not trained whole, and how far what they gave can be believed."""
+def _on_fidelity(selection: Selection, trials: Sequence[TrialRecord]) -> list[str]:
+    """Return what to know about trials that were stopped early or trained on a part of the data."""
     found = []
     stopped = sum(t.status == "early_stopped" for t in trials)
     if stopped:
         found.append(
-            f"{stopped} of {len(trials)} trials were stopped early; a trial that was is never chosen, whatever its loss was then"
+            f"{stopped} of {len(trials)} trials were stopped early; such a trial is never chosen, whatever its loss was then"
         )
     parts = [t.proxy for t in trials if t.proxy]
     if not parts:
@@ -64,7 +64,7 @@ def _of_part_trainings(selection: Selection, trials: Sequence[TrialRecord]) -> l
     return found
 
 
-def _of_objective(
+def _on_objective(
     selection: Selection,
     objective: Objective,
     best: Row | None,
@@ -82,13 +82,13 @@ def _of_objective(
     if base is None:
         if not any(t.role == "base" and t.status == "completed" for t in trials):
             found.append("the untuned base has no result, so no gain can be stated")
-    elif best is not None and gain(best.objective, base.objective, objective) <= EQUAL:
+    elif best is not None and gain(best.objective, base.objective, objective) <= _EQUAL:
         found.append(
             f"best is no better than the untuned base: {metric} {best.objective:.6g} ({best.trial}) "
             f"against {base.objective:.6g}"
         )
     if best is not None and default is not None and best.trial != default.trial:
-        found += _of_seeds(selection, best, default)
+        found += _on_seeds(selection, best, default)
     elif best is not None and default is not None:
         found.append(
             f"the search found nothing better than the default setting ({metric} {best.objective:.6g})"
@@ -96,8 +96,8 @@ def _of_objective(
     return found
 
 
-def _of_seeds(selection: Selection, best: Row, default: Row) -> list[str]:
-    """Say so when the gain over the default setting could be the luck of a seed."""
+def _on_seeds(selection: Selection, best: Row, default: Row) -> list[str]:
+    """Return a warning if the gain over the default setting is no larger than the spread over seeds."""
     spreads = [s.sd for s in (selection.spread.get(best.trial), selection.spread.get(default.trial)) if s]
     difference = abs(best.objective - default.objective)
     if not spreads or difference > max(spreads):
@@ -108,8 +108,8 @@ def _of_seeds(selection: Selection, best: Row, default: Row) -> list[str]:
     ]
 
 
-def _of_scores(selection: Selection, chosen: Row, best: Row | None, decisive: str | None) -> list[str]:
-    """Say so when scores fell, or when scores that differ by noise alone decided."""
+def _on_scores(selection: Selection, chosen: Row, best: Row | None, decisive: str | None) -> list[str]:
+    """Return warnings about scores that fell, and about a choice by scores that do not differ significantly."""
     found = []
     if best is not None and chosen is not best:
         lead = next((c for c in selection.comparisons if (c.against, c.task) == (best.trial, decisive)), None)
@@ -126,7 +126,7 @@ def _of_scores(selection: Selection, chosen: Row, best: Row | None, decisive: st
             f"{', '.join(f'{c.task} {points(c.difference)} points' for c in to_base)}"
         )
     by_task = {c.task: c for c in selection.comparisons if c.against == selection.untuned}
-    worse = [task for task in selection.tasks if task in by_task and by_task[task].difference < -EQUAL]
+    worse = [task for task in selection.tasks if task in by_task and by_task[task].difference < -_EQUAL]
     if worse:
         losses = ", ".join(
             f"{task} {points(by_task[task].difference)} points"

@@ -23,8 +23,8 @@ class ParetoTrial(BaseModel):
 def pareto_set(trials: Sequence[TrialRecord], search: Search) -> list[ParetoTrial]:
     """Return the non-dominated trials, best by the first objective first; nothing for a single objective.
 
-    Only completed, trained settings with all objectives measured and the constraints kept are compared. Of
-    equal ones all stay.
+    Only completed, trained settings that have all objectives and satisfy the constraints are compared. Equal ones all
+    stay.
     """
     if not search.further_objectives:
         return []

@@ -1,4 +1,4 @@
-"""Who is better than whom: by one number, and by several at once."""
+"""Ranking of trials by one objective, and Pareto dominance for several."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def rank(trials: Sequence[TrialRecord], objective: Objective) -> list[TrialRecor
 def candidates(
     trials: Sequence[TrialRecord], objective: Objective, constraints: Sequence[Constraint] = ()
 ) -> list[TrialRecord]:
-    """Return what may be chosen, best first: completed, trained settings that keep the constraints."""
+    """Return the trials that may be chosen, best first: completed, trained settings that satisfy the constraints."""
     trained = [t for t in rank(trials, objective) if t.role in ("default", "search")]
     return [trial for trial in trained if is_feasible(trial, constraints)]
 
 
 def is_feasible(trial: TrialRecord, constraints: Sequence[Constraint]) -> bool:
-    """Return whether a trial keeps all constraints; one whose metric it did not measure is broken."""
+    """Return whether a trial satisfies all constraints; one on a metric that it did not measure is violated."""
     for constraint in constraints:
         value = measured(trial, constraint.metric)
         if value is None:
@@ -45,7 +45,7 @@ def is_feasible(trial: TrialRecord, constraints: Sequence[Constraint]) -> bool:
 
 
 def measured(trial: TrialRecord, metric: str) -> float | None:
-    """Return what a constraint looks at: a metric, or a number of the record such as `seconds`; None if it is not finite."""
+    """Return the value for a constraint: a metric, or a number of the record such as `seconds`; None if not finite."""
     value = trial.values.get(metric)
     if value is None and metric in TrialRecord.model_fields:
         value = getattr(trial, metric)

@@ -1,4 +1,4 @@
-"""The record of a choice (`selection.json`): the table of trials, what was chosen and why, and how sure one can be."""
+"""The record of a choice (`selection.json`): the table of trials, the chosen one and why, comparisons and findings."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ Scores = Mapping[str, Mapping[str, BenchRecord]]  # by model and task
 
 
 def task_weights(rule: Select, tasks: Sequence[str]) -> dict[str, float]:
-    """Return the weight of each task; if any is given, those not named weigh nothing.
+    """Return the weight of each task: equal ones by default; if any is given, 0 for the tasks without one.
 
     Raises:
         InputError: if a weight is negative or infinite, or none is above 0.
@@ -46,7 +46,7 @@ def mean(scores: Mapping[str, BenchRecord], weights: Mapping[str, float]) -> flo
 def oriented(
     trial: TrialRecord, objective: Objective, expected: Mapping[str, float] = MappingProxyType({})
 ) -> float:
-    """Return the objective of a trial, the `expected` one if there is one, so that higher is better."""
+    """Return the objective of a trial, its `expected` value if there is one, negated if needed so that higher is better."""
     value = expected.get(trial.trial, trial.objective(objective.metric))
     assert value is not None  # only ranked trials come here
     return -value if objective.goal == "minimize" else value
@@ -58,8 +58,8 @@ def goals(
     """Return the objectives that count for the Pareto set beside the scores.
 
     By default none, as in Tribes et al. 2024: the loss made the short list already, and would keep the trial with the
-    best loss on the front whatever its scores. Those named as goals do count: several objectives of a search, and
-    `objective` in a lexicographic order. Without benchmarks there is nothing but the objective.
+    best loss on the front whatever its scores. Objectives that the study names as goals do count: several objectives
+    of a search, and `objective` in a lexicographic order. Without benchmarks only the objective counts.
     """
     if further or not tasks or (rule.rule == "lexicographic" and "objective" in rule.order):
         return [objective, *further]
@@ -75,11 +75,11 @@ def front(
 ) -> list[TrialRecord]:
     """Return the candidates that no other one dominates in objectives and scores, in their order.
 
-    `expected` holds expected values of a single objective, which count in the place of the measured ones.
+    `expected` holds the expected values of a single objective, which replace the measured ones.
     """
-    known = expected if len(objectives) == 1 else {}
+    values = expected if len(objectives) == 1 else {}
     points = [
-        (*(oriented(t, o, known) for o in objectives), *(scores[t.trial][task].score for task in tasks))
+        (*(oriented(t, o, values) for o in objectives), *(scores[t.trial][task].score for task in tasks))
         for t in scored
     ]
     return [trial for trial, optimal in zip(scored, pareto(points), strict=True) if optimal]
@@ -100,6 +100,7 @@ def choose(
         if not weights:
             return (own, -trial.number)
         if rule.rule == "weighted":
+            # Rounded, so that means equal but for the order of summation are a tie
             return (round(mean(scores[trial.trial], weights), 12), own, -trial.number)
         order = [own if name == "objective" else scores[trial.trial][name].score for name in rule.order]
         return (*order, own, -trial.number)
@@ -110,7 +111,7 @@ def choose(
 def in_words(
     rule: Select, weights: Mapping[str, float], objective: Objective, by_expectation: bool = False
 ) -> str:
-    """Return the rule as a person would say it."""
+    """Return a sentence that states the rule."""
     best = "lowest" if objective.goal == "minimize" else "highest"
     metric = f"expected {objective.metric}" if by_expectation else objective.metric
     if not weights:
@@ -123,7 +124,7 @@ def in_words(
 
 
 def decisive(rule: Select, weights: Mapping[str, float]) -> str | None:
-    """Return the task that decides first, ``mean`` where their mean does, None where it is the objective."""
+    """Return the task that the rule compares first, ``mean`` for their weighted mean, None for the objective."""
     if not weights:
         return None
     if rule.rule == "weighted":
@@ -151,10 +152,16 @@ def why(
     weights: Mapping[str, float],
     expected: Mapping[str, float] = MappingProxyType({}),
 ) -> str:
-    """Return the sentences that say why this trial was chosen and not the next one, nor the one with the best objective.
+    """Return why this trial was chosen, and not the runner-up or the one with the best objective.
 
     Args:
+        chosen, runner_up: the first and the second by the rule.
+        best: the trial with the best objective.
         counts: how many candidates were scored, and how many of them are Pareto optimal.
+        scores: records by model and task.
+        objective, rule: of the study.
+        weights: of the tasks; empty without benchmarks.
+        expected: expected objectives by trial, where trials are ranked by them.
 
     """
 

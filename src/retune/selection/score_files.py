@@ -1,4 +1,4 @@
-"""Scores from elsewhere: CSV and JSON tables, folders that `retune bench` wrote, and searches, put together."""
+"""Scores from several sources joined: CSV and JSON tables, folders that `retune bench` wrote, and searches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from retune.study import Objective, Select
 
 @dataclass
 class ScoreFiles:
-    """What was read: models by method, the tasks they were scored on, what ranks them and what chooses."""
+    """The joined sources: models by method, their tasks, the objective that ranks them and the rule that chooses."""
 
     methods: list[Method]
     tasks: list[str]
@@ -33,7 +33,7 @@ def compare_scores(
     best: int = 10,
     worst: int = 10,
 ) -> Scoreboard:
-    """Return the tables of scores from elsewhere and the choice among them; see `read_scores`.
+    """Return the tables of scores from several sources and the choice among them; see `read_scores`.
 
     Args:
         sources: ``[METHOD=]PATH`` each.
@@ -55,7 +55,7 @@ def compare(
     best: int = 10,
     worst: int = 10,
 ) -> Scoreboard:
-    """Return what `compare_scores` does, from values instead of a command line's texts."""
+    """Do the same as `compare_scores`, with values instead of the command line's texts."""
     read = read_scores(sources, weights, order, tasks)
     name = ", ".join(source.rstrip("/").rpartition("/")[2] for source in sources)
     return scoreboard(name, read.methods, read.objective, read.rule, read.tasks, best=best, worst=worst)
@@ -79,7 +79,7 @@ def _weights(text: str) -> dict[str, float]:
 
 
 def _rule(weights: Mapping[str, float], order: Sequence[str], tasks: Sequence[str]) -> Select:
-    """Return the rule for scores of any tasks; a study's rule knows only those that retune itself can run."""
+    """Return the rule for scores of any tasks, while a study's rule takes only those that retune can run."""
     problems = []
     if weights and order:
         problems.append("give weights or an order, not both: they are two rules")
@@ -92,7 +92,7 @@ def _rule(weights: Mapping[str, float], order: Sequence[str], tasks: Sequence[st
         raise InputError(problems, "the rule")
     rule = "lexicographic" if order else "weighted"
     fields: dict[str, Any] = {"rule": rule, "weights": dict(weights), "order": list(order)}
-    return Select.model_construct(**fields)  # not validated: any task may be weighed
+    return Select.model_construct(**fields)  # not validated: that would refuse other tasks than retune's own
 
 
 def read_scores(
@@ -104,12 +104,12 @@ def read_scores(
     """Read and join all sources; a model that several of them name is one model.
 
     Args:
-        sources: ``[METHOD=]PATH`` each. A CSV or JSON file has a row a model: ``model``; ``method``, ``role``
+        sources: ``[METHOD=]PATH`` each. A CSV or JSON file has one row per model: ``model``; ``method``, ``role``
             (search, default, base), ``loss`` or ``rank`` if known; every other column is a task, with
-            ``<task>_n`` and ``<task>_stderr`` beside it if known. Lines that begin with # are left out. A
+            ``<task>_n`` and ``<task>_stderr`` beside it if known. Lines that begin with # are skipped. A
             column with a value above 1 is in percent. A folder holds records of `retune bench`, or a search.
         weights, order: of the rule: lexicographic if there is an order, else weighted, equally by default.
-        tasks: those that count; all that were found by default.
+        tasks: those to compare; default: all in the sources.
 
     Raises:
         InputError: with every problem of every source; if the rule names what is no task, or is two rules.
@@ -119,7 +119,7 @@ def read_scores(
     models: dict[tuple[str, str], Scored] = {}
     objectives: list[Objective] = []
     for source in sources:
-        method, path = _named(source)
+        method, path = _split(source)
         try:
             found, objective = _read(method, path)
         except InputError as error:
@@ -146,7 +146,8 @@ def read_scores(
     return _finish(list(models.values()), objective, rule, kept)
 
 
-def _named(source: str) -> tuple[str, str]:
+def _split(source: str) -> tuple[str, str]:
+    """Return method and path of ``[METHOD=]PATH``; a path may hold an equals sign."""
     name, equals, path = source.partition("=")
     return (name, path) if equals and "/" not in name else ("", source)
 
@@ -177,7 +178,7 @@ def _from_benches(method: str, path: str, names: Iterable[str]) -> list[Scored]:
 
 def _from_search(method: str, path: str, names: Iterable[str]) -> tuple[list[Scored], Objective]:
     names = list(names)
-    asked = study.parse(
+    searched = study.parse(
         loads(store.read(store.join(path, "study.json")), store.join(path, "study.json")), path
     )
     trials = _records(
@@ -186,12 +187,12 @@ def _from_search(method: str, path: str, names: Iterable[str]) -> tuple[list[Sco
     benches = _records(
         BenchRecord, path, [n for n in names if n.startswith("bench/") and n.endswith(".json")]
     )
-    method = method or asked.search.algorithm
+    method = method or searched.search.algorithm
     models = {t.trial: Scored(method, t.trial, t.role, trial=t) for t in trials}
     for record in benches:
         if record.model in models:
             models[record.model].benches[record.task] = record
-    return list(models.values()), asked.search.objective
+    return list(models.values()), searched.search.objective
 
 
 def _records(kind: Any, path: str, names: Iterable[str]) -> list[Any]:
@@ -207,7 +208,7 @@ def _records(kind: Any, path: str, names: Iterable[str]) -> list[Any]:
 
 
 def _join(models: dict[tuple[str, str], Scored], new: Scored, path: str) -> list[str]:
-    """Add a model to what is known; return what two sources say differently."""
+    """Add a model to those of earlier sources; return the contradictions between them."""
     known = models.setdefault((new.method, new.name), Scored(new.method, new.name))
     problems = []
     for name in ("loss", "rank", "trial"):
@@ -226,7 +227,7 @@ def _join(models: dict[tuple[str, str], Scored], new: Scored, path: str) -> list
 
 
 def _finish(models: list[Scored], objective: Objective, rule: Select, tasks: list[str]) -> ScoreFiles:
-    """Decide what ranks the models, and make records of them all."""
+    """Choose the objective that ranks the models, and convert them to trial records."""
     tuned = [m for m in models if m.role != "base" and m.trial is None]
     by_loss = any(m.loss is not None for m in tuned) or any(m.trial is not None for m in models)
     by_rank = not by_loss and any(m.rank is not None for m in tuned)

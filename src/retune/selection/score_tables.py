@@ -1,4 +1,4 @@
-"""Tables of scores that people keep: a CSV or JSON file with a row a model."""
+"""Tables of scores: CSV and JSON files with one row per model."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from retune import store
 from retune.errors import InputError
 from retune.records import BenchRecord, Role, TrialRecord
 
-_FIXED = ("model", "method", "role", "loss", "rank")
+_MODEL_COLUMNS = ("model", "method", "role", "loss", "rank")  # all others are tasks
 _ROLES = ("search", "default", "base")
 
 
 @dataclass
 class Scored:
-    """All that a source tells of one model."""
+    """One model in a source: its loss, its place by the loss or its trial's record, and its scores by task."""
 
     method: str
     name: str
@@ -32,7 +32,7 @@ class Scored:
 
 
 def read_table(method: str, path: str) -> list[Scored]:
-    """Return the models of a CSV or JSON file; `method` stands for its column of that name if it is not empty.
+    """Return the models of a CSV or JSON file; `method` replaces the column of that name, unless it is empty.
 
     Raises:
         InputError: with every problem of every cell.
@@ -68,7 +68,7 @@ def _json_rows(text: str, path: str) -> list[dict[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"not valid JSON: {error}", path) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError("a JSON table of scores is a list of objects, one a model, but this is not", path)
+        raise InputError("a JSON table of scores is a list of objects, one per model, but this is not", path)
     return rows
 
 
@@ -78,9 +78,10 @@ def _from_rows(rows: Sequence[Mapping[str, Any]], method: str, path: str) -> lis
     columns = list(dict.fromkeys(column for row in rows for column in row))
     if not rows or "model" not in columns:
         raise InputError(
-            f"a table of scores needs a row a model and a column `model`, but has {columns or 'no row'}", path
+            f"a table of scores needs one row per model and a column `model`, but has {columns or 'no row'}",
+            path,
         )
-    tasks = [c for c in columns if c not in _FIXED and not c.endswith(("_n", "_stderr"))]
+    tasks = [c for c in columns if c not in _MODEL_COLUMNS and not c.endswith(("_n", "_stderr"))]
     lonely = [c for c in columns if c.endswith(("_n", "_stderr")) and c.rpartition("_")[0] not in tasks]
     if lonely:
         problems.append(f"`<task>_n` and `<task>_stderr` need a column <task>, but {lonely} have none")
@@ -102,8 +103,9 @@ def _from_rows(rows: Sequence[Mapping[str, Any]], method: str, path: str) -> lis
         return value
 
     percent = {task: any((number(row, task, 100) or 0) > 1 for row in rows) for task in tasks}
-    # They come again, once, below
-    problems[:] = [problem for problem in problems if "must be" not in problem]
+    problems[:] = [
+        problem for problem in problems if "must be" not in problem
+    ]  # the cells are read again below
     models = []
     for row in rows:
         role = str(row.get("role") or "search")
@@ -134,9 +136,9 @@ def _role(text: str) -> Role | None:
 
 
 def _bench(model: str, task: str, score: float, n: int, stderr: float | None) -> BenchRecord:
-    """Return the record of a published score; n = 0 says that the number of questions is not known."""
+    """Return the record of a published score; `n` is 0 if the number of questions is not known."""
     if stderr is None:
         stderr = math.sqrt(score * (1 - score) / (n - 1)) if n > 1 else 0.0
     elif n < 1:
-        n = 1  # known well enough to be tested
+        n = 1  # a test needs the standard error alone, but is not made where n is 0
     return BenchRecord(model=model, task=task, score=score, stderr=stderr, n=n, shots=0, protocol="as given")

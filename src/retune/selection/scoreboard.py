@@ -1,4 +1,4 @@
-"""The tables that a person chooses from, laid out as in Tribes et al. 2024 (Tables 1, 4a and 4b)."""
+"""The comparison tables of scored models, laid out as in Tribes et al. 2024 (Tables 1, 4a and 4b)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from retune.selection.record import Selection
 from retune.study import Constraint, Objective, Select
 
 PLACE = "rank"
-"""The metric of models of which only the place by the loss is known; it is shown as it was given."""
+"""The metric of models whose place by the loss is known, but not the loss."""
 MEAN_SCORE = "mean_score"
-"""The metric of models of which no loss is known at all."""
+"""The metric of models without any known loss: the mean of their scores."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """What one method (an algorithm, a study) found. Models of methods without a name stand in every table."""
+    """The models of one method (an algorithm, a study); those of a method without a name appear in every table."""
 
     name: str
     trials: list[TrialRecord]
@@ -45,7 +45,7 @@ class Line(BaseModel):
 
 
 class Table(BaseModel):
-    """The best and the worst models of one method with default and base.
+    """The best and the worst models of one method, with default and base.
 
     Attributes:
         lines: best objective first, the untuned base last.
@@ -125,7 +125,7 @@ def scoreboard(
     trials = [trial for method in methods for trial in method.trials]
     benches = [bench for method in methods for bench in method.benches]
     selection = select(trials, benches, objective, rule, tasks, constraints, further)
-    if objective.metric == MEAN_SCORE:  # a score always goes along with the mean it is part of
+    if objective.metric == MEAN_SCORE:  # each score is part of that mean, so their correlation says nothing
         selection.associations, selection.correlation = {}, {}
     board = Scoreboard(
         name=name,

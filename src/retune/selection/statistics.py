@@ -1,8 +1,8 @@
-"""Is one model better than another, or is it noise? Intervals of scores, and paired tests on the same questions.
+"""Is one model better than another, or is it noise? Confidence intervals of scores, and paired tests on the same questions.
 
-Two models that answer the same questions are compared question by question: what both get right or both get wrong
-says nothing about which is better, and leaving it out makes the test far sharper than comparing two scores with
-their standard errors.
+Two models that answer the same questions are compared question by question: questions that both get right or both get
+wrong do not tell which is better. Leaving these out gives the test far more power than comparing two scores by their
+standard errors.
 """
 
 from __future__ import annotations
@@ -29,19 +29,20 @@ Test = Literal["McNemar exact", "sign flips", "unpaired normal", "none"]
 
 # Scores that average over groups, not over questions: (protocol, task). The group is the id before its last slash.
 MACRO = frozenset({("instruct-eval", "bbh")})
-_NAMED = 3
+_MAX_NAMED = 3  # questions named in an error
 
 
 class Difference(BaseModel):
     """Score of the first model minus score of the second, between -1 and 1.
 
     Attributes:
-        low, high: interval at `level`; by paired bootstrap if `paired`, else from the standard errors; None if unknown.
-        p: two-sided, of the hypothesis that the models are equally good; None if it cannot be tested.
-        test: which one gave `p`.
-        n: questions that both answered, or the larger number where they are not paired; 0 if unknown.
-        first_only, second_only: questions that only this one got right, or did better on where answers have a grade
-            between right and wrong; None if not paired.
+        low, high: confidence interval at `level`; by paired bootstrap if `paired`, else from the standard errors; None
+            if unknown.
+        p: two-sided p-value of the hypothesis that the models are equally good; None if it cannot be tested.
+        test: the test that gave `p`.
+        n: questions that both answered; the larger number of the two if not paired; 0 if unknown.
+        first_only, second_only: questions that only this model got right, or, where answers are graded between right
+            and wrong, got a higher grade for; None if not paired.
 
     """
 
@@ -78,13 +79,13 @@ def wilson(right: float, n: int, level: float = LEVEL) -> tuple[float, float]:
 def mcnemar(first_only: int, second_only: int) -> float:
     """Return the two-sided p-value of McNemar's exact test.
 
-    Under the hypothesis each question that only one of the two models gets right is a fair coin: twice the smaller
-    tail of a binomial distribution with share one half, at most 1.
+    Under the null hypothesis each question that only one of the two models gets right is a fair coin toss: p is twice
+    the smaller tail of the binomial distribution with probability one half, at most 1.
 
     Source: McNemar 1947, Psychometrika 12(2); the exact form is in Agresti, Categorical Data Analysis, section 11.1.
     """
     n, fewer = first_only + second_only, min(first_only, second_only)
-    tail = term = 1
+    tail = term = 1  # in whole numbers: 2^n overflows a float from n = 1024 on
     for k in range(1, fewer + 1):
         term = term * (n - k + 1) // k
         tail += term
@@ -95,20 +96,20 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
     """Return p-values adjusted for their number (Holm 1979, Scandinavian Journal of Statistics 6); None stays None."""
     tested = sorted((p, place) for place, p in enumerate(values) if p is not None)
     adjusted: list[float | None] = [None] * len(values)
-    least = 0.0
-    for done, (p, place) in enumerate(tested):
-        least = max(least, min(1.0, p * (len(tested) - done)))
-        adjusted[place] = least
+    largest = 0.0  # so far: adjusted values are in the order of the p-values
+    for smaller, (p, place) in enumerate(tested):
+        largest = max(largest, min(1.0, p * (len(tested) - smaller)))
+        adjusted[place] = largest
     return adjusted
 
 
 def interval(record: BenchRecord, level: float = LEVEL, seed: int = 0) -> tuple[float, float] | None:
-    """Return the interval of one score, None if neither answers nor their number are known.
+    """Return the confidence interval of one score, None if neither answers nor their number are known.
 
-    Wilson's for a share of right answers; a bootstrap where answers have grades, or the score averages over groups
-    (then within them); else the normal one from the standard error.
+    It is Wilson's for a share of right answers; a bootstrap where answers are graded, or the score averages over groups
+    (then resampled within them); without answers the normal one from the standard error.
     """
-    if is_explained(record):
+    if has_answers(record):
         strata = _strata(record, _values(record))
         if _is_plain(strata):
             return wilson(float(strata[0].values.sum()), len(record.answers), level)
@@ -119,8 +120,8 @@ def interval(record: BenchRecord, level: float = LEVEL, seed: int = 0) -> tuple[
     return max(0.0, record.score - half), min(1.0, record.score + half)
 
 
-def is_explained(record: BenchRecord) -> bool:
-    """Return whether the answers are kept and what they are worth averages to the score."""
+def has_answers(record: BenchRecord) -> bool:
+    """Return whether the record holds its answers, and their values average to the score."""
     if not record.answers or not all("right" in answer and "id" in answer for answer in record.answers):
         return False
     strata = _strata(record, _values(record))
@@ -170,11 +171,11 @@ def compare_means(
 ) -> Difference:
     """Compare the weighted mean scores of two models over several tasks.
 
-    Where both records hold their answers, questions are resampled in pairs within each task (and within each group
-    where the score averages over groups): the interval is that bootstrap's percentiles. The test is McNemar's for a
-    share of right answers; else its like for grades and weighted averages, in which the sign of each difference is
-    flipped at random. Where answers are missing, interval and test are the normal ones of independent scores, which is too
-    careful for models that mostly get the same questions right.
+    If both records hold their answers, the interval is a percentile bootstrap, in which questions are resampled in pairs
+    within each task (and within each group if the score averages over groups). The test is McNemar's for a share of right
+    answers; for grades and weighted averages a permutation test that flips the sign of each difference at random.
+    Without answers, interval and test are the normal ones of independent scores, which is conservative for models that
+    mostly get the same questions right.
 
     Args:
         pairs: weight (any scale), and the records of the first and the second model on one task.
@@ -190,7 +191,7 @@ def compare_means(
         raise InputError(problems, "paired comparison")
     total = sum(weight for weight, _, _ in pairs)
     lead = sum(weight * (first.score - second.score) for weight, first, second in pairs) / total
-    if not all(is_explained(record) for _, *both in pairs for record in both):
+    if not all(has_answers(record) for _, *both in pairs for record in both):
         return _unpaired(pairs, lead, total, level)
     strata = [s for weight, first, second in pairs for s in _paired(weight / total, first, second)]
     low, high = _percentiles(_resample(strata, seed), level)
@@ -202,7 +203,7 @@ def compare_means(
         low=low,
         high=high,
         level=level,
-        p=mcnemar(wins, losses) if plain else _flip(strata, lead, seed),
+        p=mcnemar(wins, losses) if plain else _sign_flip_p(strata, lead, seed),
         test="McNemar exact" if plain else "sign flips",
         n=sum(len(stratum.values) for stratum in strata),
         paired=True,
@@ -224,8 +225,8 @@ def _z(level: float) -> float:
 
 
 def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more
 
 
 def _strata(record: BenchRecord, values: Sequence[float], weight: float = 1.0) -> list[_Stratum]:
@@ -247,7 +248,7 @@ def _paired(weight: float, first: BenchRecord, second: BenchRecord) -> list[_Str
 
 
 def _values(record: BenchRecord) -> list[float]:
-    """Return what each answer is worth, 0 to 1: its grade (F1), its share of right samples, or right or wrong."""
+    """Return the value of each answer, 0 to 1: its grade (F1), its share of right samples, or 1 if it is right."""
 
     def value(answer: dict[str, Any]) -> float:
         if "score" in answer:
@@ -260,14 +261,14 @@ def _values(record: BenchRecord) -> list[float]:
 
 
 def _is_plain(strata: Sequence[_Stratum]) -> bool:
-    """Return whether the score is a share of right answers, or a difference one of two such shares."""
+    """Return whether all values are whole: those of a share of right answers, or of the difference of two such shares."""
     return len(strata) == 1 and bool((strata[0].values == strata[0].values.round()).all())
 
 
 def _resample(strata: Sequence[_Stratum], seed: int) -> NDArray[np.float64]:
     """Return the weighted mean of each of RESAMPLES bootstrap samples.
 
-    Drawing n values with replacement is drawing how often each distinct value comes: one multinomial draw.
+    To draw n values with replacement is to draw how often each distinct value occurs, which is one multinomial draw.
     """
     import numpy as np
 
@@ -287,8 +288,8 @@ def _percentiles(means: NDArray[np.float64], level: float) -> tuple[float, float
     return float(low), float(high)
 
 
-def _flip(strata: Sequence[_Stratum], lead: float, seed: int) -> float:
-    """Return the share of random sign flips (and the one observed) that give a lead at least as large."""
+def _sign_flip_p(strata: Sequence[_Stratum], lead: float, seed: int) -> float:
+    """Return the share of random sign flips, and the observed signs among them, whose lead is at least as large."""
     import numpy as np
 
     rng = np.random.default_rng(seed)
@@ -296,7 +297,9 @@ def _flip(strata: Sequence[_Stratum], lead: float, seed: int) -> float:
     for stratum in strata:
         sizes, counts = np.unique(np.abs(stratum.values[stratum.values != 0]), return_counts=True)
         for size, count in zip(sizes, counts, strict=True):
-            ups = rng.binomial(count, 0.5, RESAMPLES)
+            ups = rng.binomial(
+                count, 0.5, RESAMPLES
+            )  # how many of the differences of this size stay positive
             leads += stratum.weight / len(stratum.values) * size * (2 * ups - count)
     return float((1 + (np.abs(leads) >= abs(lead) - 1e-12).sum()) / (1 + RESAMPLES))
 
@@ -317,6 +320,6 @@ def _unpaired(
 
 
 def _error(record: BenchRecord) -> float:
-    """Return the standard error; where all answers were right or all wrong, that of one success and failure more."""
+    """Return the standard error; if all answers were right or all wrong, that with one success and one failure added."""
     share = (record.score * record.n + 1) / (record.n + 2)
     return record.stderr or math.sqrt(share * (1 - share) / (record.n + 2))
