@@ -9,31 +9,32 @@ import yaml
 from retune.errors import InputError, RetuneError
 from retune.launch import local, run
 from retune.launch.compiled import compiled
-from retune.launch.local import EARLIER_LOGS, Log
-from retune.launch.run import LAST_WORDS, last_words
+from retune.launch.local import KEPT_LOGS, Log
+from retune.launch.run import ERROR_FILE, error_kept
 
 
-def test_the_steps_own_last_words_are_shown(tmp_path, monkeypatch):
+def test_the_error_of_the_failed_step_is_shown(tmp_path, monkeypatch):
     log = Log(tmp_path / "logs/pipeline.log")
-    log.begin()
-    monkeypatch.setenv(LAST_WORDS, str(log.words))
+    log.rotate()
+    monkeypatch.setenv(ERROR_FILE, str(log.error))
     log.path.write_text("step mix\nTraceback\n    raise RuntimeError(msg)\n")
-    assert log.failure().startswith("the step 'mix' ended without a word")
-    with pytest.raises(InputError), last_words("mix"):
+    assert log.failure().startswith("the step 'mix' ended without an error message")
+    with pytest.raises(InputError), error_kept("mix"):
         raise InputError(["`rank` must be a number", "`alpha` too"], "study")
     assert log.failure().startswith("the step 'mix' failed: ")
     assert "`rank` must be a number" in log.failure()
     assert "`alpha` too" in log.failure()
-    with pytest.raises(ZeroDivisionError), last_words("report"):  # what follows from it
+    with pytest.raises(ZeroDivisionError), error_kept("report"):  # what follows from it
         1 / 0
     assert "the step 'mix' failed: " in log.failure()
-    log.begin()
-    with pytest.raises(ZeroDivisionError), last_words("select"):
+    log.rotate()
+    with pytest.raises(ZeroDivisionError), error_kept("select"):
         1 / 0
     assert log.failure() == "the step 'select' failed: ZeroDivisionError: division by zero"
-    log.begin()
+    log.rotate()
     assert (
-        log.failure() == "the run ended without a word, as one does that is killed (is there memory enough?)"
+        log.failure()
+        == "the run ended without an error message, so it was probably killed (is there memory enough?)"
     )
 
 
@@ -54,20 +55,20 @@ def test_the_order_of_the_steps_is_that_of_the_compiled_pipeline(small):
     for name, step in iterator:
         names.append(name)
         if name == "search":  # the next ones ask for its folder, and do nothing yet
-            iterator.gi_frame.f_locals["found"].append(None)
+            iterator.gi_frame.f_locals["folders"].append(None)
     assert ["validate", *names] == order
     assert set(spec["root"]["dag"]["tasks"]) == {"exit-handler-1", "report"}
 
 
 def test_earlier_logs_are_kept_but_not_for_ever(tmp_path):
     log = Log(tmp_path / "pipeline.log")
-    for number in range(EARLIER_LOGS + 4):
-        log.begin()
+    for number in range(KEPT_LOGS + 4):
+        log.rotate()
         log.path.write_text(str(number))
         os.utime(log.path, ns=(0, (1_800_000_000 + number) * 10**9))
     kept = [path.read_text() for path in sorted(tmp_path.glob("pipeline-*.log"))]
-    assert kept == [str(number) for number in range(3, EARLIER_LOGS + 3)]
-    assert log.path.read_text() == str(EARLIER_LOGS + 3)
+    assert kept == [str(number) for number in range(3, KEPT_LOGS + 3)]
+    assert log.path.read_text() == str(KEPT_LOGS + 3)
 
 
 @pytest.mark.slow

@@ -44,9 +44,8 @@ def test_kfp_reads_the_package_and_its_platform(small, name, tmp_path):
 
     (tmp_path / "package.yaml").write_text(package(name, small(*CLUSTER)))
     loaded = components.load_component_from_file(str(tmp_path / "package.yaml"))
-    message = json_format.ParseDict(
-        documents(name, small(*CLUSTER))[1], pipeline_spec_pb2.PlatformSpec()
-    )  # unknown fields are refused
+    platform = documents(name, small(*CLUSTER))[1]
+    message = json_format.ParseDict(platform, pipeline_spec_pb2.PlatformSpec())  # unknown fields are refused
     assert set(message.platforms["kubernetes"].deployment_spec.executors) == set(
         loaded.pipeline_spec.deployment_spec["executors"]
     )

@@ -168,7 +168,7 @@ def test_what_is_too_large_is_refused_at_once(channel):
     begin = time.monotonic()
     endless = right()
     endless.current_request_number = 2**31 - 1
-    assert "at most 10,000 points are given at once, but got 2,147,483,647" in refused(channel, endless)
+    assert "at most 10,000 points are returned at once, but got 2,147,483,647" in refused(channel, endless)
     many = right()
     many.experiment.spec.parameter_specs.parameters[1].feasible_space.list.extend(map(str, range(200_000)))
     assert "`list` of 'p1' has at most 10,000 values, but got 200,002" in refused(channel, many)

@@ -1,4 +1,4 @@
-"""Running a study on this machine: its steps in a process of their own, watched by the progress file."""
+"""Running a study on this machine: its steps in a child process, whose progress file is polled."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retune.errors import FULL, DiskFull, Interrupted, RetuneError
-from retune.launch.run import LAST_WORDS
+from retune.launch.run import ERROR_FILE
 from retune.processes import PARENT
 from retune.steps.search import STOP_FILE
 from retune.study import Study
 from retune.workspace import folders, locks, progress
 
 POLL_SECONDS = 0.25
-EARLIER_LOGS = 9
+KEPT_LOGS = 9  # of earlier runs
 
 
 @dataclass(frozen=True)
 class Log:
-    """Where the steps of the latest run write what they print; earlier runs' logs lie beside it, named by their end."""
+    """The log of the latest run's steps; logs of earlier runs lie beside it, named by the time of their last line."""
 
     path: Path
 
     @property
-    def words(self) -> Path:
-        """The file with the error that a step ended with."""
+    def error(self) -> Path:
+        """The file with the error of the step that failed."""
         return self.path.with_suffix(".error")
 
-    def begin(self) -> None:
-        """Put the log of the run before aside, and keep the newest few of those."""
+    def rotate(self) -> None:
+        """Rename the log of the previous run, and delete all but the newest logs of earlier runs."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.words.unlink(missing_ok=True)
+        self.error.unlink(missing_ok=True)
         if self.path.exists():
             moment = self.path.stat().st_mtime_ns
             stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(moment / 1e9))
@@ -45,17 +45,17 @@ class Log:
                 self.path.with_name(f"{self.path.stem}-{stamp}.{moment // 1000 % 1_000_000:06}.log")
             )
         earlier = sorted(self.path.parent.glob(f"{self.path.stem}-*.log"))
-        for old in earlier[:-EARLIER_LOGS]:
+        for old in earlier[:-KEPT_LOGS]:
             old.unlink(missing_ok=True)
 
     def failure(self) -> str:
-        """Return which step failed and its own last words, for a person who will not read the whole log."""
-        if self.words.exists():
-            return self.words.read_text(encoding="utf-8", errors="replace")[:2000]
+        """Return which step failed and its error, so that nobody has to search the whole log."""
+        if self.error.exists():
+            return self.error.read_text(encoding="utf-8", errors="replace")[:2000]
         text = self.path.read_text(errors="replace") if self.path.exists() else ""
         begun = re.findall(r"^step (\w+)$", text, re.M)
         step = f"the step {begun[-1]!r}" if begun else "the run"
-        return f"{step} ended without a word, as one does that is killed (is there memory enough?)"
+        return f"{step} ended without an error message, so it was probably killed (is there memory enough?)"
 
 
 def run(
@@ -63,17 +63,17 @@ def run(
     watch: Callable[[progress.Progress | None], None],
     stops: Callable[[], int] = lambda: 0,
 ) -> None:
-    """Do what is missing of a study on this machine, until it ends.
+    """Run the steps of a study that are not up to date, on this machine.
 
     Args:
-        study: the resolved study, which `retune.steps.check` has found right.
+        study: the resolved study, checked by `retune.steps.check`.
         watch: called about four times a second with the latest progress. An error in it ends the run.
-        stops: how often a stop was asked for so far. The first lets running trials save a checkpoint, a second one
-            ends the run at once.
+        stops: returns how many stops were requested so far. The first lets running trials save a checkpoint, the
+            second ends the run at once.
 
     Raises:
-        Interrupted: if it was stopped; running it again carries on.
-        RetuneError: if a step failed, with its last words and the log to read.
+        Interrupted: if it was stopped; run it again to resume.
+        RetuneError: if a step failed, with its error and the path of the log.
 
     """
     work = folders.work_folder(study)
@@ -81,44 +81,45 @@ def run(
         (work / STOP_FILE).unlink(missing_ok=True)
         (work / "progress.json").unlink(missing_ok=True)
         log = Log(work / "logs" / "pipeline.log")
-        log.begin()
+        log.rotate()
         process = _start(study, work, log)
-        asked = 0
+        requested = 0
         try:
             while process.poll() is None:
                 watch(progress.read(work / "progress.json"))
-                asked = stops()
-                if asked == 1:
+                requested = stops()
+                if requested == 1:
                     (work / STOP_FILE).touch()
-                elif asked > 1:
+                elif requested > 1:
                     break
                 time.sleep(POLL_SECONDS)
         finally:
             _end(process)
             (work / STOP_FILE).unlink(missing_ok=True)
-        if asked and process.returncode != 0:
-            raise Interrupted("stopped; running trials saved a checkpoint. Run the same command to carry on")
+        if requested and process.returncode != 0:
+            raise Interrupted("stopped; running trials saved a checkpoint. Run the same command to resume")
         if process.returncode != 0:
-            told = log.failure()
-            kind = DiskFull if any(os.strerror(number) in told for number in FULL) else RetuneError
-            raise kind(f"{told}; the whole log is {log.path}")
+            failure = log.failure()
+            # The error's class does not survive the process, but its text holds the system's words
+            kind = DiskFull if any(os.strerror(number) in failure for number in FULL) else RetuneError
+            raise kind(f"{failure}; the whole log is {log.path}")
 
 
 def _start(study: Study, work: Path, log: Log) -> subprocess.Popen[bytes]:
     arguments = work / "logs" / "study.json"
     arguments.write_text(study.model_dump_json())
     command = [sys.executable, "-m", "retune.launch.run", str(arguments)]
-    env = {**os.environ, PARENT: str(os.getpid()), LAST_WORDS: str(log.words)}
+    env = {**os.environ, PARENT: str(os.getpid()), ERROR_FILE: str(log.error)}
     env |= {"PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
     with log.path.open("w") as out:
-        # A session of its own: Ctrl-C reaches only us, and we ask for an orderly end by the stop file.
+        # In a session of its own, so that Ctrl-C reaches this process only, which then stops the steps by the stop file
         return subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True
         )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the pipeline's whole session, if it still runs."""
+    """Kill the steps' whole session, if it still runs."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -1,7 +1,8 @@
 """The compiled pipeline as a cluster gets it: the golden YAML, with the study's images, resources and pod settings.
 
-Nothing is compiled anew: components, arguments and caching are those of the file that runs on a laptop. What pods need
-(image, GPU, volumes, secrets, tolerations) decides no result, so it is grafted onto the package, not passed through it.
+Nothing is compiled again: components, arguments and caching are those of the YAML in the repository. What the pods need
+(image, GPUs, volumes, secrets, tolerations) does not affect results, so it is added to the package instead of being an
+argument of the steps.
 """
 # No `from __future__ import annotations`: KFP reads a component's annotations as objects.
 
@@ -29,9 +30,9 @@ CREDENTIALS = (
     "MLFLOW_S3_ENDPOINT_URL", "HF_TOKEN", "HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy",
     "no_proxy", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE",
 )  # fmt: skip
-"""Keys taken from the study's Secrets: KFP wants each key named, so those that storage, MLflow, the hub and proxies need."""
+"""Keys of the study's Secrets for storage, MLflow, the hub and proxies: KFP requires each key to be named."""
 HEAVY = ("search", "benchmark", "train", "validate-adapter", "score")
-"""Steps that train or evaluate, and so get the GPUs. Under Katib, `search` only watches the Experiment."""
+"""Steps that train or evaluate, and so get the GPUs; under Katib `search` does not, since it only follows the Experiment."""
 STEP_LABEL = "retune.dev/step"
 """Label with a step's name, by which the network policies know the pods that run benchmarks."""
 
@@ -57,7 +58,7 @@ def check(study: Study) -> None:
 
 
 def _beyond_steps(study: Study) -> list[str]:
-    """Return a sentence for what the pods of pipeline steps cannot be given, though the study asks for it."""
+    """Return a problem for each setting of `cluster` that KFP has no field for in a step's pod."""
     cluster = study.cluster
     problems = [
         f"Kubeflow Pipelines cannot mount a claim read-only in a step: say `read_only: trials` for {volume.claim!r}, and "
@@ -80,14 +81,14 @@ def _beyond_steps(study: Study) -> list[str]:
         )
     if study.engine.kind != "katib" and (lost := trials_only(study)):
         problems.append(
-            f"Kubeflow Pipelines has no field for {lost} in a step's pod, and only under `engine.kind: katib` are trials "
-            "pods of their own: use that engine, or drop them"
+            f"Kubeflow Pipelines has no field for {lost} in a step's pod, and trials have pods of their own only under "
+            "`engine.kind: katib`: use that engine, or remove the keys"
         )
     return problems
 
 
 def trials_only(study: Study) -> list[str]:
-    """Return the keys of `cluster` that are given and that only Katib's trials get: KFP's steps have no field for them."""
+    """Return the keys of `cluster` in the study that only apply to Katib's trials, since KFP has no field for them."""
     keys = ("priority_class", "runtime_class", "topology_spread")
     return [f"cluster.{key}" for key in keys if getattr(study.cluster, key)]
 
@@ -96,7 +97,7 @@ def package(name: str, study: Study) -> str:
     """Return the pipeline `name` for the cluster of a study, as YAML of two documents: pipeline and platform.
 
     Raises:
-        InputError: with every problem, as `check`.
+        InputError: with every problem that `check` finds.
 
     """
     check(study)
@@ -120,9 +121,10 @@ def package(name: str, study: Study) -> str:
 
 
 def _pod(cluster: Cluster, heavy: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a step's resources and its Kubernetes settings, in KFP's own words.
+    """Return a step's resources and its Kubernetes settings, as KFP writes them.
 
-    KFP and kfp-kubernetes write them: a pipeline of one empty step is compiled, and both are read off it.
+    A pipeline of one empty step is compiled by KFP and kfp-kubernetes, and both are taken from its YAML: the format
+    stays theirs.
     """
     from kfp import compiler, dsl
 
@@ -144,7 +146,7 @@ def _pod(cluster: Cluster, heavy: bool) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def _place(task: Any, cluster: Cluster, heavy: bool) -> None:
-    """Set on a task what the section `cluster` says; GPUs and the choice of nodes only where something is trained."""
+    """Apply the section `cluster` to a task; GPUs and node selection only if it is `heavy`."""
     from kfp import kubernetes
 
     if heavy:
@@ -157,7 +159,7 @@ def _place(task: Any, cluster: Cluster, heavy: bool) -> None:
             kubernetes.add_node_selector(task, key, value)
         for taint in cluster.tolerations:
             kubernetes.add_toleration(task, **taint.model_dump())
-        _keep_near_and_far(task, cluster)
+        _add_affinity(task, cluster)
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=cluster.shared_memory)
     else:
         task.set_cpu_request("500m").set_memory_request("2Gi").set_memory_limit("8Gi")
@@ -176,19 +178,19 @@ def _place(task: Any, cluster: Cluster, heavy: bool) -> None:
     kubernetes.set_security_context(task, run_as_user=user, run_as_group=user, run_as_non_root=True)
 
 
-def _keep_near_and_far(task: Any, cluster: Cluster) -> None:
-    """Set `cluster.affinity` on a task. kfp-kubernetes has a function for nodes; pods are in KFP's messages alone."""
+def _add_affinity(task: Any, cluster: Cluster) -> None:
+    """Apply `cluster.affinity` to a task. kfp-kubernetes has a function for nodes; for pods KFP's message is edited."""
     from google.protobuf import json_format
     from kfp import kubernetes
     from kfp.kubernetes import common
 
-    wanted = cluster.affinity
-    if wanted is None:
+    affinity = cluster.affinity
+    if affinity is None:
         return
-    if wanted.nodeAffinity:
-        kubernetes.add_node_affinity_json(task, plain(wanted.nodeAffinity))
+    if affinity.nodeAffinity:
+        kubernetes.add_node_affinity_json(task, plain(affinity.nodeAffinity))
     message = common.get_existing_kubernetes_config_as_message(task)
-    for anti, pods in ((False, wanted.podAffinity), (True, wanted.podAntiAffinity)):
+    for anti, pods in ((False, affinity.podAffinity), (True, affinity.podAntiAffinity)):
         for term, weight in _terms(pods):
             selector = term.labelSelector
             message.pod_affinity.add(

@@ -1,6 +1,6 @@
-"""Bringing the champion to where it is served: one environment variable of a Deployment or InferenceService follows the alias.
+"""Rollout of the champion: sets an environment variable of a Deployment or InferenceService to the champion's version.
 
-Kubernetes does the rest: a changed pod template is a rolling update, which keeps the old pods until the new ones are ready.
+Kubernetes does the rest: a changed pod template starts a rolling update, which keeps old pods until new ones are ready.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ GROUPS = {
     "deployment": ("apps", "v1", "deployments"),
     "inferenceservice": ("serving.kserve.io", "v1beta1", "inferenceservices"),
 }
-"""Kinds that are known, with their group, version and plural."""
+"""The supported kinds, with their API group, version and plural."""
 PLACEHOLDER = "{version}"
-_LISTS = ("containers", "initContainers")
+_CONTAINER_LISTS = ("containers", "initContainers")
 
 
 @dataclass(frozen=True)
-class Rolled:
-    """What a rollout did: the version, whether something was changed, and from which value."""
+class Rollout:
+    """The result of a rollout: the champion's version, whether anything changed, and the value before."""
 
     target: str
     version: str
@@ -34,14 +34,16 @@ class Rolled:
 
 def rollout(
     uri: str, model: str, target: str, variable: str, template: str, namespace: str | None = None
-) -> Rolled:
-    """Set an environment variable of what serves a model to the champion's version.
+) -> Rollout:
+    """Set an environment variable of the workload that serves a model to the champion's version.
 
     Args:
-        uri: MLflow tracking URI. model: the registered model.
+        uri: MLflow tracking URI.
+        model: name of the registered model.
         target: ``deployment/<name>`` or ``inferenceservice/<name>``.
-        variable: name of the variable, which a container of the target has. template: its value, with ``{version}``.
-        namespace: of the target; by default that of the credentials.
+        variable: name of the variable; a container of the target must have it.
+        template: its value, with ``{version}`` for the version.
+        namespace: of the target; default: that of the credentials.
 
     Raises:
         InputError: if the target is no such object, or has no such variable.
@@ -72,18 +74,20 @@ def rollout(
         )
     before = entries[0].get("value")
     if all(entry.get("value") == value for entry in entries):
-        return Rolled(target, version, value, False, before)
+        return Rollout(target, version, value, False, before)
     for entry in entries:
         entry["value"] = value
-    replace(content)  # with its resourceVersion: refused if somebody changed it meanwhile
-    return Rolled(target, version, value, True, before)
+    replace(
+        content
+    )  # it holds the resourceVersion that was read, so a change made meanwhile is refused, not overwritten
+    return Rollout(target, version, value, True, before)
 
 
 def _entries(node: Any, variable: str) -> Iterator[dict[str, Any]]:
-    """Yield each entry of that name in the environment of the containers below."""
+    """Yield the entries of `variable` in the `env` of all containers below `node`, wherever the kind has its pod template."""
     if isinstance(node, dict):
         for key, inner in node.items():
-            if key in _LISTS and isinstance(inner, list):
+            if key in _CONTAINER_LISTS and isinstance(inner, list):
                 for container in inner:
                     yield from (
                         entry for entry in container.get("env") or [] if entry.get("name") == variable
@@ -101,7 +105,9 @@ def _calls(group: str, version: str, plural: str, name: str, namespace: str | No
     from retune.engines.katib.api import connect
 
     connection, own = connect()
-    api = client.CustomObjectsApi(connection)  # its URLs fit every group, that of Deployments too
+    api = client.CustomObjectsApi(
+        connection
+    )  # its URLs are those of every named API group, so of Deployments too
     where = (group, version, namespace or own, plural, name)
     what = f"{plural}.{group} {name} in namespace {where[2]}"
 

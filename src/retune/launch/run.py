@@ -1,7 +1,7 @@
 """`python -m retune.launch.run STUDY.json`: the steps of pipelines/search.py on this machine, in this one process.
 
-A cluster runs each step in a pod of its own; here that would only import everything eight times. What a step does is
-the same function in both places, and a test holds the order of the two equal.
+A cluster runs each step in a pod of its own; on one machine that would only repeat the imports eight times. A step is
+the same function in both, and a test compares their order.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from retune.processes import die_with_run
 from retune.study import Study, parse
 from retune.workspace.search_folder import SearchFolder
 
-LAST_WORDS = "RETUNE_LAST_WORDS"
-"""Environment variable naming the file that gets the error a step ends with, for `retune run` to show."""
+ERROR_FILE = "RETUNE_LAST_WORDS"
+"""Environment variable with the path of the file for the error of a failed step, which `retune run` shows."""
 Step = tuple[str, Callable[[], object]]
 
 
 def steps(study: Study) -> Iterator[Step]:
-    """Yield the steps of a checked study by name, in order; each is to be done before the next is asked for."""
+    """Yield names and functions of a checked study's steps; each must have run before the next is requested."""
     from retune.steps.benchmark import benchmark
     from retune.steps.mix import mix, recipe
     from retune.steps.promote import promote
@@ -34,17 +34,17 @@ def steps(study: Study) -> Iterator[Step]:
     from retune.steps.search import search
     from retune.steps.select import select
 
-    data: list[str] = []
-    found: list[SearchFolder] = []
+    data: list[str] = []  # what one step returns is an argument of the next
+    folders: list[SearchFolder] = []
 
-    def mixed() -> None:
-        made = recipe(study)
-        mix(made)
-        data.append(made.folder)
+    def run_mix() -> None:
+        found = recipe(study)
+        mix(found)
+        data.append(found.folder)
 
-    yield "mix", mixed
-    yield "search", lambda: found.append(search(study, data[0]))
-    (folder,) = found
+    yield "mix", run_mix
+    yield "search", lambda: folders.append(search(study, data[0]))
+    (folder,) = folders
     yield "benchmark", lambda: benchmark(study, folder)
     yield "select", lambda: select(study, folder)
     yield "register", lambda: register(study, folder)
@@ -52,54 +52,54 @@ def steps(study: Study) -> Iterator[Step]:
 
 
 def run(study: Study) -> None:
-    """Do all steps. The report is written at the end, whatever happened before."""
+    """Run all steps. The report is written at the end, also after a failure."""
     from retune.steps.report import report
 
     try:
         for name, step in steps(study):
             print(f"step {name}", flush=True)
-            with last_words(name):
+            with error_kept(name):
                 step()
     finally:
         print("step report", flush=True)
-        with last_words("report"):
+        with error_kept("report"):
             report(study)
 
 
 @contextmanager
-def last_words(step: str) -> Iterator[None]:
-    """Leave the error that a step ends with in the file of ``RETUNE_LAST_WORDS``; the first step that fails is kept."""
+def error_kept(step: str) -> Iterator[None]:
+    """Write the error of a step into the file that `ERROR_FILE` names; that of the first failed step is kept."""
     try:
         yield
     except Exception as error:
-        path = Path(os.environ.get(LAST_WORDS, os.devnull))
+        path = Path(os.environ.get(ERROR_FILE, os.devnull))
         if not path.exists():
-            said = str(error) if isinstance(error, RetuneError) else f"{type(error).__name__}: {error}"
-            path.write_text(f"the step {step!r} failed: {said.strip()}", encoding="utf-8")
+            text = str(error) if isinstance(error, RetuneError) else f"{type(error).__name__}: {error}"
+            path.write_text(f"the step {step!r} failed: {text.strip()}", encoding="utf-8")
         raise
 
 
 def main(study: Study) -> None:
-    """Do all steps, with workers for the search that were forked once everything large was imported."""
-    unwatch = die_with_run()
-    outages.outlast()
+    """Run all steps, with workers for the search that are forked after the large imports (`retune.engines.spares`)."""
+    stop_watching = die_with_run()
+    outages.wait_long()
     if (count := spares.wanted(study)) and not _is_searched(study):
         models.import_libraries(study.model)
-        unwatch()  # its thread: only a process with one thread is forked safely
+        stop_watching()  # and so ends its thread: only a process with a single thread can be forked safely
         if spares.fork(count):
             worker.main()
             return
         die_with_run()
     else:
         models.quiet()
-        models.spare_bitsandbytes(study.model)
+        models.skip_bitsandbytes(study.model)
     run(study)
 
 
 def _is_searched(study: Study) -> bool:
     from retune.steps.plan import plan
 
-    with suppress(Exception):  # the step itself says what is wrong
+    with suppress(Exception):  # the step itself reports what is wrong
         return plan(study)["search"]
     return False
 

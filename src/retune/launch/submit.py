@@ -1,4 +1,4 @@
-"""Running a study as a pipeline on Kubeflow: upload the package once, start a run or a schedule, wait for its end."""
+"""Running a study on Kubeflow Pipelines: upload the package, start a run or a schedule, wait for the run to end."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from retune.study import Study
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 PATIENCE_SECONDS = 600.0
-"""How long `wait` bears an API that is away."""
-ARGUMENT_BYTES = 10_000
-"""So long may the arguments of a run be for Kubeflow Pipelines, as JSON."""
+"""For how long `wait` tolerates an unreachable API."""
+MAX_ARGUMENT_BYTES = 10_000
+"""The limit of Kubeflow Pipelines on the arguments of a run as JSON."""
 _HOSTS = ("KF_PIPELINES_ENDPOINT", "KUBERNETES_SERVICE_HOST")
 _CRON = (
     ("second", 0, 59),
@@ -53,7 +53,7 @@ class Submitted:
     version: str
 
     def as_dict(self) -> dict[str, str]:
-        """Return it for JSON."""
+        """Return plain data for JSON."""
         return asdict(self)
 
 
@@ -61,10 +61,10 @@ class Kubeflow:
     """The KFP API of one cluster.
 
     Args:
-        host: its address, e.g. ``http://localhost:8080``; None: the kubeconfig's cluster, or the one this pod is in.
+        host: its address, e.g. ``http://localhost:8080``; None: the kubeconfig's cluster, or this pod's own.
         namespace: the user's namespace in a multi-user Kubeflow.
-        token: bearer token, where the address wants one.
-        ca: file of the certificate authority, where it is not a public one.
+        token: bearer token, if the address requires one.
+        ca: file with the certificate of a private certificate authority.
 
     """
 
@@ -97,7 +97,8 @@ class Kubeflow:
         """Start a run of the pipeline `name`.
 
         Raises:
-            InputError: if the study cannot run on a cluster. RetuneError: if the API refuses or is away.
+            InputError: if the study cannot run on a cluster.
+            RetuneError: if the API refuses or cannot be reached.
 
         """
         _require_short(arguments)
@@ -114,13 +115,13 @@ class Kubeflow:
         return Submitted(run.run_id, self._page("runs", run.run_id), label)
 
     def schedule(self, name: str, study: Study, arguments: dict[str, Any], cron: str) -> Submitted:
-        """Run the pipeline `name` at the times of `cron`, in the place of this study's earlier schedule.
+        """Run the pipeline `name` at the times of `cron`; replaces the study's earlier schedule.
 
-        A run is left out while the one before still goes on, and missed times are not made up for.
+        A run is skipped while the previous one is still running, and missed times are not caught up.
 
         Raises:
-            InputError: if the study cannot run on a cluster, or `cron` is none.
-            RetuneError: if the API refuses or is away.
+            InputError: if the study cannot run on a cluster, or `cron` is invalid.
+            RetuneError: if the API refuses or cannot be reached.
 
         """
         times = six_fields(cron)
@@ -141,7 +142,7 @@ class Kubeflow:
                 version_id=version,
                 service_account=study.cluster.service_account,
             )
-            for old in earlier:  # only now: a schedule that cannot be made leaves the old one as it is
+            for old in earlier:  # only now, so that the old schedule is kept if the new one cannot be created
                 self._client.delete_recurring_run(old)
         return Submitted(made.recurring_run_id, self._page("recurringrun", made.recurring_run_id), label)
 
@@ -154,10 +155,11 @@ class Kubeflow:
         return len(found)
 
     def complete(self, run: Submitted, stops: Callable[[], int], poll_seconds: float = 10.0) -> None:
-        """Wait until a run has succeeded; terminate it if a stop is asked for.
+        """Wait until a run has succeeded; terminate it when a stop is requested.
 
         Raises:
-            Interrupted: if it was stopped. RetuneError: if it ended otherwise, or the API is away for ten minutes.
+            Interrupted: if it was stopped.
+            RetuneError: if it ended otherwise, or the API cannot be reached for ten minutes.
 
         """
         state = self.wait(run.id, lambda state: None, poll_seconds, lambda: stops() > 0)
@@ -180,32 +182,34 @@ class Kubeflow:
         KFP's own `wait_for_run_completion` never ends on a cancelled run, and gives up at the first lost reply.
 
         Args:
-            run: the run's id. watch: called with every new state. poll_seconds: time between two looks.
-            should_stop: ends the waiting; the state is then the last one seen.
+            run: the run's id.
+            watch: called with every new state.
+            poll_seconds: time between two polls.
+            should_stop: ends the waiting; the last state seen is returned.
 
         Raises:
-            RetuneError: if the API is away for ten minutes; the run goes on.
+            RetuneError: if the API cannot be reached for ten minutes; the run continues.
 
         """
-        shown, heard = "", time.monotonic()
+        seen, answered = "", time.monotonic()
         while True:
             try:
                 with self._reported("ask"):
                     state = (self._client.get_run(run).state or "PENDING").upper()
-                heard = time.monotonic()
+                answered = time.monotonic()
             except RetuneError:
-                if time.monotonic() - heard > PATIENCE_SECONDS:
+                if time.monotonic() - answered > PATIENCE_SECONDS:
                     raise
-                state = shown
-            if state != shown:
+                state = seen
+            if state != seen:
                 watch(state)
-                shown = state
+                seen = state
             if state in ENDED or should_stop():
                 return state
             time.sleep(poll_seconds)
 
     def _upload(self, name: str, study: Study) -> tuple[str, str, str]:
-        """Return the ids of the pipeline and of the version with exactly this package, uploaded if it is new; and its name."""
+        """Return the ids of the pipeline and of its version with this package, uploaded if it is new, and the version's name."""
         content = package(name, study)
         title, label = f"retune-{name}", f"{__version__}-{digest(content)[:12]}"
         with self._reported("upload the pipeline to"), tempfile.TemporaryDirectory() as folder:
@@ -246,7 +250,7 @@ class Kubeflow:
 
     @contextmanager
     def _reported(self, verb: str) -> Iterator[None]:
-        """Turn what the client raises into one sentence, and keep what it prints to itself."""
+        """Convert the client's errors into one sentence, and discard what it prints."""
         import kfp_server_api
         import urllib3
 
@@ -259,37 +263,37 @@ class Kubeflow:
             ) from error
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise RetuneError(
-                f"could not {verb} Kubeflow Pipelines at {self._host}: {plain(error)}"
+                f"could not {verb} Kubeflow Pipelines at {self._host}: {cause(error)}"
             ) from error
 
 
 def arguments_of(study: Study) -> dict[str, Any]:
     """Return the arguments of a run: the study as JSON, packed if it would be too long for Kubeflow Pipelines."""
     given = {"study": study.model_dump_json()}
-    return given if _length(given) <= ARGUMENT_BYTES else {"study": packed(study)}
+    return given if _length(given) <= MAX_ARGUMENT_BYTES else {"study": packed(study)}
 
 
 def _length(arguments: dict[str, Any]) -> int:
-    """Return the bytes of the arguments as the server, which is written in Go, spells them."""
+    """Return the bytes of the arguments in the server's JSON: Go's encoder escapes <, > and & with six characters each."""
     text = json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
     return len(re.sub("[<>&]", r"\\u0000", text).encode())
 
 
 def _require_short(arguments: dict[str, Any]) -> None:
     length = _length(arguments)
-    if length > ARGUMENT_BYTES:
+    if length > MAX_ARGUMENT_BYTES:
         raise InputError(
-            f"Kubeflow Pipelines takes arguments of {ARGUMENT_BYTES:,} bytes, but the study has {length:,} even when it is "
-            "packed: shorten its lists (search.parameters, search.warm_start, data.sources, cluster), or start it by "
+            f"Kubeflow Pipelines takes arguments of at most {MAX_ARGUMENT_BYTES:,} bytes, but the study has {length:,} even "
+            "compressed: shorten its lists (search.parameters, search.warm_start, data.sources, cluster), or start it by "
             "`retune run` in a pod"
         )
 
 
 def six_fields(cron: str) -> str:
-    """Return the times of a schedule as Kubeflow Pipelines wants them, with seconds first.
+    """Return the times of a schedule in the six fields that Kubeflow Pipelines expects, with seconds first.
 
     Raises:
-        InputError: with every field that is wrong.
+        InputError: with every invalid field.
 
     """
     fields = cron.split()
@@ -310,7 +314,7 @@ def six_fields(cron: str) -> str:
 
 
 def _is_time(part: str, name: str, low: int, high: int) -> bool:
-    """Return whether one part of a field of a schedule is a time, a range or all of them, with or without a step."""
+    """Return whether one part of a schedule's field is a number, a range or ``*``, with or without a step."""
     place, slash, step = part.partition("/")
     if slash and not (step.isascii() and step.isdigit() and int(step) > 0):
         return False
@@ -335,11 +339,11 @@ def _has_kubeconfig() -> bool:
     return True
 
 
-def plain(error: BaseException) -> str:
-    """Return why a connection failed, without the names of the library's classes around it."""
+def cause(error: BaseException) -> str:
+    """Return why a connection failed: the innermost reason, without urllib3's names of classes and hosts around it."""
     reason = getattr(error, "reason", None)
     if isinstance(reason, BaseException):
-        return plain(reason)
+        return cause(reason)
     text = " ".join(str(error).split())
     return re.sub(r"^<?HTTPS?Connection(Pool)?\(.*?\)>?: ", "", text)
 

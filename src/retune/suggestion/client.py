@@ -24,8 +24,8 @@ _PAUSE_SECONDS = 0.2
 class SuggestionClient:
     """A connection to the service at `address` (``host:port``).
 
-    A call that finds the service away is made again for `patience` seconds: the answer depends on the request
-    alone, so asking twice is harmless.
+    A call is repeated for `patience` seconds while the service is unreachable; that is safe, since the answer depends on
+    the request alone.
     """
 
     def __init__(self, address: str, patience: float = 5.0) -> None:
@@ -44,10 +44,10 @@ class SuggestionClient:
         self._channel.close()
 
     def validate(self, study: Study) -> list[str]:
-        """Return what the service has against a study's search; nothing if it can run.
+        """Return the problems that the service finds in a study's search; empty if it can run.
 
         Raises:
-            ConnectionError: if the service stays away.
+            ConnectionError: if the service stays unreachable.
         """
         request = katib.ValidateAlgorithmSettingsRequest(experiment=_experiment(study))
         try:
@@ -61,12 +61,16 @@ class SuggestionClient:
     ) -> list[Assignment]:
         """Return the next `count` settings of a study, on the grid of its space.
 
-        `history` holds all that is known, in any order; `issued` is how many points were asked for so far, by
-        default the number of observations that are not from an earlier study.
+        Args:
+            study: its space, objective and algorithm.
+            history: all observations, in any order.
+            count: number of settings.
+            issued: how many settings were requested before; default: the number of observations that are not from an
+                earlier study.
 
         Raises:
             InputError: if the service refuses the search.
-            ConnectionError: if the service stays away or breaks.
+            ConnectionError: if the service stays unreachable or fails.
         """
         experiment = _experiment(study)
         found = search_of(experiment)
@@ -85,7 +89,7 @@ class SuggestionClient:
         ]
         if len(settings) != count:
             raise ConnectionError(
-                f"the service at {self._address} must give {count} points, but gave {len(settings)}"
+                f"the suggestion service at {self._address} must return {count} settings, but returned {len(settings)}"
             )
         return settings
 
@@ -122,6 +126,6 @@ def _experiment(study: Study) -> Any:
 
 
 def _problems(details: str | None) -> list[str]:
-    """Return the single problems from the message of an `InputError`."""
+    """Return the problems listed in the message of an `InputError`."""
     lines = [line.removeprefix("  - ") for line in (details or "").splitlines() if line.startswith("  - ")]
     return lines or [details or "refused without a reason"]

@@ -1,15 +1,14 @@
 """Converts between Katib's Experiment and our search.
 
-What Katib's message has no field for travels as algorithm settings: ``seed``; ``default.<parameter>`` (the start);
+What Katib's message has no field for is passed as algorithm settings: ``seed``; ``default.<parameter>`` (the start);
 ``when.<parameter>`` (``{"variant": ["dora"]}``, as JSON); ``constraints`` (``"peak_gpu_gib <= 80, accuracy >= 0.5"``);
 ``further_objectives`` (``"minimize adapter_mib, maximize accuracy"``, besides the Experiment's own);
 ``log_step.<parameter>`` (a step in log10).
 
 Meaning of Katib's fields here: ``min`` and ``max`` are inclusive; values are ``min + k * step``; without a
-step the grid is the default one of `retune.space`. The log distributions use a log scale; with a ``step`` its
-values are those of the linear grid nearest to even places on the log scale. The normal distributions say
-where a search may begin: their mean, the middle of the range on its scale, is the default unless one is
-given.
+step the grid is the default one of `retune.space`. The log distributions use a log scale; with a ``step`` the values are
+those of the linear grid that are nearest to an even grid on the log scale. Of the normal distributions only the mean is
+used, the middle of the range on its scale: it is the default unless one is given.
 """
 
 from __future__ import annotations
@@ -40,18 +39,23 @@ _KINDS = {
     "discrete": katib.DISCRETE,
     "categorical": katib.CATEGORICAL,
 }
-MOST_PARAMETERS, MOST_VALUES, MOST_LETTERS = 1000, 10_000, 10_000
+MAX_PARAMETERS, MAX_VALUES, MAX_CHARACTERS = 1000, 10_000, 10_000
 ISSUED = "retune.issued"
-"""The setting that brings back the points issued so far; Katib stores it with the suggestions."""
+"""The algorithm setting with the points issued so far: each reply contains it, and Katib sends it with the next request."""
 WARM = "retune.warm_start"
-"""The setting with the results of earlier studies, see `retune.suggestion.warm`."""
+"""The algorithm setting with the results of earlier studies, see `retune.suggestion.warm`."""
 
 
 @dataclass(frozen=True)
 class Search:
     """A search as an Experiment describes it.
 
-    `texts` holds, for each list parameter, the words of the list: Katib wants them back as they were written.
+    Attributes:
+        issued: the points issued so far, see `ISSUED`.
+        parallel: trials that Katib runs at a time.
+        texts: for each list parameter the texts of the list by level: Katib expects them exactly as they were written.
+        warm: results of earlier studies.
+
     """
 
     name: str
@@ -65,7 +69,7 @@ class Search:
     warm: tuple[Observation, ...] = ()
 
     def text(self, name: str, value: Value) -> str:
-        """Return a value as Katib wants it: the word of the list, or the shortest exact number."""
+        """Return a value as Katib expects it: the text of the list, or the shortest exact number."""
         if name in self.texts:
             return self.texts[name][self.space[name].level(value)]
         return repr(value)
@@ -77,8 +81,8 @@ class Search:
             ValueError: if the text is none of the list, or not a number.
         """
         if name in self.texts:
-            words = self.texts[name]
-            level = words.index(text) if text in words else self.space[name].level(_number(text))
+            texts = self.texts[name]
+            level = texts.index(text) if text in texts else self.space[name].level(_number(text))
             return self.space[name].value(level)
         return float(text)
 
@@ -95,28 +99,28 @@ def experiment_of(
     """Return the Experiment message of a search; `search_of` gives the same search back."""
     experiment = katib.Experiment(name=name)
     spec = experiment.spec
-    own: dict[str, Value] = {"seed": seed, **settings}
+    extra: dict[str, Value] = {"seed": seed, **settings}
     for parameter in space.parameters:
         spec.parameter_specs.parameters.append(_parameter_spec(parameter))
         if parameter.default is not None:
-            own[f"default.{parameter.name}"] = parameter.default
+            extra[f"default.{parameter.name}"] = parameter.default
         if parameter.scale == "log" and parameter.step is not None:
-            own[f"log_step.{parameter.name}"] = parameter.step
+            extra[f"log_step.{parameter.name}"] = parameter.step
         if parameter.when:
-            own[f"when.{parameter.name}"] = json.dumps(parameter.when)
+            extra[f"when.{parameter.name}"] = json.dumps(parameter.when)
     if objective.constraints:
-        own["constraints"] = ", ".join(
+        extra["constraints"] = ", ".join(
             f"{c.metric} <= {c.max!r}" if c.max is not None else f"{c.metric} >= {c.min!r}"
             for c in objective.constraints
         )
     if objective.further:
-        own["further_objectives"] = ", ".join(f"{goal.goal} {goal.metric}" for goal in objective.further)
+        extra["further_objectives"] = ", ".join(f"{goal.goal} {goal.metric}" for goal in objective.further)
     spec.objective.type = katib.MINIMIZE if objective.goal == "minimize" else katib.MAXIMIZE
     spec.objective.objective_metric_name = objective.metric
     spec.objective.additional_metric_names.extend(objective.additional_metrics)
     spec.algorithm.algorithm_name = algorithm
     spec.parallel_trial_count = parallel
-    for key, value in own.items():
+    for key, value in extra.items():
         spec.algorithm.algorithm_settings.add(name=key, value=_text(value))
     return experiment
 
@@ -142,25 +146,25 @@ def _parameter_spec(parameter: Parameter) -> Any:
 
 
 def search_of(experiment: Any) -> Search:
-    """Read an Experiment.
+    """Return the search that an Experiment describes.
 
     Raises:
-        InputError: with all that is wrong: Katib's webhook lets through empty lists, crossed bounds, words
-            for numbers, and any setting.
+        InputError: with all problems. Katib's webhook lets through empty lists, crossed bounds, texts that are no
+            numbers, and any setting.
     """
     spec, problems = experiment.spec, []
     settings = {entry.name: entry.value for entry in spec.algorithm.algorithm_settings}
     issued, earlier = settings.pop(ISSUED, ""), settings.pop(WARM, "")
     problems += _too_large(spec, settings)
-    if problems:  # nothing that large is looked at any further
+    if problems:  # the other checks could take too long on it
         raise InputError(problems, "experiment")
     parameters, texts = [], {}
     for entry in spec.parameter_specs.parameters:
-        own = {key: settings.pop(f"{key}.{entry.name}", None) for key in ("default", "log_step", "when")}
+        extra = {key: settings.pop(f"{key}.{entry.name}", None) for key in ("default", "log_step", "when")}
         try:
-            parameter, words = _parameter(entry, own["default"], own["log_step"])
-            if own["when"] is not None:
-                parameter = _conditional(entry, parameter, own["when"])
+            parameter, words = _parameter(entry, extra["default"], extra["log_step"])
+            if extra["when"] is not None:
+                parameter = _conditional(entry, parameter, extra["when"])
         except InputError as error:
             problems += error.problems
             continue
@@ -186,37 +190,38 @@ def search_of(experiment: Any) -> Search:
 
 
 def _too_large(spec: Any, settings: Mapping[str, str]) -> list[str]:
-    """Return what is larger than any search is: reading it could take longer than Katib waits."""
+    """Return the problems of an Experiment larger than any search is: reading it could take longer than Katib waits."""
     parameters = spec.parameter_specs.parameters
     found = []
-    if len(parameters) > MOST_PARAMETERS:
-        found.append(f"a search has at most {MOST_PARAMETERS:,} parameters, but got {len(parameters):,}")
-    for entry in parameters[:MOST_PARAMETERS]:
+    if len(parameters) > MAX_PARAMETERS:
+        found.append(f"a search has at most {MAX_PARAMETERS:,} parameters, but got {len(parameters):,}")
+    for entry in parameters[:MAX_PARAMETERS]:
         size = len(entry.feasible_space.list)
-        if size > MOST_VALUES:
-            found.append(
-                f"`list` of {entry.name[:50]!r} has at most {MOST_VALUES:,} values, but got {size:,}"
-            )
+        if size > MAX_VALUES:
+            found.append(f"`list` of {entry.name[:50]!r} has at most {MAX_VALUES:,} values, but got {size:,}")
         space = entry.feasible_space
-        texts = (entry.name, space.min, space.max, space.step, *space.list[:MOST_VALUES])
-        found += _long(f"a text of parameter {entry.name[:50]!r}", texts)
+        texts = (entry.name, space.min, space.max, space.step, *space.list[:MAX_VALUES])
+        found += _too_long(f"a text of parameter {entry.name[:50]!r}", texts)
     objective = spec.objective
-    found += _long("a metric's name", (objective.objective_metric_name, *objective.additional_metric_names))
+    found += _too_long(
+        "a metric's name", (objective.objective_metric_name, *objective.additional_metric_names)
+    )
     found += [
         problem
         for name, value in settings.items()
-        for problem in _long(f"setting {name[:50]!r}", (name, value))
+        for problem in _too_long(f"setting {name[:50]!r}", (name, value))
     ]
     return found[:10]
 
 
-def _long(what: str, texts: Iterable[str]) -> list[str]:
+def _too_long(what: str, texts: Iterable[str]) -> list[str]:
     longest = max(map(len, texts))
-    if longest <= MOST_LETTERS:
+    if longest <= MAX_CHARACTERS:
         return []
-    return [f"{what} has at most {MOST_LETTERS:,} letters, but got {longest:,}"]
+    return [f"{what} has at most {MAX_CHARACTERS:,} letters, but got {longest:,}"]
 
 
+# Stands in for a space that cannot be read, so that algorithm and settings are checked all the same
 _ANY_SPACE = Space(parameters=(Parameter(name="any", kind="categorical", values=("any",)),))
 
 
@@ -278,7 +283,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _parameter(spec: Any, default: str | None, log_step: str | None) -> tuple[Parameter, tuple[str, ...]]:
-    """Return the parameter of a spec and, for a list, its words in the order of the levels."""
+    """Return the parameter of a spec and, for a list, its texts in the order of the levels."""
     if not spec.name:
         raise InputError("a parameter needs a name, but got ''")
     if spec.parameter_type in (katib.DISCRETE, katib.CATEGORICAL):
@@ -291,8 +296,9 @@ def _parameter(spec: Any, default: str | None, log_step: str | None) -> tuple[Pa
 
 def _list(spec: Any, default: str | None) -> tuple[Parameter, tuple[str, ...]]:
     words = list(spec.feasible_space.list)
+    # Katib inserts the texts into the JSON of a trial without escaping them
     broken = [word for word in words if json.dumps(word, ensure_ascii=False) != f'"{word}"']
-    if broken:  # Katib puts the words into a JSON text as they are: no trial could be made of these
+    if broken:
         raise InputError(
             f"`list` of {spec.name!r} must hold words without quotes, backslashes and line breaks, but got {broken}"
         )
@@ -309,16 +315,16 @@ def _list(spec: Any, default: str | None) -> tuple[Parameter, tuple[str, ...]]:
     return _build(spec, kind="discrete", values=values, default=number), tuple(words)
 
 
-def _range(spec: Any, default: str | None, log_step: str | None) -> tuple[Parameter, tuple[str, ...]]:
+def _range(spec: Any, default: str | None, log10_step: str | None) -> tuple[Parameter, tuple[str, ...]]:
     feasible, name = spec.feasible_space, spec.name
     numbers: dict[str, float | None] = {}
     given = {"min": feasible.min, "max": feasible.max, "step": feasible.step or None}
-    given |= {f"setting default.{name}": default, f"setting log_step.{name}": log_step}
+    given |= {f"setting default.{name}": default, f"setting log_step.{name}": log10_step}
     for what, text in given.items():
         numbers[what] = None if text is None else _finite(text)
         if text is not None and numbers[what] is None:
             raise InputError(f"`{what}` of {name!r} must be a finite number, but got {text!r}")
-    low, high, step, start, in_log = numbers.values()
+    low, high, step, start, log_step = numbers.values()
     assert low is not None
     assert high is not None
     log = feasible.distribution in (katib.LOG_UNIFORM, katib.LOG_NORMAL)
@@ -327,7 +333,7 @@ def _range(spec: Any, default: str | None, log_step: str | None) -> tuple[Parame
     if start is None and normal and low <= high and (low > 0 or not log):
         start = math.sqrt(low * high) if log else (low + high) / 2
     bounds = {"low": low, "high": high, "scale": "log" if log else "linear"}
-    parameter = _build(spec, kind=kind, **bounds, step=in_log if log else step, default=start)
+    parameter = _build(spec, kind=kind, **bounds, step=log_step if log else step, default=start)
     if not log or step is None:
         return parameter, ()
     if step <= 0:
@@ -340,7 +346,7 @@ def _range(spec: Any, default: str | None, log_step: str | None) -> tuple[Parame
 
 
 def _stepped_log(spec: Any, parameter: Parameter, step: float) -> tuple[Parameter, tuple[str, ...]]:
-    """Return the values ``min + k * step`` that are nearest to an even ladder on the log scale."""
+    """Return the parameter whose values are those ``min + k * step`` that are nearest to an even grid on the log scale."""
     low, high = parameter.low, parameter.high
     assert low is not None
     assert high is not None
@@ -361,7 +367,7 @@ def _stepped_log(spec: Any, parameter: Parameter, step: float) -> tuple[Paramete
 
 
 def _conditional(spec: Any, parameter: Parameter, text: str) -> Parameter:
-    """Return the parameter with its condition."""
+    """Return the parameter with the condition in the setting ``when.<parameter>``."""
     try:
         when = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -395,5 +401,5 @@ def _finite(text: str) -> float | None:
 
 
 def strings(found: Search, assignment: Assignment) -> dict[str, str]:
-    """Return an assignment as Katib wants it."""
+    """Return an assignment as Katib expects it, see `Search.text`."""
     return {name: found.text(name, value) for name, value in assignment.items()}

@@ -1,8 +1,8 @@
 """Katib's suggestion messages, in a proto package of our own.
 
-The wire knows field numbers and method names only, so these classes speak with any Katib 0.19 client. Katib's
-own generated code cannot be loaded beside other code of the same package (protobuf's pool refuses the second
-one) and pins an old protobuf; hence an own package, built here from a table instead of by protoc.
+Messages carry field numbers and not names, so these classes are compatible with any Katib 0.19 client. Katib's own
+generated code cannot be loaded beside another copy of it (protobuf's descriptor pool refuses the second one) and pins
+an old protobuf; so the messages have another package here, and are built from a table instead of by protoc.
 Source: kubeflow/katib v0.19.0, pkg/apis/manager/v1beta1/api.proto.
 """
 
@@ -73,7 +73,10 @@ _MESSAGES: dict[str, list[tuple[int, str, str]]] = {
         (1, "assignments", "*ParameterAssignment"),
         (2, "trial_name", "string"),
     ],
-    "LabelsEntry": [(1, "key", "string"), (2, "value", "string")],  # what a map is on the wire
+    "LabelsEntry": [
+        (1, "key", "string"),
+        (2, "value", "string"),
+    ],  # a map is encoded as repeated key and value
     "TrialStatus": [
         (1, "start_time", "string"),
         (2, "completion_time", "string"),
@@ -90,7 +93,10 @@ UNIFORM, LOG_UNIFORM, NORMAL, LOG_NORMAL = 1, 2, 3, 4
 MINIMIZE, MAXIMIZE = 1, 2
 CREATED, RUNNING, SUCCEEDED, KILLED, FAILED, METRICS_UNAVAILABLE, EARLY_STOPPED = 0, 1, 2, 3, 4, 5, 6
 
-_SCALARS = {"string": 9, "double": 1, "int32": 5}  # FieldDescriptorProto.Type
+# FieldDescriptorProto.Type and FieldDescriptorProto.Label of protobuf's descriptor.proto
+_SCALARS = {"string": 9, "double": 1, "int32": 5}
+_MESSAGE = 11
+_OPTIONAL, _REPEATED = 1, 3
 
 
 def _classes() -> dict[str, Any]:
@@ -100,12 +106,14 @@ def _classes() -> dict[str, Any]:
     for name, fields in _MESSAGES.items():
         message = file.message_type.add(name=name)
         for number, field, kind in fields:
-            entry = message.field.add(name=field, number=number, label=3 if kind.startswith("*") else 1)
+            entry = message.field.add(
+                name=field, number=number, label=_REPEATED if kind.startswith("*") else _OPTIONAL
+            )
             kind = kind.removeprefix("*")
             if kind in _SCALARS:
                 entry.type = _SCALARS[kind]
             else:
-                entry.type, entry.type_name = 11, f".{PACKAGE}.{kind}"
+                entry.type, entry.type_name = _MESSAGE, f".{PACKAGE}.{kind}"
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
     return {

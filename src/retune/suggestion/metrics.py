@@ -1,4 +1,4 @@
-"""Prometheus metrics of the service: calls, points, seconds, refusals and fallbacks."""
+"""Prometheus metrics of the suggestion service: points, seconds per call, refusals and fallbacks."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Metrics:
         self._refused = Counter("retune_refused", "Experiments refused as invalid", registry=self.registry)
 
     def suggested(self, algorithm: str, origins: Mapping[str, int], seconds: float) -> None:
-        """Count an answered call and its points by where they came from."""
+        """Record an answered call: its seconds, and its points by their origin."""
         for origin, count in origins.items():
             self._points.labels(algorithm, origin).inc(count)
         self._seconds.labels(algorithm).observe(seconds)
 
     def fell_back(self, algorithm: str, reason: str) -> None:
-        """Count a call whose algorithm broke or took too long."""
+        """Count a call whose algorithm failed or took too long."""
         self._fallbacks.labels(algorithm, reason).inc()
 
     def refused(self) -> None:
@@ -57,5 +57,6 @@ class Metrics:
             start_http_server(port, registry=self.registry)
         except OSError as error:
             raise InputError(
-                f"`--metrics-port` must be free, but {port} cannot be bound: {error}", "retune serve"
+                f"`--metrics-port` must be free, but {port} cannot be bound: {error}; name another port",
+                "retune serve",
             ) from error

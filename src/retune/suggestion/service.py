@@ -1,8 +1,8 @@
 """The gRPC service: Katib's `api.v1.beta1.Suggestion` and `grpc.health.v1`, for any number of experiments.
 
-An answer is a function of the request alone: the service keeps nothing between calls, so a restart, a lost
-reply or a second copy cannot confuse it. NOMAD runs in a process of its own for each call. An answer that
-takes too long, or an algorithm that breaks, is replaced by random points before Katib's deadline.
+An answer is a function of the request alone. The service keeps no state between calls, so restarts, lost replies and
+several replicas do no harm. NOMAD runs in a process of its own for each call. If an algorithm fails or takes too long,
+the service answers with random points before Katib's deadline.
 """
 
 from __future__ import annotations
@@ -32,32 +32,36 @@ from retune.suggestion.trials import encode_issued, history_of
 
 _LOG = logging.getLogger("retune.suggestion")
 _ANSWER_SECONDS = 45.0  # Katib gives up after 60
-_STOP_SECONDS = 25.0  # Kubernetes kills after 30
+_STOP_SECONDS = 25.0  # Kubernetes sends SIGKILL 30 seconds after SIGTERM
 _WORKERS = 10
-_MOST_BYTES = 128 << 20  # of a request: a hundred thousand trials of twenty parameters
-_MOST_CALLS = 100  # at a time; more are refused, so that what waits has a bound
-_MOST_POINTS = 10_000  # in one answer
-_MOST_TOLD = 4000  # letters of an error: it travels in a header, which clients accept up to 8 KiB
+_MAX_REQUEST_BYTES = 128 << 20  # a hundred thousand trials of twenty parameters
+_MAX_CALLS = 100  # at a time; more are refused, so that the queue is bounded
+_MAX_POINTS = 10_000  # in one answer
+_MAX_ERROR = (
+    4000  # characters: gRPC sends an error's text as a header, and clients accept headers up to 8 KiB
+)
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
 class SuggestionService:
-    """The two methods of the service, without the wire."""
+    """The two methods of the service."""
 
     def __init__(self, answer_seconds: float = _ANSWER_SECONDS, metrics: Metrics | None = None) -> None:
         self._answer_seconds = answer_seconds
         self._metrics = metrics or Metrics()
 
     def get_suggestions(self, request: Any, context: Any) -> Any:
-        """Answer `GetSuggestions` with exactly the asked number of assignments."""
+        """Answer `GetSuggestions` with exactly the requested number of assignments."""
         begun = time.monotonic()
-        if not context.is_active():  # given up while it waited for its turn
+        if not context.is_active():  # the client has given up while the call waited for a thread
             return katib.GetSuggestionsReply()
         found = self._read(request.experiment, context)
         count = request.current_request_number
-        if count > _MOST_POINTS:
+        if count > _MAX_POINTS:
             self._refuse(
-                found.name, [f"at most {_MOST_POINTS:,} points are given at once, but got {count:,}"], context
+                found.name,
+                [f"at most {_MAX_POINTS:,} points are returned at once, but got {count:,}"],
+                context,
             )
         before = request.total_request_number - count
         history = history_of(found, request.trials, first=before == 0)
@@ -100,25 +104,27 @@ class SuggestionService:
             return search_of(experiment)
         except InputError as error:
             self._refuse(experiment.name, error.problems, context)
-            raise  # that has raised already; this is for the type checker
+            raise  # `abort` has raised; for the type checker
 
     def _refuse(self, name: str, problems: list[str], context: Any) -> None:
-        """End the call with INVALID_ARGUMENT; its text tells all problems, of which long ones, and those over 40, are cut."""
+        """End the call with INVALID_ARGUMENT and all problems: at most 40 of them, shortened to fit a header."""
         self._metrics.refused()
-        each = max(_MOST_TOLD // max(len(problems), 1), 100)
-        told = [_cut(problem, each) for problem in problems[:40]]
-        _LOG.warning("refused", extra={"experiment": _cut(name, 100), "problems": told})
-        text = str(InputError(told, f"experiment {_cut(name, 100)!r}"))
+        each = max(_MAX_ERROR // max(len(problems), 1), 100)
+        shown = [_shortened(problem, each) for problem in problems[:40]]
+        _LOG.warning("refused", extra={"experiment": _shortened(name, 100), "problems": shown})
+        text = str(InputError(shown, f"experiment {_shortened(name, 100)!r}"))
         context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
 
     def _search(
         self, found: Search, history: list[Observation], count: int, issued: int | None
     ) -> list[Proposal]:
-        """Return `count` proposals; random ones if the algorithm breaks or takes too long."""
+        """Return `count` proposals; random ones if the algorithm fails or takes too long."""
         arguments = (found.space, found.objective, found.settings, history, count, 0, issued)
         try:
             proposals = _within(self._answer_seconds, lambda: search.explain(found.algorithm, *arguments))
-        except Exception as error:  # whatever it was: an error would stop the experiment for ever
+        except (
+            Exception
+        ) as error:  # Katib ends an Experiment for good when its suggestion service returns an error
             reason = type(error).__name__
             self._metrics.fell_back(found.algorithm, reason)
             _LOG.exception("random points instead", extra={"experiment": found.name, "reason": reason})
@@ -138,19 +144,20 @@ class SuggestionService:
         return [Proposal(p.assignment, origin) for p in search.explain("random", *arguments)]
 
 
-def _cut(text: str, letters: int) -> str:
-    """Return `text`, or its beginning: a letter beyond ASCII takes nine in a header."""
-    letters = letters if text.isascii() else letters // 9
-    return text if len(text) <= letters else f"{text[:letters]}..."
+def _shortened(text: str, characters: int) -> str:
+    """Return `text` or its beginning; in a header a character beyond ASCII takes up to nine (three escaped bytes)."""
+    characters = characters if text.isascii() else characters // 9
+    return text if len(text) <= characters else f"{text[:characters]}..."
 
 
 def _within(seconds: float, work: Callable[[], list[Proposal]]) -> list[Proposal]:
-    """Return what `work` gives, or raise what it raises.
+    """Return the result of `work`, or raise its error.
 
-    One that never ends has a thread of its own, so it takes none from later calls, nor keeps the process from ending.
+    It runs in a daemon thread of its own: work that never ends must not use up the threads of later calls, nor keep the
+    process from exiting.
 
     Raises:
-        TimeoutError: if it takes longer.
+        TimeoutError: if it takes longer than `seconds`.
     """
     future: Future[list[Proposal]] = Future()
 
@@ -172,11 +179,11 @@ def start(host: str = "[::]", port: int = 6789, metrics: Metrics | None = None) 
     """
     service = SuggestionService(metrics=metrics)
     options = [
-        ("grpc.max_receive_message_length", _MOST_BYTES),
+        ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
         ("grpc.max_send_message_length", -1),
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", 0),  # else a second service could bind the same port, and calls would alternate
     ]
-    server = grpc.server(ThreadPoolExecutor(_WORKERS), options=options, maximum_concurrent_rpcs=_MOST_CALLS)
+    server = grpc.server(ThreadPoolExecutor(_WORKERS), options=options, maximum_concurrent_rpcs=_MAX_CALLS)
     handlers = {
         "GetSuggestions": _handler(service.get_suggestions, katib.GetSuggestionsRequest),
         "ValidateAlgorithmSettings": _handler(
@@ -225,7 +232,7 @@ def serve(host: str, port: int, metrics_port: int | None = None) -> None:
 
 
 class _JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, message and what the call gave as `extra`."""
+    """Formats log records as one line of JSON each: time, level, message and the fields given as `extra`."""
 
     _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName"}
 

@@ -1,9 +1,9 @@
 """Converts between Katib's trials and our observations.
 
-Katib sends trials in any order, of equally named experiments in other namespaces too, running and failed ones
-without metrics, and metrics as text that may be empty, ``unavailable`` or ``NaN``. Trials whose metrics never
-came are not sent at all: the points issued so far come back as a setting (`experiment.ISSUED`), and what is
-missing there counts as failed.
+Katib sends trials in any order, also those of experiments with the same name in other namespaces; running and failed
+ones have no metrics, and a metric is a text that may be empty, ``unavailable`` or ``NaN``. Katib does not send trials
+whose metrics were never collected: a point that was issued (`experiment.ISSUED`) but is not among the trials counts as
+failed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from retune.space import Assignment
 from retune.suggestion import messages as katib
 from retune.suggestion.experiment import Search, strings
 
+# Labels of a trial that the local engine sets and Katib does not
 _NUMBER, _WARM, _SOURCE = "retune.number", "retune.warm-start", "retune.source"
 _RUNGS = "retune.rungs"
-_WHOLE = "[0-9]{1,18}"
+_WHOLE = "[0-9]{1,18}"  # fits into 64 bits
 _STATUS: dict[int, Literal["completed", "failed", "running", "early_stopped"]] = {
     katib.CREATED: "running",
     katib.RUNNING: "running",
@@ -38,7 +39,7 @@ _CONDITION = {
 
 
 def trial_of(found: Search, entry: Observation) -> Any:
-    """Return the Trial message of an observation; its place travels as a label, which Katib never fills."""
+    """Return the Trial message of an observation; what Katib has no field for is passed as labels, which it leaves empty."""
     trial = katib.Trial(name=entry.name)
     for name, text in strings(found, dict(entry.assignment)).items():
         trial.spec.parameter_assignments.assignments.add(name=name, value=text)
@@ -57,9 +58,9 @@ def trial_of(found: Search, entry: Observation) -> Any:
 
 
 def history_of(found: Search, trials: Iterable[Any], first: bool = False) -> list[Observation]:
-    """Return what the trials tell of this search, without foreign trials and with the missing ones.
+    """Return the observations of this search, without trials of other experiments and with the trials not sent.
 
-    At the `first` call of an experiment it has no trials yet, so whatever comes is foreign.
+    At the `first` call an experiment has no trials yet, so all that are sent are those of others.
     """
     own = [entry for trial in sorted(trials, key=_order) if (entry := _observation(found, trial)) is not None]
     own = [entry for entry in own if entry.warm] if first else own
@@ -85,13 +86,13 @@ def history_of(found: Search, trials: Iterable[Any], first: bool = False) -> lis
 
 
 def encode_issued(found: Search, history: Sequence[Observation], replied: Sequence[Assignment]) -> str:
-    """Return the setting that tells the next call which points were issued: ``3.0.17;4.1.200``."""
+    """Return the text of the setting `ISSUED`: the levels of every point issued so far, as ``3.0.17;4.1.200``."""
     before = found.issued or ";".join(_levels(found, e.assignment) for e in history if not e.warm)
     return ";".join(filter(None, [before, *(_levels(found, assignment) for assignment in replied)]))
 
 
 def decode_issued(found: Search) -> list[tuple[tuple[int, ...], int]]:
-    """Return the points issued so far with their place; what is not in the space is left out."""
+    """Return the levels and the place of each point issued so far; points that are not in the space are left out."""
     points = []
     for place, text in enumerate(filter(None, found.issued.split(";"))):
         if not re.fullmatch(rf"{_WHOLE}(\.{_WHOLE})*", text):
@@ -136,7 +137,7 @@ def _observation(found: Search, trial: Any) -> Observation | None:
 
 
 def _rungs(text: str) -> tuple[tuple[float, float], ...]:
-    """Return the shares and values in a label; what cannot be read is left out."""
+    """Return the shares and values in the label of rungs; invalid ones are left out."""
     pairs = [
         (_float(share), _float(value)) for share, _, value in (p.partition("=") for p in text.split(";"))
     ]

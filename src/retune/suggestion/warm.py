@@ -1,8 +1,8 @@
-"""Results of earlier studies as one algorithm setting: Katib has no message for trials that are not its own.
+"""Results of earlier studies as the text of one algorithm setting, since Katib sends only trials of its own.
 
-``3.0.17 validation_loss=1.25 peak_gpu_gib=40.1;4.1.2`` are two trials: the levels of each parameter, and the final
-metrics; one without metrics has failed. ``@2`` behind the levels says that it is from the second earlier study, ``@0``
-that it is from an earlier part of the same search.
+``3.0.17 validation_loss=1.25 peak_gpu_gib=40.1;4.1.2`` are two trials: the levels of the parameters, then the final
+metrics; a trial without metrics has failed. ``@2`` behind the levels marks a trial of the second earlier study, ``@0``
+one of an earlier part of the same search.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def encode(space: Space, warm: Iterable[Observation]) -> str:
 
 
 def decode(space: Space, text: str, problems: list[str]) -> list[Observation]:
-    """Return the trials of a setting; what is wrong is added to `problems`."""
+    """Return the trials in the text of a setting; problems are appended to `problems`."""
     found = []
     for place, word in enumerate(filter(None, map(str.strip, text.split(";")))):
         levels, *metrics = word.split()
