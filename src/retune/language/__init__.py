@@ -1,7 +1,7 @@
 """Language-aided Bayesian optimisation (Baek et al. 2026): settings written out as text, embedded by a frozen model.
 
-A room of its own above `search`, which knows nothing of torch: `retune.search.find` loads `ALGORITHM` by its path when a study
-names `language-bo`. torch and transformers are imported when points are asked for.
+A package of its own, because `retune.search` must not depend on torch: `retune.search.find` loads `ALGORITHM` by its path
+when a study names `language-bo`. torch and transformers are imported when settings are suggested.
 """
 
 from __future__ import annotations

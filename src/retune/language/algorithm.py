@@ -1,15 +1,17 @@
-"""`language-bo`: expected improvement over candidate settings, by a deep kernel on a language model's view of them.
+"""`language-bo`: expected improvement over candidate settings, by a deep kernel on a language model's embeddings.
 
-Every setting is written out as text (`prompt`), a frozen model embeds it (`embedding`), a projection and a learnable token are
-trained with a Gaussian process (`kernel`), and the candidates with the highest expected improvement are next, in batches by
-counting as measured at its expected value. The candidates are the same at each call of a study, and the neighbours of
-the best settings.
+Every setting is written out as text (`prompt`) and embedded by a frozen model (`embedding`); a projection and a learnable
+token are trained with a Gaussian process (`kernel`). The next settings are the candidates with the highest expected
+improvement. In a batch, each chosen or running setting counts as measured at its predicted mean (the "kriging believer" of
+Ginsbourger et al. 2010). Candidates are a random sample of the space, the same at each call of a study, and the
+neighbours of the best settings.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field
@@ -21,9 +23,14 @@ from retune.search.problem import Candidate, Levels, Problem, hashed
 from retune.search.soo import penalised
 from retune.search.squashing import squashed
 
-_MODELLED = 150  # results in the model: the best ones
-_LEADERS = 4
-_BATCH = 64
+if TYPE_CHECKING:
+    import torch
+
+    from retune.language.kernel import Kernel
+
+_MAX_RESULTS = 150  # in the model, the best ones
+_LEADERS = 4  # best settings whose neighbours are candidates
+_BATCH = 64  # texts embedded at a time
 
 
 class LanguageSettings(Settings):
@@ -41,7 +48,7 @@ class LanguageSettings(Settings):
 
 
 def propose(problem: Problem, count: int) -> list[Candidate]:
-    """Return the start design first, then the candidates of the highest expected improvement.
+    """Return points of the initial design first, then the candidates with the highest expected improvement.
 
     Raises:
         InputError: if no model is given.
@@ -49,8 +56,8 @@ def propose(problem: Problem, count: int) -> list[Candidate]:
     """
     settings = problem.settings
     assert isinstance(settings, LanguageSettings)
-    begin = design.start(problem, settings.LH_SEARCH)
-    found = [point for point in begin if point.levels not in problem.seen][:count]
+    initial = design.start(problem, settings.LH_SEARCH)
+    found = [point for point in initial if point.levels not in problem.seen][:count]
     if len(found) == count or len(problem.ok) < 2:
         return found
     taken = set(problem.seen) | {point.levels for point in found}
@@ -59,13 +66,14 @@ def propose(problem: Problem, count: int) -> list[Candidate]:
 
 
 def _pool(problem: Problem, settings: LanguageSettings) -> list[Levels]:
-    """Return the candidates: some over the whole space, the same at each call, and the neighbours of the best points."""
+    """Return the candidates: a sample of the space, the same at each call, and the neighbours of the best points."""
     dimension = len(problem.space.parameters)
     rng = np.random.default_rng(hashed(problem.seed, "language candidates"))
     places = rng.random((settings.candidates, dimension))
     found = [problem.snap(problem.space.from_unit(place.tolist())) for place in places]
     for point in sorted(problem.ok, key=lambda p: (p.merit, p.levels))[:_LEADERS]:
         for axis, parameter in enumerate(problem.space.parameters):
+            # A geometric series reaches far on a fine grid; from a category all others are neighbours
             steps = (1, 3, 10, 30) if parameter.ordered else range(1, parameter.levels)
             for step in steps:
                 for sign in (1, -1):
@@ -88,7 +96,7 @@ def _improving(
         )
     model = embedder(settings.model, settings.revision)
     scores = penalised(problem)
-    known = sorted(scores, key=lambda levels: (scores[levels], levels))[:_MODELLED]
+    known = sorted(scores, key=lambda levels: (scores[levels], levels))[:_MAX_RESULTS]
     values = torch.tensor(squashed(np.array([scores[levels] for levels in known])))
     values = (values - values.mean()) / values.std().clamp(min=1e-9)
 
@@ -98,35 +106,34 @@ def _improving(
 
     measured = read(known)
 
-    def view(reading: Reading, token: torch.Tensor | None) -> torch.Tensor:
+    def features(reading: Reading, token: torch.Tensor | None) -> torch.Tensor:
         return reading.means if token is None else torch.cat([reading.means, reading.behind(token)], dim=1)
 
     token = model.start() if settings.token else None
     seed = hashed(problem.seed, "projection") % 2**31
-    fitted = kernel.fit(lambda token: view(measured, token), values, token, settings.projection or None, seed)
+    fitted = kernel.fit(
+        lambda token: features(measured, token), values, token, settings.projection or None, seed
+    )
 
     def place(points: Sequence[Levels]) -> torch.Tensor:
         parts = [points[k : k + _BATCH] for k in range(0, len(points), _BATCH)]
-        return torch.cat([fitted.project(view(read(part), fitted.token)) for part in parts])
+        return torch.cat([fitted.project(features(read(part), fitted.token)) for part in parts])
 
     with torch.no_grad():
         running = [point.levels for point in problem.running]
         places = place([*pool, *running])
         for row in places[len(pool) :]:
             fitted = fitted.condition_on(row, fitted.predict(row[None])[0][0])
-        return _picked(fitted, pool, places[: len(pool)], count)
+        return _best(fitted, pool, places[: len(pool)], count)
 
 
-def _picked(fitted: object, pool: Sequence[Levels], places: object, count: int) -> list[Candidate]:
+def _best(fitted: Kernel, pool: Sequence[Levels], places: torch.Tensor, count: int) -> list[Candidate]:
+    """Return the candidates with the highest expected improvement (Jones et al. 1998), chosen one after another."""
     import torch
 
-    from retune.language.kernel import Kernel
-
-    assert isinstance(fitted, Kernel)
-    assert isinstance(places, torch.Tensor)
     found: list[Candidate] = []
     free = torch.ones(len(pool), dtype=torch.bool)
-    best = fitted.predict(fitted.inputs)[0].min()
+    best = fitted.predict(fitted.inputs)[0].min()  # of the predicted means: measured values are noisy
     for _ in range(min(count, len(pool))):
         mean, deviation = fitted.predict(places)
         z = (best - mean) / deviation

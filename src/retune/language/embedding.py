@@ -1,7 +1,7 @@
 """Embeddings of texts by a frozen causal language model, with a learnable token at the end of each text.
 
-The token comes last, so what the model makes of the text before it does not depend on the token: keys and values of each text
-are computed once and kept, and a step of training runs the model on one position.
+The token comes last, so in a causal model it does not affect the text before it: keys and values of each text are computed
+once and kept, and a training step runs the model on a single position.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from retune.study import Model
 if TYPE_CHECKING:
     import torch
 
-_LOCK = threading.Lock()
+_LOCK = (
+    threading.Lock()
+)  # the suggestion service answers calls in several threads, and they share an embedder
 
 
 class Embedder:
-    """A frozen model that embeds settings: texts that begin alike, with the opening.
+    """A frozen model that embeds settings: texts that all begin with the same opening.
 
     Args:
-        folder: of the model and its tokenizer.
+        folder: the folder of the model and its tokenizer.
 
     """
 
@@ -42,7 +44,7 @@ class Embedder:
         self._openings: dict[str, tuple[Any, int]] = {}
 
     def read(self, opening: str, texts: Sequence[str]) -> Reading:
-        """Return texts as the model reads them behind `opening`, which is read once a process."""
+        """Return the model's reading of texts that follow `opening`, which is computed once per process."""
         import torch
 
         with _LOCK, torch.no_grad():
@@ -57,7 +59,7 @@ class Embedder:
             longest = max(map(len, rows))
             ids = torch.zeros(len(rows), longest, dtype=torch.long)
             mask = torch.ones(len(rows), before + longest, dtype=torch.long)
-            # Padded on the left: a further token stands right behind the text
+            # Padded on the left, so that the learnable token is adjacent to each text
             for place, row in enumerate(rows):
                 ids[place, longest - len(row) :] = torch.tensor(row)
                 mask[place, before : before + longest - len(row)] = 0
@@ -74,19 +76,24 @@ class Embedder:
         return Reading(self._model, output.past_key_values, mask, means)
 
     def start(self) -> torch.Tensor:
-        """Return the token to begin with, shape (width,): the mean of all of the model's."""
+        """Return the initial value of the learnable token, shape (width,): the mean of the model's token embeddings."""
         mean: torch.Tensor = self._model.get_input_embeddings().weight.detach().mean(dim=0)
         return mean.clone()
 
 
 class Reading:
-    """Texts that the model has read: `means` of the last layer over each text, of shape (n, width)."""
+    """Texts as the model has read them, with their keys and values.
+
+    Attributes:
+        means: of the last layer over each text, shape (n, width).
+
+    """
 
     def __init__(self, model: Any, past: Any, mask: torch.Tensor, means: torch.Tensor) -> None:
         self._model, self._past, self._mask, self.means = model, past, mask, means
 
     def behind(self, token: torch.Tensor) -> torch.Tensor:
-        """Return the last layer at `token`, shape (width,), behind each text, (n, width); gradients reach the token."""
+        """Return the last layer at `token`, shape (width,), after each text: shape (n, width), differentiable in the token."""
         import torch
 
         count = len(self._mask)
@@ -94,7 +101,7 @@ class Reading:
             inputs_embeds=token.expand(count, 1, -1),
             attention_mask=torch.cat([self._mask, self._mask.new_ones(count, 1)], dim=1),
             position_ids=self._mask.sum(dim=1, keepdim=True),
-            past_key_values=copy.deepcopy(self._past),  # the model adds to it
+            past_key_values=copy.deepcopy(self._past),  # the model appends to its cache in place
             use_cache=True,
             output_hidden_states=True,
         )
@@ -104,7 +111,7 @@ class Reading:
 
 @lru_cache(maxsize=2)
 def embedder(base: str, revision: str | None = None) -> Embedder:
-    """Return the embedder of a model, loaded once a process.
+    """Return the embedder of a model, loaded once per process.
 
     Raises:
         InputError: if there is no such model.

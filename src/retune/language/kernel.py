@@ -1,7 +1,8 @@
 """A Gaussian process on a projection of embeddings, trained with it by marginal likelihood (deep kernel learning).
 
-Wilson et al. 2016. The projection, the learnable token behind the texts, and the process' own three numbers are found together
-by Adam on the marginal likelihood, with weak priors, in double precision; so the same data give the same model.
+Source: Wilson et al. 2016. The projection, the learnable token after the texts, and the three hyper-parameters of the process
+are fitted together by Adam on the marginal likelihood, with weak priors. In double precision, so that equal data give
+equal models.
 """
 
 from __future__ import annotations
@@ -14,12 +15,22 @@ if TYPE_CHECKING:
     import torch
 
 _STEPS, _RATE = 40, 0.05
-_JITTER = 1e-6
+_JITTER = 1e-6  # on the diagonal, so that the Cholesky decomposition of nearly equal settings succeeds
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A fitted model: inputs, projected, of shape (n, k), standardised values (n,), and what predicts from them."""
+    """A fitted model.
+
+    Attributes:
+        project: maps embeddings of shape (m, width) to points of shape (m, k).
+        inputs: the projected embeddings of the measured settings, shape (n, k).
+        values: their standardised values, shape (n,).
+        logs: logarithms of length scale, signal variance and noise variance.
+        token: the fitted token, None without one.
+        likelihood: the negative log posterior at the end of the fit.
+
+    """
 
     project: Callable[[torch.Tensor], torch.Tensor]
     inputs: torch.Tensor
@@ -40,7 +51,7 @@ class Kernel:
         return mean, variance.clamp(min=1e-12).sqrt()
 
     def condition_on(self, point: torch.Tensor, value: torch.Tensor) -> Kernel:
-        """Return the model with one more point, everything else kept."""
+        """Return the model with one more measured point, its hyper-parameters unchanged."""
         import torch
 
         inputs = torch.cat([self.inputs, point[None]])
@@ -59,10 +70,10 @@ def fit(
 
     Args:
         embed: returns the embeddings of the measured settings, shape (n, width), given the token.
-        values: what was measured.
-        token: to begin with; None without a learnable token.
-        dimensions: of the projection; None for the embedding as it is.
-        seed: draws the first projection.
+        values: the measured objective.
+        token: its initial value; None to do without a learnable token.
+        dimensions: of the projection; None to use the embeddings themselves.
+        seed: of the initial projection.
 
     """
     import torch
@@ -75,6 +86,7 @@ def fit(
         first.shape[1], dimensions or 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
     matrix = draw.requires_grad_(True) if dimensions else None
+    # Unit length scale and signal variance, and 5 % noise (exp(-3)); the priors below are centred on them
     logs = torch.tensor([0.0, 0.0, -3.0], dtype=torch.float64).requires_grad_(True)
     learnt = token.clone().requires_grad_(True) if token is not None else None
 

@@ -32,11 +32,11 @@ def written(space: Space, assignment: Mapping[str, Value]) -> str:
     """Return a setting's text, without the opening: each value, its order of magnitude, and its place in the range."""
     parts = []
     for parameter in space.parameters:
-        value = assignment[parameter.name]
-        text = f"{parameter.name.replace('_', ' ')} is {value:g}" if not isinstance(value, str) else ""
+        name, value = parameter.name.replace("_", " "), assignment[parameter.name]
         if isinstance(value, str):
-            parts.append(f"{parameter.name.replace('_', ' ')} is {value}")
+            parts.append(f"{name} is {value}")
             continue
+        text = f"{name} is {value:g}"
         if 0 < abs(value) < 0.01 or abs(value) >= 10_000:
             text += f", ten to the power of {math.log10(abs(value)):.2f}"
         parts.append(f"{text}, {_place(parameter.unit(parameter.level(value)))}")

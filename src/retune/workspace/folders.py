@@ -1,4 +1,4 @@
-"""The folders of a study; every name is derived from what determines the content.
+"""The folders of a study; each name has the digest of all that determines the content.
 
 ::
 
@@ -22,20 +22,20 @@ from retune.study import Study
 
 
 def data_folder(study: Study) -> str:
-    """Return the URI of the mixed data of this study: another recipe or changed files give another folder."""
+    """Return the URI of the study's mixed data; another recipe or changed files give another folder."""
     return store.join(
         study.root, f"data-{mixing.recipe_digest(study.data, study.seed, models.locate(study.model))}"
     )
 
 
 def search_folder(study: Study, data_digest: str) -> str:
-    """Return the URI of this study's search on the data with that digest."""
+    """Return the URI of the study's search on the mixed data with this digest."""
     base = models.base_digest(models.locate(study.model))
     return store.join(study.root, f"search-{study.search_digest(data_digest, base)}")
 
 
 def work_folder(study: Study) -> Path:
-    """Return the local folder for logs, locks and progress: the study's own, or one in the cache if that is remote."""
+    """Return the local folder for logs, locks and progress: the study's own, or if that is a bucket one in the cache."""
     if "://" not in study.root:
         return Path(study.root)
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()

@@ -1,9 +1,9 @@
 """The trials of one search on disk: issued assignments and their results.
 
-Layout below the search's folder, one folder a trial::
+Layout below the search's folder, one folder per trial::
 
     trials/trial-007/assignment.json   written before the trial starts, so that a restart uses the same setting
-    trials/trial-007/trial.json        the TrialRecord, written last: while it is missing, the trial is not done
+    trials/trial-007/trial.json        the TrialRecord, written last: while it is missing, the trial is not finished
     trials/trial-007/adapter/          PEFT's own files
 """
 
@@ -27,8 +27,8 @@ from retune.training.run_trial import TrialTask
 BASE = "trial-000"
 DEFAULT = "trial-001"
 ISSUED, DONE = "/assignment.json", "/trial.json"
-_SPARE = 5
-"""Adapters kept during a search beyond `artifacts.keep`, since the final ranking (by expected objective) may differ."""
+_MARGIN = 5
+"""Adapters kept during a search beyond `artifacts.keep`: the final ranking, by expected objective, may differ."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,19 @@ class Outcome:
 
 
 def trial_name(number: int, repeat: int = 0, proxy: bool = False) -> str:
-    """Return the name of a trial; `repeat` numbers further seeds of a setting from 1; `proxy`: trained on part of the data."""
+    """Return the name of a trial.
+
+    Args:
+        number: of the setting in its search.
+        repeat: number of a further seed of the setting, from 1; 0 for its first training.
+        proxy: whether it is trained on a part of the data.
+
+    """
     return f"trial-{number:03d}" + (f"-seed-{repeat}" if repeat else "") + ("-proxy" if proxy else "")
 
 
-def _is_ours(name: str) -> bool:
-    """Return whether a name below `trials/` is that of a task or record."""
+def _is_task_or_record(name: str) -> bool:
+    """Return whether a name relative to `trials/` is that of a task or record."""
     return name.count("/") == 1 and name.endswith((ISSUED, DONE))
 
 
@@ -63,12 +70,14 @@ class Ledger:
         self.tasks: dict[str, TrialTask] = {}
         self.records: dict[str, TrialRecord] = {}
         self._unpruned: dict[str, TrialRecord] = {}
-        if files is None:  # listed from the search's folder, where a bucket keeps its gathered objects
+        if files is None:
+            # Read from the search's folder, not from `trials/`, since that is where a bucket has its gathered objects
             below = store.contents(
-                folder, lambda name: name.startswith("trials/") and _is_ours(name.removeprefix("trials/"))
+                folder,
+                lambda name: name.startswith("trials/") and _is_task_or_record(name.removeprefix("trials/")),
             )
             files = {name.removeprefix("trials/"): content for name, content in below.items()}
-        issued = [name for name in files if _is_ours(name) and name.endswith(ISSUED)]
+        issued = [name for name in files if _is_task_or_record(name) and name.endswith(ISSUED)]
         for name in sorted((each.removesuffix(ISSUED) for each in issued), key=by_number):
             self.tasks[name] = parse(TrialTask, files[name + ISSUED], self._issued(name))
             if (done := name + DONE) in files:
@@ -91,7 +100,7 @@ class Ledger:
         seed: int,
         repeat: int = 0,
     ) -> TrialTask:
-        """Record that a trial is to run and return its task; a trial that was issued before stays unchanged."""
+        """Write the assignment of a new trial and return its task; the task of an issued trial is returned unchanged."""
         name = trial_name(number, repeat, role == "proxy")
         if name not in self.tasks:
             task = TrialTask(
@@ -107,10 +116,10 @@ class Ledger:
         return self.tasks[name]
 
     def claim(self, assignment: Assignment, seed: int, folder: str, default: bool) -> TrialTask:
-        """Return the task of a trial that a cluster runs in `folder`; a new one gets the next free number.
+        """Return the task of a trial that Katib runs in `folder`; a new trial gets the next free number.
 
-        Number 1 is reserved for the `default` setting. Two engines may see the trial at once (one on a lost node, and its
-        replacement): the store lets only one of them create the file, so both give the trial the same number.
+        Number 1 is reserved for the `default` setting. Two engines may number the same trial at once (one on a lost node,
+        and its replacement): only one of them can create the file, and the other reads the number from it.
         """
         for number in itertools.chain([1] if default else [], itertools.count(2)):
             name = trial_name(number)
@@ -124,15 +133,15 @@ class Ledger:
                 self.tasks[name] = task
             if self.tasks[name].folder == folder:
                 return self.tasks[name]
-        raise AssertionError("the numbers never end")
+        raise AssertionError("unreachable")
 
     def done(self, task: TrialTask) -> bool:
-        """Return whether a trial has reached the end of its task, or has failed."""
+        """Return whether a trial is finished, failed, or trained as far as its task demands."""
         record = self.records.get(task.trial)
         return record is not None and record.share >= task.until
 
     def finish(self, record: TrialRecord, write: bool = False) -> None:
-        """Add a finished trial; with `write` also store its record, if the trial's process died before it could."""
+        """Add a finished trial; with `write` also store its record, which the trial's own process did not."""
         if write:
             store.write(store.join(self._trial_folder(record.trial), "trial.json"), record.to_json())
         self.records[record.trial] = record
@@ -170,8 +179,8 @@ class Ledger:
 
     def searched(self) -> list[TrialRecord]:
         """Return the finished records that the search is based on; with `search.proxy`, those on part of the data."""
-        wanted = _searched(self.tasks.values())
-        return [record for record in self.records.values() if record.role in wanted]
+        roles = _searched(self.tasks.values())
+        return [record for record in self.records.values() if record.role in roles]
 
     def issue_whole(self, study: Study) -> list[TrialTask]:
         """Issue the trials on all data, of the default and the best settings, after a search on part of the data."""
@@ -204,7 +213,7 @@ class Ledger:
     def issue_repeats(self, study: Study) -> list[TrialTask]:
         """Issue repeats with other seeds, of the finalists and of the default setting.
 
-        The choice ignores the results of repeats, so that a resumed run repeats the same trials.
+        The choice ignores the results of repeats, so that a resumed run chooses the same trials.
         """
         search = study.search
         once = [record for record in self.records.values() if record.role not in ("repeat", "proxy")]
@@ -221,21 +230,21 @@ class Ledger:
         ]
 
     def outcome(self, study: Study, stopped_by: str) -> Outcome:
-        """Delete the adapters that are not needed any more and return all records in the order of their numbers."""
+        """Delete the adapters that are no longer needed and return all records in the order of their numbers."""
         ranked = [record for record in self.ranking(study.search) if record.adapter_uri]
         best, worst = ranked[: study.artifacts.keep], ranked[len(ranked) - study.benchmark.bottom :]
         self.prune({record.trial for record in best + worst} | {DEFAULT})
         return Outcome([self.records[name] for name in sorted(self.records, key=by_number)], stopped_by)
 
     def kept(self, study: Study) -> set[str]:
-        """Return the trials whose adapters stay during the search, by their measured values, which never change.
+        """Return the trials whose adapters are kept during the search: the best and worst by their measured values.
 
-        `_SPARE` more than in the end, when the expected objective decides. A trial without an adapter was not among
-        the best or worst before, and further trials cannot change that, so it is not considered again.
+        These are `_MARGIN` more than in the end, when the expected objective decides. A trial whose adapter was deleted
+        is not considered again: it was not among the best or worst, and further trials cannot change that.
         """
         search, bottom = study.search, study.benchmark.bottom
         ranked = candidates(list(self._unpruned.values()), search.objective, search.constraints)
-        best, worst = ranked[: study.artifacts.keep + _SPARE], ranked[-bottom - _SPARE :] if bottom else []
+        best, worst = ranked[: study.artifacts.keep + _MARGIN], ranked[-bottom - _MARGIN :] if bottom else []
         return {record.trial for record in best + worst} | {DEFAULT}
 
     def prune(self, keep: set[str]) -> None:
@@ -244,18 +253,20 @@ class Ledger:
             if record.trial in keep or record.adapter_uri is None:
                 continue
             pruned = record.model_copy(update={"adapter_uri": None})
-            self.finish(pruned, write=True)  # the record first: it must never point to deleted files
+            self.finish(
+                pruned, write=True
+            )  # before the files are deleted: a record must never point to missing files
             store.remove(record.adapter_uri)
 
 
 def _content(task: TrialTask) -> bytes:
-    # These change while a search with stopping runs
-    kept = task.model_dump(mode="json", exclude={"rungs", "until"})
-    return (json.dumps(seal(kept), indent=2) + "\n").encode()
+    # Without what changes during a search with `search.stopping`: the file is written once
+    content = task.model_dump(mode="json", exclude={"rungs", "until"})
+    return (json.dumps(seal(content), indent=2) + "\n").encode()
 
 
 def _searched(trials: Iterable[TrialTask | TrialRecord]) -> tuple[Role, ...]:
-    """Return the roles of the trials that a search is based on: those on part of the data, if there are any."""
+    """Return the roles of the trials that a search is based on: proxy trials, if there are any."""
     return ("proxy",) if any(trial.role == "proxy" for trial in trials) else ("default", "search")
 
 
@@ -274,6 +285,6 @@ def warm_start(study: Study) -> list[Observation]:
 
 
 def observation(record: TrialRecord, name: str, source: str) -> Observation:
-    """Return a finished trial as the search sees one of the earlier study `source`."""
+    """Return a finished trial as an observation from the earlier study `source`."""
     status: Literal["completed", "failed"] = "completed" if record.status == "completed" else "failed"
     return Observation(record.assignment, status, dict(record.values), name, warm=True, source=source)

@@ -1,4 +1,4 @@
-"""One writer at a time: a lock file per study on this machine, released by the operating system however its owner ends."""
+"""A lock file per study on this machine, so that only one run writes at a time; released however its owner ends (flock)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def only_writer(path: Path, wait_seconds: float = 0.0) -> Iterator[None]:
     """Hold the lock file while the block runs.
 
     Args:
-        path: the lock file; made if missing, never deleted.
+        path: the lock file; created if missing, never deleted.
         wait_seconds: how long to wait for another owner, e.g. the children of a killed run, which end within a second.
 
     Raises:
-        RetuneError: naming the owner, if it does not let go in time.
+        RetuneError: naming the owner, if it does not release the lock in time.
 
     """
     path.parent.mkdir(parents=True, exist_ok=True)

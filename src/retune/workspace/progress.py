@@ -1,4 +1,4 @@
-"""Progress of a running study, as a small JSON file that `retune run` (or any watcher) reads while the steps write it."""
+"""Progress of a running study: a small JSON file that the steps write and that `retune run` and `retune watch` read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WRITE_EVERY_SECONDS = 0.5
 
 
 class Progress(BaseModel):
-    """The progress of a study. Times are in seconds; `left` is None until it can be estimated."""
+    """The progress of a study. Times are in seconds; `left`, the estimated rest, is None until the first trial is done."""
 
     step: str = ""
     done: int = 0
@@ -52,7 +52,7 @@ def read(path: Path) -> Progress | None:
 
 
 def write(path: Path, progress: Progress) -> None:
-    """Write the file atomically. A full disk only costs the display: the error is swallowed."""
+    """Write the file atomically. Errors are ignored: without a progress file only the display is missing."""
     progress.updated = now()
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     try:
@@ -67,13 +67,13 @@ class SearchProgress:
 
     Args:
         path: the file.
-        objective: what "best" means.
-        total: trials to do in all, base and repeats included.
+        objective: by which the best trial is shown.
+        total: number of all trials, base and repeats included.
         parallel: how many run at a time.
         done: records finished by earlier runs.
         seconds_before: search seconds spent by earlier runs.
         settings: how many of `total` are settings of the search.
-        proxy: whether these train on a part of the data: the best of them are trained again.
+        proxy: whether these train on a part of the data, so that the best of them are trained again.
 
     """
 
@@ -95,7 +95,7 @@ class SearchProgress:
         self._started = self._written = time.monotonic()
         self._durations: list[float] = []
         self._stopped: set[str] = set()
-        self._whole = False
+        self._on_all_data = False
         for record in done:
             self._count(record)
         write(path, self.progress)
@@ -106,9 +106,9 @@ class SearchProgress:
         return self._before + time.monotonic() - self._started
 
     def __call__(self, event: Event) -> None:
-        """Take one event of an engine."""
+        """Handle an event of the engine."""
         if event.kind == "issued":
-            self._goes_on(event.trial, event.role in self._settings)
+            self._resume(event.trial, event.role in self._settings)
             self.progress.running[event.trial] = 0.0
         elif event.kind == "progress" and event.steps:
             self.progress.running[event.trial] = event.step / event.steps
@@ -125,8 +125,8 @@ class SearchProgress:
             self.progress.left = self._left()
             write(self.path, self.progress)
 
-    def _goes_on(self, trial: str, is_setting: bool) -> None:
-        """Take back that a stopped trial was done."""
+    def _resume(self, trial: str, is_setting: bool) -> None:
+        """Uncount a trial that was stopped early and now continues."""
         if trial in self._stopped:
             self._stopped.remove(trial)
             self.progress.done -= 1
@@ -147,10 +147,12 @@ class SearchProgress:
         if record.role == "base":
             progress.base = value
         elif record.role != "repeat":
-            if record.role != "proxy" and not self._whole:
-                self._whole = True  # values on a part of the data do not compare with those on all of it
+            # Losses after training on a part of the data do not compare with those on all of it, so from the first
+            # trial on all data only these count.
+            if record.role != "proxy" and not self._on_all_data:
+                self._on_all_data = True
                 progress.best = progress.best_trial = None
-            if record.role == "proxy" and self._whole:
+            if record.role == "proxy" and self._on_all_data:
                 return
             sign = 1 if self.objective.goal == "minimize" else -1
             if progress.best is None or sign * value < sign * progress.best:

@@ -30,12 +30,15 @@ R = TypeVar("R", bound=Record)
 
 
 class SearchRecord(Record):
-    """What a search gave (`search.json`).
+    """The result of a search (`search.json`).
 
     Attributes:
         stopped_by: ``trials``, ``failures`` or ``hours``.
-        trials: settings tried. completed: trials that can be chosen. stopped: by `search.stopping`, before their end.
-        best: name of the best trial, None if no trial completed. digest: over all settings and results.
+        trials: settings tried.
+        completed: trials that can be chosen.
+        stopped: trials that `search.stopping` ended early.
+        best: name of the best trial, None if no trial completed.
+        digest: over all settings and results.
 
     """
 
@@ -58,11 +61,12 @@ def _is_record(name: str) -> bool:
 
 
 class SearchFolder:
-    """One search on disk or in a bucket. Built once in a process and passed on: what was read stays in memory.
+    """One search on disk or in a bucket. Created once per process and passed on: what was read stays in memory.
 
     Args:
         uri: URI of the folder.
-        at_once: read all JSON in it now, for one who only looks: in a bucket that is one request and what has changed.
+        at_once: read all JSON in it now, for commands that only display; in a bucket that takes one listing and only
+            changed files are downloaded.
 
     """
 
@@ -74,7 +78,7 @@ class SearchFolder:
 
     @classmethod
     def of(cls, study: Study, at_once: bool = False) -> SearchFolder | None:
-        """Return the search of a study if there is one, finished or not; None if its data is not even mixed."""
+        """Return the study's search, finished or not; None if there is none, or its data is not mixed."""
         from retune.data import mixing
 
         data = folders.data_folder(study)
@@ -121,18 +125,18 @@ class SearchFolder:
         return self._files[name]
 
     def _below(self, folder: str) -> dict[str, bytes] | None:
-        """Return what was read at once of a folder in here."""
+        """Return the files of a subfolder that were read at once; None if they are read one by one."""
         if self._files is None:
             return None
         start = f"{folder}/"
         return {n.removeprefix(start): content for n, content in self._files.items() if n.startswith(start)}
 
     def gather(self) -> None:
-        """Let the next reader have all JSON in a bucket's folder by two requests, not one for every record."""
+        """Store all JSON of a bucket's folder in one object too, so that the next reader needs two requests for all."""
         store.gather(self.uri, _is_record)
 
     def write(self, name: str, record: Record) -> None:
-        """Keep a record under a file's name."""
+        """Write a record to the file `name`, and keep it in memory."""
         content = record.to_json()
         store.write(self.path(name), content)
         if self._files is not None:

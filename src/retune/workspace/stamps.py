@@ -1,7 +1,7 @@
-"""Stamps record a step's inputs next to its result, so that no step runs twice on the same inputs.
+"""Stamps record the digest of a step's inputs with its outputs, so that no step runs twice on the same inputs.
 
-A stamp is written last. A step whose stamp names the same inputs is up to date; any other step runs again. Every step
-must be idempotent.
+A stamp is written last. A step whose stamp has the digest of its present inputs is up to date; any other step runs
+again, so every step must be idempotent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Stamps:
 
     Args:
         folder: URI of the search's folder.
-        files: the content of the stamps by name (`mix.json`), if they have been read; only stamps made here change them.
+        files: the content of the stamps by name (`mix.json`), if they have been read already.
 
     """
 
@@ -32,12 +32,12 @@ class Stamps:
         self._files = None if files is None else dict(files)
 
     def outputs(self, step: str, inputs: Any) -> dict[str, Any] | None:
-        """Return what the step gave when it was done from these inputs, or None if it has to be done."""
+        """Return the outputs of a step on these inputs, None if it has to run."""
         stamp = self._read(step)
         return stamp["outputs"] if stamp and stamp["inputs"] == digest(inputs) else None
 
     def last(self, step: str) -> dict[str, Any] | None:
-        """Return what the step gave when it was last done, from whatever inputs."""
+        """Return the outputs of a step's last run, on whatever inputs."""
         stamp = self._read(step)
         return stamp["outputs"] if stamp else None
 
@@ -52,7 +52,7 @@ class Stamps:
 
     @contextmanager
     def step(self, step: str, inputs: Any) -> Iterator[dict[str, Any]]:
-        """Do a step: fill the yielded mapping with its outputs; the stamp is written if no error came."""
+        """Run a step in the ``with`` block, which fills the yielded mapping with outputs; the stamp is written at its end."""
         outputs: dict[str, Any] = {}
         started = time.monotonic()
         yield outputs
