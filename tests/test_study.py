@@ -95,7 +95,7 @@ WRONG = [
     ("data.sources.0.share", 0.5, "data: the shares must add up to 1, but got 0.8 from [0.5, 0.3]"),
     ("data.sources.0.share", 0, "data.sources.0.share: must be above 0, but got 0"),
     ("data.sources", [], "data.sources: must hold at least one item"),
-    ("data.sources", ["a.json"], "data.sources.0: a section of keys and values is asked for, but got 'a.json'; write {uri: a.json}"),
+    ("data.sources", ["a.json"], "data.sources.0: must be a section of keys and values, but got 'a.json'; write {uri: a.json}"),
     ("data.sources.0.format", "alpacca", "data.sources.0.format:"),
     ("data.sources.0.share", None, "data: either every source has a `share` or none, but got [None, 0.3]"),
     ("data.sources.0.uri", "hf://me/data", "data on a hub has the form hf://datasets/<owner>/<name>, with or without a path behind it, but got 'hf://me/data'"),
@@ -105,11 +105,11 @@ WRONG = [
     ("data.validation", "5%", "but got '5%'; write 0.05"),
     ("data.train", 0, "data.train: a number of records must be above 0, but got 0"),
     ("data.train", 1.0, "data.train: a share must lie between 0 and 1, but got 1.0; write `all`"),
-    ("data.train", True, "data.train: a number of records, a share such as 0.05 or `all` is asked for, but got True"),
+    ("data.train", True, "data.train: must be a number of records, a share such as 0.05 or `all`, but got True"),
     ("model", "hf://datasets/me/data", "is a data set: it belongs under `data.sources`"),
     ("data.max_length", 8, "data.max_length: must be at least 16, but got 8"),
-    ("data.train", "many", "data.train: a number of records, a share such as 0.05 or `all` is asked for, but got 'many'"),
-    ("training.epochs", 2.5, "training.epochs: a whole number is asked for, but got 2.5"),
+    ("data.train", "many", "data.train: must be a number of records, a share such as 0.05 or `all`, but got 'many'"),
+    ("training.epochs", 2.5, "training.epochs: must be a whole number, but got 2.5"),
     ("training.learning_rate", float("inf"), "training.learning_rate: must be a finite number, but got inf"),
     ("training.learning_rate", float("nan"), "training.learning_rate: must be a finite number, but got nan"),
     ("training.target_modules", "q_(proj", "`target_modules` is a list of names, one of ['all-linear', 'attention', 'mlp'] or a regular expression, but 'q_(proj' is none"),
@@ -140,14 +140,14 @@ def parameter(name, **fields):
 
 UNTRAINABLE = [
     ([parameter("variant", kind="categorical", values=["lora", "dor"], default="lora")], "did you mean 'dora'?"),
-    ([parameter("batch_size", kind="real", low=1, high=8, default=4)], "batch_size: a whole number is asked for"),
+    ([parameter("batch_size", kind="real", low=1, high=8, default=4)], "batch_size: must be a whole number"),
     ([parameter("epochs", kind="integer", low=0, high=8, default=4)], "epochs: must be above 0, but got 0"),
     (
         [
             parameter("variant", kind="categorical", values=["lora", "dora"], default="lora"),
             parameter("init", kind="categorical", values=["default", "olora"], default="default"),
         ],
-        "leaves the base's weights alone, but got 'olora' (at variant dora, init olora): leave a value out",
+        "leaves the base's weights alone, but got 'olora' (at variant dora, init olora): remove a value",
     ),
     (
         [
@@ -360,7 +360,7 @@ def test_later_overrides_win(file):
         ("data.sources.5=1", "`0 <= index < 2` must hold, but got '5'"),
         ("name=[1,", "the value is not valid YAML in 'name=[1,'"),
         ("training.target_modules.0.x=1", "'0' must be a section or a list, but is 'q_proj'"),
-        ("search.trials=", "search.trials: a whole number is asked for, but got ''"),
+        ("search.trials=", "search.trials: must be a whole number, but got ''"),
     ],
 )
 def test_wrong_overrides(file, override, words):
@@ -441,9 +441,8 @@ def test_digests_change_with_what_decides_and_with_nothing_else():
         search(("search.parameters", {"preset": "davouse2024"})), search(("search.objective.metric", "train_loss")),
     ]  # fmt: skip
     assert len(set(theirs)) == len(theirs)
-    assert search() == search(
-        ("search.parameters", [p.model_dump() for p in tribes2024().parameters])
-    )  # the same space, spelt out
+    spelled_out = [p.model_dump() for p in tribes2024().parameters]
+    assert search() == search(("search.parameters", spelled_out))
 
 
 def test_one_objective_or_a_list_of_which_the_first_ranks():

@@ -56,7 +56,7 @@ def test_setting_names_every_problem_at_once():
     assert len(caught.value.problems) == 6
     for part in (
         "'gamma'",
-        "rank: a whole number is asked for, but got 2.5",
+        "rank: must be a whole number, but got 2.5",
         "alpha: must be above 0, but got 0",
         "dropout: must be below 1, but got 1",
         "learning_rate: must be a finite number",

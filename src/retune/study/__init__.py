@@ -2,8 +2,8 @@
 
 `load` reads YAML, applies dotted overrides (``search.trials=20``), resolves paths and returns a `Study`. Paths of
 inputs (data, model, benchmark files, warm starts) are relative to the study file; paths of outputs (artifacts,
-tracking) are relative to the current directory. A loaded study holds absolute paths only, so that its JSON means
-the same in every process.
+tracking) are relative to the current folder. A loaded study holds absolute paths only, so that its JSON is valid in
+every process.
 """
 
 from retune.study.cluster import Cluster, Katib, Volume

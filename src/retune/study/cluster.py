@@ -28,12 +28,12 @@ SECRET_ENV = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD",
     "MLFLOW_TRACKING_TOKEN", "HF_TOKEN",
 )  # fmt: skip
-"""Variables that belong into a Secret: a study is kept in the artifact store, where many read it."""
-OWN_ENV = ("HOME", "PYTHONUNBUFFERED", "PATH", "PYTHONPATH", "LD_PRELOAD", "LD_LIBRARY_PATH")
+"""Variables that belong in a Secret: a study is stored with its artifacts, where many can read it."""
+RESERVED_ENV = ("HOME", "PYTHONUNBUFFERED", "PATH", "PYTHONPATH", "LD_PRELOAD", "LD_LIBRARY_PATH")
 
 
 class Images(Section):
-    """The images that `make images` builds, as the cluster's nodes pull them."""
+    """The images that `make images` builds, under the names by which the cluster's nodes pull them."""
 
     train: Image | None = Field(None, description="mixing, trials, selection, registry, report")
     eval: Image | None = Field(None, description="benchmarks, with the code sandbox")
@@ -51,7 +51,7 @@ class Volume(Section):
 
 
 class CaBundle(Section):
-    """A ConfigMap with the certificates of all authorities that the pods trust, those of the public included."""
+    """A ConfigMap with the certificates of all authorities that the pods trust, including the public ones."""
 
     config_map: Name
     key: DataKey = "ca.crt"
@@ -135,14 +135,14 @@ class Cluster(Section):
         secret = [name for name in self.env if name in SECRET_ENV]
         if secret:
             problems.append(
-                f"`env` is kept with the study for all to read, so {secret} belong into a Secret of `secrets`"
+                f"`env` is stored with the study for all to read, so {secret} belong in a Secret of `secrets`"
             )
-        own = [name for name in self.env if name in OWN_ENV or name.startswith("RETUNE_HP_")]
-        if own:
-            problems.append(f"`env` must leave what the pods set themselves, but got {own}")
-        odd = [name for name, value in self.env.items() if "${trial" in value or "\0" in value]
-        if odd:
+        reserved = [name for name in self.env if name in RESERVED_ENV or name.startswith("RETUNE_HP_")]
+        if reserved:
+            problems.append(f"`env` must not set what the pods set themselves, but got {reserved}")
+        invalid = [name for name, value in self.env.items() if "${trial" in value or "\0" in value]
+        if invalid:
             problems.append(
-                f"`env` values may hold neither `${{trial…}}`, which Katib would replace, nor NUL, but {odd} do"
+                f"`env` values may hold neither `${{trial…}}`, which Katib would replace, nor NUL, but {invalid} do"
             )
         return self._checked(problems)

@@ -11,21 +11,21 @@ from retune.study.section import Section
 
 ColumnName = Literal["prompt", "input", "completion", "system", "messages", "text"]
 PROMPTS = ("auto", "chat", "alpaca", "none")
-_OTHER_NAMES = {
+_ALIASES = {
     "instruction": "prompt", "question": "prompt", "output": "completion", "response": "completion",
     "answer": "completion", "context": "input", "conversations": "messages",
 }  # fmt: skip
 
 
 def _columns(given: Any) -> Any:
-    """Take `instruction`, `answer` and the like for what they mean."""
+    """Replace the parts' names in other formats, such as `instruction` and `answer`, by ours."""
     if not isinstance(given, dict):
         return given
-    return {_OTHER_NAMES.get(key, key) if isinstance(key, str) else key: name for key, name in given.items()}
+    return {_ALIASES.get(key, key) if isinstance(key, str) else key: name for key, name in given.items()}
 
 
 class File(Section):
-    """A data set: a file or folder, and how its records are to be read."""
+    """A data set: a file or folder, and how its records are read."""
 
     uri: str
     format: FormatName = Field(
@@ -68,13 +68,16 @@ class File(Section):
 
 
 class Source(File):
-    """One data set and its share of both splits; without shares every source gives all it has."""
+    """One data set and its share of both splits; without shares all records of every source are used."""
 
     share: float | None = Field(None, gt=0, le=1)
 
 
 def _amount(given: Any) -> Any:
-    """Refuse what is neither a count nor a share nor `all`, in words."""
+    """Check a number of records: a count, a share, or `all`.
+
+    In one function, since pydantic would report one error for each member of the union.
+    """
     if given == "all":
         return given
     if isinstance(given, float) and given.is_integer() and given > 1:
@@ -87,7 +90,7 @@ def _amount(given: Any) -> Any:
             else ""
         )
         raise ValueError(
-            f"a number of records, a share such as 0.05 or `all` is asked for, but got {given!r}{hint}"
+            f"must be a number of records, a share such as 0.05 or `all`, but got {given!r}{hint}"
         )
     if isinstance(given, float) and not 0 < given < 1:
         hint = "; write `all`" if given == 1 else ""
@@ -98,7 +101,7 @@ def _amount(given: Any) -> Any:
 
 
 def _held_out(given: Any) -> Any:
-    """Take a path for a file of its own."""
+    """Convert a path to a `File`; anything else is an amount."""
     if isinstance(given, str) and given != "all" and not given.strip().endswith("%"):
         return {"uri": given}
     if given == "all":
@@ -112,7 +115,7 @@ Amount = Annotated[int | float | Literal["all"], BeforeValidator(_amount)]
 
 
 class Data(Section):
-    """What is mixed. Every source keeps its share in both splits."""
+    """The data sets to mix. Every source has the same share in both splits."""
 
     sources: list[Source] = Field(min_length=1)
     train: Amount = Field(description="records: a number, a share of what there is, or `all` that is left")
@@ -132,7 +135,7 @@ class Data(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_source_is_all(cls, given: Any) -> Any:
-        """Give a single source the share 1, which it has anyway."""
+        """Set the share of a single source to 1, so that studies with and without it have the same digest."""
         if isinstance(given, dict) and isinstance(given.get("sources"), list) and len(given["sources"]) == 1:
             (only,) = given["sources"]
             if isinstance(only, dict) and only.get("share") is None and only.get("uri"):

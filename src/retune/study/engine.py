@@ -11,7 +11,7 @@ from retune.study.section import Section
 
 
 class Engine(Section):
-    """Who runs the trials.
+    """The engine that runs the trials.
 
     ``local``: worker processes on one machine that keep the base model loaded. ``katib``: a Katib Experiment on the
     Kubernetes cluster of the section `cluster`. Other names are those of installed packages (docs/extend.md).

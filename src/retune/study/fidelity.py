@@ -1,4 +1,4 @@
-"""Searching with less than whole trainings: the keys `search.stopping` and `search.proxy`."""
+"""Multi-fidelity search, with trials cheaper than a full training: the keys `search.stopping` and `search.proxy`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ _OPTIONS = {
 
 
 class Stopping(Section):
-    """When a trial is stopped before its end, by its validation loss beside those of other trials at the same rung.
+    """When a trial is stopped early: its validation loss is compared with those of other trials at the same rung.
 
-    ``asha``: of the trials at a rung the best ``1/reduction`` go on (Li et al. 2020). ``hyperband``: the same in several
-    brackets, which begin at higher and higher rungs. ``median``: a trial goes on unless it is worse than the median.
-    Rungs are shares of a trial's whole training: with `training.epochs: 2`, 0.5 is one epoch and 0.05 a tenth of one.
+    ``asha``: of the trials at a rung the best ``1/reduction`` continue (Li et al. 2020). ``hyperband``: the same in several
+    brackets, each of which starts at a higher rung (Li et al. 2018). ``median``: a trial continues unless it is worse than
+    the median (Golovin et al. 2017). Rungs are shares of a trial's whole training: with `training.epochs: 2`, 0.5 is one
+    epoch and 0.05 a tenth of one.
     """
 
     kind: Literal["asha", "hyperband", "median"]
@@ -43,11 +44,13 @@ class Stopping(Section):
 
     @model_validator(mode="after")
     def _options_of_the_kind(self) -> Self:
-        able = _OPTIONS[self.kind]
+        valid = _OPTIONS[self.kind]
         given = [name for name in Stopping.model_fields if name != "kind" and getattr(self, name) is not None]
-        odd = [name for name in given if name not in able]
-        problems = [f"`stopping: {self.kind}` has the options {list(able)}, but got {odd}"] if odd else []
-        if not odd and len(self.rungs) > 100:
+        unknown = [name for name in given if name not in valid]
+        problems = (
+            [f"`stopping: {self.kind}` has the options {list(valid)}, but got {unknown}"] if unknown else []
+        )
+        if not unknown and len(self.rungs) > 100:
             problems.append(
                 f"at most 100 rungs are possible, but `min_share` and `interval` or `reduction` make {len(self.rungs)}"
             )
@@ -55,7 +58,7 @@ class Stopping(Section):
 
     @property
     def eta(self) -> int:
-        """One in so many goes on."""
+        """The reduction factor: one in so many trials continues."""
         return self.reduction or REDUCTION
 
     @property
@@ -92,6 +95,6 @@ class Proxy(Section):
     )
 
 
-def named(given: Any) -> Any:
-    """Take ``stopping: asha`` for ``stopping: {kind: asha}``."""
+def from_kind(given: Any) -> Any:
+    """Convert ``stopping: asha`` to ``stopping: {kind: asha}``."""
     return {"kind": given} if isinstance(given, str) else given

@@ -1,4 +1,4 @@
-"""What Kubernetes takes as a name, a label, a quantity, a path: the rules of its API server, as types of study keys.
+"""The rules of Kubernetes' API server for names, labels, quantities and paths, as types of study keys.
 
 Source: k8s.io/apimachinery, pkg/util/validation and pkg/api/resource; k8s.io/kubernetes, pkg/apis/core/validation.
 """
@@ -31,7 +31,7 @@ _FACTORS = {
 }
 _FACTORS |= {unit: Decimal(1000) ** power for power, unit in enumerate("MGTPE", 2)}
 _FACTORS |= {f"{unit}i": Decimal(1024) ** power for power, unit in enumerate("KMGTPE", 1)}
-_TAKEN = ("/tmp", "/dev/shm", "/etc/retune/ca")  # mounts of every pod
+_MOUNTED = ("/tmp", "/dev/shm", "/etc/retune/ca")  # in every pod
 _SYSTEM = (
     "/bin",
     "/dev",
@@ -48,10 +48,10 @@ _SYSTEM = (
 
 
 def number(quantity: str) -> Decimal:
-    """Return the number that a quantity such as ``500m`` or ``1.5Gi`` stands for.
+    """Return the value of a quantity such as ``500m`` or ``1.5Gi``.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is not a quantity.
 
     """
     found = _QUANTITY.fullmatch(quantity)
@@ -62,9 +62,9 @@ def number(quantity: str) -> Decimal:
 
 
 def canonical_bytes(quantity: str) -> str:
-    """Return a size in whole bytes as Kubernetes itself writes it: ``1536Mi`` for ``1.5Gi``, ``500k`` for ``500000``.
+    """Return a size in whole bytes in Kubernetes' canonical form: ``1536Mi`` for ``1.5Gi``, ``500k`` for ``500000``.
 
-    Katib 0.19 reads a trial's template into a Job and back, and refuses it if anything is written otherwise then.
+    Katib 0.19 converts a trial's template to a Job and back, and refuses it if anything in it has changed by that.
     """
     size = math.ceil(number(quantity))
     binary, decimal = (1024, ("", "Ki", "Mi", "Gi", "Ti", "Pi")), (1000, ("", "k", "M", "G", "T", "P"))
@@ -106,10 +106,10 @@ def _label_key(text: str) -> str:
 
 
 def label_value(text: str) -> str:
-    """Return a label's value.
+    """Return `text` if it is a valid value of a label.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is not.
 
     """
     if not _VALUE.fullmatch(text):
@@ -179,16 +179,16 @@ def _mount(text: str) -> str:
     path = text.rstrip("/") or "/"
     if not text.startswith("/") or ":" in text or {".", ".."} & set(text.split("/")) or "//" in text:
         raise ValueError(f"must be an absolute path without `:`, `.` and `..`, but got {text!r}")
-    if path == "/" or path in _TAKEN or any(f"{path}/".startswith(f"{taken}/") for taken in _SYSTEM):
+    if path == "/" or path in _MOUNTED or any(f"{path}/".startswith(f"{folder}/") for folder in _SYSTEM):
         raise ValueError(
-            "must be a folder of its own, as /models, and none of those that the pods have: "
-            f"/, {', '.join((*_TAKEN, *_SYSTEM))}, but got {text!r}"
+            "must be a folder of its own, such as /models, and none of those that the pods have: "
+            f"/, {', '.join((*_MOUNTED, *_SYSTEM))}, but got {text!r}"
         )
     return path
 
 
 def _as_text(given: Any) -> Any:
-    """YAML reads `cpu: 4` as a number; Kubernetes takes both, and a truth value is neither."""
+    """Convert a number to a text: Kubernetes accepts ``cpu: 4``, which YAML reads as a number, like ``cpu: "4"``."""
     return str(given) if isinstance(given, int | float) and not isinstance(given, bool) else given
 
 

@@ -1,4 +1,4 @@
-"""Reading a study file: YAML, dotted overrides, paths made absolute, all of it validated."""
+"""Reading a study file: YAML, dotted overrides, absolute paths, validation."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from retune.study.data import PROMPTS
 from retune.study.model import Study
 from retune.study.problems import all_problems, takes_text
 
-MOST_BYTES = 1 << 20
-_MOST_LEVELS = 50
-_MOST_NODES = 100_000
-_MOST_DIGITS = 100
+# Far above any study, and low enough that a file from elsewhere can exhaust neither memory nor time
+MAX_BYTES = 1 << 20
+_MAX_DEPTH = 50
+_MAX_NODES = 100_000
+_MAX_NUMBER_LENGTH = 100
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Study:
@@ -37,11 +38,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
+            data = file.read(MAX_BYTES + 1)
         text = data.decode()
     except OSError as error:
         raise InputError(
-            f"the study file cannot be read: {error.strerror}{_instead(path)}", str(path)
+            f"the study file cannot be read: {error.strerror}{_alternatives(path)}", str(path)
         ) from error
     except UnicodeDecodeError as error:
         found = (
@@ -50,8 +51,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Study:
             else f"byte {error.start} is 0x{data[error.start]:02x}"
         )
         raise InputError(f"a study file must be UTF-8, but {found}; save it as UTF-8", str(path)) from error
-    if len(data) > MOST_BYTES:
-        raise InputError(f"not valid YAML: a study file has at most {MOST_BYTES >> 20} MiB", str(path))
+    if len(data) > MAX_BYTES:
+        raise InputError(f"not valid YAML: a study file has at most {MAX_BYTES >> 20} MiB", str(path))
     return loads(text, path, overrides)
 
 
@@ -71,8 +72,8 @@ def loads(text: str, path: Path, overrides: Sequence[str] = ()) -> Study:
         raise InputError(f"a study file is a mapping of keys to values, but this one {found}", str(path))
     for override in overrides:
         _override(content, override)
-    if strange := list(_strange(content, ())):
-        raise InputError(strange[:10], str(path))
+    if invalid := list(_invalid_texts(content, ())):
+        raise InputError(invalid[:10], str(path))
     try:
         _resolve(content, path.resolve().parent, Path.cwd())
     except InputError as error:
@@ -80,8 +81,8 @@ def loads(text: str, path: Path, overrides: Sequence[str] = ()) -> Study:
     return parse(content, str(path))
 
 
-def _instead(path: Path) -> str:
-    """Return what may have been meant by a path that is no file, as an end of its message."""
+def _alternatives(path: Path) -> str:
+    """Return the end of the message about a path that is no file: the similar or the only files in its folder."""
     folder = path if _is_folder(path) else path.parent
     if not _is_folder(folder):
         return ""
@@ -119,10 +120,8 @@ def _override(content: dict[str, Any], override: str) -> None:
         raise InputError(f"an override has the form key.subkey=value, but got {override!r}", "command line")
     node: Any = content
     *parents, last = key.split(".")
-    if len(parents) >= _MOST_LEVELS:
-        raise InputError(
-            f"a key has at most {_MOST_LEVELS} parts, but got {len(parents) + 1}", "command line"
-        )
+    if len(parents) >= _MAX_DEPTH:
+        raise InputError(f"a key has at most {_MAX_DEPTH} parts, but got {len(parents) + 1}", "command line")
     for parent in parents:
         if isinstance(node, list):
             node = node[_index(node, parent, override)]
@@ -137,7 +136,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     try:
         value = _read(text, override) if text else ""
         if isinstance(value, int | float | date) and takes_text(key.split(".")):
-            value = text  # a revision like 1234567, or 12e4567
+            value = text  # e.g. of the revision 12e4567, which YAML reads as a number
     except ValueError as error:
         raise InputError(f"the value is not valid YAML in {override!r}: {error}", "command line") from error
     if isinstance(node, list):
@@ -155,10 +154,10 @@ def _index(items: list[Any], text: str, override: str) -> int:
 
 
 def _read(text: str, name: str) -> Any:
-    """Return what a YAML text says; errors in it carry `name`.
+    """Return the content of a YAML text; `name` stands for the file in its errors.
 
     Raises:
-        ValueError: if it is not valid, or deeper or, with its aliases written out, larger than any study is.
+        ValueError: if it is not valid, or nested deeper or, with its aliases expanded, larger than any study.
 
     """
     try:
@@ -169,101 +168,103 @@ def _read(text: str, name: str) -> Any:
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
-        raise ValueError(f"{error}{_remedy(error, text)}") from error
+        raise ValueError(f"{error}{_yaml_hint(error, text)}") from error
     except RecursionError as error:
-        raise ValueError(f"sections and lists are nested deeper than {_MOST_LEVELS} levels") from error
+        raise ValueError(f"sections and lists are nested deeper than {_MAX_DEPTH} levels") from error
     except (
         LookupError,
         AttributeError,
         TypeError,
         OverflowError,
     ) as error:
-        # PyYAML's own errors, for `!!bool no bool`
+        # PyYAML raises these when a value does not fit its tag, as in `!!bool no bool`
         raise ValueError(f"a value is not what its tag says: {error!r}") from error
 
 
-def _remedy(error: yaml.YAMLError, text: str) -> str:
-    """Return what to do about a fault of YAML that its own words do not tell, as an end of its message."""
+def _yaml_hint(error: yaml.YAMLError, text: str) -> str:
+    """Return the remedy for common mistakes in YAML, which PyYAML's message does not name, as the end of that message."""
     mark = getattr(error, "problem_mark", None)
-    told, lines = str(error), text.splitlines()
+    message, lines = str(error), text.splitlines()
     line = lines[mark.line] if mark and mark.line < len(lines) else ""
-    if "single document" in told:
-        return "\na file holds one study: what follows `---` belongs into a file of its own"
+    if "single document" in message:
+        return "\na file holds one study: what follows `---` belongs in a file of its own"
     if "\t" in line[: mark.column + 1 if mark else 0]:
-        return "\nindent with spaces: YAML takes no tabs there"
+        return "\nindent with spaces: YAML does not allow tabs there"
     if "\u00a0" in text:
         number = text[: text.index("\u00a0")].count("\n") + 1
         return f"\nline {number} holds a no-break space: write an ordinary one"
-    if "cannot start any token" in told:
+    if "cannot start any token" in message:
         return "\na value that begins with this character needs quotes around it"
-    if "mapping values are not allowed" in told and line.count(": ") > 1:
+    if "mapping values are not allowed" in message and line.count(": ") > 1:
         return "\na value that holds a colon and a space needs quotes around it"
     return ""
 
 
-def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    _short(node)
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    _require_short(node)
     value: int = yaml.SafeLoader.construct_yaml_int(loader, node)
     if value.bit_length() > 64:
         raise yaml.constructor.ConstructorError(None, None, "a number has at most 64 bits", node.start_mark)
     return value
 
 
-def _real(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
-    _short(node)
+def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    _require_short(node)
     value: float = yaml.SafeLoader.construct_yaml_float(loader, node)
     return value
 
 
-def _short(node: yaml.ScalarNode) -> None:
-    """Refuse what takes long to read: the number 1:1:1:… of base 60 grows with each part."""
-    if len(str(node.value)) > _MOST_DIGITS:
+def _require_short(node: yaml.ScalarNode) -> None:
+    """Refuse a number that takes long to read: YAML 1.1 has numbers of base 60, 1:1:1:…, which grow with each part."""
+    if len(str(node.value)) > _MAX_NUMBER_LENGTH:
         raise yaml.constructor.ConstructorError(
-            None, None, f"a number has at most {_MOST_DIGITS} characters", node.start_mark
+            None, None, f"a number has at most {_MAX_NUMBER_LENGTH} characters", node.start_mark
         )
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads ``1e-4`` as text; people mean a number. Of duplicate keys it keeps the last, and says nothing.
+    """A YAML loader that reads ``1e-4`` as a number (a text in YAML 1.1) and refuses duplicate keys (PyYAML keeps the last).
 
-    A few lines of aliases of aliases can stand for more than any memory holds: they are counted first.
+    A few lines of nested aliases can expand to more than any memory holds ("billion laughs"), so nodes are counted first.
     """
 
     def get_single_node(self) -> Any:
-        """Return the document's node, if it is no larger than a study file can be."""
+        """Return the document's node; refuse one larger than any study."""
         node = super().get_single_node()
         if node is not None:
             self._measure(node, {}, 1)
         return node
 
     def _measure(self, node: yaml.Node, known: dict[int, int], level: int) -> int:
-        """Return how many nodes there are with all aliases written out."""
-        if level > _MOST_LEVELS:
+        """Return the number of nodes with all aliases expanded."""
+        if level > _MAX_DEPTH:
             raise yaml.constructor.ConstructorError(
                 None,
                 None,
-                f"sections and lists are nested deeper than {_MOST_LEVELS} levels",
+                f"sections and lists are nested deeper than {_MAX_DEPTH} levels",
                 node.start_mark,
             )
         if id(node) not in known:
-            known[id(node)] = 1  # for a list that holds itself, which the validation refuses
+            known[id(node)] = (
+                1  # ends the recursion for a list that contains itself, which the validation refuses
+            )
             inner: list[yaml.Node] = []
             if isinstance(node, yaml.SequenceNode):
                 inner = node.value
             elif isinstance(node, yaml.MappingNode):
                 inner = [part for pair in node.value for part in pair]
             known[id(node)] = 1 + sum(self._measure(part, known, level + 1) for part in inner)
-        if known[id(node)] > _MOST_NODES:
+        if known[id(node)] > _MAX_NODES:
             raise yaml.constructor.ConstructorError(
                 None,
                 None,
-                f"with its aliases written out it has more than {_MOST_NODES:,} values",
+                f"with its aliases expanded it has more than {_MAX_NODES:,} values",
                 node.start_mark,
             )
         return known[id(node)]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Return the mapping, if all keys differ."""
+        """Return the mapping; refuse duplicate keys."""
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         twice = sorted(key for key, count in Counter(keys).items() if count > 1)
         if twice:
@@ -272,30 +273,30 @@ class _Loader(yaml.SafeLoader):
 
 
 _FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)\Z")
-_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
-_Loader.add_constructor("tag:yaml.org,2002:float", _real)
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
-def _strange(content: Any, place: tuple[str, ...]) -> Iterator[str]:
-    """Yield what is wrong with the texts in `content`: no file and no protocol can hold these characters."""
-    if isinstance(content, str) and _STRANGE.search(content):
+def _invalid_texts(content: Any, place: tuple[str, ...]) -> Iterator[str]:
+    """Yield the problems of texts with characters that no file name and no protocol can hold."""
+    if isinstance(content, str) and _INVALID.search(content):
         key = ".".join(place) or "the file"
         yield f"a text has no null character and no half of a surrogate pair, but got {content[:100]!a} for `{key[:100]}`"
     elif isinstance(content, dict):
         for key, value in content.items():
-            yield from _strange(key, place)
-            yield from _strange(value, (*place, ascii(key)[1:-1] if isinstance(key, str) else str(key)))
-    elif isinstance(content, list) and len(place) < _MOST_LEVELS:
+            yield from _invalid_texts(key, place)
+            yield from _invalid_texts(value, (*place, ascii(key)[1:-1] if isinstance(key, str) else str(key)))
+    elif isinstance(content, list) and len(place) < _MAX_DEPTH:
         for number, value in enumerate(content):
-            yield from _strange(value, (*place, str(number)))
+            yield from _invalid_texts(value, (*place, str(number)))
 
 
-_STRANGE = re.compile("[\0\ud800-\udfff]")
+_INVALID = re.compile("[\0\ud800-\udfff]")
 
 
 def _resolve(content: dict[str, Any], inputs: Path, outputs: Path) -> None:
-    """Make the relative paths in `content` absolute, in place; what is not as expected is left to the validation."""
+    """Make the relative paths in `content` absolute, in place; values of a wrong kind are left to the validation."""
     for source in _dicts(_get(content, "data", "sources")):
         _absolute(source, "uri", inputs)
     data = _get(content, "data")

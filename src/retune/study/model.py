@@ -15,7 +15,7 @@ from retune.study import scored, trainable, words
 from retune.study.cluster import Cluster
 from retune.study.data import Data
 from retune.study.engine import Engine
-from retune.study.fidelity import Proxy, Stopping, named
+from retune.study.fidelity import Proxy, Stopping, from_kind
 from retune.study.names import ALGORITHMS, KATIB_ONLY, AlgorithmName, ScoreName, TaskName
 from retune.study.scored import Scoring
 from retune.study.section import Section
@@ -87,19 +87,21 @@ class Constraint(Section):
         return self._checked([f"a constraint has either `max` or `min`, but got {got}"])
 
 
-def _used(parameter: Parameter) -> dict[str, Any]:
-    """Return a parameter for a digest: `when` only where it is used, so that the folders of older studies keep their names."""
+# Digests name folders. So keys that a later release added enter a digest only where a study uses them: the folders of
+# older studies keep their names.
+def _digest_content(parameter: Parameter) -> dict[str, Any]:
+    """Return the content of a parameter for a digest."""
     return parameter.model_dump(mode="json", exclude=None if parameter.when else {"when"})
 
 
-def _or_several(schema: dict[str, Any]) -> None:
-    """Say in the JSON schema that a list is taken too."""
+def _allow_list(schema: dict[str, Any]) -> None:
+    """Add to the JSON schema of a section that a list of one to three is valid too."""
     one = {"$ref": schema.pop("$ref")}
     schema["anyOf"] = [one, {"type": "array", "items": one, "minItems": 1, "maxItems": 3}]
 
 
-def _or_its_kind(schema: dict[str, Any]) -> None:
-    """Say in the JSON schema that the kind alone is taken too."""
+def _allow_kind(schema: dict[str, Any]) -> None:
+    """Add to the JSON schema of `stopping` that its kind alone is valid too."""
     schema["anyOf"] = [{"type": "string", "enum": ["asha", "hyperband", "median"]}, *schema["anyOf"]]
 
 
@@ -117,7 +119,7 @@ class Search(Section):
     objective: Objective = Field(
         default_factory=Objective,
         description="or a list of two or three: the first ranks and gates, all give the Pareto set",
-        json_schema_extra=_or_several,
+        json_schema_extra=_allow_list,
     )
     further_objectives: list[Objective] = Field(
         default_factory=list, max_length=2, description="the rest of that list; not written by hand"
@@ -143,10 +145,10 @@ class Search(Section):
         3, ge=1, description="best settings that are repeated: the one that is best with its repeats wins"
     )
     warm_start: list[str] = Field(default_factory=list)
-    stopping: Annotated[Stopping | None, BeforeValidator(named)] = Field(
+    stopping: Annotated[Stopping | None, BeforeValidator(from_kind)] = Field(
         None,
         description="`asha`, `hyperband` or `median`, alone or as `kind` with options: stop poor trials before their end",
-        json_schema_extra=_or_its_kind,
+        json_schema_extra=_allow_kind,
     )
     proxy: Proxy | None = Field(
         None,
@@ -155,15 +157,15 @@ class Search(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _several_objectives(cls, given: Any) -> Any:
-        """Take a list of objectives apart, so that `objective` is one for all who rank by it."""
+    def _split_objectives(cls, given: Any) -> Any:
+        """Split a list of objectives, so that `objective` is a single one, by which trials are ranked."""
         if not isinstance(given, dict) or not isinstance(given.get("objective"), list):
             return given
         if not 1 <= len(given["objective"]) <= 3:
             raise ValueError(f"`objective` holds one to three metrics, but got {len(given['objective'])}")
         first, *further = given["objective"]
-        able = {"algorithm": "nomad"} if further else {}  # unless another one is named
-        return {**able, **given, "objective": first, "further_objectives": further}
+        default = {"algorithm": "nomad"} if further else {}  # the only one that optimises several
+        return {**default, **given, "objective": first, "further_objectives": further}
 
     @property
     def scored_tasks(self) -> list[str]:
@@ -173,12 +175,12 @@ class Search(Section):
 
     @property
     def at_once(self) -> int:
-        """Trials at a time; 1 while `auto` is not settled (`retune.engines.spread.settled`)."""
+        """Trials at a time; 1 until `auto` is replaced by a number (`retune.engines.spread.settled`)."""
         return 1 if self.parallel == "auto" else self.parallel
 
     @property
     def planned_trials(self) -> int:
-        """Trials of the whole search: base, settings, the best of a proxy search on all data, and repeats."""
+        """The number of trials: base, settings, repeats, and after a proxy search its best settings on all data."""
         whole = 0 if self.proxy is None else 1 + min(self.proxy.full, self.trials - 1)
         return 1 + self.trials + whole + (1 + self.finalists) * self.repeats
 
@@ -206,7 +208,7 @@ class Search(Section):
             problems.append(f"the metrics of `objective` must differ, but got {metrics}")
         unknown = [name for name in self.space.names if name not in TUNABLE]
         if unknown:
-            meant = [words.OTHER_NAMES[name] for name in unknown if words.OTHER_NAMES.get(name) in TUNABLE]
+            meant = [words.ALIASES[name] for name in unknown if words.ALIASES.get(name) in TUNABLE]
             hint = f"; did you mean {meant}?" if meant else ""
             problems.append(f"a trial can tune {list(TUNABLE)}, but the search names {unknown}{hint}")
         if {"alpha", "alpha_ratio"} <= set(self.space.names):
@@ -320,9 +322,9 @@ class Promote(Section):
 
     @field_validator("model")
     @classmethod
-    def _free(cls, name: str) -> str:
+    def _no_lock_name(cls, name: str) -> str:
         if name.endswith(".lock") or ".lock.broken." in name:
-            raise ValueError(f"names ending in `.lock` are those of locks on other models, but got {name!r}")
+            raise ValueError(f"must not end in `.lock`, the name of another model's lock, but got {name!r}")
         return name
 
 
@@ -330,7 +332,7 @@ _TRACKING = ("http", "https", "sqlite", "file", "postgresql", "mysql", "mssql", 
 
 
 class Tracking(Section):
-    """The MLflow tracking server or database. A password in its address stays out of all that is written."""
+    """The MLflow tracking server or database. A password in its address is never written to a file."""
 
     uri: str = "sqlite:///mlflow.db"
     tensorboard: str | None = Field(
@@ -377,7 +379,7 @@ class Artifacts(Section):
 
     @field_validator("uri")
     @classmethod
-    def _can_be_written(cls, uri: str) -> str:
+    def _is_writable(cls, uri: str) -> str:
         scheme, mark, rest = uri.partition("://")
         if mark and scheme not in ("s3", "file"):
             why = "a hub is only read from" if scheme == "hf" else f"{scheme}:// is not known"
@@ -455,7 +457,7 @@ class Study(Section):
         return self._checked(problems)
 
     def _engine_can_stop(self) -> list[str]:
-        """Return what of `search.stopping` and `search.proxy` the engine cannot do."""
+        """Return the problems of `search.stopping` and `search.proxy` with the engine."""
         kind, stopping, problems = self.engine.kind, self.search.stopping, []
         if self.search.proxy is not None and kind != "local":
             problems.append(f"`search.proxy` needs `engine.kind: local`, but got {kind!r}")
@@ -517,7 +519,7 @@ class Study(Section):
 
     @property
     def search_settings(self) -> dict[str, str | int | float | bool]:
-        """The settings of the search's algorithm: `language-bo` reads with the study's own base unless told otherwise."""
+        """The settings of the search's algorithm; `language-bo` embeds by the study's base unless they name a model."""
         settings = dict(self.search.settings)
         if self.search.algorithm == "language-bo" and "model" not in settings:
             settings["model"] = self.model.base
@@ -531,7 +533,7 @@ class Study(Section):
         return f"{self.artifacts.uri.rstrip('/')}/{self.name}"
 
     def settings_digest(self, data_digest: str, base_digest: str) -> str:
-        """Return the digest of all that decides the result of a setting: data, base, training, seed, code."""
+        """Return the digest of all that affects the result of a setting: data, base, training, seed, code."""
         used = {"data": data_digest, "base": base_digest, "dtype": self.model.dtype, "training": self.training.decides(),
                 "max_length": self.data.max_length, "loss_on": self.data.loss_on, "seed": self.seed}  # fmt: skip
         if self.model.quantization is not None:
@@ -540,16 +542,16 @@ class Study(Section):
             kept = {"tasks", "limit", "protocol", "temperature", "samples"}
             data = {task: self.benchmark.data[task] for task in self.scored.tasks}
             used["scored"] = {**self.scored.model_dump(mode="json", include=kept), "data": data}
-        if self.code is not None:  # only then, so that the folders of other studies keep their names
+        if self.code is not None:
             used["code"] = self.code
         return digest(used)
 
     def search_digest(self, data_digest: str, base_digest: str) -> str:
-        """Return the digest of all that decides which settings are tried; budgets (trials, hours) are not part of it."""
+        """Return the digest of all that affects which settings are tried; budgets (trials, hours) are not part of it."""
         search = self.search.model_dump(
             mode="json", include={"algorithm", "settings", "objective", "constraints", "warm_start"}
         )
-        if self.search.further_objectives:  # only then, so that the folders of other studies keep their names
+        if self.search.further_objectives:
             search["further_objectives"] = [o.model_dump(mode="json") for o in self.search.further_objectives]
         if self.search.stopping is not None:
             search["stopping"] = self.search.stopping.model_dump(mode="json", exclude_none=True)
@@ -558,9 +560,9 @@ class Study(Section):
         decides = {
             "settings": self.settings_digest(data_digest, base_digest),
             "search": search,
-            "space": {"parameters": [_used(p) for p in self.search.space.parameters]},
+            "space": {"parameters": [_digest_content(p) for p in self.search.space.parameters]},
         }
-        # The same word can mean another algorithm, and trials come in another order
+        # Under Katib a name can be that of another algorithm, and trials end in another order
         if self.engine.kind != "local":
             decides["engine"] = self.engine.kind
         return digest(decides)

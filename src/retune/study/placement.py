@@ -1,4 +1,4 @@
-"""On which nodes pods may run: tolerations, affinity and spreading, with Kubernetes' own names and its rules.
+"""On which nodes pods may run: tolerations, affinity and spreading, with the names and the rules of Kubernetes.
 
 Source: k8s.io/kubernetes, pkg/apis/core/validation (ValidateTolerations, validateAffinity,
 validateTopologySpreadConstraints).
@@ -76,40 +76,40 @@ class LabelRequirement(_Requirement):
 
 
 class LabelSelector(Section):
-    """Which pods are meant."""
+    """Pods, by their labels."""
 
     matchLabels: dict[LabelKey, LabelValue] = Field(default_factory=dict)
     matchExpressions: list[LabelRequirement] = Field(default_factory=list)
 
 
 class NodeTerm(Section):
-    """A node that fits all of it."""
+    """A node that satisfies all expressions."""
 
     matchExpressions: list[NodeRequirement] = Field(min_length=1)
 
 
 class NodeTerms(Section):
-    """A node that fits one of the terms."""
+    """A node that satisfies one of the terms."""
 
     nodeSelectorTerms: list[NodeTerm] = Field(min_length=1)
 
 
 class PreferredNodes(Section):
-    """Nodes that are better than others."""
+    """Nodes to prefer, by weight."""
 
     weight: int = Field(ge=1, le=100)
     preference: NodeTerm
 
 
 class NodeAffinity(Section):
-    """Which nodes are taken, and which are preferred."""
+    """Nodes that are required, and nodes that are preferred."""
 
     requiredDuringSchedulingIgnoredDuringExecution: NodeTerms | None = None
     preferredDuringSchedulingIgnoredDuringExecution: list[PreferredNodes] = Field(default_factory=list)
 
 
 class PodTerm(Section):
-    """Nodes, racks or zones (`topologyKey`) on which such pods run."""
+    """Nodes, racks or zones (`topologyKey`) on which the selected pods run."""
 
     topologyKey: LabelKey
     labelSelector: LabelSelector
@@ -117,14 +117,14 @@ class PodTerm(Section):
 
 
 class PreferredPods(Section):
-    """A term that is better met than not."""
+    """A preferred term, by weight."""
 
     weight: int = Field(ge=1, le=100)
     podAffinityTerm: PodTerm
 
 
 class PodAffinity(Section):
-    """Which pods are wanted near, or far."""
+    """Pods to run near to, or, under `podAntiAffinity`, far from."""
 
     requiredDuringSchedulingIgnoredDuringExecution: list[PodTerm] = Field(default_factory=list)
     preferredDuringSchedulingIgnoredDuringExecution: list[PreferredPods] = Field(default_factory=list)
@@ -149,9 +149,9 @@ class Spread(Section):
 
     @model_validator(mode="after")
     def _check_domains(self) -> Self:
-        wrong = self.minDomains is not None and self.whenUnsatisfiable != "DoNotSchedule"
-        return self._checked(
-            [f"`minDomains` needs `whenUnsatisfiable: DoNotSchedule`, but got {self.whenUnsatisfiable}"]
-            if wrong
-            else []
-        )
+        problems = []
+        if self.minDomains is not None and self.whenUnsatisfiable != "DoNotSchedule":
+            problems.append(
+                f"`minDomains` needs `whenUnsatisfiable: DoNotSchedule`, but got {self.whenUnsatisfiable}"
+            )
+        return self._checked(problems)

@@ -1,23 +1,24 @@
-"""All problems of a study at once: what is wrong is dropped, so that the rules that span keys are checked too."""
+"""All problems of a study at once: invalid keys are removed and the rest validated again, so that no rule is skipped."""
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from retune.study import words
 from retune.study.model import Study
-from retune.study.sentences import of_error, path_of, section_at, section_class
+from retune.study.sentences import error_sentences, path_of, section_at, section_class
 
 
 def all_problems(content: Mapping[str, Any], error: ValidationError) -> list[str]:
-    """Return every problem.
+    """Return every problem of a study's content, whose validation ended with `error`.
 
-    Rules that span keys are checked only once the single keys are right, so drop the wrong ones and look again.
+    Pydantic checks the rules between keys only if every key is valid by itself. So invalid keys are removed, required ones
+    filled in, and the rest is validated again, until no new problem is found.
     """
     left: dict[Any, Any] = copy.deepcopy(dict(content))
     if wrapped := _wrapped(content):
@@ -28,12 +29,14 @@ def all_problems(content: Mapping[str, Any], error: ValidationError) -> list[str
     dropped: list[list[str | int]] = []
     while True:
         missing = [e for e in error.errors() if e["type"] == "missing"]
-        # What is missing in later rounds we dropped ourselves.
-        found = _one_each([e for e in error.errors() if not problems or e not in missing])
-        problems += [text for e in found for text in of_error(e, Study, dropped, kind, _SECTIONS)]
+        # In later rounds keys are missing because they were removed here
+        found = _one_per_value([e for e in error.errors() if not problems or e not in missing])
+        problems += [text for e in found for text in error_sentences(e, Study, dropped, kind, _SECTIONS)]
         problems = list(dict.fromkeys(problems))
         dropped += [path_of(e) for e in found if e["type"] not in ("extra_forbidden", "missing", "rules")]
-        changes = [_remove(left, path_of(e)) for e in reversed(found)]  # of a list the last items first
+        changes = [
+            _remove(left, path_of(e)) for e in reversed(found)
+        ]  # last items first: an index stays valid
         changes += [_fill_placeholder(left, path_of(e)[0]) for e in missing]
         if not any(changes):
             return _without_misspelt(problems)
@@ -46,15 +49,15 @@ def all_problems(content: Mapping[str, Any], error: ValidationError) -> list[str
 
 
 def _wrapped(content: Mapping[str, Any]) -> str | None:
-    """Return that the whole study stands below a key of its own, where it does."""
+    """Return the problem of a study that stands as a whole below an unknown key."""
     for key, inner in content.items():
         if key not in Study.model_fields and isinstance(inner, dict) and {"model", "data"} <= inner.keys():
             return f"{key}: unknown key; what stands below it belongs to the top of the file"
     return None
 
 
-def _one_each(errors: Sequence[Any]) -> list[Any]:
-    """Return one error of each value: of a key that takes several kinds, pydantic tells one of each kind."""
+def _one_per_value(errors: Sequence[Any]) -> list[Any]:
+    """Return one error for each value: for a union, pydantic reports an error for every member."""
     found: dict[tuple[Any, ...], list[Any]] = {}
     for error in errors:
         found.setdefault(tuple(path_of(error)), []).append(error)
@@ -63,10 +66,10 @@ def _one_each(errors: Sequence[Any]) -> list[Any]:
         if len({tuple(error["loc"]) for error in group}) < len(group) or len(group) == 1:
             kept += group
             continue
-        # The kind fits, its value does not
-        fitting = [error for error in group if not words.is_of_kind(error)]
+        # Errors of members whose kind is that of the value tell what is wrong with it
+        fitting = [error for error in group if not words.is_kind_error(error)]
         if any(other[: len(path)] == path for other in found if len(other) > len(path)):
-            kept += fitting  # one of its kinds is a section, which is told of key by key
+            kept += fitting  # one of the members is a section, whose keys have errors of their own
             continue
         kept += fitting or [{**group[0], "type": "one_of", "ctx": {"errors": group}}]
     return kept
@@ -88,7 +91,7 @@ _PLACEHOLDERS: dict[str | int, Any] = {
 
 
 def _fill_placeholder(content: dict[Any, Any], section: str | int) -> bool:
-    """Put a valid section in the place of one that lacks a key, so that the rules between sections are checked too."""
+    """Replace a section that lacks a required key by a valid one, so that the rules between sections are checked too."""
     if section not in _PLACEHOLDERS or content.get(section) == _PLACEHOLDERS[section]:
         return False
     content[section] = copy.deepcopy(_PLACEHOLDERS[section])
@@ -98,7 +101,7 @@ def _fill_placeholder(content: dict[Any, Any], section: str | int) -> bool:
 def _remove(content: Any, path: Sequence[str | int]) -> bool:
     """Delete the key at `path`; return whether there was one.
 
-    Of a list with a wrong item the whole list goes, but for the benchmark tasks, which other sections refer to.
+    A list with an invalid item is deleted as a whole, except `tasks`, which other sections refer to.
     """
     while path and isinstance(path[-1], int) and "tasks" not in path:
         path = path[:-1]
@@ -111,8 +114,25 @@ def _remove(content: Any, path: Sequence[str | int]) -> bool:
     return True
 
 
+def paths_of(name: str) -> list[str]:
+    """Return the dotted paths of the keys that `name`, a key, its name in another tool or a path, can stand for."""
+    first, _, rest = name.partition(".")
+    if rest:
+        return [name] if first in Study.model_fields else []
+    for key in (name, words.ALIASES.get(name, "")):
+        found = [key] if key in Study.model_fields else []
+        found += [f"{section}.{key}" for section in Study.model_fields if key in _keys(section)]
+        if found:
+            return found
+    return []
+
+
+def _keys(section: str) -> Iterable[str]:
+    return getattr(section_at([section], Study), "model_fields", ())
+
+
 def takes_text(path: Sequence[str]) -> bool:
-    """Return whether the key at `path` holds a text, or nothing, and no number: then ``1234567`` is a text."""
+    """Return whether the key at `path` takes a text and no number, so that ``1234567`` is a text there."""
     node: Any = Study
     for part in path:
         if not (isinstance(node, type) and issubclass(node, BaseModel)) or part not in node.model_fields:
@@ -124,7 +144,7 @@ def takes_text(path: Sequence[str]) -> bool:
 
 
 _SECTIONS: dict[str, str] = dict.fromkeys(Study.model_fields, "")
-"""Where a key belongs, for those that one section alone has."""
+"""The first section that has a key of this name; empty for a key at the top of the file."""
 for _name in Study.model_fields:
-    for _key in getattr(section_at([_name], Study), "model_fields", ()):
+    for _key in _keys(_name):
         _SECTIONS.setdefault(_key, _name)

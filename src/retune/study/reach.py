@@ -1,4 +1,4 @@
-"""Which of a study's paths pods on a cluster can reach."""
+"""Whether the pods on a cluster can reach the paths and addresses of a study."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from retune.uris import MARK
 
 
 def unreachable(study: Study) -> list[str]:
-    """Return a sentence for each address in the study that its pods would not find.
+    """Return a problem for each address in the study that its pods cannot reach.
 
-    A local path is one only if it lies below a mounted volume of `cluster.volumes`; the tracking server must be a
-    server, since a SQLite file has one writer.
+    A local path must lie below a mount of `cluster.volumes`. Tracking must be a server, since several pods cannot write one
+    SQLite file.
     """
     paths = {"model.base": study.model.base, "artifacts.uri": study.artifacts.uri}
     paths |= {f"data.sources.{place}.uri": source.uri for place, source in enumerate(study.data.sources)}

@@ -1,4 +1,4 @@
-"""Benchmarks that are scored in every trial, so that a search can improve them or be limited by them."""
+"""Benchmarks that are scored in every trial, so that they can be objectives or constraints of a search."""
 
 from __future__ import annotations
 

@@ -16,17 +16,17 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_value_for_a_number(cls, given: Any, info: ValidationInfo) -> Any:
-        """Refuse `true` where a number is asked for: pydantic takes it for 1."""
+    def _refuse_bool_for_number(cls, given: Any, info: ValidationInfo) -> Any:
+        """Refuse `true` for a number, which pydantic would convert to 1."""
         if isinstance(given, bool):
             field = cls.model_fields[str(info.field_name)]
             annotation = field.annotation
             kinds = set(get_args(annotation)) or {annotation}
-            tells = any(isinstance(rule, BeforeValidator) for rule in field.metadata)  # in its own words
-            if kinds & {int, float} and bool not in kinds and not tells:
-                asked = "a number" if float in kinds else "a whole number"
+            has_own_check = any(isinstance(rule, BeforeValidator) for rule in field.metadata)
+            if kinds & {int, float} and bool not in kinds and not has_own_check:
+                kind = "a number" if float in kinds else "a whole number"
                 raise PydanticCustomError(
-                    "truth_value", "{text}", {"text": f"{asked} is asked for, but got {given}"}
+                    "truth_value", "{text}", {"text": f"must be {kind}, but got {given}"}
                 )
         return given
 

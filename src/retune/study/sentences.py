@@ -1,4 +1,4 @@
-"""Converts pydantic's errors of a section, or of a whole study, to sentences with place, rule, value and remedy."""
+"""Converts pydantic's errors of a section or study to sentences that name key, rule, value and remedy."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from retune.study.training import TUNABLE
 
 
 def read_sections(origin: str, *sections: tuple[type[BaseModel], Mapping[str, Any]]) -> list[Any]:
-    """Return sections of a study that come from a command or a call, one of each pair of class and content.
+    """Return sections of a study that were given to a command or function, one for each pair of class and content.
 
     Raises:
-        InputError: with the problems of all of them; `origin` says where they come from.
+        InputError: with the problems of all of them; `origin` names the command or function.
     """
     found, problems = [], []
     for kind, content in sections:
@@ -33,16 +33,16 @@ def read_sections(origin: str, *sections: tuple[type[BaseModel], Mapping[str, An
 
 def sentences(error: ValidationError, root: type[BaseModel]) -> list[str]:
     """Return the problems of one section that is used by itself, without the rules of a whole study."""
-    return [text for entry in error.errors() for text in of_error(entry, root)]
+    return [text for entry in error.errors() for text in error_sentences(entry, root)]
 
 
 _PARAMETERS = (
-    "{preset: …} or a list of parameters is asked for, each an item with its name, "
+    "must be {preset: …} or a list of parameters, each an item with its name, "
     "as in [{name: rank, kind: integer, low: 1, high: 64, default: 8}]"
 )
 
 
-def of_error(
+def error_sentences(
     error: Any,
     root: type[BaseModel],
     dropped: Sequence[list[str | int]] = (),
@@ -54,27 +54,27 @@ def of_error(
     Args:
         error: an entry of pydantic's `errors()`.
         root: the class that was validated.
-        dropped: paths that were left out beforehand: rules that are broken for that reason alone are not told.
-        engine: of the study, whose algorithms are suggested.
-        sections: the section of each key that one section alone has.
+        dropped: paths that were removed before: rules that are violated only because of that are not reported.
+        engine: the study's, for the names of valid algorithms.
+        sections: the section of each key, to point a misplaced key to.
     """
     path = path_of(error)
     where = f"{'.'.join(map(str, path))}: " if path else ""
-    if error["type"] == "value_error" and _follows(error["msg"], path, dropped):
+    if error["type"] == "value_error" and _is_consequence(error["msg"], path, dropped):
         return []
     if path == ["search", "parameters", "preset"] and error["type"] == "missing" and error["input"]:
         return [f"search.parameters: {_PARAMETERS}"]
     if path[:2] == ["search", "parameters"] and len(path) == 3 and path[2] in TUNABLE:
         return [f"search.parameters: {_PARAMETERS}"]
     if error["type"] == "rules":
-        return [where + text for text in error["ctx"]["problems"] if not _follows(text, path, dropped)]
+        return [where + text for text in error["ctx"]["problems"] if not _is_consequence(text, path, dropped)]
     return [where + _sentence(error, path, engine, root, sections or {})]
 
 
 def _sentence(
     error: Any, path: list[str | int], engine: str, root: type[BaseModel], sections: Mapping[str, str]
 ) -> str:
-    """Turn one pydantic error into the rule, the value, and the nearest valid key or name."""
+    """Return the rule, the value, and the nearest valid key or name for one error."""
     if error["type"] == "extra_forbidden":
         return words.unknown_key(str(path[-1]), sorted(_keys(path[:-1], root)), sections)
     if error["type"] == "missing":
@@ -88,9 +88,9 @@ def _sentence(
 
 
 def _keys(path: Sequence[str | int], root: type[BaseModel]) -> list[str]:
-    """Return the keys of the section at `path`, the one that stands for it first."""
-    field = section_at(path, root)
-    return list(field.model_fields) if field is not None else []
+    """Return the keys of the section at `path`, the most important first; [] if it is no section."""
+    section = section_at(path, root)
+    return list(section.model_fields) if section is not None else []
 
 
 def section_at(path: Sequence[str | int], root: type[BaseModel]) -> Any:
@@ -109,8 +109,8 @@ def section_at(path: Sequence[str | int], root: type[BaseModel]) -> Any:
     return node if isinstance(node, type) and issubclass(node, BaseModel) else None
 
 
-def _follows(text: str, section: list[str | int], dropped: Sequence[list[str | int]]) -> bool:
-    """Return whether a rule between keys is broken only because we dropped one of them, which it names."""
+def _is_consequence(text: str, section: list[str | int], dropped: Sequence[list[str | int]]) -> bool:
+    """Return whether a rule between keys is violated only because one of them, which its text names, was removed."""
     below = [path[len(section) :] for path in dropped if path[: len(section)] == section]
     keys = {part for path in below for part in path[-1:] if isinstance(part, str)}
     return any(re.search(rf"`([a-z_]+\.)*{re.escape(key)}`|\b{re.escape(key)}s\b", text) for key in keys)
@@ -119,11 +119,11 @@ def _follows(text: str, section: list[str | int], dropped: Sequence[list[str | i
 _UNION_MEMBER = re.compile(
     r"preset of a paper|list of parameters|\[key\]|constrained-\w+|(literal|list|dict|function-\w+)\[.*\]|str|int|float|bool|File"
 )
-"""How pydantic calls the members of a union among the keys that lead to an error; no key of ours is called so."""
+"""Pydantic's names of the members of a union, which it adds to the path of an error; no key of a study has such a name."""
 
 
 def path_of(error: Any) -> list[str | int]:
-    """Return the keys that lead to an error, without the names of union members, which mean nothing to a person."""
+    """Return the path of keys to an error, without pydantic's names of union members."""
     path = [part for part in error["loc"] if not _UNION_MEMBER.fullmatch(str(part))]
     match path:
         case [
@@ -132,7 +132,7 @@ def path_of(error: Any) -> list[str | int]:
             int(place),
             *rest,
         ]:
-            # Written as the rest of the list `objective`
+            # In the study file they are the rest of the list `objective`
             return ["search", "objective", place + 1, *rest]
     return path
 

@@ -1,4 +1,4 @@
-"""Whether every setting of a search can be trained: told before the first trial, not by a failed one."""
+"""Checks that every setting of a search space can be trained, so that it is no trial that fails for it."""
 
 from __future__ import annotations
 
@@ -13,34 +13,40 @@ from retune.study.training import TUNABLE, Training
 
 _TOGETHER = ("variant", "init", "rank", "first_layer", "last_layer")
 """Keys that `Training` has rules between."""
-_MOST = 12  # levels of a parameter that are all looked at; of longer ladders the ends are
+_MAX_LEVELS = (
+    12  # of a parameter whose levels are all checked; of a longer one both ends and their neighbours
+)
 
 
 def problems(training: Training, space: Space) -> list[str]:
-    """Return what of the space cannot be trained, each rule once.
+    """Return why settings of the space cannot be trained, each rule once.
 
     Args:
-        training: the study's, for what the search does not tune.
-        space: what is searched.
+        training: the study's section, for the keys that the search does not tune.
+        space: of the search.
     """
     known = [parameter for parameter in space.parameters if parameter.name in TUNABLE]
-    found = [text for parameter in known for text in _single(training, parameter)]
+    found = [text for parameter in known for text in _parameter_problems(training, parameter)]
     if not found and len(known) == len(space.parameters):
-        found = [text for assignment in settings(space, _TOGETHER) for text in _refused(training, assignment)]
+        found = [
+            text
+            for assignment in settings(space, _TOGETHER)
+            for text in _setting_problems(training, assignment)
+        ]
     return list(dict.fromkeys(f"search.parameters: {text}" for text in found))
 
 
 def settings(space: Space, names: Sequence[str]) -> Iterator[Assignment]:
-    """Yield the assignments that a search can reach in `names`, all other parameters at their defaults or first levels.
+    """Yield the combinations of values of `names` in a space, all other parameters at their defaults or first levels.
 
-    Of a long ladder both ends and their neighbours stand for all.
+    Of a parameter with many levels, both ends and their neighbours represent all.
     """
-    ladders = []
+    choices = []
     for parameter in space.parameters:
-        first = 0 if parameter.default is None else parameter.level(parameter.default)
-        ladders.append(_levels(parameter) if parameter.name in names else [first])
+        fixed = 0 if parameter.default is None else parameter.level(parameter.default)
+        choices.append(_levels(parameter) if parameter.name in names else [fixed])
     seen = set()
-    for levels in itertools.product(*ladders):
+    for levels in itertools.product(*choices):
         settled = space.settle(levels)
         if settled not in seen:
             seen.add(settled)
@@ -50,29 +56,30 @@ def settings(space: Space, names: Sequence[str]) -> Iterator[Assignment]:
 
 def _levels(parameter: Parameter) -> list[int]:
     top = parameter.levels - 1
-    return list(range(top + 1)) if top < _MOST else [0, 1, top - 1, top]
+    return list(range(top + 1)) if top < _MAX_LEVELS else [0, 1, top - 1, top]
 
 
-def _single(training: Training, parameter: Parameter) -> Iterator[str]:
-    """Yield what is wrong with one parameter's values by themselves."""
+def _parameter_problems(training: Training, parameter: Parameter) -> Iterator[str]:
+    """Yield the problems of one parameter's values, whatever the others are."""
     alone = training.model_copy(
         update={"variant": "lora", "init": "default", "first_layer": 0, "last_layer": -1}
     )
     for value in (parameter.value(level) for level in _levels(parameter)):
-        for text in _told(alone, {parameter.name: value}):
+        for text in _errors(alone, {parameter.name: value}):
+            # The rule between the two layers is checked with both of them, in `_setting_problems`
             if parameter.name not in ("first_layer", "last_layer") or text.startswith(f"{parameter.name}:"):
-                yield text  # the two are judged together
+                yield text
 
 
-def _refused(training: Training, assignment: Assignment) -> list[str]:
+def _setting_problems(training: Training, assignment: Assignment) -> list[str]:
     given = ", ".join(f"{name} {value}" for name, value in assignment.items())
     return [
-        f"{text} (at {given}): leave a value out, or tie it to another parameter by `when`"
-        for text in (_told(training, assignment) if assignment else [])
+        f"{text} (at {given}): remove a value, or tie it to another parameter by `when`"
+        for text in (_errors(training, assignment) if assignment else [])
     ]
 
 
-def _told(training: Training, assignment: Assignment) -> list[str]:
+def _errors(training: Training, assignment: Assignment) -> list[str]:
     try:
         training.tuned(assignment)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""How one trial trains: the section `training` of a study, which a search changes key by key."""
+"""How one trial trains: the section `training` of a study, whose keys a search can tune."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ TUNABLE = (
 )  # fmt: skip
 """The keys of `Training` that a search can tune."""
 WORDS = ("schedule", "target_modules", "variant", "init")
-"""Those with values that are words; all others are numbers."""
-_WHOLE = ("rank", "epochs", "batch_size", "gradient_accumulation_steps", "first_layer", "last_layer")
+"""Those whose values are texts; all others are numbers."""
+_INTEGERS = ("rank", "epochs", "batch_size", "gradient_accumulation_steps", "first_layer", "last_layer")
+# Added after the first release: they enter digests only where a study uses them, so that older folders keep their names
 _LATER = (
     "alpha_ratio", "lora_plus_ratio", "beta1", "beta2", "gradient_accumulation_steps", "first_layer", "last_layer", "variant",
     "init",
 )  # fmt: skip
 GROUPS = ("all-linear", "attention", "mlp")
-"""Target modules by what they are: every linear layer but the output layer, those of the attention, the others."""
+"""Names for groups of target modules: all linear layers but the output layer, those of the attention, the others."""
 EDITING = ("pissa", "olora", "lora-ga")
 """Initialisations that subtract the new adapter from the base's weights."""
 FROM_DATA = ("eva", "lora-ga")
@@ -33,7 +34,7 @@ _NAMES = re.compile(r"\s*[A-Za-z_][\w.]*\s*(,\s*[A-Za-z_][\w.]*\s*)+")
 
 
 def _listed(given: Any) -> Any:
-    """Take ``q_proj,v_proj`` for a list: a category of a search is one text."""
+    """Split ``q_proj,v_proj``: the value of a categorical parameter is a single text, see `retune.space`."""
     if isinstance(given, str) and _NAMES.fullmatch(given):
         return [name.strip() for name in given.split(",")]
     return given
@@ -127,26 +128,26 @@ class Training(Section):
         return self.batch_size * self.gradient_accumulation_steps
 
     def tuned(self, assignment: Mapping[str, Any]) -> Training:
-        """Return the training of a trial: the assignment's values in place of the study's.
+        """Return the training of a trial: this one with the assignment's values.
 
         Raises:
-            pydantic.ValidationError: with everything that cannot be trained with.
+            pydantic.ValidationError: with all problems, if it cannot be trained.
         """
-        given = {name: _whole(name, value) for name, value in assignment.items()}
+        given = {name: _integer(name, value) for name, value in assignment.items()}
         if "alpha" in given and "alpha_ratio" not in given:
             given["alpha_ratio"] = None
         return Training.model_validate(self.model_dump() | given)
 
     def decides(self) -> dict[str, Any]:
-        """Return what decides a trial's result, for digests: keys of later releases only where they are used."""
+        """Return what affects a trial's result, for digests: keys of later releases only where they are used."""
         content = self.model_dump(mode="json", exclude={"checkpoint_minutes"})
         unused = Training().model_dump(mode="json", include=set(_LATER))
         return {key: value for key, value in content.items() if key not in unused or value != unused[key]}
 
 
-def _whole(name: str, value: Any) -> Any:
-    """Return ``16.0`` and ``"16.0"`` as 16 where a whole number is asked for: levels and Katib's texts are floats."""
-    if name not in _WHOLE or isinstance(value, bool):
+def _integer(name: str, value: Any) -> Any:
+    """Convert ``16.0`` and ``"16.0"`` to 16 for keys that are whole numbers: levels and Katib's texts are floats."""
+    if name not in _INTEGERS or isinstance(value, bool):
         return value
     try:
         number = float(value)

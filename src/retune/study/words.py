@@ -1,4 +1,4 @@
-"""Converts one pydantic error to a message with the rule, the value and the remedy."""
+"""Converts one pydantic error of a study key to a message with rule, value and remedy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from retune import extensions
 from retune.errors import nearest
 from retune.study.names import ALGORITHMS, KATIB_ONLY
 
-OTHER_NAMES = {
+ALIASES = {
     "lr": "learning_rate", "lora_r": "rank", "r": "rank", "lora_rank": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout",
     "num_train_epochs": "epochs", "num_epochs": "epochs", "per_device_train_batch_size": "batch_size", "batch": "batch_size",
     "lr_scheduler_type": "schedule", "scheduler": "schedule", "warmup_ratio": "warmup_share", "max_seq_length": "max_length",
@@ -19,8 +19,8 @@ OTHER_NAMES = {
     "n_trials": "trials", "max_trials": "trials", "algo": "algorithm", "sampler": "algorithm", "timeout": "max_hours",
     "name_or_path": "base", "model_name": "base", "type": "kind", "direction": "goal",
 }  # fmt: skip
-"""What other tools call our keys."""
-_OTHER_VALUES = {
+"""Names of our keys in other tools."""
+_VALUE_ALIASES = {
     "fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "min": "minimize", "max": "maximize",
     "bayesian": "gp", "bo": "gp", "optuna": "tpe", "mads": "nomad", "grid": "lhs",
 }  # fmt: skip
@@ -48,24 +48,24 @@ _PATTERNS = {
 
 
 def sentence(error: Any, keys: Sequence[str]) -> str:
-    """Return the rule and the value of an error that concerns a single key.
+    """Return the rule and the value of an error of a single key.
 
     Args:
-        error: as pydantic lists it.
-        keys: what the section asked for knows, if a section is asked for; the first stands for the usual one.
+        error: an entry of pydantic's `errors()`.
+        keys: if a section is expected, its keys, the most important first.
     """
     kind, given, context = error["type"], error["input"], error.get("ctx", {})
     got = f"but got {_short(given)}"
     if kind == "truth_value":
         return str(context["text"])
     if kind == "one_of":
-        return f"{' or '.join(dict.fromkeys(map(_asked, context['errors'])))} is asked for, {got}"
+        return f"must be {' or '.join(dict.fromkeys(map(_expected_kind, context['errors'])))}, {got}"
     if kind in _BOUNDS:
         word, name = _BOUNDS[kind]
         limit = context[name]
         hint = ""
         if kind.startswith("less") and limit == 1 and isinstance(given, int | float) and 1 < given <= 100:
-            hint = f"; {given:g} of a hundred is {given / 100:g}"
+            hint = f"; {given:g} percent is {given / 100:g}"
         return f"must be {word} {limit:g}, {got}{hint}"
     if kind == "literal_error":
         names = re.findall(r"'([^']*)'", context["expected"])
@@ -80,30 +80,30 @@ def sentence(error: Any, keys: Sequence[str]) -> str:
         return f"must {thing}, {got}" if kind == "too_short" else f"must {thing}"
     if kind == "too_long":
         return f"must hold at most {context['max_length']} items, but got {context['actual_length']}"
-    asked = _asked(error)
-    if not asked:
+    expected = _expected_kind(error)
+    if not expected:
         message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         return f"{message[0].lower()}{message[1:]}, {got}"
-    return f"{asked} is asked for, {got}{_how_to_write(kind, given, keys, str(error['loc'][-1]))}"
+    return f"must be {expected}, {got}{_how_to_write(kind, given, keys, str(error['loc'][-1]))}"
 
 
-def _asked(error: Any) -> str:
-    """Return what an error of a wrong kind of value asks for; empty for other errors."""
+def _expected_kind(error: Any) -> str:
+    """Return the kind of value that an error of a wrong kind expects; empty for other errors."""
     if error["type"] == "literal_error":
         return str(error["ctx"]["expected"])
     return next((words for name, words in _KINDS.items() if error["type"].startswith(f"{name}_")), "")
 
 
-def is_of_kind(error: Any) -> bool:
-    """Return whether an error says only that the value is of another kind: number, text, list, one of some names."""
-    return bool(_asked(error)) and not error["type"].endswith(
+def is_kind_error(error: Any) -> bool:
+    """Return whether an error is that of a value of another kind: number, text, list, one of some names."""
+    return bool(_expected_kind(error)) and not error["type"].endswith(
         ("_too_short", "_too_long", "_pattern_mismatch")
     )
 
 
 def unknown_name(given: Any, names: Sequence[str]) -> str:
-    """Return that a name is none of these, with the nearest of them."""
-    other = _OTHER_VALUES.get(str(given).lower())
+    """Return the message that a name is none of `names`, with the nearest of them."""
+    other = _VALUE_ALIASES.get(str(given).lower())
     near = other if other in names else nearest(str(given), names)
     hint = f"did you mean {near!r}?" if near else f"there are {list(names)}"
     return (
@@ -114,14 +114,14 @@ def unknown_name(given: Any, names: Sequence[str]) -> str:
 
 
 def unknown_algorithm(given: Any, engine: str) -> str:
-    """Return that an algorithm is unknown, with those that the engine has."""
-    own = [name for name in ALGORITHMS if engine == "katib" or name not in KATIB_ONLY]
-    return unknown_name(given, [*own, *extensions.names("algorithms")])
+    """Return the message that an algorithm is unknown, with the nearest of those that the engine has."""
+    valid = [name for name in ALGORITHMS if engine == "katib" or name not in KATIB_ONLY]
+    return unknown_name(given, [*valid, *extensions.names("algorithms")])
 
 
 def unknown_key(key: str, valid: Sequence[str], elsewhere: Mapping[str, str]) -> str:
-    """Return that a section has no such key, with the nearest, or the section that has it."""
-    other = OTHER_NAMES.get(key.lower())
+    """Return the message that a section has no such key, with the nearest one, or the section that has it."""
+    other = ALIASES.get(key.lower())
     if other in valid:
         return f"unknown key; did you mean {other!r}?"
     if near := nearest(key, valid):
@@ -136,6 +136,7 @@ def unknown_key(key: str, valid: Sequence[str], elsewhere: Mapping[str, str]) ->
 
 
 def _how_to_write(kind: str, given: Any, keys: Sequence[str], key: str) -> str:
+    """Return the end of the message about a value of a wrong kind: how to write what was probably meant."""
     if kind.startswith(("model_", "dict_")):
         if given is None:
             return "; write keys under it, or leave it out where it is not required"
