@@ -20,7 +20,8 @@ from retune.cli import cli
 
 HERE = Path(__file__).resolve().parent
 STUDIES, KATIB = "retune", "kubeflow"  # namespaces
-EXPERIMENTS = {  # file: study, words for `retune render`
+# File -> study and arguments of `retune render`
+EXPERIMENTS = {
     "kind-nomad": ("kind", ["experiment"]),
     "kind-tpe": ("kind", ["experiment", "search.algorithm=tpe"]),
     "gpu-nomad": ("gpu", ["experiment"]),

@@ -1,4 +1,4 @@
-"""Engines run the trials of a search: local worker processes, Katib on a cluster, or an engine of an installed package."""
+"""Engines run the trials of a search: in local worker processes, by Katib on a cluster, or by an installed package."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from retune.workspace.ledger import Outcome
 
 @dataclass(frozen=True)
 class SearchJob:
-    """One search that an engine is to run.
+    """A search for an engine to run.
 
     Attributes:
         study: the resolved study; its JSON is in the search's folder as `study.json`.
-        data_uri: folder of the mixed data. folder: URI of the search's folder, where the trials are kept.
+        data_uri: folder of the mixed data.
+        folder: URI of the search's folder, which holds the trials.
         work: local folder for logs.
         observe: called with `Issued` and `Finished` of every trial, the events of running trials, and `Polled`.
-        should_stop: called several times a second; once True, the engine ends with `retune.errors.Interrupted`.
+        should_stop: called several times a second; once it returns True, the engine ends with
+            `retune.errors.Interrupted`.
         hours_used: hours spent by earlier runs of this search.
 
     """
@@ -40,8 +42,8 @@ class SearchJob:
 class Engine(Protocol):
     """Runs the trials of one search and keeps them in a `retune.workspace.ledger.Ledger` of the search's folder.
 
-    A search outlives its engine: trials in the ledger are not run again, so an engine that is killed at any moment
-    and started anew resumes. `retune.testing.EngineContract` states the rest as tests.
+    Trials in the ledger are not run again, so an engine that was killed at any moment resumes when it is started again.
+    `retune.testing.EngineContract` has the full contract as tests.
     """
 
     def run(self) -> Outcome:
@@ -54,7 +56,7 @@ class Engine(Protocol):
 
 
 def start(job: SearchJob) -> Engine:
-    """Return the engine that the study names.
+    """Return the engine that the study names, ready to `run`.
 
     Raises:
         InputError: if the study cannot run on it, or its package cannot be imported.
@@ -75,7 +77,7 @@ def start(job: SearchJob) -> Engine:
             job.should_stop,
             job.hours_used,
         )
-    if kind == "katib":  # gets the hours used from the cluster
+    if kind == "katib":  # without the hours used, which it knows from its Experiments
         from retune.engines.katib.engine import KatibEngine
 
         return KatibEngine(study, job.data_uri, job.folder, job.observe, job.should_stop)

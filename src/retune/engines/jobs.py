@@ -1,8 +1,9 @@
-"""The jobs of a search in the order in which they are decided, and what was known at each decision.
+"""The jobs of a search in the order of their decisions, and the results that each decision is based on.
 
-Without `search.stopping`, job i is trial i, trained to its end. Job i is decided once jobs 1 … i - parallel are done, from
-their results alone, whatever else is known. So a search that is killed and restarted makes the same decisions and finds the
-finished jobs in the ledger. If no job can be decided in this way, all jobs are awaited, and the next is decided from all.
+A job trains one trial up to a rung or to its end. Without `search.stopping`, job i is trial i, trained to its end. Job i is
+decided once jobs 1 … i - parallel are done, from their results alone, even if more are known. So a search that is killed
+and restarted makes the same decisions, and finds the finished jobs in the ledger. If no job can be decided in this way,
+all jobs are awaited, and the next one is decided from all results.
 """
 
 from __future__ import annotations
@@ -26,27 +27,26 @@ class Jobs:
 
     def __init__(self, search: Search, ledger: Ledger) -> None:
         self._search, self._ledger = search, ledger
-        self._wanted = search.finalists if search.proxy is None else 1 + search.proxy.full
-        self._made: list[Job] = []
-        self._settled = 0
+        self._needed = search.finalists if search.proxy is None else 1 + search.proxy.full  # complete trials
+        self._jobs: list[Job] = []
+        self._awaited = 0  # jobs that were all awaited, because none could be decided otherwise
 
     def next(self) -> Job | None:
         """Decide and return the next job; None if it depends on an unfinished one, or if there is none."""
-        if not self._is_settled():
+        if not self._is_decidable():
             return None
-        known, search = self._known(), self._search
-        made = self._made
-        job = next_job(search.stopping, self.results(made[:known]), made[known:], search.trials, self._wanted)
-        if job is None and known < len(made) and all(self._is_done(other) for other in made):
-            self._settled = len(made)
+        known, search, jobs = self._known(), self._search, self._jobs
+        job = next_job(search.stopping, self.results(jobs[:known]), jobs[known:], search.trials, self._needed)
+        if job is None and known < len(jobs) and all(self._is_done(other) for other in jobs):
+            self._awaited = len(jobs)
             return self.next()
         if job is not None:
-            made.append(job)
+            jobs.append(job)
         return job
 
     def _known(self) -> int:
-        """Return from how many jobs the next one is decided."""
-        return max(self._settled, len(self._made) + 1 - self._search.at_once)
+        """Return the number of jobs whose results decide the next one."""
+        return max(self._awaited, len(self._jobs) + 1 - self._search.at_once)
 
     def _record(self, trial: int) -> TrialRecord | None:
         return self._ledger.records.get(self.name(trial))
@@ -66,12 +66,16 @@ class Jobs:
         return record is not None and record.share >= job.share
 
     def results(self, jobs: list[Job]) -> list[Result]:
-        """Return the results of finished jobs in order, and nothing that later jobs of the same trials found."""
+        """Return the results of finished jobs in order, without those of later jobs of the same trials.
+
+        A trial has one record, which later jobs extend. So of each job only the rungs count that lie above the share
+        that the trial's previous job has reached.
+        """
         found: list[Result] = []
         reached: dict[int, float] = {}
         for job in jobs:
             record, before = self._record(job.trial), reached.get(job.trial, 0.0)
-            assert record is not None  # only done jobs come here
+            assert record is not None  # the jobs are finished
             reached[job.trial] = job.share
             rungs = [rung for rung in record.rungs if before < rung.share <= job.share]
             found += [Result(job.trial, rung.share, rung.loss) for rung in rungs]
@@ -81,20 +85,25 @@ class Jobs:
         return found
 
     def failures(self) -> int:
-        """Return how many of the trials that decide the next job have failed, so that every run stops at the same job."""
-        known = self.results(self._made[: self._known()]) if self._is_settled() else []
+        """Return the number of failed trials among those that decide the next job.
+
+        Failures of later jobs do not count, so that a search stops at the same job whatever the timing.
+        """
+        known = self.results(self._jobs[: self._known()]) if self._is_decidable() else []
         return len({result.trial for result in known if result.loss is None})
 
-    def _is_settled(self) -> bool:
-        return all(self._is_done(job) for job in self._made[: self._known()])
+    def _is_decidable(self) -> bool:
+        return all(self._is_done(job) for job in self._jobs[: self._known()])
 
     def history(self, job: Job) -> list[Observation]:
-        """Return the observations from which the setting of a new trial is suggested; `job` is the newest job."""
-        known = max(self._settled, len(self._made) - self._search.at_once)
-        of_trial: dict[int, list[Result]] = {}
-        for result in self.results(self._made[:known]):
-            of_trial.setdefault(result.trial, []).append(result)
-        return [self._observation(trial, of_trial.get(trial, [])) for trial in range(1, job.trial)]
+        """Return the observations for the suggestion of a new trial's setting; `job` is the newest job."""
+        known = max(
+            self._awaited, len(self._jobs) - self._search.at_once
+        )  # as `_known` before `job` was added
+        by_trial: dict[int, list[Result]] = {}
+        for result in self.results(self._jobs[:known]):
+            by_trial.setdefault(result.trial, []).append(result)
+        return [self._observation(trial, by_trial.get(trial, [])) for trial in range(1, job.trial)]
 
     def _observation(self, trial: int, results: list[Result]) -> Observation:
         name = self.name(trial)

@@ -1,10 +1,10 @@
 """The engine `local`: runs the trials of a study in worker processes on this machine.
 
-The setting of trial i depends on i alone. It is requested once trials 1 … i - parallel have finished, and the request
-reports exactly those as finished and the later ones as running, even if some of these have finished too. So a run that
-is killed and restarted, or whose trials finish in another order, tries the same settings as an uninterrupted one. The
-price is that a worker may wait for a slow trial that started `parallel` trials earlier. With `search.stopping`, where
-trials pause and resume, the same holds for the jobs in which they train (`retune.engines.jobs`).
+The setting of trial i does not depend on timing. It is requested once trials 1 … i - parallel have finished, and the
+request reports exactly those as finished and the later ones as running, even if some of these have finished too. So a
+run that is killed and restarted, or whose trials finish in another order, tries the same settings as an uninterrupted
+one. The price is that a worker may wait for a slow trial that started `parallel` trials earlier. With `search.stopping`,
+where trials pause and resume, the same holds for the jobs in which they train (`retune.engines.jobs`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from retune.training.run_trial import TrialTask
 from retune.workspace.ledger import Ledger, Outcome, warm_start
 
 ATTEMPTS = 2
-"""How often a trial is started if its worker process dies (out-of-memory killer, segmentation fault)."""
+"""How often a trial is started whose worker process dies (out-of-memory killer, segmentation fault)."""
 
 
 class LocalEngine:
@@ -39,10 +39,10 @@ class LocalEngine:
     Args:
         study: the resolved study.
         data_uri: folder of the mixed data.
-        folder: URI of the search's folder, where the trials are kept.
+        folder: URI of the search's folder, which holds the trials.
         work: local folder for logs.
         threads: CPU threads per worker.
-        observe: takes every event.
+        observe: called with every event.
         should_stop: called several times a second; True saves checkpoints and ends with `Interrupted`.
         hours_used: hours that earlier runs of this search have spent.
 
@@ -82,7 +82,7 @@ class LocalEngine:
         """
         try:
             stopped_by = self._search()
-            # After `max_hours` too: without trials on all data, nothing can be selected.
+            # Even after `max_hours`: without trials on all data, nothing can be selected
             if self.study.search.proxy is not None:
                 self._run_all(self.ledger.issue_whole(self.study))
             if stopped_by != "hours":
@@ -139,7 +139,7 @@ class LocalEngine:
         """Return the setting of a new trial: the default one, then what the service suggests."""
         if job.trial == DEFAULT:
             default = self.study.search.space.default()
-            assert default is not None  # the study model demands a default of every parameter
+            assert default is not None  # the study model requires a default of every parameter
             return default
         history = [*self._warm, *jobs.history(job)]
         for attempt in range(3):
@@ -174,7 +174,7 @@ class LocalEngine:
             self.observe(Polled())
 
     def _worker_for(self, task: TrialTask) -> Worker | None:
-        """Return the worker for a trial: an idle one, a new one, or the one with the most room; None if all are full.
+        """Return the worker for a trial: an idle one, a new one, or the one with the fewest trials; None if all are full.
 
         A trial whose worker has died once runs alone, so that it cannot kill other trials again.
         """
@@ -183,12 +183,12 @@ class LocalEngine:
             return idle or self._start_worker()
         if task.trial in self._attempts:
             return None
-        roomy = [
+        free = [
             worker
             for worker in self._workers
             if len(worker.tasks) < self.spread.pack and not self._attempts.keys() & worker.tasks.keys()
         ]
-        return min(roomy, key=lambda worker: len(worker.tasks), default=None)
+        return min(free, key=lambda worker: len(worker.tasks), default=None)
 
     def _start_worker(self) -> Worker:
         number = min(set(range(self.spread.workers)) - {worker.number for worker in self._workers})
@@ -229,7 +229,7 @@ class LocalEngine:
         for task in worker.tasks.values():
             if not self._is_done(task):
                 self._attempts[task.trial] = self._attempts.get(task.trial, 0) + 1
-                # With attempts left it is still waiting and is dispatched again
+                # With attempts left it stays in the list of waiting tasks, and is dispatched again
                 if self._attempts[task.trial] >= ATTEMPTS:
                     self._record_killed(task, worker, code)
 
@@ -240,7 +240,7 @@ class LocalEngine:
             status="failed", failure="killed", base=self.study.model.base, versions=versions("torch", "peft"), finished=now(),
             reason=f"its worker process ended with {how} in {ATTEMPTS} attempts; see {self.work}/worker-{worker.number}.log",
         )  # fmt: skip
-        # Other trials were compared with its losses at these rungs, so a replay needs them.
+        # Other trials were stopped by comparison with its losses at these rungs: a restarted search must see the same
         if task.trial in self.ledger.records:
             record.rungs = self.ledger.records[task.trial].rungs
         self._finish(record, write=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -14,13 +15,13 @@ from retune.errors import RetuneError
 
 START_SECONDS = 60
 COMMAND = [sys.executable, "-m", "retune", "serve", "--port", "0", "--host", "127.0.0.1", "--die-with-parent"]
-"""Starts the service on a free port of this machine, which its first line names; it ends with the process that started it."""
+"""Starts the service on a free port of this machine, which its first line of output names; it ends with its parent."""
 
 
 class SuggestionProcess:
-    """Keeps one `retune serve` running on a free port; if it died, `address` starts it again.
+    """Keeps one `retune serve` running on a free port; `address` starts it again if it has died.
 
-    The service has no state: an answer depends on the request alone.
+    That is safe at any time, since the service has no state.
 
     Args:
         log: file for the service's messages.
@@ -75,8 +76,6 @@ class SuggestionProcess:
 
 
 def _first_line(stream: IO[str]) -> str:
-    """Return the first line that a process prints, or what it printed before it ended."""
-    import select
-
+    """Return the first line that a process prints, empty if it ends without one."""
     ready, _, _ = select.select([stream], [], [], START_SECONDS)
     return stream.readline() if ready else f"nothing in {START_SECONDS} s"

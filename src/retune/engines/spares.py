@@ -1,13 +1,13 @@
 """Worker processes forked ahead of the search: a run and its workers import torch, transformers and PEFT once together.
 
-These imports take seconds of CPU in every process. So `retune.launch.run` does them before anything else, and forks as many
-processes as the search will have workers while it still has one thread and no lock, pool or device that a fork would
-break: torch starts its threads, and CUDA its device, when they are first used, which is after the fork, in each process of its
-own. Such a spare process waits for the engine to name its log and threads, and then is a worker like any other
-(`retune.engines.worker`). Where there is none left, as for a worker that replaces a dead one, a new interpreter is started.
+These imports take seconds of CPU in every process. So `retune.launch.run` imports them first, and then forks as many
+processes as the search will have workers. At that time it has a single thread and no lock, thread pool or device that a
+fork would break: torch starts its threads, and CUDA its device, at their first use, which is after the fork in each process. A
+spare process waits until the engine names its log and its number of threads, and then becomes a worker like any other
+(`retune.engines.worker`). If none is left, as for the replacement of a dead worker, a new interpreter is started.
 
-None is forked where a GPU is visible, since importing PEFT may ask CUDA for it (through bitsandbytes), nor on other systems
-than Linux, whose libraries (macOS' Accelerate) do not allow it.
+Nothing is forked if a GPU is visible, since importing PEFT may initialise CUDA (through bitsandbytes), nor on systems other
+than Linux, where libraries such as macOS' Accelerate do not survive a fork.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ _waiting: list[Forked] = []
 
 
 class Forked:
-    """A process forked from this one; has what the engine uses of `subprocess.Popen`."""
+    """A process forked from this one, with the part of the interface of `subprocess.Popen` that the engine uses."""
 
     def __init__(self, pid: int, stdin: TextIO, stdout: TextIO) -> None:
         self.pid, self.stdin, self.stdout = pid, stdin, stdout
         self.returncode: int | None = None
-        self._lock = threading.Lock()  # once it was waited for, its pid may be another process'
+        self._lock = (
+            threading.Lock()
+        )  # a signal must not be sent after `waitpid`: the pid may be another process' then
 
     def poll(self) -> int | None:
         """Return its exit code, negative if it was killed by that signal; None while it runs."""
@@ -73,33 +75,33 @@ class Forked:
 
 
 def wanted(study: Study) -> int:
-    """Return how many workers of the study's search can be forked here; 0 where none may be."""
+    """Return how many workers to fork for the study's search; 0 where a fork is not safe, see above."""
     if sys.platform != "linux" or study.engine.kind != "local" or gpus.visible():
         return 0
     return spread.spread(spread.settled(study, None)).workers
 
 
 def fork(count: int) -> bool:
-    """Fork so many processes; return False here, and True in each of them once it is to be a worker.
+    """Fork `count` processes; return False in this one, and True in each of the others once it is to become a worker.
 
-    A process that nobody needs ends with the one that forked it, at the latest.
+    A spare that is never needed ends at the latest with this process, when its standard input is closed.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     for _ in range(count):
-        (task, give), (listen, tell) = os.pipe(), os.pipe()
+        (child_in, to_child), (from_child, child_out) = os.pipe(), os.pipe()
         pid = os.fork()
         if pid == 0:
-            _become(task, tell)
+            _become_spare(child_in, child_out)
             return True
-        os.close(task)
-        os.close(tell)
-        _waiting.append(Forked(pid, open(give, "w"), open(listen)))  # noqa: SIM115
+        os.close(child_in)
+        os.close(child_out)
+        _waiting.append(Forked(pid, open(to_child, "w"), open(from_child)))  # noqa: SIM115
     return False
 
 
 def take(log: Path, threads: int) -> Forked | None:
-    """Return a process that becomes a worker now, None if none is left; its messages go to `log`."""
+    """Return a spare process, which now becomes a worker that logs to `log`; None if none is left."""
     while _waiting:
         process = _waiting.pop(0)
         try:
@@ -113,7 +115,7 @@ def take(log: Path, threads: int) -> Forked | None:
 
 
 def end() -> None:
-    """End the processes that were not needed."""
+    """End the spare processes that were not needed."""
     while _waiting:
         process = _waiting.pop()
         process.stdin.close()
@@ -121,23 +123,27 @@ def end() -> None:
         process.wait()
 
 
-def _become(task: int, tell: int) -> None:
-    """In the new process: take the pipes as standard input and output, drop all else, and wait for `take`."""
+def _become_spare(child_in: int, child_out: int) -> None:
+    """In the new process: make the pipes standard input and output, close all other files, and wait for `take`."""
     _waiting.clear()
-    os.dup2(task, 0)
-    os.dup2(tell, 1)
+    os.dup2(child_in, 0)
+    os.dup2(child_out, 1)
+    # The other spares' pipes among them: while a copy of an end is open, its reader sees no end of file
     os.closerange(3, max(map(int, os.listdir("/proc/self/fd"))) + 1)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     line = sys.stdin.readline()
     if not line:
-        os._exit(0)
-    told = json.loads(line)
-    log = os.open(told["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os._exit(0)  # not needed; sys.exit would run the parent's exit handlers
+    setup = json.loads(line)
+    log = os.open(setup["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(log, 2)
     os.close(log)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # for what it starts
-        os.environ[name] = str(told["threads"])
+    for name in (
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+    ):  # for child processes; this one has read them at import
+        os.environ[name] = str(setup["threads"])
     import torch
 
-    torch.set_num_threads(told["threads"])  # the variables were read long before
+    torch.set_num_threads(setup["threads"])

@@ -8,23 +8,19 @@ from dataclasses import dataclass
 from retune import gpus
 from retune.study import Study
 
-_ON_GPU, _ON_CPU = 8, 4  # trials side by side that `search.parallel: auto` asks for
-# Measured for a process, not for one trial in it
-_MEASURED = {
-    "seconds",
-    "tokens_per_second",
-    "peak_memory_gib",
-    "peak_gpu_gib",
-}
-_ROUNDS = 8  # `auto` leaves the search at least this many rounds
+_PACK_GPU, _PACK_CPU = 8, 4  # trials side by side in a process under `search.parallel: auto`
+# These metrics are those of a process: several trials in it would share one value
+_PER_PROCESS = {"seconds", "tokens_per_second", "peak_memory_gib", "peak_gpu_gib"}
+_MIN_ROUNDS = 8  # that `auto` leaves a search, whose algorithm learns nothing within one round
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Processes and what runs in each.
+    """Worker processes, and the trials in each.
 
     Attributes:
-        workers: processes. pack: trials side by side in each, at most.
+        workers: number of processes.
+        pack: most trials side by side in each.
     """
 
     workers: int
@@ -38,14 +34,14 @@ def spread(study: Study) -> Spread:
     metrics = {each.metric for each in study.search.objectives} | {
         each.metric for each in study.search.constraints
     }
-    if _MEASURED & metrics:
+    if _PER_PROCESS & metrics:
         pack = 1
     workers = min(wanted, max(places, -(-wanted // pack)))
     return Spread(workers, -(-wanted // workers))
 
 
 def _places(study: Study) -> int:
-    """Return how many trials can have a GPU, or their threads, to themselves."""
+    """Return how many processes can have a GPU, or their CPU threads, to themselves."""
     return len(gpus.visible()) or max(1, (os.cpu_count() or 1) // (study.engine.threads or 1))
 
 
@@ -55,11 +51,12 @@ def settled(study: Study, before: int | None) -> Study:
     The settings that a search tries depend on this number, so a resumed search keeps it.
 
     Args:
-        study: the resolved study. before: the number that its search had in an earlier run, if there was one.
+        study: the resolved study.
+        before: the number of an earlier run of its search, None for the first run.
     """
     if study.search.parallel != "auto":
         return study
     places = _places(study)
-    pack = study.engine.pack if study.engine.pack != "auto" else _ON_GPU if gpus.visible() else _ON_CPU
-    number = before or min(places * pack, max(places, study.search.trials // _ROUNDS))
+    pack = study.engine.pack if study.engine.pack != "auto" else _PACK_GPU if gpus.visible() else _PACK_CPU
+    number = before or min(places * pack, max(places, study.search.trials // _MIN_ROUNDS))
     return study.model_copy(update={"search": study.search.model_copy(update={"parallel": number})})

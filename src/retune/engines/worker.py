@@ -1,6 +1,6 @@
 """A worker process of the local engine: loads the base model once and runs trials on it, one after another or side by side.
 
-Speaks JSON lines: tasks come on standard input, events go to standard output, everything else to standard error.
+The protocol is JSON lines: tasks on standard input, events on standard output, everything else on standard error.
 The first line of input is ``{"study": ..., "data_uri": ..., "pack": ...}``, each further one a TrialTask; end of input
 ends the worker. With `pack` above 1, the tasks received train side by side.
 Events: ``ready``; ``progress`` and ``metric`` of a running trial; ``done`` with the TrialRecord;
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from retune.training.side_by_side import SideBySide
 
 
-def _own_stdout() -> TextIO:
-    """Keep the real standard output for events and send whatever libraries print to standard error."""
+def _reserve_stdout() -> TextIO:
+    """Return the real standard output, for events alone; what libraries print goes to standard error."""
     events = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     return events
@@ -49,10 +49,12 @@ def _own_stdout() -> TextIO:
 def main() -> None:
     """Run the tasks from standard input."""
     die_with_parent()
-    events = _own_stdout()
+    events = _reserve_stdout()
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the engine decides
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C signals the whole process group; the engine decides what ends
 
     def emit(kind: str, **content: Any) -> None:
         events.write(json.dumps({"kind": kind, **content}) + "\n")
@@ -84,18 +86,20 @@ def main() -> None:
             _side_by_side(several, done, stopped.is_set)
         else:
             for task in map(_task, sys.stdin):
-                told = named(report, task.trial)
-                done(run_trial(study, setup["data_uri"], task, base, told, stopped.is_set))
+                done(
+                    run_trial(study, setup["data_uri"], task, base, named(report, task.trial), stopped.is_set)
+                )
                 if stopped.is_set():
                     break
     except InputError as error:
         emit("refused", reason=str(error))
         sys.exit(EXIT_BAD_INPUT)
     except (RetuneError, OSError) as error:
-        told_as = as_retune_error(error)
-        if isinstance(told_as, DiskFull) or not isinstance(told_as, Interrupted):
-            emit("stopped", reason=str(told_as), full=isinstance(told_as, DiskFull))
-        sys.exit(told_as.exit_code)
+        reported = as_retune_error(error)
+        # A full disk is an `Interrupted` too, but nobody has requested it
+        if isinstance(reported, DiskFull) or not isinstance(reported, Interrupted):
+            emit("stopped", reason=str(reported), full=isinstance(reported, DiskFull))
+        sys.exit(reported.exit_code)
     if stopped.is_set():
         sys.exit(EXIT_INTERRUPTED)
 

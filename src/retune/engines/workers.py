@@ -22,7 +22,7 @@ from retune.training.run_trial import TrialTask
 
 @dataclass
 class Message:
-    """What a worker said, or ``exit`` with the exit code when its process ended (negative: killed by that signal)."""
+    """An event from a worker, or ``exit`` with the exit code when its process ended (negative: killed by that signal)."""
 
     worker: Worker
     kind: str
@@ -33,11 +33,12 @@ class Worker:
     """One worker process, `retune.engines.worker`.
 
     Args:
-        number: which of the workers, from 0; decides its GPU.
-        study, data_uri: what it works on.
-        threads: CPU threads it may use. pack: trials it may train side by side.
-        log: file that gets its messages.
-        events: queue that gets its events.
+        number: of the worker, from 0; decides its GPU.
+        study, data_uri: the study and the folder of its mixed data.
+        threads: CPU threads that it may use.
+        pack: trials that it may train side by side.
+        log: file for its messages.
+        events: queue for its events.
 
     """
 
@@ -58,8 +59,9 @@ class Worker:
         if devices:
             env["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as stderr:  # here, where it is known what a full disk means
-            self.process = spares.take(log, threads) or _started(env, stderr)
+        # Opened here, where a full disk is reported as such, also for a spare process, which opens the file itself
+        with log.open("a") as stderr:
+            self.process = spares.take(log, threads) or _start(env, stderr)
         self._send({"study": study.model_dump(mode="json"), "data_uri": data_uri, "pack": pack})
         threading.Thread(target=self._listen, args=(events,), daemon=True).start()
 
@@ -69,18 +71,18 @@ class Worker:
         return next(iter(self.tasks.values()), None)
 
     def run(self, task: TrialTask) -> None:
-        """Hand it a task; its events follow on the queue."""
+        """Send a task; its events follow on the queue."""
         self.tasks[task.trial] = task
         self._send(task.model_dump(mode="json"))
 
     def interrupt(self) -> None:
-        """Ask it to save a checkpoint of its trial and end."""
+        """Ask the worker to save checkpoints of its trials and end."""
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGTERM)
         self._close_input()
 
     def close(self, seconds: float = 10) -> None:
-        """End it: gently by the end of its input, then by force."""
+        """End the worker: by closing its input, and after `seconds` by SIGKILL."""
         self._close_input()
         try:
             self.process.wait(timeout=seconds)
@@ -109,8 +111,8 @@ class Worker:
         events.put(Message(self, "exit", {"code": self.process.wait()}))
 
 
-def _started(env: dict[str, str], stderr: IO[str]) -> subprocess.Popen[str]:
-    """Return a worker in a new interpreter."""
+def _start(env: dict[str, str], stderr: IO[str]) -> subprocess.Popen[str]:
+    """Start a worker in a new interpreter."""
     command = [sys.executable, "-m", "retune.engines.worker"]
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True, env=env

@@ -1,4 +1,4 @@
-"""Objects as YAML that kubectl, Kubeflow Pipelines and PyYAML read alike."""
+"""YAML that kubectl, Kubeflow Pipelines and PyYAML read as the same values."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 import yaml
 
-# Kubernetes' Go reader (sigs.k8s.io/yaml) takes more bare words for numbers and booleans than PyYAML, which leaves `1e-05`,
-# `0o17` and `y` bare: whatever looks like a number, and the one-letter booleans of YAML 1.1.
-_READ_OTHERWISE = re.compile(r"[-+]?(\.?[0-9][0-9_.eE+-]*|0[xXoObB][0-9a-fA-F_]*)|[yYnN]")
+# Kubernetes' Go parser (sigs.k8s.io/yaml) reads more unquoted texts as numbers and booleans than PyYAML, which would write
+# `1e-05`, `0o17` and `y` without quotes. So everything that looks like a number is quoted, and the one-letter booleans.
+_AMBIGUOUS = re.compile(r"[-+]?(\.?[0-9][0-9_.eE+-]*|0[xXoObB][0-9a-fA-F_]*)|[yYnN]")
 
 
 class _Dumper(yaml.SafeDumper):
-    """Without anchors, and with quotes around what another reader would not take for text."""
+    """Writes no anchors, and quotes texts that another parser would read as something else."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    style = '"' if _READ_OTHERWISE.fullmatch(value) else None
+    style = '"' if _AMBIGUOUS.fullmatch(value) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 

@@ -155,7 +155,7 @@ def test_names_stay_within_the_limits(name, algorithm):
         (["artifacts.uri=/home/me/artifacts"], "pods must reach `artifacts.uri`"),
         (["model.base=/home/me/base"], "pods must reach `model.base`"),
         (["search.algorithm=tpe", "search.settings={gama: 1}"], "did you mean 'gamma'"),
-        (["search.algorithm=random", "search.warm_start=[s3://b/s]"], "cannot be told of earlier studies"),
+        (["search.algorithm=random", "search.warm_start=[s3://b/s]"], "cannot use earlier studies"),
         (["search.algorithm=bayesianoptimization", "search.parameters={preset: davouse2024}"], "'dropout'"),
         (["search.algorithm=cmaes", "search.parameters=[{name: alpha, kind: real, low: 1, high: 2, default: 1}]"], "two or more"),
         (["search.constraints=[{metric: validation_loss, max: 2}]"], "on the objective itself"),
@@ -170,7 +170,7 @@ def test_what_cannot_run_is_refused(overrides, message):
 
 
 def test_words_that_a_shell_would_split_are_refused():
-    with pytest.raises(InputError, match=r"words must be plain.*my data"):
+    with pytest.raises(InputError, match=r"words must need no quoting.*my data"):
         manifest.check(study(), Place(PLACE.folder, "s3://bucket/my data"))
 
 
@@ -203,7 +203,7 @@ def test_every_kind_of_parameter_reaches_the_pod_and_our_service():
     found = algorithms.problems(study("search.algorithm=multivariate-tpe", *[
         f"search.parameters={yaml.safe_dump(CONDITIONAL, default_flow_style=True).strip()}", "search.settings={}",
     ]))  # fmt: skip
-    assert any("knows no conditional parameters, but got `when` of ['init']" in problem for problem in found)
+    assert any("has no conditional parameters, but got `when` of ['init']" in problem for problem in found)
 
 
 @pytest.mark.parametrize(

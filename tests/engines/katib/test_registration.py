@@ -76,7 +76,7 @@ def test_somebody_elses_algorithm_of_the_same_name_is_neither_shadowed_nor_taken
     theirs = CONFIG.replace("house-search", "nomad")
     with pytest.raises(
         InputError,
-        match=r"'nomad' is there already, with the image 'registry.example/house:1'.*--except nomad",
+        match=r"'nomad' exists already, with the image 'registry.example/house:1'.*--except nomad",
     ):
         registration.registered(theirs, WANTED)
     without = [entry for entry in WANTED if entry["algorithmName"] != "nomad"]
@@ -295,7 +295,7 @@ def test_an_experiment_that_does_not_go_is_told_and_nothing_is_taken_out(cluster
     found["metadata"]["finalizers"].append("somebody.example/else")
     cluster.objects.replace("experiments", found)
     monkeypatch.setattr("retune.engines.katib.removal._PATIENCE", 1.0)
-    with pytest.raises(RetuneError, match=f"{name} in team-a does not go away"):
+    with pytest.raises(RetuneError, match=f"{name} in team-a is not deleted"):
         retune("unregister", "--delete-finished")
     assert suggestion_config(cluster.objects, "nomad")
 

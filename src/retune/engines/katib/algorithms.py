@@ -1,7 +1,7 @@
-"""Which algorithm an Experiment names, and its parameters and settings, as the service behind the name expects them.
+"""The algorithm of an Experiment, with parameters and settings in the form that its suggestion service expects.
 
-Ours run in our suggestion image, under the names of `OURS`. Katib's own run in Katib's images and know neither our
-ladders nor constraints nor earlier studies. Under Katib the words ``tpe`` and ``random`` mean Katib's.
+Retune's algorithms run in the suggestion image, under the names in `OURS`. Katib's own run in Katib's images and support
+neither our grids nor constraints nor earlier studies; ``tpe`` and ``random`` are Katib's.
 
 Sources: kubeflow/katib v0.19.0, pkg/suggestion/v1beta1/{hyperopt,optuna,skopt,goptuna}, for settings and faults.
 """
@@ -22,9 +22,9 @@ from retune.suggestion import messages as katib
 from retune.suggestion.experiment import WARM, experiment_of, search_of
 from retune.suggestion.warm import encode
 
-_STARTS_ANYWHERE = ("retune-random",)  # all others of ours try the default setting first
+_NO_DEFAULT_FIRST = ("retune-random",)  # all others of ours try the default setting first
 
-_KATIBS: dict[str, tuple[str, ...]] = {
+_KATIB_SETTINGS: dict[str, tuple[str, ...]] = {
     "tpe": ("gamma", "prior_weight", "n_EI_candidates", "random_state"),
     "random": ("random_state",),
     "multivariate-tpe": ("n_startup_trials", "n_ei_candidates", "random_state"),
@@ -53,42 +53,42 @@ def is_ours(algorithm: str) -> bool:
 def begins_with_default(study: Study, warm: Sequence[Observation] = ()) -> bool:
     """Return whether the first point of the Experiment will be exactly the default setting.
 
-    Otherwise the default is trained by a Job of its own: for Katib's algorithms, for uniform random search, where an
-    earlier study has tried it, and where it lies between two levels of the ladders.
+    Otherwise the default is trained by a Job of its own: for Katib's algorithms, for uniform random search, if an
+    earlier study has tried it, and if it lies between two levels of the grid.
     """
     space, algorithm = study.search.space, study.search.algorithm
     default = space.default()
-    if default is None or not is_ours(algorithm) or algorithm in _STARTS_ANYWHERE:
+    if default is None or not is_ours(algorithm) or algorithm in _NO_DEFAULT_FIRST:
         return False
     tried = [space.encode(entry.assignment) for entry in warm]
     return space.snap(default) == default and space.encode(default) not in tried
 
 
 def problems(study: Study) -> list[str]:
-    """Return what keeps the algorithm from running under Katib; nothing if it can."""
+    """Return why the study's algorithm cannot run under Katib; empty if it can."""
     name, wanted = study.search.algorithm, study.search
     if is_ours(name):
         return search.validate(name, wanted.space, wanted.settings, Objective.of(wanted), here=False)
     found = []
     for key in wanted.settings:
-        if key not in _KATIBS[name]:
-            near = nearest(key, _KATIBS[name])
+        if key not in _KATIB_SETTINGS[name]:
+            near = nearest(key, _KATIB_SETTINGS[name])
             hint = f"did you mean {near!r}? " if near else ""
             found.append(
-                f"`search.settings` of Katib's `{name}` knows no {key!r}; {hint}it knows {list(_KATIBS[name])}"
+                f"Katib's `{name}` has no setting {key!r}; {hint}`search.settings` may hold {list(_KATIB_SETTINGS[name])}"
             )
     if wanted.warm_start:
         found.append(
-            f"Katib's `{name}` cannot be told of earlier studies: drop `search.warm_start`, or use one of {list(OURS)}"
+            f"Katib's `{name}` cannot use earlier studies: remove `search.warm_start`, or use one of {list(OURS)}"
         )
     if wanted.further_objectives:
         found.append(
-            f"Katib's `{name}` improves one metric, but got {[o.metric for o in wanted.objectives]}; "
+            f"Katib's `{name}` optimises one metric, but got {[o.metric for o in wanted.objectives]}; "
             f"use one of {list(OURS)}"
         )
     if depending := [p.name for p in wanted.space.parameters if p.when]:
         found.append(
-            f"Katib's `{name}` knows no conditional parameters, but got `when` of {depending}: drop it, "
+            f"Katib's `{name}` has no conditional parameters, but got `when` of {depending}: remove it, "
             f"or use one of {list(OURS)}"
         )
     numbers = [p.name for p in wanted.space.parameters if p.kind in ("real", "integer") and p.step is None]
@@ -96,7 +96,9 @@ def problems(study: Study) -> list[str]:
         found.append(
             f"`cmaes` needs two or more real or integer parameters without a `step`, but got {numbers}"
         )
-    if name == "bayesianoptimization":  # skopt samples each double on a log scale, whatever was asked for
+    if (
+        name == "bayesianoptimization"
+    ):  # Katib's skopt service samples each double on a log scale, whatever the distribution
         low = [p.name for p in wanted.space.parameters if p.kind == "real" and p.step is None and p.low == 0]
         low += [p.name for p in wanted.space.parameters if p.kind == "real" and (p.low or 0) < 0]
         if low:
@@ -108,7 +110,7 @@ def problems(study: Study) -> list[str]:
 
 
 def spec(study: Study, warm: Sequence[Observation] = ()) -> models.V1beta1AlgorithmSpec:
-    """Return the Experiment's `algorithm`, with the seed and all that ours are told as settings."""
+    """Return the Experiment's `algorithm`; the settings of ours hold what Katib's message has no field for."""
     name = study.search.algorithm
     if is_ours(name):
         message = _message(study)
@@ -129,7 +131,7 @@ def parameters(study: Study) -> list[models.V1beta1ParameterSpec]:
     """Return the Experiment's `parameters`."""
     if is_ours(study.search.algorithm):
         return [_from_message(entry) for entry in _message(study).spec.parameter_specs.parameters]
-    return [_plain(parameter) for parameter in study.search.space.parameters]
+    return [_for_katib(parameter) for parameter in study.search.space.parameters]
 
 
 def _message(study: Study) -> katib.Experiment:
@@ -160,11 +162,11 @@ def _from_message(entry: katib.ParameterSpec) -> models.V1beta1ParameterSpec:
     )
 
 
-def _plain(parameter: Parameter) -> models.V1beta1ParameterSpec:
+def _for_katib(parameter: Parameter) -> models.V1beta1ParameterSpec:
     """Return a parameter for Katib's own services.
 
-    A `step` means another thing in each of them (hyperopt rounds to multiples of it, even out of the range), so a
-    ladder with a step becomes the list of its levels.
+    Each of them interprets a `step` in another way (hyperopt rounds to multiples of it, even out of the range), so a
+    parameter with a step becomes the list of its values.
     """
     if parameter.values is not None or parameter.step is not None:
         kind = "categorical" if parameter.kind == "categorical" else "discrete"

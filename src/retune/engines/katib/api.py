@@ -17,7 +17,16 @@ from retune.errors import InputError, Interrupted, RetuneError
 
 GROUP, VERSION = "kubeflow.org", "v1beta1"
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-_TRANSIENT = {401, 408, 409, 429, 500, 502, 503, 504}  # 401: a service account's token was renewed on disk
+_TRANSIENT = {
+    401,
+    408,
+    409,
+    429,
+    500,
+    502,
+    503,
+    504,
+}  # 401: the service account's token on disk was just renewed
 _TIMEOUT = (10, 60)  # seconds to connect, to answer
 
 Object = dict[str, Any]
@@ -48,10 +57,10 @@ def connect() -> tuple[client.ApiClient, str]:
 
 
 class Api:
-    """Objects of one namespace.
+    """The objects of one namespace.
 
     Args:
-        namespace: of the objects; by default that of the credentials.
+        namespace: default: that of the credentials.
         patience: seconds for which a failing call is retried.
         should_stop: called between two attempts.
 
@@ -93,7 +102,7 @@ class Api:
     def create_experiment(self, content: Object) -> Object:
         """Create an Experiment, or return the existing one with its name and labels.
 
-        A request may have succeeded although its reply was lost, and another engine may have been first.
+        It exists if an earlier request succeeded but its reply was lost, or if another engine was faster.
         """
         try:
             made: Object = self._call(
@@ -125,7 +134,11 @@ class Api:
                 self._custom.delete_namespaced_custom_object, GROUP, VERSION, self.namespace, "experiments", name,
                 propagation_policy="Foreground", absent=None,
             )  # fmt: skip
-            self._pause(RetuneError(f"experiment {name} in {self.namespace} does not go away"), until, 1.0)
+            self._pause(
+                RetuneError(f"experiment {name} in {self.namespace} is not deleted; look at its finalizers"),
+                until,
+                1.0,
+            )
 
     def jobs(self, selector: str) -> dict[str, Object]:
         """Return Jobs by name."""
@@ -153,7 +166,7 @@ class Api:
         )
 
     def everywhere(self, plural: str) -> list[Object]:
-        """Return Katib's objects of all namespaces; none where Katib's definitions are gone.
+        """Return Katib's objects of all namespaces; [] if Katib's CustomResourceDefinitions do not exist.
 
         Raises:
             InputError: if the credentials do not allow it.

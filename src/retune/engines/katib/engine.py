@@ -2,8 +2,8 @@
 
 Katib runs the search's trials. The untuned base, the repeats, and the default setting if the algorithm does not start
 with it, run as Jobs that the engine creates, with the same pod template. A trial writes its record to the store; the
-engine numbers trials in the order of their creation. All state is in the store and on the cluster, so an engine that is
-killed finds its Experiment again by the label with the search's digest. Meanwhile the cluster continues.
+engine numbers trials in the order of their creation. All state is in the store and on the cluster: while no engine runs,
+the cluster continues, and the next engine finds the Experiment by its label with the search's digest.
 
 Unlike with the engine `local`, the next setting depends on which trials have ended, so two runs of a study try
 different settings.
@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from retune import store
-from retune.engines.katib import algorithms, manifest, pods
+from retune.engines.katib import OURS, algorithms, manifest, pods
 from retune.engines.katib.api import Api, Object, end_message, ended
 from retune.engines.katib.history import Experiments
 from retune.errors import InputError, Interrupted, RetuneError
@@ -46,10 +46,11 @@ class KatibEngine:
 
     Args:
         study: the resolved study; its JSON is in the search's folder as `study.json`.
-        data_uri: folder of the mixed data. folder: URI of the search's folder.
-        observe: takes `Issued`, `Finished` and `Polled`.
+        data_uri: folder of the mixed data.
+        folder: URI of the search's folder.
+        observe: called with `Issued`, `Finished` and `Polled`.
         should_stop: called before each poll; True ends with `Interrupted`, while the Experiment continues.
-        poll_seconds: between two polls of the cluster.
+        poll_seconds: time between two polls of the cluster.
         patience: seconds for which the Kubernetes API may be unreachable.
         clock: the time, for `search.max_hours`; by default one that ignores jumps of the machine's clock.
 
@@ -82,7 +83,7 @@ class KatibEngine:
         self._announced: set[str] = set(self.ledger.records)
         self._own_default = False
         self._stale: tuple[Any, Any] | None = None
-        """State of an ended Experiment that was allowed more trials: it counts as ended until Katib has seen that."""
+        """State of an ended Experiment whose limits were raised: it still counts as ended until Katib has noticed."""
 
     def run(self) -> Outcome:
         """Run what is missing and return every record of the search.
@@ -90,7 +91,7 @@ class KatibEngine:
         Raises:
             Interrupted: if `should_stop` returned True; the cluster continues, and the next run follows it.
             InputError: if Katib refuses the Experiment.
-            RetuneError: if the base cannot be validated, the Experiment was deleted, or the API stays away.
+            RetuneError: if the base cannot be validated, the Experiment was deleted, or the API stays unreachable.
 
         """
         stopped_by = self._search()
@@ -110,7 +111,7 @@ class KatibEngine:
         own = self.ledger.tasks.get(trial_name(1))
         existing = self._experiments()
         if own is not None and not any(own.trial in self._trial_names(found) for found in existing):
-            self._own_default = True  # no Experiment runs it, or no longer
+            self._own_default = True  # no Experiment runs it, or its Experiment was deleted
             jobs.append(own)
         experiment = self._experiment()
         reason = self._follow(experiment, jobs) if experiment else self._reason()
@@ -154,13 +155,13 @@ class KatibEngine:
         return [one for one in found if manifest.folder_of(one) in (None, self.place.folder)]
 
     def _create(self, left: int) -> Object:
-        """Create an Experiment for the remaining trials; its algorithm knows the earlier ones."""
+        """Create an Experiment for the remaining trials, with the results of earlier ones for its algorithm."""
         earlier = [observation(r, f"warm-{r.trial}", SAME) for r in self._tried_records()]
         ours = algorithms.is_ours(self.study.search.algorithm)
         if self._katib_ran_trials() and not ours:
             raise InputError(
-                f"Katib's {self.study.search.algorithm!r} cannot carry on a search that has ended: set "
-                "`cluster.katib.resume: LongRunning` before the first run, or use one of ours",
+                f"Katib's {self.study.search.algorithm!r} cannot continue a search that has ended: set "
+                f"`cluster.katib.resume: LongRunning` before the first run, or use one of {list(OURS)}",
                 self.study.name,
             )
         warm = [*self._warm, *earlier] if ours else []
@@ -183,7 +184,7 @@ class KatibEngine:
     def _raise_limits(self, experiment: Object, left: int) -> Object | None:
         """Raise an Experiment's total and parallel trials to the numbers of the study.
 
-        They are never lowered: Katib would delete running trials to reach fewer parallel ones.
+        They are never lowered: Katib would delete running trials to get down to fewer parallel ones.
         """
         spec = experiment["spec"]
         wanted = left + sum(record.trial in self._trial_names(experiment) for record in self._tried_records())
@@ -222,7 +223,7 @@ class KatibEngine:
                 raise RetuneError(
                     f"experiment {name} in namespace {self._api.namespace} was deleted while it ran; run again to carry on"
                 )
-            # With a deletion timestamp somebody is deleting it, trials first
+            # While somebody deletes it (foreground deletion), its trials disappear first: they have not failed
             if "deletionTimestamp" not in found["metadata"]:
                 unfinished = self._collect(found)
                 if ended(found) and not unfinished and _progress(found) != self._stale:
@@ -268,7 +269,7 @@ class KatibEngine:
             self._announce(task)
             if task.trial in self.ledger.records or not ended(entry):
                 continue
-            # Katib sets the metrics of an early-stopped trial a little after its condition.
+            # Katib sets the metrics of an early-stopped trial a little later than its condition
             if ended(entry) != "EarlyStopped" or _latest(entry) or ended(experiment):
                 self._finish(self._record(task, entry))
         self._settle_missing(experiment, "failed", "its trial was deleted from the cluster", but=seen)
@@ -335,12 +336,13 @@ class KatibEngine:
     def _settle_missing(
         self, experiment: Object, status: Status, reason: str, but: Iterable[str] = ()
     ) -> None:
-        """Record the trials of an Experiment that no longer exist; a record that they wrote counts."""
+        """Record the trials of an Experiment that no longer exist, by the record that they wrote, else as `status`."""
         present = set(but)
         for trial in sorted(self._trial_names(experiment) - set(self.ledger.records), key=by_number):
             task = self.ledger.tasks[trial]
+            # All trials are compared with the default, so the engine trains it to the end, in a Job
             if task.role == "default" and status == "interrupted":
-                continue  # all trials are compared with the default, so it is trained to the end, as a Job
+                continue
             if task.folder.rsplit("/", 1)[-1] not in present:
                 self._finish(self._stored_record(task) or self._generated_record(task, status, reason))
 
@@ -412,12 +414,12 @@ class KatibEngine:
         return sum(record.status == "failed" for record in self._tried_records())
 
     def _remaining(self) -> int:
-        """Return how many trials Katib has yet to run."""
+        """Return how many trials are left for Katib to run."""
         by_job = self._own_default and trial_name(1) not in self.ledger.records
         return self.study.search.trials - len(self._tried_records()) - by_job
 
     def _reason(self, left: int | None = None) -> str:
-        """Return why no further trial is run; empty if one is."""
+        """Return why no further trial is run; empty if the search continues."""
         if self._time_is_up():
             return "hours"
         limit = self.study.search.max_failed
@@ -432,7 +434,7 @@ class KatibEngine:
     def _poll(self, experiment: str) -> None:
         self.observe(Polled())
         if self.should_stop():
-            unfinished = f"experiment {experiment} goes on" if experiment else "its jobs go on"
+            unfinished = f"experiment {experiment} continues" if experiment else "its jobs continue"
             raise Interrupted(
                 f"stopped following the search; {unfinished} on the cluster, run again to follow it"
             )

@@ -1,4 +1,4 @@
-"""The Experiments of a search and their running times, in the store because they may be deleted on the cluster."""
+"""The Experiments of a search and their running times, kept in the store, since on the cluster they may be deleted."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What is created on the cluster: the Experiment of a search, Jobs for what Katib does not run, and the TrainJobs' runtime.
+"""The objects on the cluster: the Experiment of a search, Jobs for what Katib does not run, and the TrainJobs' runtime.
 
-A trial's pod runs one line of plain words, because Katib joins command and arguments with spaces into `sh -c`;
-hyper-parameters come as environment variables, which no shell reads. Katib puts values into the template by replacing
-text, so a placeholder always stands for a whole string.
+A trial's command must need no shell quoting, because Katib joins command and arguments with spaces into `sh -c`;
+hyper-parameters are passed as environment variables, which the shell does not expand. Katib inserts values into the
+template by replacing text, so a placeholder always is a whole string.
 """
 
 from __future__ import annotations
@@ -26,22 +26,24 @@ from retune.study import Study
 from retune.training.run_trial import TrialTask
 
 SEARCH_LABEL = "retune.dev/search"
-"""Label with the digest of the search, by which a restarted engine finds its objects again, together with `STUDY_LABEL`:
-two studies may be alike in all that the digest covers."""
+"""Label with the digest of the search, by which a restarted engine finds its objects, together with `STUDY_LABEL`: two
+studies may have searches with the same digest."""
 STUDY_LABEL = "retune.dev/study"
 FOLDER = "retune.dev/folder"
 """Annotation with the search's folder, since one study may be run into several."""
 TRIAL_LABEL = "retune.dev/trial"
 TRAINER = "trainer.kubeflow.org/v1alpha1"
 _TRIAL_NAME = "${trialParameters.trialName}"
-_NAME = 24  # Katib adds 5 here, 9 for a trial, 16 for a TrainJob's pod: 63 in all is the limit
+_MAX_NAME = (
+    24  # `name` adds 6 characters, Katib 9 for a trial, and a TrainJob 16 for its pod; the limit is 63
+)
 _MEDIANSTOP = ("min_trials_required", "start_step")
-_METRIC = re.compile(r"[\w|-]+")  # what the collector's default filter can read
+_METRIC = re.compile(r"[\w|-]+")  # names that the default filter of Katib's metrics collector matches
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a search lies, as its pods see it: the search's folder with `study.json` in it, and the mixed data."""
+    """The URIs of a search, as its pods see them: its folder, which holds `study.json`, and the mixed data."""
 
     folder: str
     data: str
@@ -87,18 +89,18 @@ def check(study: Study, place: Place | None = None) -> None:
             f"Katib takes no constraint on the objective itself, but got one on {study.search.objective.metric!r}"
         )
     if place is not None:
-        words = [word.replace(_TRIAL_NAME, "trial") for word in _words(study, place)]
-        odd = [word for word in words if shlex.quote(word) != word]
-        if odd:
+        words = [word.replace(_TRIAL_NAME, "trial") for word in _command(study, place)]
+        quoted = [word for word in words if shlex.quote(word) != word]
+        if quoted:
             problems.append(
-                f"Katib gives a trial's command to a shell, so its words must be plain (no spaces or quotes), but got {odd}"
+                f"Katib passes a trial's command to a shell, so its words must need no quoting, but got {quoted}"
             )
     if problems:
         raise InputError(problems, f"study {study.name!r} under Katib")
 
 
 def _unreachable(study: Study, place: Place | None) -> list[str]:
-    """Return a sentence for each path that a pod on another machine cannot see."""
+    """Return a problem for each path that a pod on another machine cannot reach."""
     paths = {"artifacts.uri": study.artifacts.uri, "model.base": study.model.base}
     if place is not None:
         paths |= {"the search's folder": place.folder, "the mixed data": place.data}
@@ -120,9 +122,11 @@ def experiment(
     """Return the Experiment of a study's search, complete, as JSON.
 
     Args:
-        study: what is searched. place: where it lies.
-        trials: how many trials Katib is to run. max_failed: at how many failures it stops.
-        warm: results that the algorithm is told of.
+        study: the study.
+        place: the URIs of its search.
+        trials: how many trials Katib runs.
+        max_failed: at how many failures it stops.
+        warm: results of earlier trials for the algorithm.
 
     Raises:
         InputError: for what cannot run on the cluster, with every problem.
@@ -160,10 +164,10 @@ def experiment(
 
 
 def _stopping(study: Study) -> models.V1beta1EarlyStoppingSpec | None:
-    """Return Katib's own rule, as `cluster.katib.early_stopping` names it or for `search.stopping: median`.
+    """Return Katib's early stopping, as `cluster.katib.early_stopping` names it or for `search.stopping: median`.
 
-    Katib compares a trial's best loss so far, from its report number `start_step` on, with the mean of the finished trials' first
-    `start_step` reports: the first report is at the first rung (`retune trial` measures there).
+    Katib's medianstop compares a trial's best loss so far, from its report number `start_step` on, with the mean of the
+    finished trials' first `start_step` reports. The first report is the one at the first rung, where `retune trial` measures.
     """
     katib, stopping = study.cluster.katib, study.search.stopping
     name, settings = katib.early_stopping, katib.early_stopping_settings
@@ -180,12 +184,12 @@ def _stopping(study: Study) -> models.V1beta1EarlyStoppingSpec | None:
 
 
 def failures(study: Study) -> int | None:
-    """Return at how many failed trials Katib stops: it says "at", a study says "more than"."""
+    """Return the number of failed trials at which Katib stops; a study's `max_failed` is the most that are allowed."""
     return None if study.search.max_failed is None else study.search.max_failed + 1
 
 
 def _objective(study: Study) -> models.V1beta1ObjectiveSpec:
-    """Return the objective. Every metric is read at its last value, as in a trial's record: Katib would take the minimum."""
+    """Return the objective; metrics count by their last value, as in a trial's record, not by Katib's default, the best."""
     metric, additional = study.search.objective.metric, _additional(study)
     return models.V1beta1ObjectiveSpec(
         type=study.search.objective.goal,
@@ -208,14 +212,13 @@ def _template(study: Study, place: Place) -> models.V1beta1TrialTemplate:
         primary_container_name="node" if katib.trial == "TrainJob" else pods.CONTAINER,
         retain=katib.keep,
         trial_parameters=of_trial,
-        trial_spec=make(study, place, _words(study, place), env),
+        trial_spec=make(study, place, _command(study, place), env),
         **_CONDITIONS[katib.trial],
     )
 
 
-_CONDITIONS: dict[
-    str, dict[str, Any]
-] = {  # Katib's defaults, spelled out: they hold for every source of a template
+# Katib's defaults, which it fills in only for some sources of a template
+_CONDITIONS: dict[str, dict[str, Any]] = {
     "Job": {
         "success_condition": 'status.conditions.#(type=="Complete")#|#(status=="True")#',
         "failure_condition": 'status.conditions.#(type=="Failed")#|#(status=="True")#',
@@ -231,8 +234,8 @@ _CONDITIONS: dict[
 }
 
 
-def _words(study: Study, place: Place, task: TrialTask | None = None) -> list[str]:
-    """Return the command of a trial of Katib's, or of a `task` of the engine's own."""
+def _command(study: Study, place: Place, task: TrialTask | None = None) -> list[str]:
+    """Return the command of one of Katib's trials, or of a `task` that the engine runs in a Job of its own."""
     start = ["retune"]
     if study.cluster.gpus > 1:
         start = ["torchrun", "--standalone", f"--nproc-per-node={study.cluster.gpus}", "-m", "retune"]
@@ -255,7 +258,7 @@ def _job(study: Study, place: Place, words: Sequence[str], env: Mapping[str, str
 
 
 def _train_job(study: Study, place: Place, words: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
-    """Return a TrainJob; volumes, secrets, authorities and node choices are its runtime's, see `runtime`."""
+    """Return a TrainJob; volumes, secrets, certificates and node selection are those of its runtime, see `runtime`."""
     resources = pods.resources(study)
     return {
         "apiVersion": TRAINER,
@@ -281,7 +284,7 @@ def _train_job(study: Study, place: Place, words: Sequence[str], env: Mapping[st
 
 
 def runtime(study: Study) -> dict[str, Any]:
-    """Return the TrainingRuntime of TrainJob trials: one job `node`, no initializers (Katib 0.19 would refuse their pods)."""
+    """Return the TrainingRuntime of TrainJob trials: one job `node`, without initializers, whose pods Katib 0.19 refuses."""
     check(study)
     spec = client.ApiClient().sanitize_for_serialization(
         pods.job_spec(study, ["retune", "--help"], {}, "node")
@@ -312,9 +315,9 @@ def runtime(study: Study) -> dict[str, Any]:
 
 
 def job(study: Study, place: Place, task: TrialTask) -> dict[str, Any]:
-    """Return a Job for a task that is the engine's own: the untuned base, the default setting, a repeat."""
-    env = {f"RETUNE_HP_{name.upper()}": _word(value) for name, value in task.assignment.items()}
-    content = _job(study, place, _words(study, place, task), env)
+    """Return a Job for a task that the engine runs itself: the untuned base, the default setting, a repeat."""
+    env = {f"RETUNE_HP_{name.upper()}": _text(value) for name, value in task.assignment.items()}
+    content = _job(study, place, _command(study, place, task), env)
     content["metadata"] |= {
         "name": f"{short(study.name)}-{hashlib.sha256(place.folder.encode()).hexdigest()[:8]}-{task.trial}",
         **_namespaced(study),
@@ -323,21 +326,21 @@ def job(study: Study, place: Place, task: TrialTask) -> dict[str, Any]:
     return content
 
 
-def _word(value: Value) -> str:
+def _text(value: Value) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
 def short(name: str) -> str:
-    """Return a study's name as the beginning of an object's: it begins with a letter and leaves room for suffixes."""
+    """Return the first part of object names for a study: it begins with a letter and leaves room for suffixes."""
     found = name if name[0].isalpha() else f"s{name}"
-    return found[:_NAME].rstrip("-")
+    return found[:_MAX_NAME].rstrip("-")
 
 
 def name(study: Study, place: Place, namespace: str, earlier: int) -> str:
     """Return the name of a search's Experiment after `earlier` ones.
 
-    It follows from the search alone, so a request that is made twice, or by two engines, makes one Experiment. No other
-    search has it, nor this one in another namespace: Katib's service would be shown the trials of both.
+    It is a function of the search, so that a repeated request, or a second engine, creates no second Experiment. It
+    includes the namespace, since Katib sends a suggestion service the trials of equally named Experiments elsewhere too.
     """
     text = f"{namespace} {place.folder} {earlier}"
     return f"{short(study.name)}-{hashlib.sha256(text.encode()).hexdigest()[:5]}"
@@ -349,12 +352,12 @@ def _labels(study: Study, place: Place) -> dict[str, str]:
 
 
 def selector(study: Study, place: Place) -> str:
-    """Return the label selector of what a search has on the cluster."""
+    """Return the label selector of a search's objects on the cluster."""
     return f"{SEARCH_LABEL}={place.digest},{STUDY_LABEL}={study.name}"
 
 
 def folder_of(experiment: Mapping[str, Any]) -> str | None:
-    """Return the folder that an Experiment's search lies in; None if it does not say."""
+    """Return the folder of an Experiment's search; None for one of an older release, which has no such annotation."""
     found: str | None = (experiment["metadata"].get("annotations") or {}).get(FOLDER)
     return found
 

@@ -1,4 +1,4 @@
-"""The pod of a trial: image, GPUs, volumes, secrets and what Pod Security "restricted" demands."""
+"""The pod of a trial: image, GPUs, volumes, secrets, and the security context that Pod Security "restricted" requires."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from retune.study.placement import Spread
 
 CONTAINER = "training-container"
 KILLED = 137
-"""The exit code of a container that SIGKILL ended, as the kernel does where one needs more memory than it may have."""
+"""The exit code of a container that was ended by SIGKILL, as the kernel does when it exceeds its memory limit."""
 CA_FOLDER = "/etc/retune/ca"
 CA_ENV = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE")
-"""What OpenSSL, requests (MLflow, hub), curl and boto3 read the name of the file with their authorities from."""
+"""Variables from which OpenSSL, requests (MLflow, hub), curl and boto3 read the file with trusted certificates."""
 LABELS = {"app.kubernetes.io/name": "retune", "app.kubernetes.io/managed-by": "retune"}
 
 
@@ -26,9 +26,9 @@ def job_spec(
 ) -> client.V1JobSpec:
     """Return the spec of a Job that runs a trial once.
 
-    A pod that crashes is not started again: Katib would not know, and a failed setting is a result. One that was
-    evicted (preemption, a drained node) is, and carries on from its checkpoint. One whose container was killed
-    (`KILLED`, mostly for its memory) says so in the Job's message, which Katib hands on.
+    A pod that crashes is not started again: Katib would not notice, and a failed setting is a result. One that was
+    evicted (preemption, a drained node) is, and resumes from its checkpoint. The rule for `KILLED` makes the Job's
+    message name the exit code, which Katib passes on: the container mostly exceeded its memory.
     """
     hours = study.search.max_hours
     evicted = client.V1PodFailurePolicyRule(
@@ -48,7 +48,7 @@ def job_spec(
         active_deadline_seconds=math.ceil(hours * 3600) if hours else None,
         pod_failure_policy=client.V1PodFailurePolicy(rules=[evicted, killed]),
         template=client.V1PodTemplateSpec(
-            # Istio's sidecar never ends, and Katib's collector waits for all processes of a pod.
+            # Istio's sidecar never ends, while Katib's metrics collector waits for all processes of the pod
             metadata=client.V1ObjectMeta(labels={**LABELS, "sidecar.istio.io/inject": "false"}),
             spec=_pod(study, words, env, container),
         ),
@@ -84,7 +84,7 @@ def _pod(study: Study, words: Sequence[str], env: Mapping[str, str], container: 
         bundle = client.V1ConfigMapVolumeSource(name=cluster.ca_bundle.config_map)
         volumes.append(client.V1Volume(name="ca", config_map=bundle))
         mounts.append(client.V1VolumeMount(name="ca", mount_path=CA_FOLDER, read_only=True))
-    # Everything but the mounts is read-only, so home and caches lie in /tmp.
+    # The root file system is read-only, so home and caches lie in /tmp
     fixed = {"HOME": "/tmp", "XDG_CACHE_HOME": "/tmp/cache", "PYTHONUNBUFFERED": "1", **environment(cluster)}
     user = cluster.run_as_user
     return client.V1PodSpec(
@@ -94,7 +94,7 @@ def _pod(study: Study, words: Sequence[str], env: Mapping[str, str], container: 
         image_pull_secrets=[client.V1LocalObjectReference(name=name) for name in cluster.pull_secrets]
         or None,
         node_selector=cluster.node_selector or None,
-        # Nothing empty: Kubernetes leaves it out, and Katib refuses a template that Kubernetes writes otherwise.
+        # Empty lists and strings are left out: Kubernetes drops them, and Katib refuses a template that changes by that
         tolerations=[
             client.V1Toleration(**{key: value or None for key, value in taint.model_dump().items()})
             for taint in cluster.tolerations
@@ -140,7 +140,7 @@ def _pod(study: Study, words: Sequence[str], env: Mapping[str, str], container: 
 
 
 def resources(study: Study) -> client.V1ResourceRequirements:
-    """Return what a trial asks for; the CPU has no limit, which would only slow it."""
+    """Return a trial's requests and limits; the CPU has no limit, which would throttle a trial on an idle node."""
     cluster = study.cluster
     gpus = {cluster.gpu_resource: str(cluster.gpus)} if cluster.gpus else {}
     return client.V1ResourceRequirements(
@@ -150,7 +150,7 @@ def resources(study: Study) -> client.V1ResourceRequirements:
 
 
 def environment(cluster: Cluster) -> dict[str, str]:
-    """Return the environment that a study gives all its pods: its own, and where the authorities' certificates lie."""
+    """Return the environment of all pods of a study: its `env`, and the path of the certificates of `ca_bundle`."""
     bundle = cluster.ca_bundle
     trusted = dict.fromkeys(CA_ENV, f"{CA_FOLDER}/{bundle.key}") if bundle else {}
     return {**trusted, **cluster.env}
@@ -162,7 +162,7 @@ def _spread(spread: Spread) -> dict[str, Any]:
 
 
 def plain(section: Any) -> dict[str, Any]:
-    """Return a section that has Kubernetes' own names as JSON, without what is not given."""
+    """Return a section with Kubernetes' own key names as JSON, without empty values."""
     content: dict[str, Any] = _without_empty(section.model_dump(exclude_none=True))
     return content
 

@@ -1,6 +1,6 @@
-"""Our algorithms in Katib's configuration: one entry each in the YAML text that the ConfigMap `katib-config` holds.
+"""Registration of retune's algorithms in Katib: one entry each in the YAML text of the ConfigMap `katib-config`.
 
-The text is edited, not written anew: other entries, keys that we do not know, comments and order stay as they are.
+The text is edited, not rewritten, so that other entries, unknown keys, comments and order stay as they are.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ COMMAND = ["retune", "serve"]
 def entries(
     image: str, service_account: str | None = None, user: int | None = 10001, metrics_port: int | None = None
 ) -> list[dict[str, Any]]:
-    """Return the entries of all our algorithms, those of packages that are installed here among them.
+    """Return the entries of all our algorithms, including those of packages that are installed here.
 
-    Katib gives a container 100Mi of memory unless told otherwise, in which no solver starts; and it never sets a
-    pod's security context, so what Pod Security "restricted" demands stands here.
+    Memory is set because Katib's default of 100Mi is too little for any solver, and the security context because Katib
+    sets none, while Pod Security "restricted" requires one.
     """
     return [
         {
@@ -51,10 +51,10 @@ def entries(
 
 
 def registered(text: str, wanted: Sequence[dict[str, Any]]) -> str:
-    """Return the configuration with these entries in place of ours; the same text if they are there already.
+    """Return the configuration with `wanted` in place of our entries; the same text if nothing changes.
 
     Raises:
-        InputError: if the text is not Katib's configuration, or has entries of others under our names.
+        InputError: if the text is not Katib's configuration, or has foreign entries under our names.
 
     """
     existing = suggestions(text)
@@ -63,7 +63,7 @@ def registered(text: str, wanted: Sequence[dict[str, Any]]) -> str:
     if others:
         raise InputError(
             [
-                f"an algorithm has one entry, but {e['algorithmName']!r} is there already, with the image {e.get('image')!r}: "
+                f"an algorithm has one entry, but {e['algorithmName']!r} exists already, with the image {e.get('image')!r}: "
                 f"rename or remove it, or leave ours out by --except {e['algorithmName']}"
                 for e in others
             ],
@@ -85,7 +85,7 @@ def unregistered(text: str) -> str:
 
 
 def registered_names(text: str) -> set[str]:
-    """Return the names under which our algorithms are registered, those of installed packages among them.
+    """Return the names under which our algorithms are registered, including those of installed packages.
 
     Raises:
         InputError: if the text is not Katib's configuration.
@@ -95,12 +95,17 @@ def registered_names(text: str) -> set[str]:
 
 
 def is_ours(entry: dict[str, Any]) -> bool:
-    """Return whether an entry is one that `entries` made, for whatever image."""
+    """Return whether an entry was made by `entries`, by its command; the image may be any."""
     return (entry.get("command") or [])[:2] == COMMAND
 
 
 def suggestions(text: str) -> list[dict[str, Any]]:
-    """Return all entries of algorithms, ours and others'."""
+    """Return the entries of all algorithms, ours and others.
+
+    Raises:
+        InputError: if the text is not Katib's configuration.
+
+    """
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -116,7 +121,7 @@ def suggestions(text: str) -> list[dict[str, Any]]:
 
 
 def _edited(text: str, wanted: Sequence[dict[str, Any]]) -> str:
-    """Replace our entries; where the text cannot be edited in place (an empty or one-line list), write it anew."""
+    """Replace our entries; rewrite the text if it cannot be edited in place (an empty list, or one in flow style)."""
     content = yaml.safe_load(text)
     content["runtime"]["suggestions"] = [e for e in suggestions(text) if not is_ours(e)] + list(wanted)
     edited = _in_place(text, wanted)
@@ -126,7 +131,7 @@ def _edited(text: str, wanted: Sequence[dict[str, Any]]) -> str:
 
 
 def _in_place(text: str, wanted: Sequence[dict[str, Any]]) -> str | None:
-    """Return the text with the lines of our entries cut out and the new ones behind the last other entry."""
+    """Return the text without the lines of our entries, and with the new ones after the last other entry; None if it cannot."""
     sequence = _node(_node(yaml.compose(text, Loader=yaml.SafeLoader), "runtime"), "suggestions")
     if not isinstance(sequence, yaml.SequenceNode) or sequence.flow_style or not sequence.value:
         return None
@@ -152,7 +157,7 @@ def _node(node: yaml.Node | None, key: str) -> yaml.Node | None:
 
 
 def _last_line(node: yaml.Node) -> int:
-    """Return the number of the last line with something of the node on it; PyYAML counts comments after it in."""
+    """Return the number of the node's last line; PyYAML's end mark includes the comments that follow."""
     if isinstance(node, yaml.ScalarNode):
         return node.end_mark.line - (node.end_mark.column == 0 and node.end_mark.line > node.start_mark.line)
     if not isinstance(node, yaml.CollectionNode) or node.flow_style or not node.value:

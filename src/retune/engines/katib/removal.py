@@ -1,8 +1,8 @@
-"""What must be gone before our algorithms may leave Katib's configuration.
+"""Removal of the Experiments that use our algorithms, before these are removed from Katib's configuration.
 
 Katib's controller removes its finalizer from a deleted Experiment by an update, and its webhook refuses every update of an
 Experiment whose algorithm has no entry in `katib-config` (Katib 0.19, `experiment_controller_util.go` and the validator). So an
-Experiment that is still there when its entry goes, running or finished, can never be deleted again.
+Experiment that outlives the entry of its algorithm, running or finished, can never be deleted.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from retune.engines.katib.api import Api, Object, ended
 from retune.errors import InputError, RetuneError
 
-_AT_ONCE, _TOLD_AT_ONCE = 8, 20
-_PATIENCE = 300.0  # seconds for one Experiment to go
+_THREADS = 8
+_PER_LINE = 20  # Experiments in one line of the error: longer lines would be shortened (`retune.errors`)
+_PATIENCE = 300.0  # seconds for the deletion of one Experiment
 
 
 def clear(
@@ -24,17 +25,17 @@ def clear(
     delete_finished: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Make sure that no Experiment of the cluster names one of these algorithms.
+    """Require that no Experiment of the cluster uses one of these algorithms.
 
     Args:
-        api: its credentials must be allowed to list Experiments in all namespaces, and to delete them where asked to.
+        api: its credentials must be allowed to list Experiments in all namespaces, and to delete them if requested.
         algorithms: values of `algorithmName`.
         delete_finished: first delete the Experiments that have ended, with their trials, and wait until they are gone.
-        say: called with a line about each that was deleted.
+        say: called with a line about each deleted Experiment.
 
     Raises:
         InputError: if there are any; names all, and the commands that delete them.
-        RetuneError: if one that was deleted does not go away.
+        RetuneError: if a deletion does not finish.
 
     """
     found = using(api, algorithms)
@@ -42,24 +43,24 @@ def clear(
         _delete([each for each in found if ended(each) or "deletionTimestamp" in each["metadata"]], say)
         found = using(api, algorithms)
     if found:
-        raise InputError(_told(found), "retune katib unregister")
+        raise InputError(_report(found), "retune katib unregister")
 
 
 def using(api: Api, algorithms: Collection[str]) -> list[Object]:
-    """Return the Experiments of all namespaces that name one of these algorithms, by namespace and name."""
+    """Return the Experiments of all namespaces that use one of these algorithms, sorted by namespace and name."""
     found = [each for each in api.everywhere("experiments") if _algorithm(each) in algorithms]
     return sorted(found, key=_place)
 
 
 def state(experiment: Object) -> str:
-    """Return what an Experiment does: a word for people."""
+    """Return the state of an Experiment as a word."""
     if "deletionTimestamp" in experiment["metadata"]:
         return "being deleted"
     return (ended(experiment) or "running").lower()
 
 
 def _delete(experiments: list[Object], say: Callable[[str], None]) -> None:
-    """Delete some at a time, and tell of all that did not go."""
+    """Delete Experiments in parallel; report all deletions that failed."""
 
     def delete(experiment: Object) -> str:
         namespace, name = _place(experiment)
@@ -70,14 +71,14 @@ def _delete(experiments: list[Object], say: Callable[[str], None]) -> None:
         say(f"deleted experiment {namespace}/{name}")
         return ""
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         problems = [problem for problem in pool.map(delete, experiments) if problem]
     if problems:
         raise RetuneError("; ".join(problems))
 
 
-def _told(experiments: list[Object]) -> list[str]:
-    """Return the rule, and by namespace who breaks it; in portions, since a long sentence would be cut."""
+def _report(experiments: list[Object]) -> list[str]:
+    """Return the rule, and the Experiments that violate it with the command that deletes them, by namespace."""
     rule = (
         "Katib cannot delete an Experiment whose algorithm it does not know, so no Experiment that uses ours may be left, "
         f"running or finished, but there {'is' if len(experiments) == 1 else 'are'} {len(experiments)}"
@@ -86,15 +87,13 @@ def _told(experiments: list[Object]) -> list[str]:
         rule += "; with --delete-finished the finished ones are deleted first"
     lines = [rule]
     for namespace, group in itertools.groupby(experiments, lambda each: _place(each)[0]):
-        for some in _portions(list(group)):
-            told = ", ".join(f"{_place(each)[1]} ({_algorithm(each)}, {state(each)})" for each in some)
-            names = " ".join(_place(each)[1] for each in some)
-            lines.append(f"{told}: kubectl delete experiments --namespace {namespace} {names}")
+        members = list(group)
+        for start in range(0, len(members), _PER_LINE):
+            part = members[start : start + _PER_LINE]
+            states = ", ".join(f"{_place(each)[1]} ({_algorithm(each)}, {state(each)})" for each in part)
+            names = " ".join(_place(each)[1] for each in part)
+            lines.append(f"{states}: kubectl delete experiments --namespace {namespace} {names}")
     return lines
-
-
-def _portions(experiments: list[Object]) -> list[list[Object]]:
-    return [experiments[start : start + _TOLD_AT_ONCE] for start in range(0, len(experiments), _TOLD_AT_ONCE)]
 
 
 def _algorithm(experiment: Object) -> str | None:
