@@ -60,6 +60,14 @@ def told(*words):
 @pytest.mark.parametrize(("words", "answer"), [
     ("runn", "No such command 'runn'; did you mean 'run'?"),
     ("xyz", "No such command 'xyz'; `retune --help` lists them"),
+    ("run study.yaml --trials 3", "keys of the study are written without dashes: search.trials=3"),
+    ("run study.yaml --max-hours=2", "without dashes: search.max_hours=2"),
+    ("validate study.yaml --lr", "without dashes: training.learning_rate=VALUE"),
+    ("mix study.yaml --uri x --json", "without dashes: tracking.uri=x or artifacts.uri=x"),
+    ("trial study.yaml --data empty --out file --search.trials 3", "without dashes: search.trials=3"),
+    ("ci run study.yaml --seed 3", "without dashes: seed=3"),
+    ("render experiment study.yaml --name x", "without dashes: name=x"),
+    ("run study.yaml --nosuch 3", "No such option '--nosuch'"),
     ("run studi.yaml", "did you mean 'study.yaml'?"),
     ("run empty", "Is a directory; name a study's YAML file (`retune init` writes one)"),
     ("run .", "Is a directory; it holds ['study.yaml']"),
@@ -98,7 +106,7 @@ def test_bench_tells_all_at_once_in_its_own_words(here):
     )
     assert "by `--data TASK=PATH`, but these have none: ['mmlu']" in said
     assert "pass --allow-code-execution to allow it" in said
-    assert "the base 'nosuch/folder/x' cannot be had" in said
+    assert "the base 'nosuch/folder/x' cannot be fetched" in said
     assert "`--tasks` names one or more of" in told("bench", "--model", str(BASE), "--tasks", " ")
     task = ("bench", "--model", str(BASE), "--tasks", "drop")
     said = told(*task, "--data", f"drop={MMLU}", "--adapter", "artifacts/s")

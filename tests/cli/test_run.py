@@ -160,7 +160,7 @@ def test_ctrl_c_saves_and_the_next_run_carries_on(undisturbed, retune, tmp_path)
     wait_for(lambda: len(trials(tmp_path)) >= 1, seconds=300)
     process.send_signal(signal.SIGINT)
     _, err = finish(process, code=75)
-    assert "Run the same command to carry on" in err
+    assert "Run the same command to resume" in err
     finish(retune("run", *STUDY))
     assert trials(tmp_path) == trials(undisturbed[0])
 

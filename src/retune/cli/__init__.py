@@ -10,7 +10,7 @@ import click
 from retune import __version__
 from retune.errors import FULL, PATHS, RetuneError, as_retune_error, nearest
 
-# verb -> its line in `retune --help`; the module retune.cli.<verb> holds `command`.
+# Name of each command -> its line in `retune --help`; the module retune.cli.<name> holds `command`
 VERBS = {
     "init": "Write a study file to start from.",
     "validate": "Check a study file and everything it refers to; nothing is run.",
@@ -36,7 +36,9 @@ VERBS = {
 }
 
 
-class _Verbs(click.Group):
+class _Commands(click.Group):
+    """The commands by name, imported when they are used; an unknown name is answered with the nearest one."""
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
 
@@ -61,7 +63,9 @@ class _Verbs(click.Group):
             formatter.write_dl(list(VERBS.items()))
 
 
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="retune")
 def cli() -> None:
     """Find, score and promote the best LoRA adapter.
@@ -73,12 +77,13 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line; errors made for people are printed without a traceback."""
+    """Run the command line; print errors with a known remedy without a traceback."""
     try:
         cli(prog_name="retune")
     except (RetuneError, OSError) as error:
-        of_a_path = isinstance(error, OSError) and error.errno in PATHS and error.filename is not None
-        if isinstance(error, OSError) and error.errno not in FULL and not of_a_path:
+        # Any other OSError is a fault of retune, whose traceback is needed
+        is_path_error = isinstance(error, OSError) and error.errno in PATHS and error.filename is not None
+        if isinstance(error, OSError) and error.errno not in FULL and not is_path_error:
             raise
         reported = as_retune_error(error)
         click.secho(f"error: {reported}", fg="red", err=True)

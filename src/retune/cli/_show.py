@@ -32,9 +32,9 @@ LABELS = {
 
 
 class Display:
-    """Shows which steps are up to date and how far the running one is.
+    """Shows which steps are up to date and the progress of the running one.
 
-    In a terminal a bar moves; elsewhere a line is printed whenever a trial is done.
+    In a terminal by a progress bar; elsewhere by a line whenever a trial is done.
 
     Args:
         states: step -> whether it is up to date before the run.
@@ -112,7 +112,7 @@ class Display:
             self._console.print(text, soft_wrap=True)  # a pipe or log has no width
 
     def _show_trials(self, progress: StudyProgress) -> None:
-        """Show a line for each trial at work: its share, epochs and last loss."""
+        """Show a line for each running trial: its share, epochs and last loss."""
         for name in [name for name in self._trials if name not in progress.running]:
             self._bar.remove_task(self._trials.pop(name))
         for name, share in progress.running.items() if progress.settings else ():
@@ -135,7 +135,7 @@ class Display:
 
 
 def _counted(progress: StudyProgress) -> str:
-    """Return how far a search is: in the settings that were announced, and in all that is trained."""
+    """Return how far a search is: in settings of the study, and in trials, which include base and repeats."""
     trials = f"{progress.done} of {progress.total} trials"
     if not progress.settings:
         return trials
@@ -143,12 +143,12 @@ def _counted(progress: StudyProgress) -> str:
 
 
 def show_outcome(outcome: Outcome, study_file: str, overrides: tuple[str, ...]) -> None:
-    """Print the best trials beside base and default, the decision, and what to open and type next."""
+    """Print the best trials with base and default, the decision, and the next commands."""
     from retune.selection.comparison import summary
 
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 110  # a pipe or log has no width of its own
+        console.width = 110  # wide enough for the table: a pipe or log has no width
     selection = outcome.selection
     console.print()
     console.print(_table(outcome))
@@ -186,14 +186,15 @@ def show_outcome(outcome: Outcome, study_file: str, overrides: tuple[str, ...]) 
     kept = [override for override in overrides if override.partition("=")[0] != "search.trials"]
     again = shlex.join(["retune", "run", study_file, *kept, f"search.trials={outcome.trials * 2}"])
     console.print()
-    console.print(escape(f"open   {shlex.quote(_near(outcome.report))}"), soft_wrap=True)
+    console.print(escape(f"open   {shlex.quote(_relative(outcome.report))}"), soft_wrap=True)
     console.print(
-        escape(f"look   mlflow ui --backend-store-uri {shlex.quote(_near(outcome.tracking))}"), soft_wrap=True
+        escape(f"look   mlflow ui --backend-store-uri {shlex.quote(_relative(outcome.tracking))}"),
+        soft_wrap=True,
     )
     console.print(escape(f"more   {again}"), soft_wrap=True)
     console.print(
         escape(
-            f"undo   retune promote {outcome.model} --rollback --tracking {shlex.quote(_near(outcome.tracking))}"
+            f"undo   retune promote {outcome.model} --rollback --tracking {shlex.quote(_relative(outcome.tracking))}"
         ),
         soft_wrap=True,
     )
@@ -263,14 +264,14 @@ def _value(value: object) -> str:
     return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _near(uri: str) -> str:
-    """Return a path below the current folder without the folder: shorter to read and to type."""
+def _relative(uri: str) -> str:
+    """Return a path below the current folder relative to it, which is shorter to read and to type."""
     here = f"{Path.cwd()}/"
     return uri.replace(f"sqlite:///{here}", "sqlite:///").removeprefix(here)
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as people say them: ``48 s``, ``3:05``, ``2 h 10 min``."""
+    """Return a duration for display: ``48 s``, ``3:05``, ``2 h 10 min``."""
     if seconds < 60:
         return f"{math.ceil(seconds)} s"
     if seconds < 3600:

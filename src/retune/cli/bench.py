@@ -103,7 +103,7 @@ def command(
         "temperature": temperature,
         "samples": samples,
     }
-    of_model = {"base": base, "revision": revision, "dtype": dtype}
+    model_section = {"base": base, "revision": revision, "dtype": dtype}
     from retune import models, store
     from retune.evaluation import bench
 
@@ -111,14 +111,14 @@ def command(
         [] if settings["tasks"] else [f"`--tasks` names one or more of {list(TASKS)}, but got {tasks!r}"]
     )
     try:
-        model, benchmark = read_sections("retune bench", (Model, of_model), (Benchmark, settings))
+        model, benchmark = read_sections("retune bench", (Model, model_section), (Benchmark, settings))
         store.require_writable(out, "--out")
     except InputError as error:
         problems += [_as_options(problem) for problem in error.problems]
     if problems:
-        with suppress(ValueError):  # told above
+        with suppress(ValueError):  # an invalid section is among the problems already
             try:
-                models.locate(Model.model_validate(of_model))
+                models.locate(Model.model_validate(model_section))
             except InputError as error:
                 problems += error.problems
         raise InputError(problems, "retune bench")
@@ -132,7 +132,7 @@ def command(
 
 
 def _as_options(problem: str) -> str:
-    """Return a problem of a study's section `benchmark` in the words of the command line."""
+    """Return a problem of a study's section `benchmark` with the command's options instead of the study's keys."""
     for key, option in (
         ("under `benchmark.data`", "by `--data TASK=PATH`"),
         ("set `benchmark.allow_code_execution: true`", "pass --allow-code-execution"),
@@ -144,7 +144,7 @@ def _as_options(problem: str) -> str:
 
 
 def candidates(adapters: tuple[str, ...]) -> list[Candidate]:
-    """Return the untuned base and the adapters; a name is the last part of a URI that tells them apart."""
+    """Return the untuned base and the adapters; the default name is the last distinctive part of an adapter's URI."""
     from retune.evaluation.bench import Candidate
 
     found = [Candidate("base")]

@@ -29,7 +29,9 @@ def command() -> None:
     """
 
 
-@command.command("run", short_help="Run a study if something it depends on changed.")
+@command.command(
+    "run", cls=_options.StudyCommand, short_help="Run a study if something it depends on changed."
+)
 @click.argument("study_file", metavar="STUDY")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--code", "paths", multiple=True, metavar="PATH",
@@ -76,8 +78,8 @@ def run(
     from retune.retuning.forge import TOKENS
     from retune.retuning.notify import notifier
 
-    if outages.in_a_pod():  # as a CronJob, whose next time may be a week away
-        outages.outlast()
+    if outages.in_pod():  # e.g. of a CronJob, whose next run may be a week away
+        outages.wait_long()
     words = [*overrides, *([f"code={_last_commit(paths)}"] if paths else [])]
     loaded = study.load(study_file, words)
     if pull_request is not None and loaded.promote.automatic == "passed":
@@ -113,11 +115,8 @@ def run(
             kubeflow.complete(started, stops)
 
     env = dict(os.environ)
-    # The study's processes run code that a model wrote, and need none of them
-    for name in (
-        WEBHOOK,
-        *TOKENS,
-    ):
+    # The processes of a study run code that a model wrote (humaneval), and need none of these secrets
+    for name in (WEBHOOK, *TOKENS):
         os.environ.pop(name, None)
     notify = notifier(env.get(WEBHOOK), lambda line: click.echo(line, err=True))
     with stop_signals() as stops:
@@ -153,7 +152,7 @@ def promote(files: tuple[Path, ...], before: str | None, uri: str) -> None:
     changed = forge.changed_since(before, files) if before else list(files)
     for path, pin in pins:
         if path not in changed:
-            click.echo(f"{path}: as before")
+            click.echo(f"{path}: unchanged")
             continue
         done = retuning.apply_pin(uri, pin, revert=before is not None)
         click.echo(done)
@@ -170,13 +169,10 @@ def _as_text(name: str, planned: Plan) -> str:
         lines.append(
             f"GPU hours: {planned.spent:.3g} held, {planned.left:.3g} left; it holds {planned.gpus} GPU{'s' * (planned.gpus > 1)}"
         )
-    lines += (
-        [f"running now: {planned.holder}"]
-        if planned.holder
-        else [f"last: {planned.last}"]
-        if planned.last
-        else []
-    )
+    if planned.holder:
+        lines.append(f"running now: {planned.holder}")
+    elif planned.last:
+        lines.append(f"last: {planned.last}")
     return "\n".join(lines)
 
 

@@ -57,11 +57,11 @@ def command(
 
     folder = file.parent
     schema = folder / "study.schema.json"
-    named = [file] if data else [file, folder / SAMPLE]
-    problems = [f"{path} must be a file, but is a folder" for path in named if path.is_dir()]
-    there = [str(path) for path in named if path.is_file()]
-    if there and not force:
-        problems.append(f"{' and '.join(there)} exist already; choose another name or pass --force")
+    targets = [file] if data else [file, folder / SAMPLE]
+    problems = [f"{path} must be a file, but is a folder" for path in targets if path.is_dir()]
+    existing = [str(path) for path in targets if path.is_file()]
+    if existing and not force:
+        problems.append(f"{' and '.join(existing)} exist already; choose another name or pass --force")
     if data is None and (columns or form or split):
         problems.append("--columns, --format and --split describe the file of --data, which is not given")
     if problems:
@@ -69,9 +69,9 @@ def command(
     source: dict[str, object] | None = None
     if data is not None:
         given = {"format": form, "columns": _columns(columns), "split": split}
-        source = {"uri": _seen_from(folder, data), **{key: value for key, value in given.items() if value}}
-    if base.startswith(".") or Path(base).exists():  # else a hub's model
-        base = _seen_from(folder, base)
+        source = {"uri": _relative_to(folder, data), **{key: value for key, value in given.items() if value}}
+    if base.startswith(".") or Path(base).exists():  # otherwise it is a hub name
+        base = _relative_to(folder, base)
     made = first_study.write(file, name, base, source)
     folder.mkdir(parents=True, exist_ok=True)
     written = {file: made.text, schema: json.dumps(study.json_schema(), indent=2) + "\n"}
@@ -101,8 +101,8 @@ def _columns(given: str | None) -> dict[str, str]:
     return {part.strip(): field.strip() for part, _, field in pairs}
 
 
-def _seen_from(folder: Path, place: str) -> str:
-    """Return a path that the person gave from here as it is seen from the study file; addresses as they are."""
+def _relative_to(folder: Path, place: str) -> str:
+    """Return a path relative to the study file's folder; URIs and absolute paths are returned unchanged."""
     if "://" in place or Path(place).expanduser().is_absolute():
         return place
     relative = os.path.relpath(Path(place).resolve(), folder.resolve())

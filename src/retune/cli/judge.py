@@ -92,7 +92,7 @@ def prepare(
             _quiet if as_json else _progress, prompts, revision, dtype,
         )  # fmt: skip
     except KeyboardInterrupt as error:
-        raise Interrupted(f"stopped; answers so far are in {out}. The same command carries on") from error
+        raise Interrupted(f"stopped; answers so far are in {out}. Run the same command to resume") from error
     if as_json:
         import json
 
@@ -155,7 +155,7 @@ def _beside(file: str) -> str:
 
 
 def _notes(outcome: Preference) -> None:
-    """Say on stderr which files were left out, and who left questions open."""
+    """Print to stderr which files were skipped, and which are unfinished."""
     for one in outcome.left_out:
         click.secho(f"left out: {one.file}: {one.reason}", fg="yellow", err=True)
     for person in outcome.annotators:

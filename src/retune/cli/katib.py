@@ -1,4 +1,4 @@
-"""`retune katib`: our algorithms in Katib's configuration."""
+"""`retune katib`: registration of retune's algorithms in Katib's configuration."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from retune.engines.katib.api import Api
+    from retune.engines.katib.api import Api, Object
 
-_ATTEMPTS = 10
+_ATTEMPTS = 10  # of a change while others change the ConfigMap
 
 
 @click.group("katib")
@@ -66,7 +66,7 @@ def register(
     from retune.errors import InputError
 
     if unknown := [name for name in left_out if name not in OURS]:
-        raise InputError(f"--except names algorithms of ours, which are {list(OURS)}, but got {unknown}")
+        raise InputError(f"--except takes names of retune's algorithms, {list(OURS)}, but got {unknown}")
     found = registration.entries(image, service_account, None if any_user else 10001, metrics_port)
     wanted = [entry for entry in found if entry["algorithmName"] not in left_out]
     _change(_api(namespace), lambda text: registration.registered(text, wanted), dry_run)
@@ -99,7 +99,7 @@ def unregister(namespace: str, dry_run: bool, delete_finished: bool, force: bool
     from retune.engines.katib import registration, removal
 
     api = _api(namespace)
-    text = _text(api)
+    text = _text(api.config_map(registration.CONFIG_MAP))
     if text is None:
         click.echo(f"nothing to change: {namespace} has no {registration.CONFIG_MAP}")
         return
@@ -115,29 +115,28 @@ def _api(namespace: str) -> Api:
     return Api(namespace, patience=120)
 
 
-def _text(api: Api) -> str | None:
-    """Return Katib's configuration, None if it is not there."""
-    from retune.engines.katib.registration import CONFIG_MAP, KEY
+def _text(config_map: Object | None) -> str | None:
+    """Return the configuration in Katib's ConfigMap, None if there is none."""
+    from retune.engines.katib.registration import KEY
 
-    found = api.config_map(CONFIG_MAP)
-    return ((found or {}).get("data") or {}).get(KEY)
+    return ((config_map or {}).get("data") or {}).get(KEY)
 
 
 def _change(api: Api, edit: Callable[[str], str], dry_run: bool) -> None:
-    """Read, edit and write back; if somebody else wrote meanwhile, all of it again."""
+    """Read Katib's configuration, edit it and write it back; repeat if it was changed by others meanwhile."""
     from retune.engines.katib.api import Conflict
     from retune.engines.katib.registration import CONFIG_MAP, KEY
     from retune.errors import InputError, RetuneError
 
     for attempt in range(_ATTEMPTS):
         found = api.config_map(CONFIG_MAP)
-        if found is None or KEY not in (found.get("data") or {}):
+        before = _text(found)
+        if found is None or before is None:
             raise InputError(
                 f"Katib's ConfigMap {CONFIG_MAP} with the key {KEY} must be in the namespace of `--namespace`, "
                 f"but it is not in {api.namespace!r}",
                 "retune katib",
             )
-        before = found["data"][KEY]
         after = edit(before)
         if after == before:
             click.echo(f"nothing to change in {api.namespace}/{CONFIG_MAP}")
@@ -160,4 +159,4 @@ def _change(api: Api, edit: Callable[[str], str], dry_run: bool) -> None:
             continue
         click.echo(f"changed {api.namespace}/{CONFIG_MAP}")
         return
-    raise RetuneError(f"{CONFIG_MAP} was changed by somebody else at each of {_ATTEMPTS} attempts; try again")
+    raise RetuneError(f"{CONFIG_MAP} was changed by others during each of {_ATTEMPTS} attempts; run again")

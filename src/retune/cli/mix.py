@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from retune.cli import _options
+
 if TYPE_CHECKING:
     from rich.table import Table
 
     from retune.data.mix_record import MixRecord
 
 
-@click.command("mix")
+@click.command("mix", cls=_options.StudyCommand)
 @click.argument("study_file", metavar="STUDY")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
@@ -54,7 +56,7 @@ def command(study_file: str, overrides: tuple[str, ...], out: str | None, as_jso
 
 
 def _table(record: MixRecord) -> Table:
-    """Return what became of each source's records, and how long those are that were drawn."""
+    """Return the counts of each source's records, by what the filters did to them, and the lengths of those drawn."""
     from rich.table import Table
 
     table = Table("", *(source.name for source in record.sources), "together")

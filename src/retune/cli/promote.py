@@ -1,4 +1,4 @@
-"""`retune promote`: see, move and take back the champion of a registered model."""
+"""`retune promote`: show, move and roll back the champion of a registered model."""
 
 from __future__ import annotations
 

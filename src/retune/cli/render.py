@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from retune.cli import _options
+
 if TYPE_CHECKING:
     from retune.engines.katib.manifest import Place
     from retune.study import Study
@@ -22,7 +24,7 @@ def command() -> None:
     """
 
 
-@command.command()
+@command.command(cls=_options.StudyCommand)
 @click.argument("study_file", metavar="STUDY")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
@@ -53,7 +55,7 @@ def experiment(study_file: str, overrides: tuple[str, ...], data: str | None, fo
         click.echo(f"the study is in {place.study}", err=True)
 
 
-@command.command()
+@command.command(cls=_options.StudyCommand)
 @click.argument("study_file", metavar="STUDY")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def runtime(study_file: str, overrides: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""`retune report`: write the page of a study again from its records."""
+"""`retune report`: write the report of a study again from its records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`retune rollout`: the champion of a registered model to where it is served."""
+"""`retune rollout`: make a workload on a cluster serve the champion of a registered model."""
 
 from __future__ import annotations
 
@@ -47,6 +47,6 @@ def command(model: str, target: str, setting: str, namespace: str | None, uri: s
     if as_json:
         click.echo(json.dumps(asdict(done), indent=2))
     elif done.changed:
-        click.echo(f"{target} goes to version {done.version}: {name}={done.value}, it was {done.before}")
+        click.echo(f"{target} is set to version {done.version}: {name}={done.value}, before {done.before}")
     else:
         click.echo(f"{target} has version {done.version} already")

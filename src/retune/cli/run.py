@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import click
 
+from retune.cli import _options
 
-@click.command("run")
+
+@click.command("run", cls=_options.StudyCommand)
 @click.argument("study_file", metavar="STUDY")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON, and nothing else.")
@@ -28,12 +30,12 @@ def command(study_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
     from retune.steps import outcome
     from retune.steps.plan import checked
 
-    # A drained node may have taken the storage away together with this pod's forerunner
-    if outages.in_a_pod():
-        outages.outlast()
+    # A drained node may have taken the storage server down with the pod that ran before this one
+    if outages.in_pod():
+        outages.wait_long()
     loaded = study.load(study_file, overrides)
     states = checked(loaded)
-    with outages.outlasting():
+    with outages.long_waits():
         with Display(states, quiet=as_json) as display, stop_signals() as stops:
             if not all(states.values()):
                 local.run(loaded, display.update, stops)

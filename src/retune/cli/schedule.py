@@ -9,7 +9,7 @@ import click
 from retune.cli import _options
 
 
-@click.command("schedule")
+@click.command("schedule", cls=_options.StudyCommand)
 @click.argument("study_file", metavar="STUDY")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--cron", metavar="TIMES", help="When to run: minute hour day month weekday, e.g. '0 3 * * 1'.")
@@ -43,7 +43,7 @@ def command(
             "--dry-run shows what --cron would send; it does not go with --remove", "retune schedule"
         )
     if cron is not None:
-        six_fields(cron)  # before anything is read or reached
+        six_fields(cron)  # before the study is read and the cluster contacted
     loaded = study.load(study_file, overrides)
     if cron is not None:
         content = package("search", loaded)

@@ -1,11 +1,13 @@
-"""`retune select`: from scores to a choice, with the tables and tests that it rests on."""
+"""`retune select`: select a model from scores, with the tables and tests behind the choice."""
 
 from __future__ import annotations
 
 import click
 
+from retune.cli import _options
 
-@click.command("select")
+
+@click.command("select", cls=_options.StudyCommand)
 @click.argument("study_file", metavar="[STUDY]", required=False)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(

@@ -6,15 +6,11 @@ import os
 
 import click
 
+from retune.cli import _options
+
 
 @click.command()
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=6789,
-    show_default=True,
-    help="Port to listen on; 0 selects a free port.",
-)
+@_options.port(6789)
 @click.option("--host", default="[::]", show_default=True, help="Address to listen on.")
 @click.option(
     "--metrics-port",
@@ -33,8 +29,10 @@ def command(port: int, host: str, metrics_port: int | None, die_with_parent: boo
       retune serve                             as Katib expects it, port 6789
       retune serve --host 127.0.0.1 --port 0   on a free local port
     """
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy: more threads only slow small matrices
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would say is said below, in words
+    os.environ.setdefault(
+        "OPENBLAS_NUM_THREADS", "1"
+    )  # before NumPy is imported: threads slow down small matrices
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a port that is taken is reported as an error of ours
     from retune import processes
     from retune.suggestion.service import serve
 

@@ -10,7 +10,7 @@ import click
 from retune.cli import _options
 
 
-@click.command("submit")
+@click.command("submit", cls=_options.StudyCommand)
 @click.argument("study_file", metavar="STUDY")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @_options.kubeflow()
@@ -63,7 +63,7 @@ def command(
         try:
             state = kubeflow.wait(run.id, lambda state: None if as_json else click.echo(state.lower()))
         except KeyboardInterrupt:
-            raise Interrupted(f"stopped waiting; the run goes on: {run.url}") from None
+            raise Interrupted(f"stopped waiting; the run continues: {run.url}") from None
     if as_json:
         click.echo(json.dumps({**run.as_dict(), "state": state}, indent=2))
     if state not in (None, "SUCCEEDED"):

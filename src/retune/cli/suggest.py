@@ -1,4 +1,4 @@
-"""`retune suggest`: what would be tried next, and why."""
+"""`retune suggest`: the settings that would be tried next, and their origin."""
 
 from __future__ import annotations
 
@@ -32,16 +32,15 @@ def command(study_file: str, history: str | None, count: int, as_json: bool) -> 
       retune suggest --study study.yaml --count 9
       retune suggest --study study.yaml --history artifacts/my-study/search --count 4 --json
     """
-    # As the service: sums in another order may choose other points
+    # As in `retune serve`: threads sum in another order, and a rounding error can decide between two points
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from retune import search, study
 
     loaded = study.load(study_file)
-    wanted = loaded.search
-    objective = search.Objective.of(wanted)
+    algorithm, objective = loaded.search.algorithm, search.Objective.of(loaded.search)
     known = _history(history) if history else []
     proposals = search.explain(
-        wanted.algorithm, wanted.space, objective, loaded.search_settings, known, count, loaded.seed
+        algorithm, loaded.search.space, objective, loaded.search_settings, known, count, loaded.seed
     )
     if as_json:
         for proposal in proposals:
@@ -52,7 +51,7 @@ def command(study_file: str, history: str | None, count: int, as_json: bool) -> 
     failed = sum(entry.status == "failed" for entry in known)
     running = len(known) - done - stopped - failed
     early = f"{stopped} stopped early, " if stopped else ""
-    click.echo(f"{wanted.algorithm}, knowing {done} completed, {early}{failed} failed, {running} running")
+    click.echo(f"{algorithm}, knowing {done} completed, {early}{failed} failed, {running} running")
     width = max(len(proposal.origin) for proposal in proposals)
     for proposal in proposals:
         setting = "  ".join(f"{name}={value}" for name, value in proposal.assignment.items())
@@ -60,6 +59,7 @@ def command(study_file: str, history: str | None, count: int, as_json: bool) -> 
 
 
 def _history(folder: str) -> list[Observation]:
+    """Return the observations of the search in `folder`."""
     from retune.errors import InputError
     from retune.workspace.ledger import Ledger
 

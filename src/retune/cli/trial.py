@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from retune import store
+from retune.cli import _options
 from retune.errors import EXIT_FAILED, InputError
 from retune.processes import stop_signals
 from retune.records import Role, TrialRecord, now
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
     from retune.events import Event
 
 
-_SHOWN = ("rank", "alpha", "dropout", "learning_rate", "weight_decay")
+_VISIBLE = ("rank", "alpha", "dropout", "learning_rate", "weight_decay")
 
 
 class _Number(click.ParamType):  # type: ignore[type-arg]
     name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
-        """Return a whole number as int, so that records show what was meant."""
+        """Return a whole number as int, so that records show 16 and not 16.0."""
         try:
             return int(value)
         except ValueError:
@@ -39,11 +40,11 @@ class _Number(click.ParamType):  # type: ignore[type-arg]
 
 
 def _hyper_parameters(function: Callable[..., None]) -> Callable[..., None]:
-    """Add an option for each key that a search can tune; the help shows the usual ones, to fit a screen."""
+    """Add an option for each key that a search can tune; the help shows the common ones only, to fit a screen."""
     for name in reversed(TUNABLE):
         variable = f"RETUNE_HP_{name.upper()}"
         kind = click.STRING if name in WORDS else _Number()
-        hidden = name not in _SHOWN
+        hidden = name not in _VISIBLE
         function = click.option(
             "--" + name.replace("_", "-"),
             name,
@@ -55,7 +56,7 @@ def _hyper_parameters(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-@click.command()
+@click.command(cls=_options.StudyCommand)
 @click.argument("study")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--data", required=True, metavar="URI", help="Folder of mixed data (retune mix).")
@@ -90,11 +91,13 @@ def command(
     \b
     Exit codes: 0 done; 1 failed (trial.json has the reason); 2 bad input; 75 interrupted, run again
     """
-    with stop_signals() as signals:  # before the heavy imports: a stop must not be missed
+    with (
+        stop_signals() as signals
+    ):  # before the imports, which take seconds: a stop meanwhile must not be lost
         from retune import models, outages
 
-        if "://" in study:  # a pod of a search, whose training is lost if its record cannot be written
-            outages.outlast()
+        if "://" in study:  # in a pod of a search: if its record cannot be written, the training is lost
+            outages.wait_long()
         chosen = _read(study, overrides)
         store.require_writable(out, "--out")
         models.import_libraries(chosen.model)
@@ -120,7 +123,7 @@ def command(
 
 
 def _rungs(study: Study, role: Role) -> tuple[float, ...]:
-    """Return where a search compares the losses of trials: Katib at the first rung alone."""
+    """Return the rungs at which losses are compared; Katib's median stopping has only the first."""
     stopping = study.search.stopping
     if stopping is None or role not in ("default", "search"):
         return ()
@@ -144,7 +147,10 @@ def _read(study: str, overrides: tuple[str, ...]) -> Study:
 
 
 class _Printer:
-    """Metrics to stdout, one a line, for Katib's collector and for people; the rest to stderr. The first process speaks."""
+    """Prints metrics to stdout, one per line, for Katib's collector and for people, and the rest to stderr.
+
+    Of several processes (torchrun) only the first prints.
+    """
 
     def __init__(self) -> None:
         self.silent = os.environ.get("RANK", "0") != "0"
@@ -163,9 +169,9 @@ class _Printer:
             click.echo(text, err=True)
 
     def end(self, record: TrialRecord) -> None:
-        """Print the final value of each metric that was not printed yet: any of them may be an objective or a limit.
+        """Print the final value of each metric that was not printed yet, since any of them may be an objective.
 
-        A record that was there already is printed whole: a pod that is started again still reports its metrics.
+        Of a trial that was finished before, all measurements are printed: Katib collects them from this pod's output.
         """
         if self.silent:
             return

@@ -1,4 +1,4 @@
-"""`retune validate`: check a study file and all it points to."""
+"""`retune validate`: check a study file and everything it refers to."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import json
 
 import click
 
+from retune.cli import _options
 
-@click.command("validate")
+
+@click.command("validate", cls=_options.StudyCommand)
 @click.argument("study_file", metavar="STUDY")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of study files instead, for your editor.")

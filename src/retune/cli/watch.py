@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from retune.cli import _options
+
 
 @click.command("watch")
 @click.argument("folder", metavar="STUDY_FOLDER")
@@ -13,13 +15,7 @@ import click
     show_default=True,
     help="Address to listen on; the page has no authentication.",
 )
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8008,
-    show_default=True,
-    help="Port to listen on; 0 selects a free port.",
-)
+@_options.port(8008)
 @click.option(
     "--all",
     "every",
@@ -45,7 +41,7 @@ def command(folder: str, host: str, port: int, every: bool) -> None:
         click.secho(f"note: {note}; the page fills once a study writes there", fg="yellow", err=True)
     try:
         server = (board if every else watch).serve(folder, host, port)
-    except OSError as error:  # of the address, not of the folder
+    except OSError as error:  # the address cannot be bound; a missing folder is only noted
         raise InputError(
             f"`--host` and `--port` must be an address of this machine that is free, but {host}:{port} cannot be served: "
             f"{error.strerror or error}; --port 0 takes a free port",

@@ -1,1 +1,1 @@
-"""Retuning by a CI system: what changed, one retuning at a time, a budget, a pull request, notifications."""
+"""Retuning by a CI system: change detection, a lease, a budget, pull requests, notifications."""

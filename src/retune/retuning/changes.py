@@ -1,4 +1,4 @@
-"""Which inputs of a study changed since it was last retuned, by their digests."""
+"""Changes of a study's inputs since its last retuning, by their digests."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from retune.data import mixing
 from retune.records import digest
 from retune.study import Study
 
-_ELSEWHERE = ("name", "code", "model", "data", "engine", "cluster", "tracking", "artifacts")
-"""Sections that have digests of their own, or that only say where a study runs."""
+_NOT_IN_SETTINGS = ("name", "code", "model", "data", "engine", "cluster", "tracking", "artifacts")
+"""Sections with digests of their own, and those that only say where a study runs."""
 _BUDGETS = {"trials", "parallel", "max_failed", "max_hours"}
 
 
 def inputs(study: Study) -> dict[str, str]:
-    """Return the digest of each input: ``data <file>`` of every file, ``base``, ``code`` and ``study``.
+    """Return the digest of each input: ``data <file>`` for every file, ``base``, ``code``, ``study`` and ``budget``.
 
     Raises:
         InputError: if a file is missing.
     """
-    settings = study.model_dump(mode="json", exclude=set(_ELSEWHERE))
+    settings = study.model_dump(mode="json", exclude=set(_NOT_IN_SETTINGS))
     settings["search"] = {key: value for key, value in settings["search"].items() if key not in _BUDGETS}
     recipe = study.data.model_dump(mode="json")
     for source in recipe["sources"]:
-        source.pop("uri", None)  # the same files elsewhere are the same data
+        source.pop("uri", None)  # files that were moved are still the same data
     model = study.model.model_dump(mode="json", exclude={"base", "revision"})
     found = {f"data {name}": sha256 for name, sha256 in mixing.source_digests(study.data).items()}
     found["base"] = study.model.revision or models.base_digest(models.locate(study.model))
@@ -47,5 +47,5 @@ def reasons(before: Mapping[str, str] | None, now: Mapping[str, str]) -> list[st
     return lines
 
 
-def _short(found: str | None) -> str:
-    return "none" if found is None else found[:12]
+def _short(value: str | None) -> str:
+    return "none" if value is None else value[:12]

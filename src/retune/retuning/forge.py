@@ -34,8 +34,10 @@ class Forge:
     """GitHub or GitLab, found through the variables that their CI sets; `kind` is None elsewhere.
 
     Attributes:
-        kind: ``github`` or ``gitlab``. api: base address of the API for this repository.
-        token: must be allowed to open requests. base: the branch that requests target.
+        kind: ``github`` or ``gitlab``.
+        api: base address of the API for this repository.
+        token: must be allowed to open requests.
+        base: the branch that requests target.
     """
 
     kind: str | None
@@ -80,8 +82,8 @@ class Forge:
         content = {"title": title, "description": body}
         if existing:
             return str(self._call("PUT", f"merge_requests/{existing[0]['iid']}", content)["web_url"])
-        named = {"source_branch": branch, "target_branch": self.base}
-        return str(self._call("POST", "merge_requests", {**content, **named})["web_url"])
+        branches = {"source_branch": branch, "target_branch": self.base}
+        return str(self._call("POST", "merge_requests", {**content, **branches})["web_url"])
 
     def _call(self, method: str, path: str, content: Any = None) -> Any:
         key = (
@@ -119,7 +121,7 @@ def _token(env: Mapping[str, str], name: str) -> str:
 
 
 def require_repository() -> None:
-    """Make sure that a branch can be pushed from here.
+    """Require that a branch can be pushed from the current folder.
 
     Raises:
         InputError: if this is not a git repository, or it has no remote `origin`.
@@ -137,12 +139,14 @@ def push(branch: str, files: Mapping[str, bytes], message: str) -> str:
     """Push one commit with `files` on top of HEAD to a branch of `origin`, replacing the branch; return the commit.
 
     Args:
-        branch: without ``refs/heads/``. files: content by path in the repository.
+        branch: without ``refs/heads/``.
+        files: content by path in the repository.
+        message: of the commit.
 
     Raises:
         RetuneError: if git refuses.
     """
-    # An index of its own: the job's clone keeps whatever is staged in it.
+    # In a temporary index, so that the clone keeps whatever is staged in its own
     with tempfile.TemporaryDirectory() as folder:
         env = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
         _git("read-tree", "HEAD", env=env)
@@ -162,7 +166,7 @@ def repository_root() -> Path:
 
 
 def changed_since(commit: str, files: Sequence[Path]) -> list[Path]:
-    """Return those of `files` that a commit does not have in their present form.
+    """Return those of `files` that differ from their version in a commit, or are not in it.
 
     Raises:
         InputError: if the commit is unknown here.

@@ -1,15 +1,15 @@
-"""The retunings of a study: numbered records in its folder, which are its lock, its account and its history.
+"""The retunings of a study: numbered records in its folder, which are lock, account of GPU hours, and history at once.
 
 ``<artifacts>/<study>/retunings/0007.json`` is created by exactly one process (`store.create`), which rewrites it while
 it runs: each write is a heartbeat that also adds the GPU hours so far. The newest record names the owner.
 
 * Acquire: create the next number, if the retuning of the newest record has ended.
 * The owner died: a process that sees no new heartbeat for `DEAD_AFTER` intervals, by its own clock, creates the next
-  number. If several try, one succeeds. What the dead owner spent stays in its record and counts against the budget.
-* The owner was only slow: it finds the next number at its next heartbeat, and stops.
+  number. If several try, one succeeds. The hours of the dead owner stay in its record and count against the budget.
+* The owner was only slow: at its next heartbeat it finds that the next number exists, and stops.
 
-Clocks of two machines are never compared. There is no fencing: an owner that was suspended for longer than that may
-run beside the next one until its next heartbeat. Moving the champion has its own lock (`retune.registry.lock`).
+Clocks of two machines are never compared. There is no fencing token: an owner that was suspended for longer than that
+may run beside the next one until its next heartbeat. Moving the champion has its own lock (`retune.registry.lock`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Literal, Self
@@ -31,7 +32,7 @@ from retune.records import Record, now, parse
 
 FOLDER = "retunings"
 HEARTBEAT_SECONDS = 10.0
-DEAD_AFTER = 6
+DEAD_AFTER = 6  # missed heartbeats
 _POLL_SECONDS = 0.2
 
 
@@ -39,12 +40,18 @@ class Retuning(Record):
     """One retuning.
 
     Attributes:
-        number: counted from 1. owner: host and process. beat: number of heartbeats so far, `beat_seconds` apart.
+        number: counted from 1.
+        owner: host and process.
+        beat: number of heartbeats so far, `beat_seconds` apart.
         state: ``running``; ``done``; ``stopped``, to be resumed; ``failed``.
-        inputs: digests of what it was made from (`retune.retuning.changes`). reasons: why it started.
+        inputs: digests of the study's inputs (`retune.retuning.changes`).
+        reasons: why it started.
         gpu_hours: GPU hours held so far: hours times `gpus`; a machine without a GPU counts as one.
-        decision: the gate's, with the versions it compared. promoted: whether the champion changed.
-        pull_request: its address. problem: why it failed or stopped.
+        decision: of the gate.
+        challenger, champion: the versions that the gate compared.
+        promoted: whether the champion changed.
+        pull_request: its address.
+        problem: why it failed or stopped.
 
     """
 
@@ -76,7 +83,8 @@ class Retunings:
     """The records of a study's retunings.
 
     Args:
-        root: the study's folder. beat_seconds: seconds between two heartbeats of the retunings started here.
+        root: the study's folder.
+        beat_seconds: seconds between two heartbeats of the retunings started here.
 
     """
 
@@ -97,7 +105,7 @@ class Retunings:
         hours = 0.0
         for entry in self.entries() if entries is None else entries:
             if entry.updated and datetime.fromisoformat(entry.updated) >= since:
-                # A dead owner may have worked until just before the heartbeat that it missed.
+                # A dead owner may have run until just before its first missed heartbeat
                 unseen = entry.beat_seconds / 3600 * entry.gpus if entry.state == "running" else 0.0
                 hours += entry.gpu_hours + unseen
         return hours
@@ -128,10 +136,10 @@ class Retunings:
         return found[-1] if found else None
 
     def _wait_for_heartbeat(self, entry: Retuning) -> None:
-        """Return once the owner of a record is dead or has ended; this takes `DEAD_AFTER` heartbeats.
+        """Return once the owner of a record is known to be dead, or has ended; that takes up to `DEAD_AFTER` heartbeats.
 
         Raises:
-            AlreadyRunning: at its first heartbeat.
+            AlreadyRunning: as soon as a heartbeat shows that it is alive.
         """
         end = time.monotonic() + DEAD_AFTER * entry.beat_seconds
         while time.monotonic() < end:
@@ -156,7 +164,7 @@ class Lease:
         self.entry = entry
         self._retunings = retunings
         self._began = time.monotonic()
-        self._over = threading.Event()
+        self._ended = threading.Event()
         self._lost = False
         self._thread = threading.Thread(target=self._keep_alive, name="heartbeat", daemon=True)
 
@@ -167,7 +175,7 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
+        self._ended.set()
         self._thread.join()
         if self._lost:
             return
@@ -189,14 +197,13 @@ class Lease:
         return self._lost
 
     def _keep_alive(self) -> None:
-        while not self._over.wait(self._retunings.beat_seconds):
-            try:
+        while not self._ended.wait(self._retunings.beat_seconds):
+            # Storage may be unreachable for a while; the next heartbeat finds out whether another retuning took over
+            with suppress(RetuneError, OSError):
                 if store.exists(self._retunings.path(self.entry.number + 1)):
                     self._lost = True
                     return
                 self._write()
-            except (RetuneError, OSError):
-                continue  # storage may be unreachable for a while; the next heartbeat finds out whether another took over
 
     def _write(self) -> None:
         self.entry.beat += 1

@@ -1,7 +1,7 @@
-"""Messages to a webhook that takes Slack's JSON (Slack, Mattermost, Discord's ``/slack``, …).
+"""Notifications by a webhook that accepts Slack's JSON (Slack, Mattermost, Discord's ``/slack``, …).
 
-A message that cannot be sent never fails a run; it is reported in one line. The address is a secret, so only its scheme
-and host are ever printed.
+A message that cannot be sent never fails a run; the failure is reported in one line. The address is a secret, so only its
+scheme and host are ever printed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ def notifier(url: str | None, report: Callable[[str], None]) -> Callable[[str], 
     """Return a function that sends a message; without an address it does nothing.
 
     Args:
-        url: the webhook's address. report: called with one line when a message could not be sent.
+        url: the webhook's address.
+        report: called with one line if a message could not be sent.
     """
 
     def send(text: str) -> None:

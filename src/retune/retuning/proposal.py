@@ -1,4 +1,4 @@
-"""The contents of a pull request: the version to promote as JSON, the comparison as a page, the report."""
+"""The files of a pull request: the version to promote as JSON, the comparison as Markdown, the report as HTML."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ _ROWS = 5
 
 
 class Pin(BaseModel):
-    """The champion that a repository asks for. Merging the file approves it.
+    """The version that a repository pins as champion. Merging the file approves it.
 
     Attributes:
-        model, version: what to promote. champion: the version that the gate compared it with, if any.
-        study, trial, folder: where it comes from. objective, value: its metric. adapter_digest: of its files.
+        model, version: the version to promote.
+        champion: the version that the gate compared it with, if any.
+        study, trial, folder: its origin.
+        objective, value: its metric.
+        adapter_digest: of its files.
     """
 
     model_config = ConfigDict(extra="ignore")

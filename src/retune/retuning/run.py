@@ -26,9 +26,10 @@ class Options:
     """How to retune.
 
     Attributes:
-        gpu_hours: what all retunings of the last `days` may hold together; None: no limit.
+        gpu_hours: budget of all retunings of the last `days` together; None: no limit.
         pull_request: folder of the repository for the proposal; None: no pull request.
-        on_cluster: whether the steps run in pods. beat_seconds: see `retune.retuning.lease`.
+        on_cluster: whether the steps run in pods.
+        beat_seconds: time between two heartbeats, see `retune.retuning.lease`.
     """
 
     gpu_hours: float | None = None
@@ -50,7 +51,7 @@ class Plan:
         gpus: the number of GPUs that the run would hold.
         last: number and state of the last retuning.
         holder: owner of a retuning that is running now, according to its record.
-        waits: a version that passed its gate but was not proposed yet.
+        waits: a sentence on a version that passed its gate but was not proposed yet.
     """
 
     steps: list[str]
@@ -150,10 +151,13 @@ def run(
     """Carry out a plan and return its outcome.
 
     Args:
-        study: already checked by the caller. planned: what `plan` returned for the same `options`.
+        study: already checked by the caller.
+        planned: the result of `plan` for the same `options`.
+        options: how to retune.
         runner: runs the study; returns when it has ended, or when its second argument requests a stop.
         signals: returns the number of stops requested by signals.
-        notify: sends a notification. env: the environment, which names the forge and its token.
+        notify: sends a notification.
+        env: the environment, which names the forge and its token.
 
     Raises:
         AlreadyRunning: if another retuning of the study is running.
@@ -173,13 +177,13 @@ def run(
         notify(f"{study.name}: not started: {text}")
         raise Interrupted(text)
     try:
-        with outages.outlasting(), retunings.acquire(planned.gpus, planned.inputs, planned.reasons) as lease:
+        with outages.long_waits(), retunings.acquire(planned.gpus, planned.inputs, planned.reasons) as lease:
             notify(
                 f"{study.name}: retuning {lease.entry.number} starts: {'; '.join(planned.reasons or [planned.waits or ''])}"
             )
             if planned.steps:
                 _run(study, lease, options, retunings, runner, signals)
-            _note(lease.entry, outcome := outcomes.read(study))
+            _record_decision(lease.entry, outcome := outcomes.read(study))
             if outcome.gate.waits and target is not None:
                 lease.entry.pull_request = propose(
                     outcome, target, str(options.pull_request), planned.reasons, lease.gpu_hours
@@ -211,10 +215,11 @@ def propose(outcome: Outcome, target: forge.Forge, folder: str, reasons: list[st
 
 
 def apply_pin(uri: str, wanted: proposal.Pin, revert: bool = False) -> str:
-    """Make the version of a merged pin the champion; return what happened in words.
+    """Make the version of a merged pin the champion; return a sentence on what changed.
 
     Args:
-        uri: MLflow tracking URI. wanted: the pin.
+        uri: MLflow tracking URI.
+        wanted: the pin.
         revert: roll back if the pin names the previous champion, as after the revert of a merge.
 
     Raises:
@@ -232,12 +237,14 @@ def apply_pin(uri: str, wanted: proposal.Pin, revert: bool = False) -> str:
 
 
 def held_gpus(study: Study, on_cluster: bool) -> int:
-    """Return how many GPUs a run holds; 1 for a CPU-only one, whose hours count the same."""
-    search, each = study.search, study.cluster.gpus
+    """Return how many GPUs a run holds; 1 for a run on CPUs, whose hours count the same."""
+    search, per_pod = study.search, study.cluster.gpus
     if study.engine.kind == "katib":
-        return max(1, search.at_once * each)
+        return max(1, search.at_once * per_pod)
+    if on_cluster:
+        return max(1, per_pod)
     here = len(gpus.visible())
-    return max(1, each if on_cluster else here if search.parallel == "auto" else min(search.at_once, here))
+    return max(1, here if search.parallel == "auto" else min(search.at_once, here))
 
 
 def _run(
@@ -266,14 +273,10 @@ def _used_up(options: Options, spent: float) -> str:
     )
 
 
-def _note(entry: Retuning, outcome: Outcome) -> None:
+def _record_decision(entry: Retuning, outcome: Outcome) -> None:
     gate = outcome.gate
-    entry.decision, entry.model, entry.challenger, entry.champion = (
-        gate.decision,
-        gate.model,
-        gate.challenger,
-        gate.champion,
-    )
+    entry.decision, entry.model = gate.decision, gate.model
+    entry.challenger, entry.champion = gate.challenger, gate.champion
     entry.promoted = gate.decision == "promote" and not gate.waits
 
 

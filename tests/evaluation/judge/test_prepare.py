@@ -234,4 +234,4 @@ def test_the_keys_to_stop_a_program_say_how_to_go_on(words, monkeypatch):
     monkeypatch.setattr(answers.models, "load_base", stop)
     result = CliRunner().invoke(cli, words)
     assert isinstance(result.exception, Interrupted)
-    assert "The same command carries on" in str(result.exception)
+    assert "Run the same command to resume" in str(result.exception)
