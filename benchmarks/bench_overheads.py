@@ -196,9 +196,9 @@ def part_make(out: str, trials: str) -> Row:
 
 def part_report(folder: str) -> Row:
     """Do what the step does, but for sending it to MLflow."""
-    from retune.processes import uncollected
+    from retune.processes import gc_paused
 
-    with uncollected():
+    with gc_paused():
         return _reported(folder)
 
 

@@ -93,7 +93,7 @@ def plan(given: argparse.Namespace) -> list[Job]:
 
 def key(job: Job) -> str:
     """Return what a run depends on: the job, and the code of the algorithm and of the surface."""
-    patterns = ["benchmarks/search_runs.py", "benchmarks/functions.py"]
+    patterns = ["benchmarks/search_runs.py", "benchmarks/functions.py", "benchmarks/landscape.py"]
     if job.surface in fitted.names():
         patterns.append("benchmarks/fitted.py")
     if job.surface in fitted.OWN:

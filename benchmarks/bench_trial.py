@@ -116,9 +116,9 @@ def _prepare(options: argparse.Namespace) -> tuple[Tokens, LoadedBase]:
             sources = [
                 {"format": p[0], "uri": str(Path(":".join(p[1:-1])).resolve()), "share": p[-1]} for p in parts
             ]
-            data = Data.model_validate(
-                {"sources": sources, "train": records * 11 // 10 + 8, "validation": len(sources)}
-            )  # some records are too long to count
+            # A tenth more, since records that are too long are not counted
+            train = records * 11 // 10 + 8
+            data = Data.model_validate({"sources": sources, "train": train, "validation": len(sources)})
             mixing.mix(data, SEED, None, uri)
         pairs = [prompts.render(example) for example in mixing.load_split(uri, "train")]
     tokens = tokenize(pairs, load_tokenizer(model), options.max_length)

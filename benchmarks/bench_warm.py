@@ -32,7 +32,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import wilcoxon
 
-from functions import Surface, names, surface
+from functions import names, surface
+from landscape import Surface
 from retune import search
 from retune.records import now, versions
 from retune.search import SAME, Objective, Observation

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import wilcoxon
 
-from functions import Surface, names, surface
+from functions import names, surface
+from landscape import Surface
 from retune import search
 from retune.records import TrialRecord, now, versions
 from retune.search import Objective, Observation

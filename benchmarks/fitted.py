@@ -5,7 +5,7 @@ nets for the logarithm of the validation loss above its lowest, since the losses
 as far from the best as good trials are from each other. `davouse-512` and `davouse-64` are the error rates on HellaSwag
 of the runs with ranks up to 512 and 64, `davouse-64-mmlu` those on MMLU, fitted by extremely randomised trees (Geurts et
 al. 2006), the noise being the benchmark's standard error.
-No fit is a Gaussian process, so that no search's model is of the surface's own kind. `python benchmarks/functions.py`
+No fit is a Gaussian process, which would favour the algorithms with that model. `python benchmarks/functions.py`
 prints the cross-validated errors.
 """
 
@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from functions import Surface, descended
+from landscape import Surface, descended
 from retune.space import Assignment, Parameter, Space, davouse2024
 
 OWN = ("alpaca-dolly", "dolly", "rasbt", "alpaca-demo")
 _64 = ("bo_bis", "lhs_bis", "soo_bis", "bamsoo_bis")
-_DAVOUSE = {  # runs, highest rank, benchmark, its standard error
+# Runs, highest rank, benchmark, standard error of the benchmark
+_DAVOUSE = {
     "davouse-512": (("bo", "lhs", "soo"), 512, "hellaswag", 0.005),
     "davouse-64": (_64, 64, "hellaswag", 0.005),
     "davouse-64-mmlu": (_64, 64, "mmlu", 0.004),
@@ -50,12 +51,12 @@ class Measured:
 
 
 def names() -> list[str]:
-    """Return the names of the surfaces whose data is here."""
+    """Return the names of the surfaces whose data is on this machine."""
     return [*(name for name in OWN if file(name).exists()), *(_DAVOUSE if _davouse_folder() else ())]
 
 
 def file(name: str) -> Path:
-    """Return where the trials of one of our own surfaces are."""
+    """Return the file with the trials of one of our own surfaces."""
     return Path(__file__).parent / "surfaces" / f"{name}-tiny-llama.json"
 
 

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from functions import Surface, surface
+from functions import surface
+from landscape import Surface
 from retune import search
 from retune.search import Objective, Observation
 
