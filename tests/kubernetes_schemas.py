@@ -27,7 +27,8 @@ _TYPED = {
     ("trainer.kubeflow.org/v1alpha1", "TrainingRuntime"): trainer.TrainerV1alpha1TrainingRuntime,
 }
 # After apis/kueue/v1beta1/localqueue_types.go of kubernetes-sigs/kueue: the fields of a LocalQueue that one writes.
-_FIELDS = {  # of kinds whose models no Python package carries: their first level
+# First level of the kinds for which no Python package has models
+_FIELDS = {
     ("monitoring.coreos.com/v1", "PodMonitor"): {"selector", "podMetricsEndpoints"},
     ("monitoring.coreos.com/v1", "ServiceMonitor"): {"selector", "endpoints"},
     ("gateway.networking.k8s.io/v1", "HTTPRoute"): {"parentRefs", "hostnames", "rules"},

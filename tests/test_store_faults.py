@@ -116,7 +116,7 @@ def test_what_may_bear_absence_outlives_a_server_that_is_away_for_longer(proxy, 
     with pytest.raises(RetuneError, match=r"trial\.json"):
         store.write(f"{s3}/trial.json", b"{}")
     proxy.faults = [Fault("PUT", "reset up", 0, 9)]
-    with outages.outlasting():
+    with outages.long_waits():
         store.write(f"{s3}/trial.json", b"{}")
     assert store.read(f"{s3}/trial.json") == b"{}"
 

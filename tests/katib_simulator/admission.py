@@ -24,7 +24,8 @@ _NAME = (
 )
 _META = re.compile(r"^\$\{trialSpec\.(Name|Namespace|Kind|APIVersion|Annotations\[.+\]|Labels\[.+\])\}$")
 CONDITION = 'status.conditions.#(type=="{}")#|#(status=="True")#'
-_JOB = {  # the fields of batch/v1 that may stand in a template; others are refused as unknown
+# The fields of batch/v1 that may stand in a template; others are refused as unknown
+_JOB = {
     "spec": {"backoffLimit", "activeDeadlineSeconds", "podFailurePolicy", "template", "ttlSecondsAfterFinished", "parallelism", "completions", "suspend"},
     "pod": {"containers", "initContainers", "volumes", "restartPolicy", "serviceAccountName", "automountServiceAccountToken",
             "imagePullSecrets", "nodeSelector", "tolerations", "securityContext", "affinity", "shareProcessNamespace"},
@@ -329,9 +330,8 @@ def _job_problems(made):
     pod = made["spec"]["template"]["spec"]
     for number, volume in enumerate(pod.get("volumes", [])):
         limit = (volume.get("emptyDir") or {}).get("sizeLimit")
-        if limit is not None and limit != _written_by_kubernetes(
-            limit
-        ):  # read into a Job and back, it differs
+        # Katib converts the template to a Job and back, and compares: a quantity in another form differs
+        if limit is not None and limit != _written_by_kubernetes(limit):
             yield _invalid(
                 "spec.trialTemplate",
                 "",

@@ -101,9 +101,8 @@ class Controller:
     def _experiment(self, experiment):
         before = json.dumps(experiment.get("status"))
         if self._finalizers(experiment["metadata"]):
-            self.objects.replace(
-                "experiments", experiment
-            )  # the webhook sees it, whose algorithm must be known
+            # An update, which the webhook refuses if the algorithm is no longer registered
+            self.objects.replace("experiments", experiment)
             return
         namespace, name = experiment["metadata"]["namespace"], experiment["metadata"]["name"]
         trials = self.objects.list("trials", namespace, f"{EXPERIMENT}={name}")

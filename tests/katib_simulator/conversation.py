@@ -14,9 +14,10 @@ from kubernetes.client.exceptions import ApiException
 
 from tests.conftest import wait_for
 
+# Messages that end with a whole object, as Go prints it
 _DUMPED = re.compile(
     r"((?:can't be duplicated in|does not exist in|not found in) spec\.[\w.]+: |converted template: ).*", re.S
-)  # the whole of an object, as Go prints it
+)
 GROUP, VERSION = "kubeflow.org", "v1beta1"
 ALGORITHM = "recorder"
 

@@ -153,9 +153,8 @@ class Katibs:
             for found in trial.status.observation.metrics:
                 if found.name == metric:
                     pairs = trial.spec.parameter_assignments.assignments
-                    done.append(
-                        (sign * float(found.value), {pair.name: pair.value for pair in pairs})
-                    )  # "" raises, as there
+                    # As in Katib's service, an empty value raises
+                    done.append((sign * float(found.value), {pair.name: pair.value for pair in pairs}))
         return min(done, key=lambda pair: pair[0])[1] if len(done) >= 3 else None
 
 
@@ -172,9 +171,8 @@ def _drawn(parameter, draw, near):
         place = min(max(draw.gauss(center, (end - start) / 10), start), end)
     value = min(max(math.exp(place) if log else place, low), high)
     if feasible.step:
-        value = round(value / float(feasible.step)) * float(
-            feasible.step
-        )  # multiples of step, whatever `min` is
+        step = float(feasible.step)
+        value = round(value / step) * step  # multiples of the step, whatever `min` is
     return str(round(value)) if parameter.parameter_type == katib.INT else repr(value)
 
 
