@@ -1,4 +1,4 @@
-"""What surrounds the training, line by line: seconds of CPU, requests, megabytes; before and after.
+"""The cost of everything around the training, in CPU seconds, requests and megabytes, now and before.
 
     python benchmarks/bench_overheads.py                  the whole table, about five minutes of CPU
     python benchmarks/bench_overheads.py --only report    the lines of one function
@@ -35,13 +35,13 @@ RECORDS, VALIDATION = 49_000, 5_000
 
 
 def cpu() -> float:
-    """Return the seconds of CPU that this process and its ended children have used."""
+    """Return the CPU seconds of this process and its ended children."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def command(*words: str, cwd: Path | None = None, times: int = 1) -> tuple[float, str]:
-    """Run a program; return the least seconds of CPU of so many runs, and its output."""
+    """Run a program `times` times; return the fewest CPU seconds of a run, and the output."""
     found = []
     for _ in range(times):
         begin = cpu()
@@ -53,7 +53,7 @@ def command(*words: str, cwd: Path | None = None, times: int = 1) -> tuple[float
 
 
 def part(name: str, *words: str) -> dict[str, Any]:
-    """Run a function below, `part_<name>`, in a process of its own, and return what it gives with its seconds of CPU."""
+    """Run the function `part_<name>` below in a process of its own; return its result with the CPU seconds."""
     used, out = command(sys.executable, str(Path(__file__)), "--part", name, *words)
     return {"process": used, **json.loads(out.splitlines()[-1])}
 
@@ -64,7 +64,7 @@ def retune(*words: str, cwd: Path, times: int = 1) -> tuple[float, str]:
 
 
 def same(what: str, one: object, other: object) -> str:
-    """Return in words that both are equal; end the program if they are not."""
+    """Return `what` if both are equal; exit if they are not."""
     if one != other:
         sys.exit(f"not equal: {what}: {one!r} and {other!r}")
     return what
@@ -424,7 +424,7 @@ def part_trials(folder: str, work: str) -> Row:
 def row(
     what: str, unit: str, before: float, after: float, how: str, equal: str, goal: float | None = None
 ) -> Row:
-    """Return a line of the table, and print it; `goal` is the most that is allowed."""
+    """Print and return a line of the table; `goal` is the largest value that is allowed."""
     told = "" if goal is None else f"goal {goal:g}: {'met' if after < goal else 'MISSED'}"
     print(
         f"{what:84} {before:8.1f} -> {after:7.2f} {unit:8} {before / max(after, 1e-9):6.1f}x  {told:16}"

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more threads only wait for each other on small matrices
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads slow down small matrices
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
@@ -111,7 +111,7 @@ def _content(pattern: str) -> str:
 
 
 def measured(lines: Path) -> dict[str, tuple[list[float], int]]:
-    """Return the runs of a lines file by key."""
+    """Return the finished runs in a file of JSON lines, by key."""
     found = {}
     for line in lines.read_text().splitlines() if lines.exists() else ():
         if not line.endswith("}"):  # a line cut by a kill is measured again
@@ -133,7 +133,7 @@ def write_line(lines: Path, job: Job, regrets: Sequence[float], failed: int) -> 
 
 
 def rows(jobs: Sequence[Job], known: dict[str, tuple[list[float], int]]) -> list[dict[str, Any]]:
-    """Return one row an algorithm, surface and batch: regrets at the marks, a number a seed."""
+    """Return one row per algorithm, surface and batch: the regrets at the marks, one number per seed."""
     cells: dict[tuple[str, str, int], list[tuple[list[float], int] | None]] = {}
     for job in jobs:
         cells.setdefault((job.surface, job.algorithm, job.batch), []).append(known.get(key(job)))

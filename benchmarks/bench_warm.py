@@ -1,4 +1,4 @@
-"""Measure what a warm start gives: a study told of an earlier one, beside the same study begun cold.
+"""Measure the effect of a warm start: a study that knows the trials of an earlier one, and the same study without them.
 
     python benchmarks/bench_warm.py                    the whole comparison
     python benchmarks/bench_warm.py --seeds 2 --surfaces valley --lines warm.jsonl --out warm.json

@@ -1,4 +1,4 @@
-"""Measure who should be called the winner of a search: the lowest loss, or the best expected one.
+"""Measure how to choose the winner of a search: by the lowest loss, or by the best expected loss.
 
     python benchmarks/bench_winner.py                    the whole comparison
     python benchmarks/bench_winner.py --seeds 2 --surfaces valley --out winner.json

@@ -1,4 +1,4 @@
-"""What retune survives: `python -m benchmarks.faults [--quick]` breaks what can break and prints a table.
+"""Fault injection: `python -m benchmarks.faults [--quick]` breaks disks, clocks, networks and inputs, and prints a table.
 
 Each line says how often a fault was tried, how often it was survived, and how often something was lost: a wrong
 result that was kept, an old file that was gone, a hang, or an error that says nothing. `lost` must be 0.
@@ -48,7 +48,7 @@ class Line:
     note: str = ""
 
     def count(self, problem: str | None) -> None:
-        """Take one trial in: `problem` says what was lost, None if nothing."""
+        """Count one attempt; `problem` says what was lost, None if nothing."""
         self.tried += 1
         if problem:
             self.lost.append(problem)
@@ -148,7 +148,7 @@ def in_small_disk(folder: str, quick: bool) -> list[str | None]:
 
 
 def flipped_bits(quick: bool) -> Line:
-    """One bit of one file is flipped; who reads it must refuse it, or get what was written."""
+    """One bit of one file is flipped; readers must refuse the file, or get what was written."""
     line = Line("a flipped bit, in each kind of file")
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -175,7 +175,7 @@ def flipped_bits(quick: bool) -> Line:
 
 
 def _readers(folder: Path) -> Iterator[tuple[str, Path, Callable[[], Any]]]:
-    """Give each kind of file, where it lies, and how the program reads it."""
+    """Yield each kind of file with its path and the function that reads it."""
     from retune.registry.gate import GateRecord
     from retune.training import checkpoint
     from retune.workspace.search_folder import SearchFolder
@@ -501,7 +501,7 @@ def registry(_: bool) -> Line:
 
 
 class Wire:
-    """Passes TCP connections on until it is cut; then they all break, and new ones are refused until it is mended."""
+    """Forwards TCP connections until it is cut; then all break, and new ones are refused until it is restored."""
 
     def __init__(self, port: int) -> None:
         self._port, self._up = port, True
@@ -518,7 +518,7 @@ class Wire:
                 end.shutdown(socket.SHUT_RDWR)
         self._open.clear()
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         """Let new connections through."""
         self._up = True
 
@@ -544,7 +544,7 @@ class Wire:
 
 
 def network_cuts(quick: bool) -> Line:
-    """The network between search and service is cut at random moments; each answer is that of a whole network."""
+    """The network between search and service is cut at random moments; each answer must be that of an intact network."""
     from tests.suggestion.katib_requests import Service
 
     from retune.search import Observation
@@ -561,7 +561,7 @@ def network_cuts(quick: bool) -> Line:
         with Client(f"127.0.0.1:{wire.port}", patience=20) as client:
             for turn in range(10 if quick else 100):
                 moment = threading.Timer(rng.uniform(0, 0.05), wire.cut)
-                again = threading.Timer(rng.uniform(0.06, 0.3), wire.mend)
+                again = threading.Timer(rng.uniform(0.06, 0.3), wire.restore)
                 moment.start()
                 again.start()
                 try:
@@ -576,7 +576,7 @@ def network_cuts(quick: bool) -> Line:
 
 
 def fuzzed_studies(quick: bool) -> Line:
-    """The demo study with bytes and lines changed: a study, or an error in words; never a trace, never long."""
+    """The demo study with bytes and lines changed must give a study or an `InputError`, quickly and without another error."""
     line = Line("fuzzed study files")
     rng, text = random.Random(0), DEMO.read_bytes()
     bits = [

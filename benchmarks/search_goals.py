@@ -26,6 +26,8 @@ import numpy as np
 from scipy.special import ndtr
 from scipy.stats import rankdata
 
+from retune.selection.statistics import holm
+
 LEVEL = 0.05
 MARGIN = 0.15
 CHOSEN = "2026-11-28"
@@ -69,7 +71,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Goal:
-    """A goal, whether it holds, in words why, and the comparisons that say so."""
+    """A goal, whether it holds, a sentence why, and the comparisons behind it."""
 
     name: str
     holds: bool
@@ -199,7 +201,7 @@ def _goal(
 
 
 def shown(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float:
-    """Return the lower 90 % bound of the chance that the first of each pair is better, the mean of the pairs."""
+    """Return the lower 90 % bootstrap bound of the probability that the first of each pair is better, averaged over pairs."""
     rng, draws = np.random.default_rng(0), np.zeros(2000)
     for ours, theirs in pairs:
         left = rng.choice(np.array(ours), (2000, len(ours)))[:, :, None]
@@ -209,7 +211,7 @@ def shown(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float:
 
 
 def compared(where: str, left: Side, pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Comparison:
-    """Compare the regrets of two algorithms, one pair a surface."""
+    """Compare the regrets of two algorithms, one pair per surface."""
     z = stratified(pairs)
     behind, ahead = float(ndtr(-z)), float(ndtr(z))
     middle, other, low, high = (math.nan,) * 4
@@ -221,7 +223,7 @@ def compared(where: str, left: Side, pairs: Sequence[tuple[Sequence[float], Sequ
 
 
 def stratified(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float:
-    """Return the normal score of van Elteren's test; positive where the first of each pair is larger."""
+    """Return the z-score of van Elteren's stratified rank sum test (1960); positive if the first of each pair is larger."""
     total = variance = 0.0
     for ours, theirs in pairs:
         n, m = len(ours), len(theirs)
@@ -241,19 +243,9 @@ def _interval(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
 
 
 def corrected(found: Sequence[Comparison]) -> list[Comparison]:
-    """Return the comparisons with p values corrected by Holm's rule."""
+    """Return the comparisons with p-values adjusted by Holm's method."""
     behind, ahead = holm([c.behind for c in found]), holm([c.ahead for c in found])
     return [replace(c, behind=b, ahead=a) for c, b, a in zip(found, behind, ahead, strict=True)]
-
-
-def holm(values: Sequence[float]) -> list[float]:
-    """Return p values corrected for their number."""
-    order = np.argsort(values)
-    found, highest = [0.0] * len(values), 0.0
-    for place, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(values) - place) * values[index]))
-        found[index] = highest
-    return found
 
 
 def _failures(rows: Sequence[Mapping[str, Any]]) -> Iterator[Goal]:

@@ -76,12 +76,12 @@ class Study:
 
     @property
     def left(self) -> int:
-        """How many trials are still to be made."""
+        """The number of trials left."""
         return self.trials - len(self.regrets)
 
 
 def run(job: Job | tuple[str, str, int, int, int]) -> tuple[list[float], int]:
-    """Make one run; return its regret after each trial, and how many trials failed."""
+    """Run one job; return its regret after each trial, and the number of failed trials."""
     job = Job(*job)
     warnings.filterwarnings("ignore")
     study = Study(surface(job.surface), job.trials, job.seed)
@@ -136,7 +136,7 @@ def optuna_tpe(study: Study, job: Job) -> None:
 
 
 def hyperopt_tpe(study: Study, job: Job) -> None:
-    """Run hyperopt's TPE with its defaults, as Katib's `tpe` does: failed trials are not told.
+    """Run hyperopt's TPE with its defaults, as Katib's `tpe` does: failed trials are not reported.
 
     Katib asks for a batch with one seed, and so gets the same point several times; `hyperopt` here has one a point.
     """

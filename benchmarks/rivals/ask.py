@@ -4,8 +4,8 @@
 
 The first line is ``{"levels": [8, 5, …], "ordered": [true, …], "default": [2, …], "seed": 0, "trials": 50}``; points are
 levels. Then ``{"ask": n}`` is answered by n points, and ``{"tell": [[point, value or null], …]}`` by nothing. Each library
-is run by its own recommendation for noisy, batched, mixed spaces; the default setting is the first point of all. A failed
-trial is told as the worst value so far where the library has no word for it.
+is run as it recommends for noisy, batched, mixed spaces; the default setting is the first point. A failed trial is reported
+as the worst value so far to a library that knows no failed trials.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ warnings.filterwarnings("ignore")
 Point = list[int]
 
 
-class Told:
-    """What all have in common: the space, the results, and the default setting first."""
+class AskTell:
+    """The base of all libraries: the space, the results, and the default setting as first point."""
 
     def __init__(self, setup: dict[str, Any]) -> None:
         self.levels: list[int] = setup["levels"]
@@ -34,14 +34,14 @@ class Told:
     def ask(self, count: int) -> list[Point]:
         """Return the next points, the default setting first of all."""
         first = [] if self.results else [self.default]
-        return first + self.more(count - len(first)) if count > len(first) else first
+        return first + self.propose(count - len(first)) if count > len(first) else first
 
-    def more(self, count: int) -> list[Point]:
-        """Return `count` points of the library's own."""
+    def propose(self, count: int) -> list[Point]:
+        """Return `count` points that the library proposes."""
         raise NotImplementedError
 
     def tell(self, results: list[tuple[Point, float | None]]) -> None:
-        """Take in measured points; None is a failed trial."""
+        """Add measured points; None is a failed trial."""
         self.results += results
 
     @property
@@ -49,15 +49,15 @@ class Told:
         """The worst value so far."""
         return max((value for _, value in self.results if value is not None), default=0.0)
 
-    def told(self) -> list[tuple[Point, float]]:
+    def finite_results(self) -> list[tuple[Point, float]]:
         """Return the results with a number for each failed trial."""
         return [(point, self.worst if value is None else value) for point, value in self.results]
 
 
-class Botorch(Told):
+class Botorch(AskTell):
     """A mixed single-task GP and qLogNoisyExpectedImprovement, after 2 (d + 1) Sobol points."""
 
-    def more(self, count: int) -> list[Point]:  # noqa: D102
+    def propose(self, count: int) -> list[Point]:  # noqa: D102
         import torch
         from botorch.acquisition.logei import qLogNoisyExpectedImprovement
         from botorch.fit import fit_gpytorch_mll
@@ -74,9 +74,9 @@ class Botorch(Told):
             engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=self.seed)
             rows = engine.draw(len(self.results) + count)[-count:].tolist()
             return [[min(int(x * n), n - 1) for x, n in zip(row, self.levels, strict=True)] for row in rows]
-        told = self.told()
-        x = torch.tensor([point for point, _ in told], dtype=torch.double) / tops
-        y = -torch.tensor([[value] for _, value in told], dtype=torch.double)
+        results = self.finite_results()
+        x = torch.tensor([point for point, _ in results], dtype=torch.double) / tops
+        y = -torch.tensor([[value] for _, value in results], dtype=torch.double)
         categories = [k for k, ordered in enumerate(self.ordered) if not ordered]
         bounds = torch.stack([torch.zeros(dimension), torch.ones(dimension)]).double()
         if categories:
@@ -94,7 +94,7 @@ class Botorch(Told):
         return [[int(v) for v in (row * tops).round().tolist()] for row in found]
 
 
-class Hebo(Told):
+class Hebo(AskTell):
     """HEBO with its defaults: warped inputs and outputs, MACE."""
 
     def __init__(self, setup: dict[str, Any]) -> None:
@@ -117,7 +117,7 @@ class Hebo(Told):
         )
         self.optimizer, self.frame = HEBO(space, scramble_seed=self.seed), pd.DataFrame
 
-    def more(self, count: int) -> list[Point]:  # noqa: D102
+    def propose(self, count: int) -> list[Point]:  # noqa: D102
         return [[int(v) for v in row] for row in self.optimizer.suggest(n_suggestions=count).values.tolist()]
 
     def tell(self, results: list[tuple[Point, float | None]]) -> None:  # noqa: D102
@@ -129,8 +129,8 @@ class Hebo(Told):
         self.optimizer.observe(rows, np.array(values).reshape(-1, 1))
 
 
-class Nni(Told):
-    """NNI's TPE with its defaults, the algorithm that Tribes et al. ran; failed trials are told as failed."""
+class Nni(AskTell):
+    """NNI's TPE with its defaults, the algorithm that Tribes et al. ran; failed trials are reported as failed."""
 
     def __init__(self, setup: dict[str, Any]) -> None:
         super().__init__(setup)
@@ -148,7 +148,7 @@ class Nni(Told):
         self.numbers: list[tuple[Point, int]] = []
         self.count = 0
 
-    def more(self, count: int) -> list[Point]:  # noqa: D102
+    def propose(self, count: int) -> list[Point]:  # noqa: D102
         found: list[Point] = []
         for _ in range(count):
             given = self.tuner.generate_parameters(self.count)
@@ -162,7 +162,7 @@ class Nni(Told):
         super().tell(results)
         for point, value in results:
             place = next((k for k, (known, _) in enumerate(self.numbers) if known == point), None)
-            if place is None:  # the default setting: NNI's tuner takes no points of others
+            if place is None:  # the default setting: NNI's tuner accepts no points that it has not proposed
                 continue
             _, number = self.numbers.pop(place)
             given = {f"p{k}": v for k, v in enumerate(point)}
@@ -172,7 +172,7 @@ class Nni(Told):
                 self.tuner.receive_trial_result(number, given, -value)
 
 
-RIVALS: dict[str, type[Told]] = {"botorch": Botorch, "hebo": Hebo, "nni": Nni}
+RIVALS: dict[str, type[AskTell]] = {"botorch": Botorch, "hebo": Hebo, "nni": Nni}
 
 
 def main() -> None:
