@@ -199,7 +199,7 @@ def test_a_study_that_is_too_long_even_packed_is_refused(kubeflow, small):
     noise = random.Random(1)
     starts = ", ".join(f"s3://b/{noise.getrandbits(400):x}" for _ in range(300))
     study = small(*CLUSTER, f"search.warm_start=[{starts}]")
-    with pytest.raises(InputError, match="even when it is packed"):
+    with pytest.raises(InputError, match="even compressed"):
         Kubeflow(kubeflow.address).submit("search", study, arguments_of(study))
     assert kubeflow.requests[-1][1] == "/healthz"
 

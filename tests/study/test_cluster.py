@@ -186,7 +186,7 @@ REFUSED = {
     "env={1A: b}": "must be an environment variable",
     "env={A=B: b}": "must be an environment variable",
     "env={A: true}": "env.A: ",
-    "env={AWS_SECRET_ACCESS_KEY: b}": "belong into a Secret",
+    "env={AWS_SECRET_ACCESS_KEY: b}": "belong in a Secret",
     "env={RETUNE_HP_RANK: '8'}": "must not set what the pods set",
     "env={A: '${trialParameters.rank}'}": "Katib would replace",
     "ca_bundle={config_map: A}": "ca_bundle.config_map: must be",

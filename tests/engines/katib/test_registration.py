@@ -322,7 +322,7 @@ def test_many_are_all_told():
         {"metadata": {"namespace": "team-a", "name": f"{'long-' * 6}{n:03}"}, "spec": {"algorithm": {"algorithmName": "nomad"}}}
         for n in range(200)
     ]  # fmt: skip
-    said = str(InputError(removal._told(made), "x"))
+    said = str(InputError(removal._report(made), "x"))
     assert "letters …" not in said
     assert all(said.count(each["metadata"]["name"]) == 2 for each in made)
 
