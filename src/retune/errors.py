@@ -41,6 +41,13 @@ REMEDIES = {
 """What to do about an error of the operating system, by its errno."""
 PATHS = tuple(number for number in REMEDIES if number not in FULL)
 """The errno values of a path that cannot be used; naming another one helps."""
+_EXHAUSTED = (
+    "out of memory",
+    "can't allocate memory",
+    "bad_alloc",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 # All control characters but tab and newline, and the bidirectional overrides, which reverse the order of letters:
 # a file's name must not move the cursor of a terminal or disguise what it says.
@@ -116,6 +123,13 @@ class TrialFailed(RetuneError):
         super().__init__(reason)
         self.reason = _sanitized(reason)
         self.kind = kind
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out, on the GPU or on the CPU, where torch raises a bare `RuntimeError`; needs no torch."""
+    if isinstance(error, MemoryError) or any(c.__name__ == "OutOfMemoryError" for c in type(error).__mro__):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _EXHAUSTED)
 
 
 def as_retune_error(error: RetuneError | OSError, subject: str | None = None) -> RetuneError:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retune import gpus
-from retune.errors import InputError, first_line, nearest
+from retune.errors import InputError, first_line, is_out_of_memory, nearest
 from retune.processes import gc_paused
 from retune.study import Model
 
@@ -343,7 +343,6 @@ def load_base(
         InputError: if the model cannot be found or read.
     """
     quiet()
-    import torch
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # where huggingface_hub is imported already, the variable that `quiet` sets comes too late
@@ -361,9 +360,9 @@ def load_base(
             loaded = _in_four_bits(folder, dtype, attention, device)
         else:
             loaded = read_model(folder, dtype, attention).to(device)
-    except (MemoryError, torch.OutOfMemoryError, InputError):
-        raise
     except Exception as error:  # damaged files raise errors of safetensors, pickle, zipfile and torch
+        if isinstance(error, InputError) or is_out_of_memory(error):
+            raise
         raise InputError(
             f"the base model in {folder} cannot be loaded: {_first_line(error)}", "model.base"
         ) from error

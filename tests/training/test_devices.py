@@ -2,14 +2,18 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import OPTConfig, OPTForCausalLM
 
 from retune.records import TrialRecord
+from retune.training.resident import ResidentBase
 from retune.training.run_trial import run_trial
 from tests.training.conftest import make_study
 
@@ -144,6 +148,120 @@ def test_two_processes_learn_what_one_learns(base, base_folder, data, task, tmp_
             assert any("ran out of memory: its records are computed in two halves" in note for note in notes)
     untuned = record(tmp_path / "base").values["validation_loss"]
     assert untuned == pytest.approx(base.evaluate(None, data, make_study(base_folder)), rel=1e-5)
+
+
+_PARTS = """
+import json, sys
+import torch
+torch.set_num_threads(1)
+from retune.errors import RetuneError
+from retune.training.resident import ResidentBase
+from retune.training.run_trial import TrialTask, run_trial
+from tests.training.conftest import make_study
+
+llama, left_out, data, out, settings = sys.argv[1:]
+base = ResidentBase(make_study(left_out).model)
+rank, told = base.devices.rank, {}
+assert base.devices.world == 2
+
+def run(name, base, folder, until=1.0, at=out, **settings):
+    study = make_study(folder, **settings)
+    task = TrialTask(trial=name, number=2, role="search", seed=3, folder=f"{at}/{name}", rungs=(0.5,), until=until)
+    return run_trial(study, data, task, base)
+
+run("left-out", base, left_out, **json.loads(settings))
+run("halfway", base, left_out, until=0.5, **json.loads(settings))
+# its checkpoint and, later, its record lie where the first process alone sees them
+run("halfway", base, left_out, at=out if rank == 0 else f"{out}/elsewhere", **json.loads(settings))
+told["again"] = run("halfway", base, left_out, at=out if rank == 0 else f"{out}/elsewhere", **json.loads(settings)).status
+
+base = ResidentBase(make_study(llama).model)
+layer = base.load().model.model.layers[1]
+def failing(name, when, what):
+    def fail(module, arguments):
+        if rank == 1 and when(module):
+            raise what
+    handle = layer.register_forward_pre_hook(fail)
+    record = run(name, base, llama, epochs=1, dropout=0.0)
+    handle.remove()
+    told[name] = [record.status, record.failure, record.reason]
+
+full = torch.OutOfMemoryError("CUDA out of memory.")
+failing("training", lambda module: module.training, full)
+failing("validation", lambda module: not module.training and not torch.is_grad_enabled(), full)
+failing("other", lambda module: module.training, ValueError("a wheel came off"))
+def nan(module, arguments):
+    return (arguments[0] * float("nan"),) if rank == 1 and module.training else None
+handle = layer.register_forward_pre_hook(nan)
+told["nan"] = run("nan", base, llama, epochs=1).failure
+handle.remove()
+from retune import store
+write = store.write
+def away(uri, content):
+    if rank == 0 and "adapter" in uri:
+        raise RetuneError("the storage is away")
+    write(uri, content)
+store.write = away
+try:
+    run("away", base, llama, epochs=1)
+except RetuneError as error:
+    told["away"] = str(error)
+with open(f"{out}/told-{rank}.json", "w") as file:
+    json.dump(told, file)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.fixture
+def left_out(base_folder, tmp_path):
+    """A base that leaves each layer out of a pass with a probability of a half, drawn by record."""
+    folder = tmp_path / "left-out"
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base_folder / name, folder)
+    torch.manual_seed(1)
+    config = OPTConfig(
+        vocab_size=258, hidden_size=32, word_embed_proj_dim=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=512, bos_token_id=0, eos_token_id=1, dropout=0.0, layerdrop=0.5, init_std=0.2,
+    )  # fmt: skip
+    OPTForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_what_one_process_lacks_or_fails_by(base_folder, left_out, data, task, tmp_path):
+    """A gradient that one process lacks is zero, one that all lack is missing; an error of one process is one of both."""
+    settings = {"dropout": 0.0, "batch_size": 3, "weight_decay": 0.5}
+    program = tmp_path / "program.py"
+    program.write_text(_PARTS)
+    done = torchrun(
+        str(program), str(base_folder), str(left_out), data, str(tmp_path), json.dumps(settings), CUDA_VISIBLE_DEVICES="",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    study = make_study(left_out, **settings)
+    alone = run_trial(study, data, task, ResidentBase(study.model))
+    assert alone.status == "completed", alone.reason
+    ours = load_file(tmp_path / "left-out" / "adapter" / "adapter_model.safetensors")
+    for name, tensor in load_file(Path(task.folder, "adapter", "adapter_model.safetensors")).items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-5)
+    together, halfway = record(tmp_path / "left-out"), record(tmp_path / "halfway")
+    for curve in ("train_loss", "validation_loss"):
+        assert [point.value for point in together.curves[curve]][: len(alone.curves[curve])] == pytest.approx(
+            [point.value for point in alone.curves[curve]], rel=1e-4
+        )
+    assert halfway.adapter_digest == together.adapter_digest
+    told = [json.loads((tmp_path / f"told-{rank}.json").read_text()) for rank in (0, 1)]
+    for each in told:
+        assert each["again"] == "completed"
+        assert each["training"][:2] == each["validation"][:2] == ["failed", "out_of_memory"]
+        assert each["other"][:2] == ["failed", "error"]
+        assert "ValueError: a wheel came off" in each["other"][2]
+        assert each["nan"] == "nan"
+    assert "process 1" in told[0]["training"][2]
+    assert told[0]["away"] == "the storage is away"
+    assert told[1]["away"] == "process 0 of this trial stopped: RetuneError: the storage is away"
+    assert record(tmp_path / "other").reason == told[0]["other"][2]
+    assert not (tmp_path / "away" / "trial.json").exists()
 
 
 @pytest.mark.slow

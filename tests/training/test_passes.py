@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from retune.errors import is_out_of_memory
 from retune.events import Note
 from retune.training import dropout, memory, recompute
 from retune.training import passes as passes_module
@@ -217,7 +218,7 @@ def test_what_a_container_may_still_use_is_read(tmp_path):
     ],
 )
 def test_what_counts_as_out_of_memory(error, ran_out):
-    assert memory.is_out_of_memory(error) is ran_out
+    assert is_out_of_memory(error) is ran_out
 
 
 def test_units_are_what_they_were(base, data):

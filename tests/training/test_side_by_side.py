@@ -15,6 +15,7 @@ from retune.training import loop as loop_module
 from retune.training import memory, recompute, side_by_side
 from retune.training.resident import ResidentBase
 from retune.training.run_trial import TrialTask, run_trial
+from retune.training.shared_passes import SharedPasses
 from retune.training.side_by_side import SideBySide
 from tests.training.conftest import make_study
 
@@ -42,12 +43,16 @@ def tasks(folder, settings=SETTINGS):
 def drive(pack, waiting=(), at=None):
     """Run all to their end; `at` maps a number of steps to what is done before the next."""
     records = [record for each in waiting if (record := pack.start(each))]
+    aside = pack.set_aside()
     step = 0
     while pack.running or (at and max(at) >= step):
         for act in (at or {}).get(step, ()):
             act()
         records += pack.step()
         step += 1
+        aside += pack.set_aside()
+        assert not any(pack.fits(each) for each in aside if pack.running)
+    records += [pack.start(each) for each in aside]
     return {record.trial: record for record in records}
 
 
@@ -218,6 +223,52 @@ def test_no_memory_halves_the_pass_and_fails_no_trial(base, data, tmp_path, limi
     for name, record in found.items():
         assert_same(record, right[name])
     assert not any("forward" in vars(layer) for layer in recompute.layers(base.load().model))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["joining", "training", "validation"])
+def test_a_trial_for_which_there_is_no_memory_beside_others_runs_alone_after_them(
+    pack, alone, base, tmp_path, monkeypatch, where
+):
+    full = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    def crowded(loop):
+        return loop.seed == 3 and any(trial.loop.seed != 3 for trial in pack.running)
+
+    if where == "joining":
+        real = loop_module.Loop._allocate
+
+        def allocate(loop):
+            if crowded(loop):
+                raise full
+            real(loop)
+
+        monkeypatch.setattr(loop_module.Loop, "_allocate", allocate)
+    elif where == "validation":
+        real = side_by_side._Loop._validation_loss
+
+        def measured(loop):
+            if crowded(loop):
+                raise full
+            return real(loop)
+
+        monkeypatch.setattr(side_by_side._Loop, "_validation_loss", measured)
+    else:  # the records of one trial fit beside none of the others
+        real_gradients = SharedPasses.gradients
+
+        def gradients(passes, run):
+            if len(pack.running) > 1 and any(step.adapter.config.r == 2 for step, _ in run):
+                raise full
+            return real_gradients(passes, run)
+
+        monkeypatch.setattr(SharedPasses, "gradients", gradients)
+    found = drive(pack, tasks(tmp_path))
+    notes = [event.text for event in pack.events if isinstance(event, Note)]
+    assert sum("trial-003 does not fit into memory beside 2 others" in note for note in notes) <= 1
+    assert any("trial-003 does not fit into memory beside" in note for note in notes)
+    assert found.keys() == alone.keys()
+    for name, record in found.items():
+        assert_same(record, alone[name])
 
 
 def test_a_trial_joins_only_while_there_is_memory_for_it(pack, tmp_path, monkeypatch):

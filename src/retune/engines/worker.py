@@ -135,6 +135,7 @@ def _side_by_side(
                 done(record)
         for record in several.step():
             done(record)
+        waiting.extend(several.set_aside())
 
 
 if __name__ == "__main__":

@@ -9,12 +9,25 @@ so. One process takes the same path.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+
+from retune.errors import RetuneError, TrialFailed
+from retune.training import failures
+
+_T = TypeVar("_T")
+
+
+@lru_cache(maxsize=1)
+def _hosts() -> Any:
+    """Return the group in which the processes tell each other numbers without waiting for their GPUs."""
+    return distributed.new_group(backend="gloo")
 
 
 class Devices:
@@ -86,23 +99,76 @@ class Devices:
                 distributed.broadcast(tensor.data, 0)
 
     def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Sum the parameters' gradients over all processes, in place."""
+        """Sum the parameters' gradients over all processes, in place; one that a process lacks counts as zeros there.
+
+        A process lacks one where its records left a layer out, chose other experts, or where it has no record in this step.
+        What all lack stays missing: AdamW passes over it, as it does with one process.
+        """
         if self.world == 1:
             return
-        flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        there = self._on_hosts([parameter.grad is not None for parameter in parameters])
+        used = [parameter for parameter, count in zip(parameters, there, strict=True) if count]
+        if not used:
+            return
+        flat = torch.cat(
+            [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in used]
+        )
         distributed.all_reduce(flat)
-        for parameter, part in zip(
-            parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True
-        ):
-            assert parameter.grad is not None
-            parameter.grad.copy_(part.view_as(parameter))
+        for parameter, part in zip(used, torch.split(flat, [p.numel() for p in used]), strict=True):
+            parameter.grad = part.view_as(parameter)
 
     def gather_object(self, value: Any) -> list[Any]:
         """Return the values of all processes, by rank."""
         found: list[Any] = [value] * self.world
         if self.world > 1:
-            distributed.all_gather_object(found, value)
+            distributed.all_gather_object(found, value, self._group)
         return found
+
+    def of_first(self, value: _T) -> _T:
+        """Return the first process's value: files may look different to the others, as on a machine of their own."""
+        found = [value]
+        if self.world > 1:
+            distributed.broadcast_object_list(found, 0, self._group)
+        return found[0]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Let an error of one process in the block be one of all, so that none waits for one that is gone.
+
+        Inside, the processes exchange nothing. Over a sharded base they do, and `retune.training.guarded` sees to errors.
+
+        Raises:
+            TrialFailed, RetuneError: what another process failed by, where this one did not.
+        """
+        if self.world == 1 or self.sharded:
+            yield
+            return
+        mine: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            mine = error
+        if not self._on_hosts([mine is not None])[0]:
+            return
+        fault = mine is not None and failures.is_fault_of_setting(mine)
+        told = self.gather_object(None if mine is None else (fault, *failures.describe(mine)))
+        if mine is not None:
+            raise mine
+        rank, (fault, kind, reason) = next((rank, found) for rank, found in enumerate(told) if found)
+        if not fault:
+            raise RetuneError(f"process {rank} of this trial stopped: {reason}")
+        raise TrialFailed(f"{reason} (in process {rank} of {self.world})", kind)
+
+    @property
+    def _group(self) -> Any:
+        """The group for what is on the CPU; None is the one of all."""
+        return _hosts() if self.device.type != "cpu" else None
+
+    def _on_hosts(self, flags: Sequence[bool]) -> list[int]:
+        """Return in how many processes each flag is set."""
+        counts = torch.tensor(flags, dtype=torch.int32)
+        distributed.all_reduce(counts, group=self._group)
+        return counts.tolist()
 
     def barrier(self) -> None:
         """Wait for the others."""

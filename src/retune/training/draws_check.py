@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from retune.data.tokens import Tokens
+from retune.errors import is_out_of_memory
 from retune.training.devices import Devices
 from retune.training.dropout import Watch, watching
 from retune.training.loss import layout, loss_sum
@@ -52,10 +53,10 @@ def differs(model: Any, tokens: Tokens, trained: Sequence[nn.Parameter], allowed
             drawn = any(
                 not torch.equal(one, two) for one, two in zip(before, generators(device), strict=True)
             )
-    except (
-        torch.OutOfMemoryError
-    ):  # a few short records do not fit: training halves such passes, and may need this way for it
-        return ""
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return ""  # a few short records do not fit: training halves such passes, and may need this way for it
     if drawn or watch.strays:
         return REASON
     apart = abs(loss - single_losses) / counted

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retune.training import memory, recompute
+from retune.errors import is_out_of_memory
+from retune.training import recompute
 from retune.training.devices import Devices
 
 _GUARD = "_retune_guard"
@@ -48,7 +49,7 @@ class Guard:
         try:
             yield
         except Exception as error:
-            if not memory.is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             self.error = str(error) or type(error).__name__
 

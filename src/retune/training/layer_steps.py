@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from retune.training import memory, products
+from retune.errors import is_out_of_memory
+from retune.training import products
 
 SECONDS = 60.0
 """Compiling begins no further step after so many seconds in all; those left stay plain."""
@@ -133,7 +134,7 @@ class _Compiled:
         try:
             found = self.made(*arguments)
         except Exception as error:
-            if memory.is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             self._give_up(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
             return self.plain(*arguments)

@@ -20,7 +20,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from retune.data.batches import epoch_batches, share
 from retune.data.tokens import Tokens
-from retune.errors import Interrupted, RetuneError, TrialFailed
+from retune.errors import Interrupted, RetuneError, TrialFailed, is_out_of_memory
 from retune.events import Event, Measured, Note, Progress
 from retune.study import Training
 from retune.training import checkpoint, schedule
@@ -121,17 +121,34 @@ class Loop:
             records = self.records()
             mine = share(records, self.devices.rank, self.devices.world)
             seed = f"{self.seed} {self.state.step}"
-            self.step(passes.add_gradients(mine, self.counted(records), records[0], seed))
+            with self.devices.together():
+                loss = passes.add_gradients(mine, self.counted(records), records[0], seed)
+            self.step(loss)
         return self.state
 
     def begin(self) -> None:
         """Start anew or from a checkpoint; then come `at_end`, `records` and `step` in turn."""
+        with self.devices.together():
+            self._allocate()
         # Dropout differs between processes, as it does between the records of one.
         self._seed(self.seed * 1009 + self.devices.rank)
         self._resume()
         self.model.train()
         self._saved = time.monotonic()
         self._mark = self._now()
+
+    def _allocate(self) -> None:
+        """Make AdamW's state, which it would make in its first step: then its memory is taken before passes are sized."""
+        state = {
+            place: {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
+            for place, p in enumerate(p for group in self.optimiser.param_groups for p in group["params"])
+        }
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
 
     def at_end(self) -> bool:
         """Do what is due between two steps (stop, save, validate) and return whether the training is over.
@@ -193,6 +210,21 @@ class Loop:
         """
         records = self.records()
         self.devices.add_gradients(self.parameters)
+        norm = self._update()
+        self.state.step += 1
+        self.state.tokens += self.tokens(records)
+        self.state.counted.append(self.counted(records))
+        if self._scaler.is_enabled():
+            norm = norm.nan_to_num(0.0, 0.0)
+        self._pending.append((loss, norm))
+        if self.devices.device.type == "cpu" or len(self._pending) >= _DRAIN_STEPS:
+            self._drain()
+
+    def _update(self) -> Tensor:
+        """Take an optimiser step by the gradients, forget them, and return their norm before it was clipped."""
+        if all(parameter.grad is None for parameter in self.parameters):
+            # The base left out all adapted layers: AdamW would do nothing, and a `GradScaler` refuses to
+            return torch.zeros((), device=self.devices.device)
         self._scaler.unscale_(self.optimiser)
         norm = clip_grad_norm_(self.parameters, self.training.max_grad_norm)
         factor = schedule.factor(self.training.schedule, self.state.step, self.steps, self.warmup)
@@ -201,14 +233,7 @@ class Loop:
         self._scaler.step(self.optimiser)
         self._scaler.update()
         self.optimiser.zero_grad()
-        self.state.step += 1
-        self.state.tokens += self.tokens(records)
-        self.state.counted.append(self.counted(records))
-        if self._scaler.is_enabled():
-            norm = norm.nan_to_num(0.0, 0.0)
-        self._pending.append((loss, norm.detach()))
-        if self.devices.device.type == "cpu" or len(self._pending) >= _DRAIN_STEPS:
-            self._drain()
+        return norm.detach()
 
     def _drain(self) -> None:
         """Read the losses of the steps since the last time, and look for what is not finite."""
@@ -313,31 +338,36 @@ class Loop:
         return self._save() if self.state.step else False
 
     def _save(self) -> bool:
-        """Write a checkpoint; a full disk costs the checkpoint, not the training."""
+        """Write a checkpoint; a full disk or too little memory for it costs the checkpoint, not the training."""
         self._saved = time.monotonic()
         rngs = self.devices.gather_object(self._draws())
         if not self.devices.first:
             return True
-        content = {
-            "adapter": {name: p.detach().cpu() for name, p in self.named.items()},
-            "optimiser": self.optimiser.state_dict(),
-            "scaler": self._scaler.state_dict(),
-            "rng": rngs,
-            "state": vars(self.state),
-        }
         try:
+            content = {
+                "adapter": {name: p.detach().cpu() for name, p in self.named.items()},
+                "optimiser": self.optimiser.state_dict(),
+                "scaler": self._scaler.state_dict(),
+                "rng": rngs,
+                "state": vars(self.state),
+            }
             checkpoint.save(self.folder, self.identity, content)
-        except (OSError, RetuneError) as error:
+        except Exception as error:
+            if not isinstance(error, OSError | RetuneError) and not is_out_of_memory(error):
+                raise
             self.report(Note(f"no checkpoint after step {self.state.step}, the training goes on: {error}"))
             return False
         return True
 
     def _resume(self) -> None:
-        try:
-            content = checkpoint.load(self.folder, self.identity, torch.device("cpu"))
-        except checkpoint.Refused as error:
-            self.report(Note(f"the checkpoint is not used, the training starts anew: {error}"))
-            return
+        content = None
+        with self.devices.together():
+            if self.devices.first:  # which wrote it: others may not see its folder
+                try:
+                    content = checkpoint.load(self.folder, self.identity, torch.device("cpu"))
+                except checkpoint.Refused as error:
+                    self.report(Note(f"the checkpoint is not used, the training starts anew: {error}"))
+        content = self.devices.of_first(content)
         if content is None:
             return
         with torch.no_grad():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from retune import models
 from retune.adapter import CONFIG, WEIGHTS
-from retune.errors import InputError
+from retune.errors import InputError, is_out_of_memory
 from retune.space import Value
 from retune.study import TUNABLE, Training
 from retune.study.sentences import sentences
@@ -167,7 +167,7 @@ def loaded(base: nn.Module, folder: Path) -> Iterator[Any]:
         try:
             model = PeftModel.from_pretrained(base, folder).eval()
         except Exception as error:
-            if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            if is_out_of_memory(error):
                 raise
             reason = " ".join(str(error).split())
             raise InputError(f"the adapter in {folder} does not fit the base model: {reason}") from error

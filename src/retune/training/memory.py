@@ -1,4 +1,4 @@
-"""Memory: a trial's peak, the available amount, and detection of out-of-memory errors."""
+"""Memory: a trial's peak, and the available amount."""
 
 from __future__ import annotations
 
@@ -13,21 +13,7 @@ from pathlib import Path
 import torch
 
 _GIB = 1 << 30
-_EXHAUSTED = (
-    "out of memory",
-    "can't allocate memory",
-    "bad_alloc",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
 _highest = 0  # bytes on the GPU, before the count was reset to measure a pass
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory ran out, on the GPU or on the CPU."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _EXHAUSTED)
 
 
 def free(device: torch.device) -> int | None:

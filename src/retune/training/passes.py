@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from retune.data.batches import Batch, flatten, passes
 from retune.data.tokens import Tokens
+from retune.errors import is_out_of_memory
 from retune.events import Note
 from retune.training import memory, recompute
 from retune.training.devices import Devices
@@ -146,12 +147,12 @@ class Passes:
         Args:
             records: none, if other processes have them all.
             counted: counted tokens of the step over all processes; the loss is divided by it.
-            spare: a record to take part with in what the others exchange, where they have more passes.
+            spare: a record to take part with in what the others exchange over a sharded base, where they have more passes.
             seed: of the step; dropout that is drawn by record draws by it.
         """
         total = torch.zeros((), device=self.devices.device)
         nothing = Pass(Unit([spare], [self._lengths[spare]]), 0, 0)
-        waiting = self._plan(records) or [nothing]
+        waiting = self._plan(records)
         waiting.reverse()
         while self.devices.most(len(waiting)):
             run = waiting.pop() if waiting else nothing
@@ -190,11 +191,13 @@ class Passes:
             for parameter, before in zip(self.parameters, sums, strict=True):
                 parameter.grad = before
             agreed = isinstance(error, RanOut)
-            if not memory.is_out_of_memory(error) or (self.devices.sharded and not agreed):
+            if not is_out_of_memory(error) or (self.devices.sharded and not agreed):
                 raise
             return self._instead(run, error)
         for parameter, before in zip(self.parameters, sums, strict=True):
-            if before is not None:
+            if run.start == run.stop:  # zeros, where the record's own process may have none at all
+                parameter.grad = before
+            elif before is not None:
                 parameter.grad = before if parameter.grad is None else before.add_(parameter.grad)
         return loss
 
@@ -235,7 +238,7 @@ class Passes:
                 self.scale(loss * 0 if spare else loss / counted).backward()  # type: ignore[no-untyped-call]
             guard.agree(self.devices)
         self.room.end(before, run.tokens)
-        return loss.detach() * (0 if spare else 1)
+        return torch.zeros_like(loss) if spare else loss.detach()
 
     def _draws(self, run: Pass, seed: str) -> RecordDraws:
         lengths = [self._lengths[record] for record in run.records]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -129,6 +129,7 @@ class ResidentBase:
         if key not in self._checked:
             base = self.load()
             with (
+                self.devices.together(),
                 reload_if_changed(self.forget),
                 lora.adapted(base.model, tried, self.model.base, 0) as model,
             ):
@@ -155,11 +156,12 @@ class ResidentBase:
         checked = self.checked(chosen, longest)
         base = self.load().model
         records = None if train is None else Records(train, chosen.step_records, seed)
-        with (
-            reload_if_changed(self.forget),
-            lora.adapted(base, chosen, self.model.base, seed, self.model.revision, records) as model,
-            reading(model, checked),
-        ):
+        with ExitStack() as stack:
+            with self.devices.together():
+                stack.enter_context(reload_if_changed(self.forget))
+                made = lora.adapted(base, chosen, self.model.base, seed, self.model.revision, records)
+                model = stack.enter_context(made)
+                stack.enter_context(reading(model, checked))
             if chosen.init in EDITING:
                 self.devices.same(inits.edited(model))
             if checked.way == "flattened":
@@ -180,8 +182,11 @@ class ResidentBase:
                 return validation_loss(base, tokens, self.devices)
         folder = store.download(adapter_uri)
         base = self.load().model
-        with reload_if_changed(self.forget), lora.loaded(base, folder) as model:
-            found = self_check.check(model, self.load().tokenizer, study.data.max_length, train=False)
+        with ExitStack() as stack:
+            with self.devices.together():
+                stack.enter_context(reload_if_changed(self.forget))
+                model = stack.enter_context(lora.loaded(base, folder))
+                found = self_check.check(model, self.load().tokenizer, study.data.max_length, train=False)
             with reading(model, self._agreed(found)):
                 loss = validation_loss(model, tokens, self.devices)
         return loss

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -11,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from retune import adapter, gpus, records, store
-from retune.errors import InputError, RetuneError, TrialFailed
+from retune.errors import InputError, TrialFailed
 from retune.events import Event, Measured
 from retune.records import Metric, Rung, TrialRecord
 from retune.space import Assignment
 from retune.study import Study
+from retune.training.failures import describe, is_fault_of_setting
 
 if TYPE_CHECKING:
     from retune.data.tokens import Tokens
@@ -80,7 +80,7 @@ def run_trial(
     if study.engine.kind == "katib" or gpus.in_pipeline_step():
         gpus.require(study.cluster.gpus)
     decides = digest(study, data_uri, task, base)
-    if (done := finished(task, decides)) is not None:
+    if (done := base.devices.of_first(finished(task, decides))) is not None:
         return done
     check_scoring(study)
     memory.reset_peak(base.load().device)
@@ -125,17 +125,12 @@ def score(
     from retune.evaluation import scoring
 
     base.devices.barrier()  # the adapter is written by the first process
-    found = scoring.scores(study, base, task.trial, record.adapter_uri, store.join(task.folder, "scores"))
+    place = store.join(task.folder, "scores")
+    with base.devices.together():
+        found = scoring.scores(study, base, task.trial, record.adapter_uri, place)
     record.values |= found
     for name, value in found.items():
         report(Measured(name, value, record.steps, 0.0))
-
-
-def is_fault_of_setting(error: Exception) -> bool:
-    """Return whether another setting may do without this error; a full disk or a storage that is away is not of that kind."""
-    if isinstance(error, OSError) and error.errno != errno.ENOMEM:
-        return False
-    return isinstance(error, TrialFailed) or not isinstance(error, RetuneError)
 
 
 def finished(task: TrialTask, settings_digest: str) -> TrialRecord | None:
@@ -305,9 +300,10 @@ def ended(
     record.adapter_uri = store.join(task.folder, "adapter")
     for name in ("adapter_mib", "tokens_per_second"):
         report(Measured(name, record.values[name], state.step, loop.training.epochs))
-    if base.devices.first:
-        for name, content in files.items():
-            store.write(store.join(record.adapter_uri, name), content)
+    with base.devices.together():
+        if base.devices.first:
+            for name, content in files.items():
+                store.write(store.join(record.adapter_uri, name), content)
 
 
 def _measured(record: TrialRecord, loop: Loop, state: State, adapter_bytes: int) -> None:
@@ -355,28 +351,6 @@ def failed(record: TrialRecord, error: Exception, task: TrialTask) -> None:
     store.remove(store.join(task.folder, "adapter"))
 
 
-def describe(error: Exception) -> tuple[str, str]:
-    """Return the stable word and the one-line reason of a failure."""
-    from retune.training.memory import is_out_of_memory
-
-    if isinstance(error, TrialFailed):
-        return error.kind, error.reason
-    text = " ".join(str(error).split())
-    if is_out_of_memory(error):
-        return "out_of_memory", f"out of memory: {text}{_gpu_numbers()}"
-    return "error", f"{type(error).__name__}: {text}"
-
-
-def _gpu_numbers() -> str:
-    import torch
-
-    if not torch.cuda.is_available():
-        return ""
-    free, total = torch.cuda.mem_get_info()
-    peak = torch.cuda.max_memory_allocated()
-    return f" (GPU: {total / 2**30:.1f} GiB in all, {free / 2**30:.1f} GiB free, {peak / 2**30:.1f} GiB used at most)"
-
-
 def write(record: TrialRecord, task: TrialTask, base: ResidentBase) -> TrialRecord:
     """Write the record of a trial that ended, remove its checkpoint, and return the record."""
     from retune.training import checkpoint, memory
@@ -386,9 +360,10 @@ def write(record: TrialRecord, task: TrialTask, base: ResidentBase) -> TrialReco
     if record.status != "failed":
         record.values |= {name: round(value, 4) for name, value in peaks.items()}
     record.finished = records.now()
-    if base.devices.first:
-        store.write(store.join(task.folder, RECORD), record.to_json())
-        if record.status != "early_stopped":
-            checkpoint.remove(task.folder)
+    with base.devices.together():
+        if base.devices.first:
+            store.write(store.join(task.folder, RECORD), record.to_json())
+            if record.status != "early_stopped":
+                checkpoint.remove(task.folder)
     base.devices.barrier()
     return record

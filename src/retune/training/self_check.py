@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from retune.data.batches import Batch, flatten
 from retune.data.tokens import Tokens, pack
-from retune.errors import InputError
+from retune.errors import InputError, is_out_of_memory
 from retune.training import draws_check, head, llama_layer, lora_linear, memory, one_by_one, reach
 from retune.training.attention import segments
 from retune.training.layer_steps import PLAIN, compiled
@@ -284,9 +284,9 @@ class _Check:
                     gradients = float((made - of_right).norm() / of_right.norm())
                     if self._draws_differ():
                         return math.inf, None
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
             return math.inf, None
         return difference, gradients
 
@@ -357,9 +357,9 @@ class _Check:
         try:
             with torch.no_grad():
                 return read()
-        except (torch.OutOfMemoryError, InputError):
-            raise
         except Exception as error:
+            if isinstance(error, InputError) or is_out_of_memory(error):
+                raise
             raise InputError(
                 f"a base (here of type {self.kind}) must read single records, but in {what} its forward failed: "
                 f"{_line(error)}",
@@ -391,9 +391,9 @@ class _Check:
                     apart(right, self._one_by_one()),
                     self._far_apart(lambda batch: self._one_by_one(self._singles_of(batch))),
                 )
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
             difference = math.inf
         return difference, time.monotonic() - begin
 
@@ -415,9 +415,9 @@ class _Check:
                     made = self._gradients(lambda: loss_sum(self.model, self.batch) / len(right))
                     gradients = float((made - of_right).norm() / of_right.norm())
                     drawn = self._draws_differ()
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             return f"flattened batches do not pass through it: {_line(error)}", difference, gradients
         difference = max(difference, abs(whole - float(right.double().sum())) / len(right))
         rules = [

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from retune.data.tokens import Tokens
+from retune.errors import is_out_of_memory
 from retune.training import lora, self_check
 from retune.training.detached import Adapter
 from retune.training.passes import Pass, Unit
@@ -46,9 +47,9 @@ def difference(core: Any, tokens: Tokens, adapters: Sequence[Adapter], allowed: 
     try:
         alone = [_tried(made, [each]) for each in run]
         together = _tried(made, run)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         return f"a pass of two trials does not go through this base: {type(error).__name__}: {error}"
     finally:
         core.train(training)

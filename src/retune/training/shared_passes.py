@@ -18,6 +18,7 @@ from torch import Tensor
 
 from retune.data.batches import flatten, passes
 from retune.data.tokens import Tokens
+from retune.errors import is_out_of_memory
 from retune.events import Note
 from retune.training import lora_linear, memory, recompute
 from retune.training.detached import Adapter
@@ -111,7 +112,7 @@ class SharedPasses:
         except Exception as error:
             for parameter, before in zip(parameters, sums, strict=True):
                 parameter.grad = before
-            if not memory.is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 return error if len(run) == 1 else None
             tokens = sum(part.tokens for _, part in run)
             then = self.room.shrink(tokens, sum(part.stop - part.start for _, part in run))

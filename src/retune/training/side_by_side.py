@@ -22,6 +22,7 @@ from retune.study import Study, Training
 from retune.study.training import EDITING
 from retune.training import lora, memory, run_trial, self_check, shared_check, shared_passes
 from retune.training.detached import Adapter, CannotShare, new, reason_alone
+from retune.training.failures import describe, is_fault_of_setting
 from retune.training.inits import Records
 from retune.training.loop import Loop
 from retune.training.model_attention import by_segments
@@ -105,6 +106,8 @@ class SideBySide:
     report: Callable[[Event], None] = lambda event: None
     should_stop: Callable[[], bool] = lambda: False
     running: list[_Running] = field(default_factory=list, init=False)
+    _aside: list[TrialTask] = field(default_factory=list, init=False)
+    _crowded: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
         self._passes: SharedPasses | None = None
@@ -114,6 +117,8 @@ class SideBySide:
     def start(self, task: TrialTask) -> TrialRecord | None:
         """Let a trial join; return its record if it is over already, as it was done before or cannot share and ran alone.
 
+        None also where there was no memory for it beside the others: `set_aside` gives it back.
+
         Raises:
             InputError, RetuneError: as `run_trial.run_trial`.
         """
@@ -121,7 +126,11 @@ class SideBySide:
         digest = run_trial.digest(self.study, self.data_uri, task, self.base)
         if (done := run_trial.finished(task, digest)) is not None:
             return done
-        if task.role == "base" or self.reason_alone(lora.setting(self.study.training, task.assignment)):
+        if (
+            task.role == "base"
+            or task.trial in self._crowded
+            or self.reason_alone(lora.setting(self.study.training, task.assignment))
+        ):
             report = named(self.report, task.trial)
             return run_trial.run_trial(self.study, self.data_uri, task, self.base, report, self.should_stop)
         run_trial.check_scoring(self.study)
@@ -133,6 +142,8 @@ class SideBySide:
         """Return whether another trial can join those that run: there is memory for it, and it trains on the same data."""
         if not self.running or self._passes is None:
             return True
+        if task.trial in self._crowded:
+            return False
         if (task.role == "proxy") != (self.running[0].task.role == "proxy"):
             return False
         rank = lora.setting(self.study.training, task.assignment).rank
@@ -140,6 +151,23 @@ class SideBySide:
         size = max(sum(p.numel() for p in loop.parameters) / loop.training.rank for loop in loops)
         room = self._passes.room.tokens(less=int(size * rank * _STATE))
         return room is None or room >= self._passes.longest
+
+    def set_aside(self) -> list[TrialTask]:
+        """Return, once, the trials for which there was no memory beside others: they are to be started again, and run alone."""
+        aside, self._aside = self._aside, []
+        return aside
+
+    def _has_no_room(self, task: TrialTask, error: Exception, beside: int) -> bool:
+        """Set a trial aside that ran out of memory while `beside` others trained: alone it may fit. Return whether it was."""
+        if not beside or describe(error)[0] != "out_of_memory":
+            return False
+        self._aside.append(task)
+        self._crowded.add(task.trial)
+        self.report(
+            Note(f"{task.trial} does not fit into memory beside {beside} others: it runs alone, after them")
+        )
+        self.base.release(failed=True)
+        return True
 
     def step(self) -> list[TrialRecord]:
         """Take one step of every running trial and return the records of those that ended.
@@ -196,10 +224,12 @@ class SideBySide:
     def _settle(self, over: list[_Over]) -> list[TrialRecord]:
         """Write what trials that are over gave, and return their records."""
         stop, ended = _stop(over), []
+        beside = len(self.running) + len(over) - 1
         for trial, error in over:
-            if error is None or run_trial.is_fault_of_setting(error):
+            if error is None or is_fault_of_setting(error):
                 try:
-                    ended.append(self._ended(trial, error))
+                    if (record := self._ended(trial, error, beside)) is not None:
+                        ended.append(record)
                 except Exception as further:  # it cannot be written
                     stop = stop or further
         if stop is not None:
@@ -214,7 +244,8 @@ class SideBySide:
         for trial, length in zip(self.running, lengths, strict=True):
             trial.loop.spent += seconds * length / sum(lengths)
 
-    def _ended(self, trial: _Running, error: Exception | None) -> TrialRecord:
+    def _ended(self, trial: _Running, error: Exception | None, beside: int) -> TrialRecord | None:
+        """Write what a trial gave; None if it was set aside."""
         record, loop = trial.record, trial.loop
         record.rungs = run_trial.passed(loop)
         try:
@@ -223,8 +254,10 @@ class SideBySide:
             run_trial.ended(record, loop, loop.model.files(), trial.task, self.base, trial.report)
             run_trial.score(self.study, trial.task, self.base, record, trial.report)
         except Exception as reason:
-            if not run_trial.is_fault_of_setting(reason):
+            if not is_fault_of_setting(reason):
                 raise
+            if self._has_no_room(trial.task, reason, beside):
+                return None
             run_trial.failed(record, reason, trial.task)
             record.seconds = round(loop.spent, 3)
         if record.status == "failed" or not self.running:
@@ -249,8 +282,10 @@ class SideBySide:
             )  # fmt: skip
             loop.begin()
         except Exception as error:
-            if not run_trial.is_fault_of_setting(error):
+            if not is_fault_of_setting(error):
                 raise
+            if self._has_no_room(task, error, len(self.running)):
+                return None
             run_trial.failed(record, error, task)
             self.base.release(failed=True)
             return run_trial.write(record, task, self.base)
@@ -308,7 +343,7 @@ def named(report: Callable[[Event], None], trial: str) -> Callable[[Event], None
 def _stop(over: Sequence[_Over]) -> Exception | None:
     """Return what stops all trials, if anything does."""
     errors = [error for _, error in over if error is not None]
-    return next((error for error in errors if not run_trial.is_fault_of_setting(error)), None)
+    return next((error for error in errors if not is_fault_of_setting(error)), None)
 
 
 def _next(loop: _Loop) -> Step:

@@ -50,17 +50,18 @@ def validation_loss(
             runs = passes(lengths, 1 if how == "alone" else pass_tokens, how == "padded")
             waiting = [[mine[place] for place in places] for places in runs]
             waiting.reverse()
-            while devices.most(len(waiting)):
-                if poll is not None:
-                    poll()
-                # Without records it takes part in the others' exchange and adds nothing
-                records = waiting.pop() if waiting else []
-                found = _sum(model, tokens, records or [0], devices)
-                if not isinstance(found, torch.Tensor):
-                    memory.give_back(devices.device)
-                    waiting += reversed(found if records else [])
-                elif records:
-                    total += found
+            with devices.together():
+                while devices.most(len(waiting)):
+                    if poll is not None:
+                        poll()
+                    # Without records it takes part in the others' exchange and adds nothing
+                    records = waiting.pop() if waiting else []
+                    found = _sum(model, tokens, records or [0], devices)
+                    if not isinstance(found, torch.Tensor):
+                        memory.give_back(devices.device)
+                        waiting += reversed(found if records else [])
+                    elif records:
+                        total += found
     finally:
         model.train(training)
     return float(devices.sum(total)) / int(tokens.counts.sum())

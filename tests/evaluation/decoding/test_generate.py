@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retune.errors import RetuneError
+from retune.errors import RetuneError, TrialFailed
 from retune.evaluation.decoding.generate import Decoder, Sampling, _draw, _Row
 from retune.evaluation.decoding.prefix import common_prefix, cost_apart, worth_sharing
 from retune.models import load_base
@@ -184,27 +184,53 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(loaded):
 class Small:
     """A model on a device with room for so many rows."""
 
-    def __init__(self, model, rows):
+    def __init__(self, model, rows, error=None):
         self.model, self.rows, self.config = model, rows, model.config
+        self.error = error or torch.OutOfMemoryError("no room")
         self.calls = []
 
     def __call__(self, input_ids, **settings):
         self.calls.append(len(input_ids))
         if len(input_ids) > self.rows:
-            raise torch.OutOfMemoryError("no room")
+            raise self.error
         return self.model(input_ids=input_ids, **settings)
 
 
-def test_too_large_a_batch_is_halved_until_it_fits(loaded):
+ON_CPU = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+
+@pytest.mark.parametrize("room", [0, 30])
+def test_where_a_shared_prefix_has_no_room_each_prompt_is_read_whole(loaded, room):
+    """None of the prefix fits, or nothing does beside it."""
+    given = prompts(loaded, prefix=120)
+    expected = decoder(loaded).complete(given, 4), decoder(loaded).likelihoods(given, [[5, 6]] * len(given))
+
+    class Tight(Small):
+        def __call__(self, input_ids, past_key_values=None, **settings):
+            kept = 0 if past_key_values is None else past_key_values.get_seq_length()
+            if (room == 0 and input_ids.shape == (1, 120)) or (
+                room and 0 < kept <= 120 and input_ids.shape[1] > 1
+            ):
+                raise ON_CPU
+            return self.model(input_ids=input_ids, past_key_values=past_key_values, **settings)
+
+    tight = decoder(loaded, model=Tight(loaded.model, 0))
+    assert tight.complete(given, 4) == expected[0]
+    assert tight.likelihoods(given, [[5, 6]] * len(given)) == pytest.approx(expected[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), ON_CPU, MemoryError()])
+def test_too_large_a_batch_is_halved_until_it_fits(loaded, error):
     given = prompts(loaded)
-    small = Small(loaded.model, 3)
+    small = Small(loaded.model, 3, error)
     assert decoder(loaded, model=small).complete(given, 4) == decoder(loaded).complete(given, 4)
     assert max(small.calls) > 3
 
 
 def test_one_row_too_large_is_said(loaded):
-    with pytest.raises(RetuneError, match=r"one prompt of .* tokens does not fit into memory"):
+    with pytest.raises(TrialFailed, match=r"one prompt of .* tokens does not fit into memory") as found:
         decoder(loaded, model=Small(loaded.model, 0)).complete(prompts(loaded, count=3, prefix=0), 4)
+    assert found.value.kind == "out_of_memory"
 
 
 def test_output_that_is_not_finite_is_no_answer(loaded):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from retune.errors import RetuneError, TrialFailed
+from retune.errors import TrialFailed, is_out_of_memory
 from retune.evaluation.decoding.prefix import (
     CALL_TOKENS,
     Prefix,
@@ -111,7 +111,7 @@ class Decoder:
             sampling: how tokens are drawn; greedy without.
 
         Raises:
-            RetuneError: if the model's output is not finite, or one row alone does not fit into memory.
+            TrialFailed: if the model's output is not finite, or one row alone does not fit into memory.
 
         """
         return [self._text(made) for made in self.tokens(prompts, new_tokens, stop, done, sampling)]
@@ -158,7 +158,7 @@ class Decoder:
             done: called after every batch with the number of pairs in it.
 
         Raises:
-            RetuneError: as `complete` does.
+            TrialFailed: as `complete` does.
         """
         if parts := self._parts([len(one) + len(two) for one, two in zip(contexts, endings, strict=True)]):
             found: dict[int, float] = {}
@@ -194,6 +194,7 @@ class Decoder:
         import torch
 
         results: dict[int, _T] = {}
+        crowded: list[int] = []
         with torch.inference_mode():
             order = sorted(range(len(prompts)), key=lambda k: list(prompts[k]))
             for places, shared in self._leaves(prompts, order, new_tokens, steps):
@@ -206,14 +207,37 @@ class Decoder:
                         from retune.training.one_by_one import reset_rotary
 
                         reset_rotary(self._core)
-                    try:
-                        made = work(rows, shared)
-                    except torch.OutOfMemoryError as error:
-                        waiting += _halves(rows, len(prompts[rows[0]]), error)
-                        continue
-                    results.update(zip(rows, made, strict=True))
-                    done(len(rows))
+                    made = self._tried(lambda rows=rows, shared=shared: work(rows, shared))  # type: ignore[misc]
+                    if not isinstance(made, str):
+                        results.update(zip(rows, made, strict=True))
+                        done(len(rows))
+                    elif len(rows) > 1:
+                        half = len(rows) // 2
+                        waiting += [rows[half:], rows[:half]]
+                    elif shared is not None:
+                        crowded += rows
+                    else:
+                        raise _no_room(prompts[rows[0]], made)
+            for k in crowded:  # by now what was shared is gone
+                made = self._tried(lambda k=k: work([k], None))  # type: ignore[misc]
+                if isinstance(made, str):
+                    raise _no_room(prompts[k], made)
+                results[k] = made[0]
+                done(1)
         return [results[k] for k in range(len(prompts))]
+
+    def _tried(self, work: Callable[[], _T]) -> _T | str:
+        """Return what `work` gives; if memory ran out, the allocator's message, after freeing what it left."""
+        from retune.training import memory
+
+        try:
+            return work()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            message = str(error) or type(error).__name__
+        memory.give_back(self.device)
+        return message
 
     def _leaves(
         self, prompts: Sequence[Sequence[int]], places: list[int], new_tokens: int, steps: int
@@ -235,8 +259,11 @@ class Decoder:
         ) -> Iterator[tuple[list[int], Prefix | None]]:
             node, start = above, above.length if above else 0
             if worth_sharing([prompts[k] for k in places], start, cost):
-                node = self._extended([prompts[k] for k in places], above, new_tokens)
-                start = node.length
+                made = self._tried(lambda: self._extended([prompts[k] for k in places], above, new_tokens))
+                if isinstance(made, str):  # there is no room to keep it: each reads it again
+                    yield places, above
+                    return
+                node, start = made, made.length
             alone: list[int] = []
             for run in runs(prompts, places, start):
                 apart = cost_apart(self.device.type, call, len(run), self.batch_size, steps)
@@ -518,15 +545,10 @@ def _draw(logits: torch.Tensor, rows: Sequence[_Row], sampling: Sampling) -> tor
     return torch.searchsorted(sums, marks, right=True)[:, 0].clamp(max=sums.shape[-1] - 1)
 
 
-def _halves(rows: list[int], longest: int, error: Exception) -> list[list[int]]:
-    """Return the two halves of a batch that was too large; raise where it was a single prompt."""
-    import torch
-
-    if len(rows) == 1:
-        raise RetuneError(f"one prompt of {longest} tokens does not fit into memory: {error}") from error
-    torch.cuda.empty_cache()
-    half = len(rows) // 2
-    return [rows[half:], rows[:half]]
+def _no_room(prompt: Sequence[int], message: str) -> TrialFailed:
+    return TrialFailed(
+        f"one prompt of {len(prompt)} tokens does not fit into memory: {message}", "out_of_memory"
+    )
 
 
 def _pad_left(

@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from retune.errors import InputError, RetuneError, TrialFailed
+from retune.errors import InputError, RetuneError, TrialFailed, is_out_of_memory
 from retune.evaluation.decoding.generate import Decoder, Sampling, Way, _Row
 from retune.evaluation.decoding.prefix import CALL_TOKENS, can_be_split
 
@@ -227,11 +227,9 @@ class _Check:
         try:
             made = decoder.tokens(prompts, _NEW)
             measured = decoder.likelihoods(prompts, made)
-        except torch.OutOfMemoryError:
-            raise
-        except RetuneError:
-            raise
         except Exception as error:
+            if isinstance(error, RetuneError) or is_out_of_memory(error):
+                raise
             text = " ".join(str(error).split())[:200]
             return 0.0, f"it fails with {type(error).__name__}: {text}"
         worst = 0.0
