@@ -1,7 +1,10 @@
 """The log of a local run: what is said of a failure, and that earlier logs are kept."""
 
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,6 +14,7 @@ from retune.launch import local, run
 from retune.launch.compiled import compiled
 from retune.launch.local import KEPT_LOGS, Log
 from retune.launch.run import ERROR_FILE, error_kept
+from tests.conftest import wait_for
 
 
 def test_the_error_of_the_failed_step_is_shown(tmp_path, monkeypatch):
@@ -83,3 +87,36 @@ def test_a_run_names_the_step_and_its_reason(small, monkeypatch):
     assert "raise RuntimeError" not in str(told.value)
     logs = sorted(path.name for path in (local.folders.work_folder(study) / "logs").glob("pipeline*.log"))
     assert len(logs) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.fresh
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are new interpreters")
+def test_the_workers_of_a_run_are_forked_from_it(small, tmp_path):
+    """A new interpreter would import torch, transformers and PEFT once more: most of what a small run costs beside its trials."""
+    study = small()
+    path = tmp_path / "study.json"
+    path.write_text(study.model_dump_json())
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with (tmp_path / "log").open("w") as log:
+        command = [sys.executable, "-m", "retune.launch.run", str(path)]
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=env)
+        try:
+            trials = f"{study.name}/search-*/trials/*/trial.json"
+            wait_for(
+                lambda: any(tmp_path.glob(f"artifacts/{trials}")) or process.poll() is not None, seconds=600
+            )
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            commands = [
+                Path(f"/proc/{pid}/cmdline").read_text().split("\0")[1:-1] for pid in children(process.pid)
+            ]
+        finally:
+            process.kill()
+            process.wait()
+    assert commands.count(command[1:]) == 2, f"search.parallel is 2, but it started {commands}"
+    assert not any("retune.engines.worker" in words for words in commands)
+
+
+def children(pid):
+    """Return the processes that a process started."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

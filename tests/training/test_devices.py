@@ -100,7 +100,7 @@ def torchrun(*arguments, **environment):
         *arguments,
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=1200)
 
 
 def record(folder):

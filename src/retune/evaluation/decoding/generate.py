@@ -218,6 +218,7 @@ class Decoder:
                         crowded += rows
                     else:
                         raise _no_room(prompts[rows[0]], made)
+            shared = None
             for k in crowded:  # by now what was shared is gone
                 made = self._tried(lambda k=k: work([k], None))  # type: ignore[misc]
                 if isinstance(made, str):
