@@ -7,6 +7,7 @@ the space has unseen points. No state is kept between calls, so a restart change
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import platform
 from collections.abc import Callable, Iterable, Mapping
@@ -48,6 +49,7 @@ __all__ = [
     "algorithm_names",
     "explain",
     "find",
+    "fitting",
     "suggest",
     "validate",
 ]
@@ -122,18 +124,66 @@ def find(name: str) -> Algorithm:
     return found
 
 
+def fitting(
+    space: Space, objective: Objective | None = None, here: bool = True, katib: bool = False
+) -> list[str]:
+    """Return the algorithms that can search a space for an objective: those to advise where another cannot.
+
+    Args:
+        space, objective: what is searched, and what for.
+        here: whether they run on this machine, which must then have the packages that they need.
+        katib: whether to give the names that are ours under Katib too, where `tpe` and `random` are Katib's own.
+
+    """
+    as_katibs = {own: alias for alias, own in ALIASES.items()} if katib else {}
+    found = []
+    for name in algorithm_names():
+        if katib and name in SEPARATE_PACKAGES:  # the suggestion image has no torch
+            continue
+        with contextlib.suppress(InputError):  # a broken package of others has nothing to advise
+            if not _unable(name, find(name), space, objective, here):
+                found.append(as_katibs.get(name, name))
+    return found
+
+
+def _unable(
+    name: str, algorithm: Algorithm, space: Space, objective: Objective | None, here: bool
+) -> list[str]:
+    """Return why an algorithm cannot search a space for an objective, without the remedy."""
+    found = []
+    if here and name == "nomad" and find_spec("PyNomad") is None:
+        found.append(
+            f"`nomad` needs the package PyNomadBBO, which is not installed on this {platform.machine()} machine "
+            "(it has no wheel for arm64 Linux)"
+        )
+    if here and name in SEPARATE_PACKAGES and find_spec("torch") is None:
+        found.append(f"`{name}` needs the package torch, which is not installed here")
+    if objective and objective.further and not algorithm.several:
+        found.append(f"`{name}` optimises one metric, but got {[goal.metric for goal in objective.goals]}")
+    depending = [p.name for p in space.parameters if p.when]
+    if depending and not algorithm.conditions:
+        found.append(
+            f"`{name}` cuts the space along every parameter and takes none with `when`, but got {depending}"
+        )
+    return found
+
+
 def validate(
     algorithm: str,
     space: Space,
     settings: Mapping[str, Any],
     objective: Objective | None = None,
     here: bool = True,
+    katib: bool = False,
 ) -> list[str]:
     """Return every problem with the settings and the objective of an algorithm; none if it can run.
 
     Args:
-        algorithm: its name. space, settings, objective: its input.
-        here: whether it will run on this machine, which must then have the packages that it needs.
+        algorithm: its name.
+        space: what is searched.
+        settings: the algorithm's own.
+        objective: what is improved.
+        here, katib: as `fitting` has them, whose algorithms are advised.
 
     """
     try:
@@ -141,23 +191,10 @@ def validate(
     except InputError as error:
         return error.problems
     found = problems(chosen.settings, settings)
-    if here and algorithm == "nomad" and find_spec("PyNomad") is None:
-        found.append(
-            f"`nomad` needs the package PyNomadBBO, which is not installed on this {platform.machine()} machine "
-            "(it has no wheel for arm64 Linux): use `mads-global`, or another machine"
-        )
-    if here and algorithm in SEPARATE_PACKAGES and find_spec("torch") is None:
-        found.append(f"`{algorithm}` needs the package torch, which is not installed here: use `mads-global`")
+    if unable := _unable(algorithm, chosen, space, objective, here):
+        able = fitting(space, objective, here, katib)
+        found += [f"{text}: use one of {able}" for text in unable]
     goals = [goal.metric for goal in objective.goals] if objective else []
-    if len(goals) > 1 and not chosen.several:
-        able = [name for name in algorithm_names() if find(name).several]
-        found.append(f"several objectives need one of the algorithms {able}, but got {algorithm!r}")
-    depending = [p.name for p in space.parameters if p.when]
-    if depending and not chosen.conditions:
-        found.append(
-            f"`{algorithm}` cuts the space along every parameter and takes none with `when`, but got {depending}: drop `when`, "
-            f"or use one of {[name for name in algorithm_names() if find(name).conditions]}"
-        )
     if len(goals) > MOST_OBJECTIVES or len(set(goals)) < len(goals):
         found.append(f"at most {MOST_OBJECTIVES} different metrics can be objectives, but got {goals}")
     return found

@@ -49,13 +49,7 @@ def _problems(study: Study, network: bool, tracking: bool, notes: list[str]) -> 
     far = [] if network else remote.left_out(study)
     if far:
         notes.append(f"not checked (--offline): {', '.join(far)}")
-    if study.engine.kind == "katib":
-        from retune.engines.katib import manifest
-
-        yield from _of(lambda: manifest.check(study))
-    else:
-        yield from search.validate(study.search.algorithm, study.search.space, study.search.settings)
-    yield from _metrics(study)
+    yield from search_problems(study)
     base_is_here = study.model.base not in far
     if base_is_here:
         yield from _of(lambda: models.locate(study.model))
@@ -80,6 +74,19 @@ def _problems(study: Study, network: bool, tracking: bool, notes: list[str]) -> 
         yield from _old_server(study)
     if tracking and study.tracking.uri not in far:
         yield from remote.tracking(study)
+
+
+def search_problems(study: Study) -> Iterator[str]:
+    """Yield what the search's algorithm or the engine cannot do, and the metrics that no trial measures."""
+    if study.engine.kind == "katib":
+        from retune.engines.katib import manifest
+
+        yield from _of(lambda: manifest.check(study))
+    else:
+        wanted = study.search
+        objective = search.Objective.of(wanted)
+        yield from search.validate(wanted.algorithm, wanted.space, wanted.settings, objective)
+    yield from _metrics(study)
 
 
 def _held_out(study: Study) -> str | None:

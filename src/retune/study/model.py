@@ -16,7 +16,7 @@ from retune.study.cluster import Cluster
 from retune.study.data import Data
 from retune.study.engine import Engine
 from retune.study.fidelity import Proxy, Stopping, from_kind
-from retune.study.names import ALGORITHMS, KATIB_ONLY, AlgorithmName, ScoreName, TaskName
+from retune.study.names import KATIB_ONLY, AlgorithmName, ScoreName, TaskName
 from retune.study.scored import Scoring
 from retune.study.section import Section
 from retune.study.training import TUNABLE, Training
@@ -105,6 +105,9 @@ def _allow_kind(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [{"type": "string", "enum": ["asha", "hyperband", "median"]}, *schema["anyOf"]]
 
 
+_SEVERAL = "nomad"  # the default where there are several objectives
+
+
 class Search(Section):
     """How the next settings are found and when to stop."""
 
@@ -164,8 +167,13 @@ class Search(Section):
         if not 1 <= len(given["objective"]) <= 3:
             raise ValueError(f"`objective` holds one to three metrics, but got {len(given['objective'])}")
         first, *further = given["objective"]
-        default = {"algorithm": "nomad"} if further else {}  # the only one that optimises several
+        default = {"algorithm": _SEVERAL} if further else {}
         return {**default, **given, "objective": first, "further_objectives": further}
+
+    @property
+    def default_algorithm(self) -> str:
+        """The algorithm of a search that names none."""
+        return _SEVERAL if self.further_objectives else str(Search.model_fields["algorithm"].default)
 
     @property
     def scored_tasks(self) -> list[str]:
@@ -437,13 +445,13 @@ class Study(Section):
             )
         if self.engine.kind == "local" and self.search.algorithm in KATIB_ONLY:
             problems.append(
-                f"`search.algorithm: {self.search.algorithm}` is Katib's own and needs `engine.kind: katib`; "
-                f"the engine `local` has {[name for name in ALGORITHMS if name not in KATIB_ONLY]}"
+                f"`search.algorithm: {self.search.algorithm}` is Katib's own, which only `engine.kind: katib` has: "
+                f"with the engine `local` use `{self.search.default_algorithm}`"
             )
         if self.engine.kind == "katib" and self.search.algorithm == "language-bo":
             problems.append(
-                "`search.algorithm: language-bo` needs torch, which the suggestion image has not: use `engine.kind: local`, "
-                "or `mads-global`"
+                "`search.algorithm: language-bo` needs torch, which the suggestion image has not, so only `engine.kind: local` "
+                f"has it: under Katib use `{self.search.default_algorithm}`"
             )
         problems += trainable.problems(self.training, self.search.space)
         problems += self._engine_can_stop()
@@ -460,11 +468,15 @@ class Study(Section):
         """Return the problems of `search.stopping` and `search.proxy` with the engine."""
         kind, stopping, problems = self.engine.kind, self.search.stopping, []
         if self.search.proxy is not None and kind != "local":
-            problems.append(f"`search.proxy` needs `engine.kind: local`, but got {kind!r}")
+            problems.append(
+                f"`search.proxy` needs `engine.kind: local`, but got {kind!r}: change it, or remove `search.proxy`"
+            )
         if stopping is None or kind == "local":
             return problems
         if kind != "katib":
-            problems.append(f"`search.stopping` needs the engine `local` or `katib`, but got {kind!r}")
+            problems.append(
+                f"`search.stopping` needs the engine `local` or `katib`, but got {kind!r}: change it, or remove `search.stopping`"
+            )
         elif stopping.kind != "median":
             problems.append(
                 f"`search.stopping: {stopping.kind}` lets stopped trials go on, which Katib cannot: under `engine.kind: katib` "
@@ -472,11 +484,13 @@ class Study(Section):
             )
         elif stopping.interval is not None:
             problems.append(
-                "`search.stopping.interval` has no meaning under `engine.kind: katib`: Katib's rule has one rung, at `min_share`"
+                "`search.stopping.interval` has no meaning under `engine.kind: katib`: Katib's rule has one rung, at "
+                "`min_share`; remove `search.stopping.interval`"
             )
         elif self.cluster.katib.early_stopping is not None:
             problems.append(
-                "`search.stopping: median` and `cluster.katib.early_stopping` are one thing: give one of them"
+                "`search.stopping: median` and `cluster.katib.early_stopping` are one thing: give one of them, "
+                "remove `search.stopping` or remove `cluster.katib.early_stopping`"
             )
         return problems
 

@@ -181,7 +181,9 @@ def search_of(experiment: Any) -> Search:
         problems.append("neural architecture search is not supported, but `nasConfig` is given")
     space = _space(parameters, spec, problems)
     warm = tuple(warm_start.decode(space, earlier, problems)) if space else ()
-    problems += search.validate(spec.algorithm.algorithm_name, space or _ANY_SPACE, settings, objective)
+    problems += search.validate(
+        spec.algorithm.algorithm_name, space or _ANY_SPACE, settings, objective, katib=True
+    )
     if problems or space is None:
         raise InputError(problems, f"experiment {experiment.name!r}")
     algorithm = spec.algorithm.algorithm_name

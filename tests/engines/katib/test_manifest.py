@@ -42,7 +42,10 @@ def render(*words):
     ("name", "words"),
     [
         ("experiment-job", ["experiment"]),
-        ("experiment-trainjob", ["experiment", "cluster.katib.trial=TrainJob", "search.algorithm=tpe"]),
+        (
+            "experiment-trainjob",
+            ["experiment", "cluster.katib.trial=TrainJob", "search.algorithm=tpe", "search.constraints=[]"],
+        ),
         ("runtime", ["runtime", "cluster.katib.trial=TrainJob"]),
     ],
 )
@@ -63,8 +66,9 @@ def test_median_stopping_is_katibs_own_rule_at_the_first_rung():
 
 
 def test_one_word_changes_the_algorithm():
-    ours = yaml.safe_load(render("experiment"))
-    katibs = yaml.safe_load(render("experiment", "search.algorithm=multivariate-tpe"))
+    without = "search.constraints=[]"  # Katib's own know none
+    ours = yaml.safe_load(render("experiment", without))
+    katibs = yaml.safe_load(render("experiment", without, "search.algorithm=multivariate-tpe"))
     assert katibs["spec"]["algorithm"] == {
         "algorithmName": "multivariate-tpe",
         "algorithmSettings": [{"name": "random_state", "value": "3"}],
@@ -139,7 +143,7 @@ def test_a_job_of_the_engine_names_its_trial_and_has_its_setting_as_env():
 @pytest.mark.parametrize("name", ["a", "7b-model", "a" * 40, "alpaca-dolly-llama-70b-x-long"])
 @pytest.mark.parametrize("algorithm", ["bayesianoptimization", "retune-random"])
 def test_names_stay_within_the_limits(name, algorithm):
-    wanted = study(f"name={name}", f"search.algorithm={algorithm}")
+    wanted = study(f"name={name}", f"search.algorithm={algorithm}", "search.constraints=[]")
     rendered = manifest.experiment(wanted, PLACE, 10)["metadata"]["generateName"] + "x" * 5
     experiment = manifest.name(wanted, PLACE, "team-a", 0)
     assert len(rendered) == len(experiment)

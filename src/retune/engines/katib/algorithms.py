@@ -67,8 +67,9 @@ def begins_with_default(study: Study, warm: Sequence[Observation] = ()) -> bool:
 def problems(study: Study) -> list[str]:
     """Return why the study's algorithm cannot run under Katib; empty if it can."""
     name, wanted = study.search.algorithm, study.search
+    objective = Objective.of(wanted)
     if is_ours(name):
-        return search.validate(name, wanted.space, wanted.settings, Objective.of(wanted), here=False)
+        return search.validate(name, wanted.space, wanted.settings, objective, here=False, katib=True)
     found = []
     for key in wanted.settings:
         if key not in _KATIB_SETTINGS[name]:
@@ -77,34 +78,35 @@ def problems(study: Study) -> list[str]:
             found.append(
                 f"Katib's `{name}` has no setting {key!r}; {hint}`search.settings` may hold {list(_KATIB_SETTINGS[name])}"
             )
+    ours = f"use one of {search.fitting(wanted.space, objective, here=False, katib=True)}"
     if wanted.warm_start:
+        found.append(f"Katib's `{name}` cannot use earlier studies: remove `search.warm_start`, or {ours}")
+    if wanted.constraints:
+        limited = [limit.metric for limit in wanted.constraints]
         found.append(
-            f"Katib's `{name}` cannot use earlier studies: remove `search.warm_start`, or use one of {list(OURS)}"
+            f"Katib's `{name}` has no constraints, but got some on {limited}: remove `search.constraints`, or {ours}"
         )
     if wanted.further_objectives:
         found.append(
-            f"Katib's `{name}` optimises one metric, but got {[o.metric for o in wanted.objectives]}; "
-            f"use one of {list(OURS)}"
+            f"Katib's `{name}` optimises one metric, but got {[o.metric for o in wanted.objectives]}: {ours}"
         )
     if depending := [p.name for p in wanted.space.parameters if p.when]:
         found.append(
-            f"Katib's `{name}` has no conditional parameters, but got `when` of {depending}: remove it, "
-            f"or use one of {list(OURS)}"
+            f"Katib's `{name}` has no conditional parameters, but got `when` of {depending}: remove `when`, or {ours}"
         )
     numbers = [p.name for p in wanted.space.parameters if p.kind in ("real", "integer") and p.step is None]
     if name == "cmaes" and len(numbers) < 2:
         found.append(
-            f"`cmaes` needs two or more real or integer parameters without a `step`, but got {numbers}"
+            f"`cmaes` needs two or more real or integer parameters without a `step`, but got {numbers}: {ours}"
         )
-    if (
-        name == "bayesianoptimization"
-    ):  # Katib's skopt service samples each double on a log scale, whatever the distribution
-        low = [p.name for p in wanted.space.parameters if p.kind == "real" and p.step is None and p.low == 0]
-        low += [p.name for p in wanted.space.parameters if p.kind == "real" and (p.low or 0) < 0]
+    if name == "bayesianoptimization":
+        # Katib's skopt service samples each double on a log scale, whatever the distribution
+        doubles = [p for p in wanted.space.parameters if p.kind == "real" and p.step is None]
+        low = [p.name for p in doubles if p.low is not None and p.low <= 0]
         if low:
             found.append(
-                f"Katib's `bayesianoptimization` draws real parameters on a log scale, so `low > 0` must hold, but got {low}; "
-                "raise `low`, give a `step`, or use `gp`"
+                "Katib's `bayesianoptimization` draws real parameters on a log scale, so `low > 0` must hold, "
+                f"but got {low}: raise `low`, give a `step`, or {ours}"
             )
     return found
 

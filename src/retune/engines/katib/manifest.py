@@ -38,6 +38,7 @@ _MAX_NAME = (
     24  # `name` adds 6 characters, Katib 9 for a trial, and a TrainJob 16 for its pod; the limit is 63
 )
 _MEDIANSTOP = ("min_trials_required", "start_step")
+_COURSE = ("validation_loss", "train_loss")  # what a trial reports more than once
 _METRIC = re.compile(r"[\w|-]+")  # names that the default filter of Katib's metrics collector matches
 
 
@@ -84,9 +85,11 @@ def check(study: Study, place: Place | None = None) -> None:
         problems.append(
             f"`cluster.katib.early_stopping_settings` may hold {list(_MEDIANSTOP)}, but got {unknown}"
         )
+    problems += _stopping_problems(study)
     if study.search.objective.metric in _additional(study):
         problems.append(
-            f"Katib takes no constraint on the objective itself, but got one on {study.search.objective.metric!r}"
+            f"Katib takes no constraint on the objective itself, but got one on {study.search.objective.metric!r}: "
+            "remove it from `search.constraints`"
         )
     if place is not None:
         words = [word.replace(_TRIAL_NAME, "trial") for word in _command(study, place)]
@@ -97,6 +100,25 @@ def check(study: Study, place: Place | None = None) -> None:
             )
     if problems:
         raise InputError(problems, f"study {study.name!r} under Katib")
+
+
+def _stopping_problems(study: Study) -> list[str]:
+    """Return what keeps `cluster.katib.early_stopping` from stopping the right trials, or any."""
+    katib, wanted = study.cluster.katib, study.search
+    if katib.early_stopping is None:
+        if not katib.early_stopping_settings:
+            return []
+        return [
+            "`cluster.katib.early_stopping_settings` are those of `cluster.katib.early_stopping`, which is not given: "
+            "remove them, or give it; `search.stopping` has options of its own"
+        ]
+    goals = [goal.metric for goal in wanted.objectives]
+    if len(goals) == 1 and goals[0] in _COURSE:
+        return []
+    return [
+        "`cluster.katib.early_stopping` compares what trials report during their training, so the objective must be one of "
+        f"{list(_COURSE)} alone, but got {goals}: remove `cluster.katib.early_stopping`, or change `search.objective`"
+    ]
 
 
 def _unreachable(study: Study, place: Place | None) -> list[str]:
