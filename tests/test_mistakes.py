@@ -131,7 +131,7 @@ IN_THE_FILE = [
     ("search.algorithm", "NOMAD", "search.algorithm: unknown name 'NOMAD'; did you mean 'nomad'?"),
     ("data.maxLength", 3, "data.maxLength: unknown key; did you mean 'max_length'?"),
     ("model", {"BASE": "x"}, "model.BASE: unknown key; did you mean 'base'?"),
-    ("study", {"model": "x", "data": {}}, "study: unknown key; what stands below it belongs to the top of the file"),
+    ("study", {"model": "x", "data": {}}, "study: unknown key; move what is below it to the top of the file"),
     ("search.parameters", [{"name": "rank", "kind": "discrete", "values": "1,2,4", "default": 4}],
      "search.parameters.0.values: must be a list, but got '1,2,4'; write [1,2,4]"),
     ("model.base", "https://huggingface.co/a/b", "model: `base` is a folder, s3://…, hf://… or a hub's model, but got 'https://huggingface.co/a/b'; write a/b"),

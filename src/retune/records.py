@@ -143,7 +143,7 @@ def _number(digits: str) -> tuple[int, str]:
 
 
 class Record(BaseModel):
-    """The base of all records: unknown fields of a newer writer are kept, not refused."""
+    """The base of all records; unknown fields, as a newer release writes them, are kept."""
 
     # "constants": pydantic's default writes NaN as null in fields of type Any, where `to_json` could not refuse it.
     model_config = ConfigDict(extra="allow", ser_json_inf_nan="constants")
@@ -151,10 +151,10 @@ class Record(BaseModel):
     schema_version: int = 1
 
     def to_json(self) -> bytes:
-        """Return the record as indented UTF-8 JSON, ready for a file. NaN and infinity are refused.
+        """Return the record as indented UTF-8 JSON with its checksum, ready for a file.
 
         Raises:
-            ValueError: if a number is not finite: a record never holds a result that is none.
+            ValueError: if a number is NaN or infinite, so that a record never holds an invalid result.
 
         """
         content = json.dumps(self.model_dump(mode="json"), ensure_ascii=False, allow_nan=False)
@@ -170,9 +170,16 @@ class Record(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One measured value: ``step`` is the optimiser step it was measured after, ``epoch`` the share of the data seen.
+    """One measured value of a metric.
 
-    No `BaseModel`: a search of 5,000 trials has a million of them, and these take a seventh of the memory.
+    Not a `BaseModel`, which takes seven times the memory: a search of 5,000 trials has a million of them.
+
+    Attributes:
+        step: optimiser steps before the measurement.
+        value: in the unit of the metric, e.g. nats per counted token.
+        epoch: passes over the training data before it.
+        time: when it was measured, in UTC.
+
     """
 
     step: int
@@ -182,7 +189,7 @@ class Metric:
 
 
 class Rung(BaseModel):
-    """The validation loss, in nats per counted token, after a share of a trial's whole training (`search.stopping`)."""
+    """The validation loss, in nats per counted token, after a share of a trial's full training (`search.stopping`)."""
 
     share: float
     step: int
@@ -190,31 +197,31 @@ class Rung(BaseModel):
 
 
 class TrialRecord(Record):
-    """What one trial was, did and gave (`trial.json`).
+    """The setting, course and result of one trial (`trial.json`).
 
     Attributes:
         trial: name, unique in the study, e.g. ``trial-007``.
-        number: its place in the study; 0 is the untuned base, 1 the default setting.
-        role: why it was run. ``repeat`` trials train a setting again with another seed, to show the spread; ``proxy``
+        number: of the setting in the study; 0 is the untuned base, 1 the default setting.
+        role: why it was run. ``repeat`` trials train a setting again with another seed, to measure the spread; ``proxy``
             trials train on a part of the data, keep no adapter and are never chosen.
         assignment: hyper-parameters by name; empty for the untuned base.
-        status: ``completed`` alone has an objective value. ``early_stopped`` trials may go on: their record is then written
-            again.
+        status: only ``completed`` trials have an objective value. An ``early_stopped`` trial may resume; then its record is
+            written again.
         reason: one line on why it did not complete.
         failure: a stable word for programs: ``nan``, ``out_of_memory``, ``killed``, ``error``.
-        values: the final number of each metric, e.g. ``validation_loss`` in nats per counted token.
+        values: the final value of each metric, e.g. ``validation_loss`` in nats per counted token.
         curves: every measurement of each metric.
-        tokens: real (non-padding) tokens trained on. seconds: wall time of training and validation; of a trial that shared
-            its passes with others its share, by tokens.
-        side_by_side: how many trials trained together at most while this one did; `peak_memory_gib` is that of all of them.
-        adapter_uri: the folder with PEFT's own files; None once pruned or for the base.
-        dtype: type of the base's weights, e.g. ``bfloat16``; with ``nf4`` behind it if they are kept in 4 bits.
-        adapter_digest: over the adapter's settings and weights, so that equal trainings are seen to be equal; of older
-            releases over the weights alone.
+        tokens: real (non-padding) tokens trained on.
+        seconds: wall time of training and validation; of a trial that shared passes with others, its share by tokens.
+        side_by_side: the largest number of trials that trained together with this one, itself included.
+        peak_memory_gib: of the process, so of all trials side by side.
+        adapter_uri: the folder with PEFT's own files; None for the base, or once the adapter was deleted.
+        dtype: of the base's weights, e.g. ``bfloat16``; followed by ``nf4`` if they are quantised to 4 bits.
+        adapter_digest: over the adapter's settings and weights; in older releases over the weights alone.
         adapter_files: SHA-256 of each of its files.
-        self_check: in which way losses were computed and how far it is from transformers' plain forward; see
+        self_check: how losses were computed, and how far they are from transformers' plain forward; see
             `retune.training.self_check.Checked`.
-        rungs: validation losses where the search compared trials, of one that was stopped or failed later too.
+        rungs: validation losses at the rungs that the trial has reached, also if it failed later.
         proxy: the part of the data that a ``proxy`` trial was trained on; see `retune.data.subset.Subset`.
 
     """
@@ -253,7 +260,7 @@ class TrialRecord(Record):
 
     @property
     def share(self) -> float:
-        """The share of its whole training after which a trial that was stopped early stands; 1 for all others."""
+        """The share of its full training after which a trial was stopped early; 1 for all others."""
         return self.rungs[-1].share if self.status == "early_stopped" and self.rungs else 1.0
 
     def objective(self, metric: str) -> float | None:
@@ -269,14 +276,21 @@ class BenchRecord(Record):
 
     Attributes:
         model: the trial's name, e.g. ``trial-007`` or ``trial-000`` for the untuned base.
-        score: share of right answers (pass@1 for HumanEval), 0 to 1. stderr: its standard error.
-        n: questions answered. shots: examples in the prompt. limit: questions asked at most, None for all.
+        score: share of right answers (pass@1 for HumanEval), 0 to 1.
+        stderr: standard error of the score.
+        n: number of questions answered.
+        shots: examples in the prompt.
+        limit: the most questions to answer, None for all.
         protocol: whose prompts and scoring rule, e.g. ``instruct-eval``.
-        prompt_digest: over all prompts in order. data_digest: over the files read.
+        prompt_digest: over all prompts in order.
+        data_digest: over the benchmark's files.
+        seconds: wall time.
+        groups: the score of each subject or subtask.
         answers: one entry per question: id, prompt digest, prediction, right or wrong.
-        self_check: in which way prompts were read and how far its numbers are from transformers' plain forward; see
+        self_check: how prompts were processed, and how far the results are from transformers' plain forward; see
             `retune.evaluation.decoding.self_check.Answered`.
-        settings: decoding, limits in tokens, seed, base model. inputs_digest: over all that decides the answers.
+        settings: decoding, limits in tokens, seed, base model.
+        inputs_digest: over everything that affects the answers.
 
     """
 
@@ -304,11 +318,15 @@ class BenchRecord(Record):
 
 
 class Answered(BaseModel):
-    """A held-out record, and what each model answers to it.
+    """A held-out record, and each model's answer to it.
 
     Attributes:
-        question: what was asked last. earlier: the turns before it, as role and text. reference: the record's own answer.
-        source, row: where it comes from. answers: by the name of the trial; ``trial-000`` is the untuned base.
+        question: the last question.
+        earlier: the turns before it, as role and text.
+        reference: the record's own answer.
+        source, row: its origin.
+        answers: by the name of the trial; ``trial-000`` is the untuned base.
+
     """
 
     question: str
@@ -320,11 +338,14 @@ class Answered(BaseModel):
 
 
 class AnswersRecord(Record):
-    """What base, default and winner answer to a few held-out prompts (`answers.json`), for a person to read.
+    """The answers of base, default and winner to a few held-out prompts (`answers.json`), for people to read.
 
     Attributes:
-        trials: who answered, the untuned base first. chosen: the winner, one of them.
-        prompt: kind of prompt they were asked by. new_tokens: the most tokens of an answer; decoding is greedy.
+        trials: the trials that answered, the untuned base first.
+        chosen: the winner, one of them.
+        prompt: the kind of prompt.
+        new_tokens: the most tokens of an answer; decoding is greedy.
+
     """
 
     trials: list[str]
@@ -342,10 +363,11 @@ class GateRecord(Record):
     """Why a challenger was or was not promoted.
 
     Attributes:
-        model: name in the registry. challenger, champion: versions; champion is None before the first promotion.
+        model: name in the registry.
+        challenger, champion: versions; champion is None before the first promotion.
         decision: ``promote``, ``keep`` (the champion stays) or ``same`` (the challenger is the champion).
         rules: each rule with its inputs, numbers and outcome; the decision is ``promote`` if all passed.
-        waits: the gate passed, but a person is to move the champion (`promote.automatic` of the study).
+        waits: the gate passed, but a person has to move the champion (`promote.automatic` of the study).
 
     """
 

@@ -114,7 +114,8 @@ def test_the_mean_that_decides_is_tested_too(trials):
 def test_scores_of_other_questions_are_refused(trials):
     benches = [bench(k, BASE) for k in range(3)] + [bench(3, BASE[:390])]
     with pytest.raises(
-        InputError, match=r"10 were asked of one alone: anatomy/390, anatomy/391, anatomy/392 and 7 more"
+        InputError,
+        match=r"10 were answered by only one of them: anatomy/390, anatomy/391, anatomy/392 and 7 more",
     ):
         select(trials, benches, LOSS, Select(), ["mmlu"])
     other = bench(3, BASE)

@@ -319,7 +319,7 @@ def test_answers_that_do_not_make_up_the_score_are_not_resampled():
 def test_other_questions_and_other_prompts_are_refused_by_number_and_name():
     first = record([1] * 6)
     fewer = record([1] * 4, model="b")
-    with pytest.raises(InputError, match=r"2 were asked of one alone: anatomy/4, anatomy/5"):
+    with pytest.raises(InputError, match=r"2 were answered by only one of them: anatomy/4, anatomy/5"):
         compare(first, fewer)
     changed = record([1] * 6, model="b")
     for answer in changed.answers[1:]:
@@ -330,7 +330,7 @@ def test_other_questions_and_other_prompts_are_refused_by_number_and_name():
     twice.answers[5]["id"] = "anatomy/0"
     told = " ".join(mismatches(first, twice))
     assert "1 duplicate ids" in told
-    assert "1 were asked of one alone: anatomy/5" in told
+    assert "1 were answered by only one of them: anatomy/5" in told
     with pytest.raises(InputError, match="task and protocol must be the same"):
         compare(first, record([1] * 6, "bbh", "b"))
     bare = record([1] * 6, answers=[], prompt_digest="x")

@@ -119,6 +119,12 @@ class Kubeflow:
 
         A run is skipped while the previous one is still running, and missed times are not caught up.
 
+        Args:
+            name: of the pipeline.
+            study: its name is that of the schedule.
+            arguments: of each run, see `arguments_of`.
+            cron: five fields, or six with seconds first, see `six_fields`.
+
         Raises:
             InputError: if the study cannot run on a cluster, or `cron` is invalid.
             RetuneError: if the API refuses or cannot be reached.

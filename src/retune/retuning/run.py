@@ -203,8 +203,19 @@ def run(
 def propose(outcome: Outcome, target: forge.Forge, folder: str, reasons: list[str], gpu_hours: float) -> str:
     """Push a branch with the proposed champion and open a pull request.
 
+    Args:
+        outcome: of the study; its challenger is proposed.
+        target: the forge of this CI job.
+        folder: of the repository for the files.
+        reasons: why the retuning ran.
+        gpu_hours: that it held.
+
     Returns:
-        The address of the request, or the name of the branch if the job names no forge.
+        the address of the request, or the name of the branch if the job runs on no forge.
+
+    Raises:
+        RetuneError: if the push or the request is refused.
+
     """
     branch = proposal.BRANCH.format(model=outcome.model)
     page = proposal.page(outcome, reasons, gpu_hours)

@@ -44,7 +44,7 @@ class Comparison(Difference):
         if self.verdict == "untested":
             return f"{self.task}: {numbers} against {other}; neither answers nor their number are known, so it may be noise"
         if self.verdict == "equal":
-            return f"{self.task}: the same questions right as {other}"
+            return f"{self.task}: right on the same questions as {other}"
         word = {"better": "better than", "worse": "worse than"}.get(self.verdict)
         head = f"{word} {other} beyond noise" if word else f"no difference beyond noise from {other}"
         return f"{self.task}: {head} ({numbers})"

@@ -15,7 +15,8 @@ class Row(BaseModel):
 
     Attributes:
         rank: place by the objective among the candidates, 1 is best; None for the base and repeats.
-        objective: its value. gain_over_base, gain_over_default: positive is better, whatever the goal.
+        objective: value of the objective.
+        gain_over_base, gain_over_default: in units of the objective; positive is better, whatever the goal.
         scores, stderrs, score_gains: by task; the gain is over the untuned base.
         mean_score: the rule's weighted mean, None unless all tasks were scored.
         feasible: whether it keeps the constraints of the study.
@@ -52,23 +53,24 @@ class Spread(BaseModel):
 
 
 class Selection(Record):
-    """Which trial was chosen, and everything that a person needs to judge it (`selection.json`).
+    """Which trial was chosen, and everything that a person needs to judge the choice (`selection.json`).
 
     Attributes:
         metric, goal: the objective.
-        chosen: name of the trial, None if there is nothing to choose; never the untuned base.
-        rule: how it was chosen, in words. why: what decided, with numbers.
-        runner_up: what the rule would choose if the chosen trial were not there.
+        chosen: name of the trial, None if there is no candidate; never the untuned base.
+        rule: a sentence that states the rule.
+        why: what decided, with numbers.
+        runner_up: the trial that the rule would choose without the chosen one.
         ranking: candidates (trained settings that completed), best objective first.
-        pareto: candidates scored on all tasks that no other such candidate beats, in the order of `ranking`.
+        pareto: candidates scored on all tasks that no other such candidate dominates, in the order of `ranking`.
         base, default: names of those trials, if they completed with an objective.
-        untuned: name of the base, also if it has scores alone.
+        untuned: name of the base, also if it has only scores.
         rows: all completed trials, best objective first.
         spread: over seeds, by the trial whose setting was repeated.
         correlation: Spearman's rank correlation of objective and score, by task, over at least 3 candidates.
         associations: the same with Kendall's, intervals and p-values.
         comparisons: the chosen trial against base, default, runner-up and the one with the best objective, by task.
-        findings: what a person must know before believing the result.
+        findings: warnings to read before believing the result.
         proxy: rank correlation of the objective after training on a part of the data (`search.proxy`) and on all of it, over
             the settings that were trained on both; None below three.
         proxy_pairs: the two values, by the trial on all data.

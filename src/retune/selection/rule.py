@@ -75,7 +75,13 @@ def front(
 ) -> list[TrialRecord]:
     """Return the candidates that no other one dominates in objectives and scores, in their order.
 
-    `expected` holds the expected values of a single objective, which replace the measured ones.
+    Args:
+        scored: the candidates with all scores.
+        scores: records by model and task.
+        objectives: those that count beside the scores, see `goals`.
+        tasks: the benchmark tasks.
+        expected: expected values of a single objective by trial, which replace the measured ones.
+
     """
     values = expected if len(objectives) == 1 else {}
     points = [
@@ -93,7 +99,17 @@ def choose(
     weights: Mapping[str, float],
     expected: Mapping[str, float] = MappingProxyType({}),
 ) -> TrialRecord | None:
-    """Return the best of the front by the rule; the (expected) objective, then the trial's number, break ties."""
+    """Return the best of the front by the rule, None if the front is empty.
+
+    Args:
+        optimal: the front.
+        scores: records by model and task.
+        objective: breaks ties, then the trial's number does; without benchmarks it decides alone.
+        rule: the study's section `select`.
+        weights: of the tasks; empty without benchmarks.
+        expected: expected objectives by trial, which replace the measured ones.
+
+    """
 
     def merit(trial: TrialRecord) -> tuple[float, ...]:
         own = oriented(trial, objective, expected)

@@ -33,11 +33,12 @@ def compare_scores(
     best: int = 10,
     worst: int = 10,
 ) -> Scoreboard:
-    """Return the tables of scores from several sources and the choice among them; see `read_scores`.
+    """Do the same as `compare`, with the texts of the command line.
 
     Args:
         sources: ``[METHOD=]PATH`` each.
-        weights: ``task=weight,…``. order, tasks: ``task,…``.
+        weights: ``task=weight,…``.
+        order, tasks: ``task,…``.
         best, worst: how many models a table shows from either end.
 
     Raises:
@@ -55,7 +56,17 @@ def compare(
     best: int = 10,
     worst: int = 10,
 ) -> Scoreboard:
-    """Do the same as `compare_scores`, with values instead of the command line's texts."""
+    """Return the tables of scores from several sources and the choice among them; see `read_scores`.
+
+    Args:
+        sources: ``[METHOD=]PATH`` each.
+        weights, order, tasks: of the rule, as in `read_scores`.
+        best, worst: how many models a table shows from either end.
+
+    Raises:
+        InputError: with every problem of the sources or of the rule.
+
+    """
     read = read_scores(sources, weights, order, tasks)
     name = ", ".join(source.rstrip("/").rpartition("/")[2] for source in sources)
     return scoreboard(name, read.methods, read.objective, read.rule, read.tasks, best=best, worst=worst)

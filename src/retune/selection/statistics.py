@@ -130,7 +130,7 @@ def has_answers(record: BenchRecord) -> bool:
 
 
 def mismatches(first: BenchRecord, second: BenchRecord) -> list[str]:
-    """Return why the scores of two records cannot be compared: how many questions or prompts differ, and which."""
+    """Return why the scores of two records cannot be compared: how many questions or prompts differ, and which; empty if none."""
     names = f"{first.model} and {second.model} on {first.task}"
     if (first.task, first.protocol) != (second.task, second.protocol):
         return [
@@ -151,7 +151,7 @@ def mismatches(first: BenchRecord, second: BenchRecord) -> list[str]:
     apart = sorted(prompts[0].keys() ^ prompts[1].keys())
     if apart:
         problems.append(
-            f"{names}: the questions must be the same, but {len(apart)} were asked of one alone: {_few(apart)}"
+            f"{names}: the questions must be the same, but {len(apart)} were answered by only one of them: {_few(apart)}"
         )
     changed = sorted(
         key for key in prompts[0].keys() & prompts[1].keys() if prompts[0][key] != prompts[1][key]

@@ -109,8 +109,7 @@ class LocalPlace:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             except FileExistsError as error:
-                # A file stands where a folder must be. Another error than that of a file that is there already,
-                # which `create` has to see.
+                # A file where a folder is needed. Not FileExistsError, by which `create` knows that the file is there
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
             try:
                 with temporary.open("xb") as file:

@@ -360,7 +360,7 @@ def _probe(endpoint: str, bucket: str, key: str) -> bool:
             _client().delete_object(**probe)
     log.warning(
         "the S3 server %s has no conditional writes (If-None-Match): run one engine and one promotion of a study at a time, "
-        "since two that write at the same moment are not told apart there",
+        "since of two that write at the same moment both may succeed there",
         endpoint,
     )
     return False

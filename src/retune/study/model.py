@@ -53,7 +53,7 @@ class Model(Section):
             )
         if self.revision and self.base.startswith("hf://") and "@" in self.base:
             problems.append(
-                f"the revision stands either behind the @ of `base` or in `revision`, but got {self.base!r} and {self.revision!r}"
+                f"give the revision after the @ of `base` or in `revision`, not both, but got {self.base!r} and {self.revision!r}"
             )
         return self._checked(problems)
 

@@ -52,7 +52,7 @@ def _wrapped(content: Mapping[str, Any]) -> str | None:
     """Return the problem of a study that stands as a whole below an unknown key."""
     for key, inner in content.items():
         if key not in Study.model_fields and isinstance(inner, dict) and {"model", "data"} <= inner.keys():
-            return f"{key}: unknown key; what stands below it belongs to the top of the file"
+            return f"{key}: unknown key; move what is below it to the top of the file"
     return None
 
 

@@ -96,7 +96,18 @@ def experiment_of(
     seed: int,
     parallel: int = 1,
 ) -> Any:
-    """Return the Experiment message of a search; `search_of` gives the same search back."""
+    """Return the Experiment message of a search; `search_of` is its inverse.
+
+    Args:
+        name: of the Experiment.
+        algorithm: its name in Katib.
+        space: the parameters, with defaults and conditions.
+        objective: with its constraints and further objectives.
+        settings: of the algorithm.
+        seed: of the search.
+        parallel: trials at a time.
+
+    """
     experiment = katib.Experiment(name=name)
     spec = experiment.spec
     extra: dict[str, Value] = {"seed": seed, **settings}

@@ -100,7 +100,19 @@ class Ledger:
         seed: int,
         repeat: int = 0,
     ) -> TrialTask:
-        """Write the assignment of a new trial and return its task; the task of an issued trial is returned unchanged."""
+        """Write the assignment of a new trial and return its task; the task of an issued trial is returned unchanged.
+
+        Args:
+            number: of the setting in the search.
+            role: of the trial, see `TrialRecord`.
+            assignment: hyper-parameters by name.
+            seed: of the trial.
+            repeat: number of a further seed of the setting, from 1; 0 for its first training.
+
+        Raises:
+            RetuneError: if the assignment cannot be written.
+
+        """
         name = trial_name(number, repeat, role == "proxy")
         if name not in self.tasks:
             task = TrialTask(
