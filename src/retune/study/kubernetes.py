@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Annotated, Any
 
@@ -75,20 +76,28 @@ def canonical_bytes(quantity: str) -> str:
     return str(size)
 
 
-def _label(text: str) -> str:
-    if not _LABEL.fullmatch(text):
-        raise ValueError(
-            f"must be lower-case letters, digits and inner dashes, at most 63 of them, but got {text!r}"
-        )
-    return text
+def _matching(pattern: re.Pattern[str], rule: str, most: int | None = None) -> Callable[[str], str]:
+    """Return a function that returns a text of this pattern and at most so many characters, and refuses any other."""
+
+    def check(text: str) -> str:
+        if (most is not None and len(text) > most) or not pattern.fullmatch(text):
+            raise ValueError(f"must be {rule}, but got {text!r}")
+        return text
+
+    return check
 
 
-def _name(text: str) -> str:
-    if len(text) > 253 or not _SUBDOMAIN.fullmatch(text):
-        raise ValueError(
-            f"must be lower-case letters, digits, inner dashes and dots, at most 253 of them, but got {text!r}"
-        )
-    return text
+_label = _matching(_LABEL, "lower-case letters, digits and inner dashes, at most 63 of them")
+_name = _matching(_SUBDOMAIN, "lower-case letters, digits, inner dashes and dots, at most 253 of them", 253)
+label_value = _matching(
+    _VALUE, "a label's value: letters, digits, inner `-`, `_` and `.`, at most 63 of them"
+)
+_env_name = _matching(
+    _ENV, "an environment variable's name: letters, digits, `_`, `-` and `.`, no digit first"
+)
+_image = _matching(
+    _IMAGE, "an image such as registry.example/team/retune-train:1.0, with a lower-case path", 512
+)
 
 
 def _label_key(text: str) -> str:
@@ -105,41 +114,10 @@ def _label_key(text: str) -> str:
     return text
 
 
-def label_value(text: str) -> str:
-    """Return `text` if it is a valid value of a label.
-
-    Raises:
-        ValueError: if it is not.
-
-    """
-    if not _VALUE.fullmatch(text):
-        raise ValueError(
-            f"must be a label's value: letters, digits, inner `-`, `_` and `.`, at most 63 of them, but got {text!r}"
-        )
-    return text
-
-
-def _env_name(text: str) -> str:
-    if not _ENV.fullmatch(text):
-        raise ValueError(
-            f"must be an environment variable's name: letters, digits, `_`, `-` and `.`, no digit first, but got {text!r}"
-        )
-    return text
-
-
 def _data_key(text: str) -> str:
     if not _KEY.fullmatch(text) or text.startswith(".."):
         raise ValueError(
             f"must be a key of a ConfigMap or Secret: letters, digits, `-`, `_` and `.`, but got {text!r}"
-        )
-    return text
-
-
-def _image(text: str) -> str:
-    if len(text) > 512 or not _IMAGE.fullmatch(text):
-        raise ValueError(
-            "must be an image such as registry.example/team/retune-train:1.0, with a lower-case path, but got "
-            f"{text!r}"
         )
     return text
 

@@ -9,11 +9,11 @@ from typing import Any, Self
 import grpc
 
 from retune.errors import InputError
-from retune.search import Objective, Observation
+from retune.search import Observation
 from retune.space import Assignment
 from retune.study import Study
 from retune.suggestion import messages as katib
-from retune.suggestion.experiment import experiment_of, search_of
+from retune.suggestion.experiment import experiment_of_study, search_of
 from retune.suggestion.service import UNLIMITED
 from retune.suggestion.trials import trial_of
 
@@ -49,7 +49,7 @@ class SuggestionClient:
         Raises:
             ConnectionError: if the service stays unreachable.
         """
-        request = katib.ValidateAlgorithmSettingsRequest(experiment=_experiment(study))
+        request = katib.ValidateAlgorithmSettingsRequest(experiment=experiment_of_study(study))
         try:
             self._call("ValidateAlgorithmSettings", request, katib.ValidateAlgorithmSettingsReply)
         except InputError as error:
@@ -72,7 +72,7 @@ class SuggestionClient:
             InputError: if the service refuses the search.
             ConnectionError: if the service stays unreachable or fails.
         """
-        experiment = _experiment(study)
+        experiment = experiment_of_study(study)
         found = search_of(experiment)
         before = sum(not entry.warm for entry in history) if issued is None else issued
         request = katib.GetSuggestionsRequest(
@@ -110,19 +110,6 @@ class SuggestionClient:
                     reason = f"{error.code().name}: {error.details()}"
                     raise ConnectionError(f"the suggestion service at {self._address}: {reason}") from error
             time.sleep(_PAUSE_SECONDS)
-
-
-def _experiment(study: Study) -> Any:
-    search = study.search
-    return experiment_of(
-        study.name,
-        search.algorithm,
-        search.space,
-        Objective.of(search),
-        study.search_settings,
-        study.seed,
-        search.at_once,
-    )
 
 
 def _problems(details: str | None) -> list[str]:

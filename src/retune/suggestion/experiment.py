@@ -26,7 +26,7 @@ from retune import search
 from retune.errors import InputError
 from retune.search import Objective, Observation
 from retune.space import LOG10_GRID, Assignment, Parameter, Space, Value, tidy
-from retune.study import Constraint
+from retune.study import Constraint, Study
 from retune.study import Objective as Goal
 from retune.suggestion import messages as katib
 from retune.suggestion import warm as warm_start
@@ -134,6 +134,20 @@ def experiment_of(
     for key, value in extra.items():
         spec.algorithm.algorithm_settings.add(name=key, value=_text(value))
     return experiment
+
+
+def experiment_of_study(study: Study) -> Any:
+    """Return the Experiment message of a study's search."""
+    search = study.search
+    return experiment_of(
+        study.name,
+        search.algorithm,
+        search.space,
+        Objective.of(search),
+        study.search_settings,
+        study.seed,
+        search.at_once,
+    )
 
 
 def _text(value: Value) -> str:

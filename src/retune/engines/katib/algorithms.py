@@ -19,7 +19,7 @@ from retune.search import Objective, Observation
 from retune.space import Parameter, Value
 from retune.study import Study
 from retune.suggestion import messages as katib
-from retune.suggestion.experiment import WARM, experiment_of, search_of
+from retune.suggestion.experiment import WARM, experiment_of_study, search_of
 from retune.suggestion.warm import encode
 
 _NO_DEFAULT_FIRST = ("retune-random",)  # all others of ours try the default setting first
@@ -115,7 +115,7 @@ def spec(study: Study, warm: Sequence[Observation] = ()) -> models.V1beta1Algori
     """Return the Experiment's `algorithm`; the settings of ours hold what Katib's message has no field for."""
     name = study.search.algorithm
     if is_ours(name):
-        message = _message(study)
+        message = experiment_of_study(study)
         settings = {entry.name: entry.value for entry in message.spec.algorithm.algorithm_settings}
         if warm:
             settings[WARM] = encode(search_of(message).space, warm)
@@ -132,21 +132,8 @@ def spec(study: Study, warm: Sequence[Observation] = ()) -> models.V1beta1Algori
 def parameters(study: Study) -> list[models.V1beta1ParameterSpec]:
     """Return the Experiment's `parameters`."""
     if is_ours(study.search.algorithm):
-        return [_from_message(entry) for entry in _message(study).spec.parameter_specs.parameters]
+        return [_from_message(entry) for entry in experiment_of_study(study).spec.parameter_specs.parameters]
     return [_for_katib(parameter) for parameter in study.search.space.parameters]
-
-
-def _message(study: Study) -> katib.Experiment:
-    wanted = study.search
-    return experiment_of(
-        study.name,
-        wanted.algorithm,
-        wanted.space,
-        Objective.of(wanted),
-        wanted.settings,
-        study.seed,
-        wanted.at_once,
-    )
 
 
 def _from_message(entry: katib.ParameterSpec) -> models.V1beta1ParameterSpec:
