@@ -169,6 +169,12 @@ def show_outcome(outcome: Outcome, study_file: str, overrides: tuple[str, ...]) 
         found = [comparison for comparison in selection.comparisons if comparison.against == against]
         if found:
             console.print(escape(f"  {summary(found)}"))
+    _print_decision(console, outcome)
+    _print_commands(console, outcome, study_file, overrides)
+
+
+def _print_decision(console: Console, outcome: Outcome) -> None:
+    """Print what the gate decided, and the rules that were not met."""
     decision = {
         "promote": f"[green]promoted[/]: {outcome.model} version {outcome.gate.challenger} is now the champion",
         "keep": f"[yellow]not promoted[/]: {outcome.model} version {outcome.gate.champion or '(none)'} stays the champion",
@@ -183,21 +189,21 @@ def show_outcome(outcome: Outcome, study_file: str, overrides: tuple[str, ...]) 
     for rule in outcome.gate.rules:
         if not rule["passed"]:
             console.print(f"  [red]✗[/] {escape(str(rule['text']))}")
+
+
+def _print_commands(console: Console, outcome: Outcome, study_file: str, overrides: tuple[str, ...]) -> None:
+    """Print what to open, and the commands that show, continue and undo the study."""
     kept = [override for override in overrides if override.partition("=")[0] != "search.trials"]
     again = shlex.join(["retune", "run", study_file, *kept, f"search.trials={outcome.trials * 2}"])
+    tracking = shlex.quote(_relative(outcome.tracking))
     console.print()
-    console.print(escape(f"open   {shlex.quote(_relative(outcome.report))}"), soft_wrap=True)
-    console.print(
-        escape(f"look   mlflow ui --backend-store-uri {shlex.quote(_relative(outcome.tracking))}"),
-        soft_wrap=True,
-    )
-    console.print(escape(f"more   {again}"), soft_wrap=True)
-    console.print(
-        escape(
-            f"undo   retune promote {outcome.model} --rollback --tracking {shlex.quote(_relative(outcome.tracking))}"
-        ),
-        soft_wrap=True,
-    )
+    for line in (
+        f"open   {shlex.quote(_relative(outcome.report))}",
+        f"look   mlflow ui --backend-store-uri {tracking}",
+        f"more   {again}",
+        f"undo   retune promote {outcome.model} --rollback --tracking {tracking}",
+    ):
+        console.print(escape(line), soft_wrap=True)
 
 
 def _table(outcome: Outcome) -> Table:

@@ -70,15 +70,16 @@ def select(
         and all(t.objective(goal.metric) is not None for goal in further)
     ]
     front = rules.front(scored, scores, goals, tasks, expectations)
-    chosen = rules.choose(front, scores, objective, rule, weights, expectations)
+    chooser = rules.Chooser(rule, weights, objective, scores, expectations)
+    chosen = chooser.choose(front)
     rest = [t for t in scored if t is not chosen]
     next_front = rules.front(rest, scores, goals, tasks, expectations)
-    runner_up = rules.choose(next_front, scores, objective, rule, weights, expectations)
+    runner_up = chooser.choose(next_front)
     selection = Selection(
         metric=objective.metric,
         goal=objective.goal,
         chosen=chosen.trial if chosen else None,
-        rule=rules.in_words(rule, weights, objective, bool(expectations)),
+        rule=chooser.statement(),
         runner_up=runner_up.trial if runner_up else None,
         tasks=list(tasks),
         ranking=[t.trial for t in ranking],
@@ -95,15 +96,12 @@ def select(
     selection.proxy = associate([part for part, _ in pairs], [whole for _, whole in pairs])
     selection.correlation = {task: found.spearman for task, found in selection.associations.items()}
     if chosen is not None:
-        counts = len(scored), len(front)
-        selection.why = rules.why(
-            chosen, runner_up, ranking[0], counts, scores, objective, rule, weights, expectations
-        )
+        selection.why = chooser.why(chosen, runner_up, ranking[0], len(scored), len(front))
         selection.comparisons = compare_choice(
             chosen.trial, _others(selection, objective), scores, weights, rule.rule == "weighted"
         )
     selection.rows = _rows(selection, trials, scores, objective, weights, constraints)
-    selection.findings = findings(selection, objective, all_trials, rules.decisive(rule, weights))
+    selection.findings = findings(selection, objective, all_trials, chooser.decisive)
     return selection
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from retune.errors import InputError
@@ -91,61 +92,126 @@ def front(
     return [trial for trial, optimal in zip(scored, pareto(points), strict=True) if optimal]
 
 
-def choose(
-    optimal: Sequence[TrialRecord],
-    scores: Scores,
-    objective: Objective,
-    rule: Select,
-    weights: Mapping[str, float],
-    expected: Mapping[str, float] = MappingProxyType({}),
-) -> TrialRecord | None:
-    """Return the best of the front by the rule, None if the front is empty.
+@dataclass(frozen=True)
+class Chooser:
+    """The rule of a study, applied to its candidates.
 
-    Args:
-        optimal: the front.
-        scores: records by model and task.
-        objective: breaks ties, then the trial's number does; without benchmarks it decides alone.
+    Attributes:
         rule: the study's section `select`.
-        weights: of the tasks; empty without benchmarks.
-        expected: expected objectives by trial, which replace the measured ones.
+        weights: of the tasks, see `task_weights`; empty without benchmarks.
+        objective: breaks ties; without benchmarks it decides alone.
+        scores: records by model and task.
+        expected: expected objectives by trial, which replace the measured ones; empty if there are none.
 
     """
 
-    def merit(trial: TrialRecord) -> tuple[float, ...]:
-        own = oriented(trial, objective, expected)
-        if not weights:
+    rule: Select
+    weights: Mapping[str, float]
+    objective: Objective
+    scores: Scores
+    expected: Mapping[str, float]
+
+    def choose(self, front: Sequence[TrialRecord]) -> TrialRecord | None:
+        """Return the best trial of a front by the rule, None if the front is empty; the last tie goes to the lower number."""
+        return max(front, key=self._merit, default=None)
+
+    def _merit(self, trial: TrialRecord) -> tuple[float, ...]:
+        own = oriented(trial, self.objective, self.expected)
+        if not self.weights:
             return (own, -trial.number)
-        if rule.rule == "weighted":
+        scores = self.scores[trial.trial]
+        if self.rule.rule == "weighted":
             # Rounded, so that means equal but for the order of summation are a tie
-            return (round(mean(scores[trial.trial], weights), 12), own, -trial.number)
-        order = [own if name == "objective" else scores[trial.trial][name].score for name in rule.order]
+            return (round(mean(scores, self.weights), 12), own, -trial.number)
+        order = [own if name == "objective" else scores[name].score for name in self.rule.order]
         return (*order, own, -trial.number)
 
-    return max(optimal, key=merit, default=None)
+    @property
+    def decisive(self) -> str | None:
+        """The task that the rule compares first, ``mean`` for their weighted mean, None for the objective."""
+        if not self.weights:
+            return None
+        if self.rule.rule == "weighted":
+            return MEAN if len(self.weights) > 1 else next(iter(self.weights))
+        return next((str(name) for name in self.rule.order[:1] if name != "objective"), None)
 
+    @property
+    def _best(self) -> str:
+        return "lowest" if self.objective.goal == "minimize" else "highest"
 
-def in_words(
-    rule: Select, weights: Mapping[str, float], objective: Objective, by_expectation: bool = False
-) -> str:
-    """Return a sentence that states the rule."""
-    best = "lowest" if objective.goal == "minimize" else "highest"
-    metric = f"expected {objective.metric}" if by_expectation else objective.metric
-    if not weights:
-        return f"the {best} {metric}; no benchmark tasks were asked for"
-    ties = f"ties go to the {best} {metric}"
-    if rule.rule == "weighted":
-        return f"of the Pareto-optimal candidates the highest {mean_in_words(weights)}; {ties}"
-    order = ", then ".join(metric if name == "objective" else name for name in rule.order)
-    return f"of the Pareto-optimal candidates the best by {order}; {ties}"
+    @property
+    def _metric(self) -> str:
+        return f"expected {self.objective.metric}" if self.expected else self.objective.metric
 
+    def statement(self) -> str:
+        """Return a sentence that states the rule."""
+        best, metric = self._best, self._metric
+        if not self.weights:
+            return f"the {best} {metric}; no benchmark tasks were asked for"
+        ties = f"ties go to the {best} {metric}"
+        if self.rule.rule == "weighted":
+            return f"of the Pareto-optimal candidates the highest {mean_in_words(self.weights)}; {ties}"
+        order = ", then ".join(metric if name == "objective" else name for name in self.rule.order)
+        return f"of the Pareto-optimal candidates the best by {order}; {ties}"
 
-def decisive(rule: Select, weights: Mapping[str, float]) -> str | None:
-    """Return the task that the rule compares first, ``mean`` for their weighted mean, None for the objective."""
-    if not weights:
-        return None
-    if rule.rule == "weighted":
-        return MEAN if len(weights) > 1 else next(iter(weights))
-    return next((str(name) for name in rule.order[:1] if name != "objective"), None)
+    def why(
+        self, chosen: TrialRecord, runner_up: TrialRecord | None, best: TrialRecord, scored: int, optimal: int
+    ) -> str:
+        """Return why a trial was chosen, and not the runner-up or the one with the best objective.
+
+        Args:
+            chosen, runner_up: the first and the second by the rule.
+            best: the trial with the best objective.
+            scored: how many candidates have all scores.
+            optimal: how many of these are Pareto optimal.
+
+        """
+        if not self.weights:
+            text = (
+                f"{chosen.trial} has the {self._best} {self._in_words(chosen)}: no benchmark was asked for, so the "
+                "objective alone chose."
+            )
+            return text + (
+                f" Next is {runner_up.trial} with {self._in_words(runner_up)}." if runner_up else ""
+            )
+        lead = (
+            f"has the highest {mean_in_words(self.weights)}"
+            if self.rule.rule == "weighted"
+            else "is the best by this order"
+        )
+        of = (
+            "It is the only Pareto-optimal one"
+            if optimal == 1
+            else f"It {lead} of the {optimal} that are Pareto optimal"
+        )
+        text = f"{chosen.trial} was chosen from {scored} candidates with all scores. {of}: {self._in_words(chosen)}."
+        if runner_up is not None:
+            text += f" Next by the rule is {runner_up.trial} with {self._in_words(runner_up)}."
+        if best.trial == chosen.trial:
+            return f"{text} It also has the {self._best} {self._metric}."
+        if all(task in self.scores.get(best.trial, {}) for task in self.weights):
+            return f"{text} {best.trial} has the {self._best} {self._metric}, with {self._in_words(best)}."
+        return f"{text} {best.trial} has the {self._best} {self._metric}, and was not scored on all tasks."
+
+    def _in_words(self, trial: TrialRecord) -> str:
+        """Return the values of a trial by which the rule compares it."""
+        if not self.weights:
+            return self._objective_in_words(trial)
+        scores = self.scores[trial.trial]
+        if self.rule.rule == "weighted":
+            return f"{100 * mean(scores, self.weights):.2f} %"
+        return ", ".join(
+            self._objective_in_words(trial)
+            if name == "objective"
+            else f"{name} {100 * scores[name].score:.2f} %"
+            for name in self.rule.order
+        )
+
+    def _objective_in_words(self, trial: TrialRecord) -> str:
+        metric, measured = self.objective.metric, f"{trial.objective(self.objective.metric):.6g}"
+        if trial.trial in self.expected:
+            return f"expected {metric} {self.expected[trial.trial]:.6g} (measured {measured})"
+        return f"{metric} {measured}"
 
 
 def mean_in_words(weights: Mapping[str, float]) -> str:
@@ -155,69 +221,3 @@ def mean_in_words(weights: Mapping[str, float]) -> str:
             f"equally weighted mean of {', '.join(weights)}" if len(weights) > 1 else f"{next(iter(weights))}"
         )
     return f"weighted mean ({', '.join(f'{task} {weight:g}' for task, weight in weights.items())})"
-
-
-def why(
-    chosen: TrialRecord,
-    runner_up: TrialRecord | None,
-    best: TrialRecord,
-    counts: tuple[int, int],
-    scores: Scores,
-    objective: Objective,
-    rule: Select,
-    weights: Mapping[str, float],
-    expected: Mapping[str, float] = MappingProxyType({}),
-) -> str:
-    """Return why this trial was chosen, and not the runner-up or the one with the best objective.
-
-    Args:
-        chosen, runner_up: the first and the second by the rule.
-        best: the trial with the best objective.
-        counts: how many candidates were scored, and how many of them are Pareto optimal.
-        scores: records by model and task.
-        objective, rule: of the study.
-        weights: of the tasks; empty without benchmarks.
-        expected: expected objectives by trial, where trials are ranked by them.
-
-    """
-
-    def own(trial: TrialRecord) -> str:
-        measured = f"{trial.objective(objective.metric):.6g}"
-        if trial.trial in expected:
-            return f"expected {objective.metric} {expected[trial.trial]:.6g} (measured {measured})"
-        return f"{objective.metric} {measured}"
-
-    def merit(trial: TrialRecord) -> str:
-        if not weights:
-            return own(trial)
-        if rule.rule == "weighted":
-            return f"{100 * mean(scores[trial.trial], weights):.2f} %"
-        return ", ".join(
-            own(trial) if name == "objective" else f"{name} {100 * scores[trial.trial][name].score:.2f} %"
-            for name in rule.order
-        )
-
-    lowest = "lowest" if objective.goal == "minimize" else "highest"
-    metric = f"expected {objective.metric}" if expected else objective.metric
-    if not weights:
-        text = f"{chosen.trial} has the {lowest} {merit(chosen)}: no benchmark was asked for, so the objective alone chose."
-        return text + (f" Next is {runner_up.trial} with {merit(runner_up)}." if runner_up else "")
-    scored, optimal = counts
-    lead = (
-        f"has the highest {mean_in_words(weights)}"
-        if rule.rule == "weighted"
-        else "is the best by this order"
-    )
-    of = (
-        "It is the only Pareto-optimal one"
-        if optimal == 1
-        else f"It {lead} of the {optimal} that are Pareto optimal"
-    )
-    text = f"{chosen.trial} was chosen from {scored} candidates with all scores. {of}: {merit(chosen)}."
-    if runner_up is not None:
-        text += f" Next by the rule is {runner_up.trial} with {merit(runner_up)}."
-    if best.trial == chosen.trial:
-        return f"{text} It also has the {lowest} {metric}."
-    if all(task in scores.get(best.trial, {}) for task in weights):
-        return f"{text} {best.trial} has the {lowest} {metric}, with {merit(best)}."
-    return f"{text} {best.trial} has the {lowest} {metric}, and was not scored on all tasks."
