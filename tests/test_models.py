@@ -107,7 +107,7 @@ def test_each_card_gets_the_type_that_it_has(monkeypatch, card, chosen):
     assert models.pick_dtype(Model(base="x"), device) == chosen
     assert models.pick_dtype(Model(base="x", dtype="float32"), device) == torch.float32
     if card < (8, 0):
-        with pytest.raises(InputError, match=f"card has {card[0]}.{card[1]}; take auto, float16 or float32"):
+        with pytest.raises(InputError, match=f"card has {card[0]}.{card[1]}; use auto, float16 or float32"):
             models.pick_dtype(Model(base="x", dtype="bfloat16"), device)
 
 
