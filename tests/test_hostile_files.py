@@ -4,8 +4,11 @@ import gzip
 import json
 import os
 import random
+import re
 import signal
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
 
@@ -352,3 +355,99 @@ def test_no_message_steers_a_terminal(tmp_path):
         assert not set(text) & set("\x1b\r\x9b\u202e\x07")
         assert "\\x1b" in text
     assert str(RetuneError("a\n\tb ü")) == "a\n\tb ü"
+
+
+READ = """
+import resource, sys
+from retune import free_memory
+from retune.data import sources
+from retune.errors import InputError
+from retune.study import File
+import csv, json, zlib
+if sys.argv[1].endswith(".parquet"):
+    import pyarrow.parquet
+held = free_memory.fields(__import__("pathlib").Path("/proc/self/status"))["VmSize"]
+resource.setrlimit(resource.RLIMIT_AS, (held + (96 << 20),) * 2)
+before = free_memory.resident()
+try:
+    print(len(sources.read_source(File(uri=sys.argv[1]))))
+except InputError as error:
+    assert free_memory.resident() - before < 70 << 20
+    print(error)
+"""
+
+
+def grown(name):
+    """Return files that fill memory with many times their size."""
+    if name == "tiny.csv":
+        return b"instruction,output\n" + b"11,12\n" * 1_000_000
+    if name == "tiny.json":
+        return b"[" + b",".join([b'{"text":"ab"}'] * 1_000_000) + b"]"
+    if name == "tiny.jsonl":
+        return b'{"text":"ab"}\n' * 1_000_000
+    if name == "wide.jsonl":  # one letter beyond U+FFFF makes four bytes of each
+        return '{{"text":"{}"}}\n'.format("\N{GRINNING FACE}" + "a" * 9_000_000).encode() * 2
+    if name == "large.jsonl":
+        return b'{"text":"' + b"a" * 40_000_000 + b'"}\n'
+    letters = random.Random(0).choices("abcdefgh", k=120_000)
+    return gzip.compress("".join(letter * 60 for letter in letters).encode() * 12)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's limits")
+@pytest.mark.parametrize(
+    ("name", "where", "told"),
+    [
+        ("tiny.csv", r"row \d", "reading took"), ("tiny.json", r"record \d", "reading took"), ("tiny.jsonl", r"line \d", "reading took"),
+        ("wide.jsonl", "", "its text takes 68.7 MiB"), ("large.jsonl", "", "the file has 38.1 MiB"), ("packed.jsonl.gz", "", "it unpacks to more than"),
+    ],
+)  # fmt: skip
+def test_a_file_that_memory_has_no_room_for_is_refused(tmp_path, name, where, told):
+    """By a process that may take 96 MiB: the error names file, limit and remedy, and the process is not killed."""
+    path = tmp_path / name
+    path.write_bytes(grown(name))
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(path)], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(where, done.stdout)
+    assert str(path) in done.stdout
+    assert told in done.stdout
+    assert "free; split it into several sources" in done.stdout
+
+
+def test_records_are_not_kept_beside_what_is_made_of_them(tmp_path):
+    """300,000 records without a text took 30 times their file: they were all read before the first was looked at."""
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"a":1}\n' * 300_000)
+    tracemalloc.start()
+    with pytest.raises(InputError, match="in 299,999 more lines"):
+        sources.read_source(File(uri=str(path), columns={"text": "b"}))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * path.stat().st_size
+
+
+def test_problems_of_records_have_a_bound(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(f'{{"messages": [{{"role": "{n}", "content": "a"}}]}}\n' for n in range(3000)))
+    with pytest.raises(InputError, match="and 2,980 more problems"):
+        sources.read_source(File(uri=str(path)))
+
+
+def test_a_long_text_that_parquet_means_a_thousand_times_is_read_row_by_row(tmp_path):
+    """One text of 12 MiB, written once and meant 1,000 times: its first 512 rows would take 6 GiB."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "data.parquet"
+    column = pa.array(["x" * (12 << 20)]).dictionary_encode().take(pa.array([0] * 1000))
+    parquet.write_table(
+        pa.table({"text": column}),
+        path,
+        compression="zstd",
+        store_schema=False,
+        dictionary_pagesize_limit=64 << 20,
+    )
+    assert path.stat().st_size < 1 << 20
+    before = pa.total_allocated_bytes()
+    with pytest.raises(InputError, match="more than 200 times"):
+        sources.read_source(File(uri=str(path)))
+    assert pa.default_memory_pool().max_memory() - before < 1 << 30

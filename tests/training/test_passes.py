@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from retune.errors import is_out_of_memory
+from retune import free_memory
 from retune.events import Note
 from retune.training import dropout, memory, recompute
 from retune.training import passes as passes_module
@@ -135,6 +136,7 @@ import json, resource, sys
 import torch
 torch.set_num_threads(1)
 from retune.events import Note
+from retune import free_memory
 from retune.training import memory, room
 from retune.training.loop import Loop
 from retune.training.resident import ResidentBase
@@ -154,7 +156,7 @@ run_trial(make_study(base_folder, epochs=1, batch_size=1, target_modules=["q_pro
 if blind == "blind":  # as where nothing says how much there is
     memory.free = lambda device: None
 if int(limit):
-    used = memory._fields(__import__("pathlib").Path("/proc/self/status"))["VmData"]
+    used = free_memory.fields(__import__("pathlib").Path("/proc/self/status"))["VmData"]
     resource.setrlimit(resource.RLIMIT_DATA, (used + int(limit), used + int(limit)))
 task = TrialTask(trial="t", number=2, role="search", seed=3, folder=folder + "/t")
 record = run_trial(study, data, task, base, report)
@@ -195,9 +197,9 @@ def test_what_a_container_may_still_use_is_read(tmp_path):
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("700\n")
     (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 200\n")
-    assert list(memory._container(tmp_path)) == [500]
+    assert list(free_memory.container(tmp_path)) == [500]
     (tmp_path / "memory.max").write_text("max\n")
-    assert list(memory._container(tmp_path)) == []
+    assert list(free_memory.container(tmp_path)) == []
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from retune import free_memory
 from retune.errors import InputError, first_line
-from retune.store.packed import MAX_RECORD, RECORD_TOO_LONG, UNPACKS_TOO_LARGE, gunzip, max_unpacked
+from retune.store.packed import ALWAYS_ALLOWED_BYTES, MAX_RECORD, RECORD_TOO_LONG, UNPACKS_TOO_LARGE, gunzip, max_unpacked
 
 Rows = Iterator[tuple[int, Any]]
 _SPACE = re.compile(r"[ \t\r\n]*")
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)?")
+_ASTRAL = bytes(range(0xF0))  # bytes of UTF-8 that begin no letter beyond U+FFFF
 _DECODER = json.JSONDecoder()
 _PACKED = {
     b"PK\x03\x04": "a zip archive or a spreadsheet: unpack it, or save it as CSV",
@@ -94,12 +97,16 @@ def folder_rows(folder: Path, split: str | None, uri: str) -> Rows:
             f"but this one holds {sorted(files)[:5]}",
             uri,
         )
+    if problem := free_memory.too_large(
+        sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()), "its files have"
+    ):
+        raise InputError(problem, uri)
     with tempfile.TemporaryDirectory() as cache:
         try:
             found = (
-                datasets.load_from_disk(str(folder), keep_in_memory=True)
+                datasets.load_from_disk(str(folder))
                 if saved
-                else datasets.load_dataset(str(folder), cache_dir=cache, keep_in_memory=True)
+                else datasets.load_dataset(str(folder), cache_dir=cache)
             )
         except Exception as error:  # datasets and the readers below it raise errors of many types
             raise InputError(f"the folder cannot be read as a data set: {first_line(error)}", uri) from error
@@ -112,7 +119,7 @@ def folder_rows(folder: Path, split: str | None, uri: str) -> Rows:
             found = found[chosen]
         elif split:
             raise InputError(f"the folder holds one split, but `split: {split}` is given; omit it", uri)
-        return iter(list(enumerate(found, 1)))
+        yield from enumerate(found, 1)
 
 
 def _unpacked(data: bytes, problems: list[str]) -> tuple[bytes, bool]:
@@ -129,6 +136,9 @@ def _decoded(data: bytes, problems: list[str]) -> str:
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         problems.append("the text must be UTF-8, but is UTF-16; save it as UTF-8")
         return ""
+    if problem := free_memory.too_large(_letters(data), "its text takes"):
+        problems.append(problem)
+        return ""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -138,6 +148,13 @@ def _decoded(data: bytes, problems: list[str]) -> str:
         )
         # The rest is read too, for its other problems: a cut here would look like the file's own
         return data.decode("utf-8-sig", errors="replace")
+
+
+def _letters(data: bytes) -> int:
+    """Return the bytes that a text takes in memory: one letter beyond ASCII makes two, or four, of each."""
+    if data.isascii():
+        return len(data)
+    return len(data) * (4 if data.translate(None, _ASTRAL) else 2)
 
 
 def _kind(text: str, name: str, wanted: str) -> str:
@@ -156,8 +173,20 @@ def _kind(text: str, name: str, wanted: str) -> str:
     return "json" if wanted == "alpaca" else "unknown"
 
 
+def numbered_lines(text: str) -> Iterator[tuple[int, str, bool]]:
+    """Yield each line with its number, and whether it is the last one; a list of them all would take many times the text."""
+    row, start = 0, 0
+    while start <= len(text):
+        end = text.find("\n", start)
+        row += 1
+        yield row, text[start : end if end >= 0 else None], end < 0
+        if end < 0:
+            return
+        start = end + 1
+
+
 def _texts(text: str, problems: list[str]) -> Rows:
-    for row, line in enumerate(text.split("\n"), 1):
+    for row, line, _ in numbered_lines(text):
         if len(line) > MAX_RECORD:
             problems.append(f"line {row}: {RECORD_TOO_LONG}")
         elif line.strip():
@@ -175,8 +204,12 @@ def _parquet(data: bytes, problems: list[str]) -> Rows:
         if sum(groups) > left:
             problems.append(UNPACKS_TOO_LARGE)
             return
-        # One text may be written once and meant a million times
-        for batch in file.iter_batches(batch_size=512):
+        if problem := free_memory.too_large(max(groups, default=0), "a row group has"):
+            problems.append(problem)
+            return
+        # One text may be written once and meant a million times; it is as long as its group at most
+        most_rows = 2 * ALWAYS_ALLOWED_BYTES // max([1, *groups])
+        for batch in file.iter_batches(batch_size=min(max(most_rows, 1), 512)):
             left -= batch.nbytes
             if left < 0:
                 problems.append(UNPACKS_TOO_LARGE)
@@ -189,16 +222,22 @@ def _parquet(data: bytes, problems: list[str]) -> Rows:
             for record in batch.to_pylist():
                 place += 1
                 yield place, record
+    except MemoryError:
+        raise
     except (pa.ArrowException, OSError) as error:
         problems.append(f"the Parquet file is damaged: {first_line(error)}")
 
 
 def _table(text: str, name: str, problems: list[str]) -> Rows:
     """Yield the rows of a CSV file with a header; the separator is detected from the header."""
-    header = text.lstrip("\r\n").partition("\n")[0]
+    begin = len(text) - len(text.lstrip("\r\n"))
+    header = text[begin : max(text.find("\n", begin), 0) or None]
     separator = max("\t,;|", key=header.count) if any(s in header for s in "\t,;|") else ","
     csv.field_size_limit(MAX_RECORD)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    lines = (
+        line for match in _LINE.finditer(text) if (line := match[0])
+    )  # a StringIO takes four bytes a letter
+    reader = csv.reader(lines, delimiter=separator, strict=True)
     try:
         columns = [cell.strip() for cell in next(row for row in reader if row)]
         twice = sorted({c for c in columns if columns.count(c) > 1})
@@ -269,26 +308,27 @@ def _skip(text: str, place: int) -> int:
 
 def _lines(text: str, problems: list[str]) -> Rows:
     """Yield the records of JSONL with their lines. Only LF ends one: a text may hold U+2028 and its like."""
-    lines = text.split("\n")
-    for row, line in enumerate(lines, 1):
+    first = True
+    for row, line, last in numbered_lines(text):
         if not line.strip():
             continue
         if len(line) > MAX_RECORD:
             problems.append(f"line {row}: {RECORD_TOO_LONG}")
+            first = False
             continue
         try:
             yield row, json.loads(line)
         except (ValueError, RecursionError) as error:
-            whole = _one_object(text) if row == 1 or not any(map(str.strip, lines[: row - 1])) else None
+            whole = _one_object(text) if first else None
             if whole is not None:
                 yield 1, whole
                 return
-            cut = row == len(lines)
             problems.append(
                 f"line {row}: the file is truncated: it ends within a record"
-                if cut
+                if last
                 else f"line {row}: not valid JSON: {error}"
             )
+        first = False
 
 
 def _one_object(text: str) -> Any:

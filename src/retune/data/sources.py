@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from retune import store
+from retune import free_memory, store
 from retune.data import files, formats
 from retune.data.example import Example
 from retune.errors import InputError, RetuneError
@@ -23,6 +24,8 @@ __all__ = ["Example", "content", "content_digest", "name", "parse", "parsed", "r
 
 MOST_PROBLEMS = 20
 _SAMPLED = 20  # records looked at to tell the fields
+_LOOK_EVERY = 1000  # records between two looks at the memory taken
+_MOST_KEPT = 1000  # problems of records that are told apart
 
 
 def name(source: File) -> str:
@@ -35,12 +38,16 @@ def content(source: File) -> bytes | Path:
     """Return the bytes of a source's file, or the local path of its folder.
 
     Raises:
-        InputError: if there is no such file or folder.
+        InputError: if there is no such file or folder, or the file is larger than memory has room for.
         RetuneError: if its server cannot be reached.
     """
     try:
         path = store.download(source.uri)
-        return path if path.is_dir() else path.read_bytes()
+        if path.is_dir():
+            return path
+        if problem := free_memory.too_large(path.stat().st_size):
+            raise InputError(problem, source.uri)
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(
             f"the file must exist, but there is none ({error.strerror}){_hint(source.uri)}", source.uri
@@ -76,7 +83,8 @@ def content_digest(data: bytes | Path) -> str:
         return hashlib.sha256(data).hexdigest()
     sha = hashlib.sha256()
     for path in sorted(p for p in data.rglob("*") if p.is_file() and p.name != "state.json"):
-        inner = hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            inner = hashlib.file_digest(file, "sha256").hexdigest()
         sha.update(f"{path.relative_to(data).as_posix()}\0{inner}\n".encode())
     return sha.hexdigest()
 
@@ -108,9 +116,11 @@ def parsed(data: bytes | Path, source: File) -> tuple[str, list[Example]]:
         InputError: with the problems found.
     """
     problems: list[str] = []
+    growth = free_memory.Growth()
     foreign = formats.package_format(source.format)
+    rows: Iterator[tuple[int, Any]]
     if foreign is not None:
-        sort, rows = source.format, foreign.read(data)
+        sort, rows = source.format, iter(foreign.read(data))
     elif isinstance(data, Path):
         sort, rows = "folder", files.folder_rows(data, source.split, source.uri)
     else:
@@ -119,29 +129,37 @@ def parsed(data: bytes | Path, source: File) -> tuple[str, list[Example]]:
                 f"only folders and hub data sets have splits, but `split: {source.split}` is given"
             )
         sort, rows = files.rows(data, name(source), source.format, problems)
-    where = files.WHERE.get(sort, "record")
     try:
-        found = list(rows)
-    except InputError as error:
-        # Raised by the format of another package, which does not know the file's name
-        raise InputError(error.problems, error.subject or source.uri) from error
-    read: list[Example] = []
-    taken = foreign.schema if foreign else _schema(found, source)
-    if isinstance(taken, str):
-        problems.insert(0, taken)
-    elif taken is not None:
-        wrong = _Problems(where)
-        for row, record in found:
+        first = list(itertools.islice(rows, _SAMPLED))
+        taken = foreign.schema if foreign else _schema(first, source)
+        wrong = _Problems(files.WHERE.get(sort, "record"))
+        read: list[Example] = []
+        for place, (row, record) in enumerate(itertools.chain(first, rows)):
+            if place % _LOOK_EVERY == 0 and (problem := growth.problem()):
+                raise InputError(f"{wrong.where} {row}: {problem}", source.uri)
+            wrong.objects += isinstance(record, dict)
+            if not isinstance(taken, formats.Schema):
+                continue
             one = formats.read(record, taken, name(source), row)
             if isinstance(one, list):
                 wrong.add(row, one)
             else:
                 read.append(one)
-        problems = [*wrong.sentences(taken, found), *problems]
+    except InputError as error:
+        # Raised by the format of another package, which does not know the file's name
+        raise InputError(error.problems, error.subject or source.uri) from error
+    except MemoryError as error:
+        raise InputError(
+            f"memory has no room for it: {growth.problem() or free_memory.REMEDY}", source.uri
+        ) from error
+    if isinstance(taken, str):
+        problems.insert(0, taken)
+    elif taken is not None:
+        problems = [*wrong.sentences(taken, _fields(first)), *problems]
     if not problems and not read:
         problems.append("a data set must have at least one record, but this file has none")
     if problems:
-        rest = len(problems) - MOST_PROBLEMS
+        rest = len(problems) - MOST_PROBLEMS + wrong.more
         more = [f"and {rest:,} more problems"] if rest > 0 else []
         raise InputError(problems[:MOST_PROBLEMS] + more, source.uri)
     assert isinstance(taken, formats.Schema)
@@ -150,7 +168,7 @@ def parsed(data: bytes | Path, source: File) -> tuple[str, list[Example]]:
 
 def _fields(found: list[tuple[int, Any]]) -> list[str]:
     """Return the fields of the first records, in their order."""
-    return list(dict.fromkeys(str(f) for _, r in found[:_SAMPLED] if isinstance(r, dict) for f in r))
+    return list(dict.fromkeys(str(f) for _, r in found if isinstance(r, dict) for f in r))
 
 
 def _schema(found: list[tuple[int, Any]], source: File) -> formats.Schema | str | None:
@@ -187,24 +205,34 @@ def _is_columns(record: Any) -> bool:
 
 
 class _Problems:
-    """The problems of single records; equal ones are reported once, with their number."""
+    """The problems of single records; equal ones are reported once, with their number.
+
+    Attributes:
+        objects: how many records have fields at all.
+        more: problems that are not kept apart, after so many others.
+    """
 
     def __init__(self, where: str) -> None:
         self.where = where
-        self.rows: dict[str, list[int]] = {}
+        self.objects = 0
+        self.more = 0
+        self._found: dict[str, list[int]] = {}  # the first row, and how many
 
     def add(self, row: int, problems: list[str]) -> None:
         for problem in problems:
-            self.rows.setdefault(problem, []).append(row)
+            if problem in self._found:
+                self._found[problem][1] += 1
+            elif len(self._found) < _MOST_KEPT:
+                self._found[problem] = [row, 1]
+            else:
+                self.more += 1
 
-    def sentences(self, taken: formats.Schema, found: list[tuple[int, Any]]) -> Iterator[str]:
-        objects = [row for row, record in found if isinstance(record, dict)]
+    def sentences(self, taken: formats.Schema, fields: list[str]) -> Iterator[str]:
         missing = [f"field {field!r} is missing" for field in taken.fields.values()]
         explained = False
-        for problem, rows in self.rows.items():
-            more = len(rows) - 1
-            also = f" (and in {more:,} more {self.where}s)" if more else ""
-            everywhere = problem in missing and len(rows) == len(objects)
-            why = f": {formats.missing_fields(taken, _fields(found))}" if everywhere and not explained else ""
+        for problem, (row, count) in self._found.items():
+            also = f" (and in {count - 1:,} more {self.where}s)" if count > 1 else ""
+            everywhere = problem in missing and count == self.objects
+            why = f": {formats.missing_fields(taken, fields)}" if everywhere and not explained else ""
             explained = explained or everywhere
-            yield f"{self.where} {rows[0]}: {problem}{also}{why}"
+            yield f"{self.where} {row}: {problem}{also}{why}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import zlib
 
+from retune import free_memory
+
 MAX_RATIO = 200  # unpacked to packed size; text and tables reach 5 to 50, a file of zeros 1000
 ALWAYS_ALLOWED_BYTES = 64 << 20  # whatever the ratio: small files of few different lines compress well
 MAX_RECORD = 16 << 20  # characters of one record: several times the longest context of any model
@@ -12,6 +14,8 @@ UNPACKS_TOO_LARGE = (
     f"it unpacks to more than {MAX_RATIO} times its size, as no data does; unpack it yourself if it is right"
 )
 _CHUNK_BYTES = 1 << 20
+_ROUND = 64 << 20  # bytes between two looks at the memory that is left
+_SO_FAR = "it unpacks to more than"
 
 
 def max_unpacked(packed: int) -> int:
@@ -38,6 +42,8 @@ def gunzip(data: bytes) -> tuple[bytes, str | None]:
                 data = unpacker.unconsumed_tail
                 if size > limit:
                     return b"".join(parts), UNPACKS_TOO_LARGE
+                if size % _ROUND < len(parts[-1]) and (problem := free_memory.too_large(size, _SO_FAR)):
+                    return b"", problem
             if not unpacker.eof:
                 return b"".join(parts), "the file is truncated: its gzip stream has no end"
             data = unpacker.unused_data.lstrip(

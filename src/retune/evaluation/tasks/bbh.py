@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from retune.errors import InputError
+from retune.evaluation.tasks import lines
 from retune.evaluation.tasks.question import (
     Question,
     Score,
@@ -69,8 +70,11 @@ def _body(example: dict[str, Any]) -> str:
 
 def _examples(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        content = json.loads(lines.read_text(path))
+    except InputError as error:
+        problems += error.problems
+        return []
+    except (ValueError, RecursionError) as error:
         problems.append(f"{path}: not valid JSON: {error}")
         return []
     examples = content.get("examples") if isinstance(content, dict) else None

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from retune import free_memory
+from retune.data.files import numbered_lines
 from retune.errors import InputError
 from retune.evaluation.tasks.question import first_few
 from retune.store.packed import MAX_RECORD, RECORD_TOO_LONG, gunzip
@@ -21,6 +23,8 @@ def read_text(path: Path) -> str:
         InputError: if it is missing, damaged or not UTF-8.
     """
     try:
+        if problem := free_memory.too_large(path.stat().st_size):
+            raise ValueError(problem)
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
             data, problem = gunzip(data)
@@ -47,7 +51,10 @@ def parse(path: Path, text: str, form: str, read: Callable[[int, Any], _T]) -> l
     """
     problems: list[str] = []
     found: list[_T] = []
-    for number, line in enumerate(text.split("\n"), 1):
+    growth = free_memory.Growth()
+    for number, line, _ in numbered_lines(text):
+        if number % 1000 == 0 and (problem := growth.problem()):
+            raise InputError(f"{path}:{number}: {problem}")
         if not line.strip():
             continue
         if len(line) > MAX_RECORD:
