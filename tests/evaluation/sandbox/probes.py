@@ -52,6 +52,8 @@ PROBES = {
     "processors of others": "os.sched_setaffinity(PARENT, {0})",
     "limits of others": "call(302, 261, PARENT, 7, b'\\0' * 16, 0)",
     "limits raised": "import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
+    "limits lowered": "call(160, 164, 0, b'\\0' * 16)",
+    "a timer that sends any signal": "call(222, 107, 1, 0, b'\\0' * 8)",
     "core dumps": "import resource; resource.setrlimit(resource.RLIMIT_CORE, (1 << 30, 1 << 30))",
     "locked memory": "libc('mlockall', 3)",
     # new processes

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,11 @@ from retune.evaluation.sandbox import roles, runner, wire
 from retune.evaluation.tasks import humaneval
 from retune.evaluation.tasks.question import Question
 
-from . import attacks, forgeries
+from . import attacks, escapes, forgeries
+from .test_probes import as_user, shown
 from .test_runner import strays
+
+__all__ = ["shown"]  # the fixture
 
 SOURCE = Path(__file__).parents[3] / "src"
 
@@ -42,15 +46,29 @@ def isolations():
         yield isolation
 
 
+def corpus():
+    """Return all forged answers by name; no two of one name."""
+    parts = (
+        attacks.FORGERIES,
+        attacks.HOGS,
+        forgeries.MORE,
+        forgeries.MORE_HOGS,
+        escapes.ESCAPES,
+        escapes.ESCAPE_HOGS,
+    )
+    return {f"{number} {name}": text for number, part in enumerate(parts) for name, text in part.items()}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("isolation", ["namespaces", "filters"])
 def test_no_forgery_passes(isolation):
     if isolation not in isolations():
         pytest.skip(f"this machine does not grant {isolation}")
-    forged = attacks.FORGERIES | attacks.HOGS | forgeries.MORE | forgeries.MORE_HOGS
-    texts = [attacks.SOLUTION, *forged.values(), attacks.SOLUTION]
+    forged = corpus()
+    first = judge(attacks.SOLUTION, isolation, seconds=30)
     with ThreadPoolExecutor(4) as pool:
-        first, *outcomes, last = pool.map(functools.partial(judge, isolation=isolation), texts)
+        outcomes = list(pool.map(functools.partial(judge, isolation=isolation), forged.values()))
+    last = judge(attacks.SOLUTION, isolation, seconds=30)
     assert first.passed, first
     assert last.passed, last
     assert strays() == []
@@ -140,29 +158,110 @@ def test_a_sandbox_that_cannot_be_set_up_is_tried_again(monkeypatch):
         judge(attacks.SOLUTION)
 
 
-@pytest.mark.parametrize("victim", ["the judge", "its supervisor"])
+@pytest.mark.parametrize("victim", ["the judge", "its supervisor", "the answer", "the answer's supervisor"])
 def test_what_the_machine_kills_is_no_wrong_answer(monkeypatch, victim):
     """As Linux does where memory runs out. The answer is right, so nothing but the kill can lose it."""
-    killed = []
-    wait = runner._wait
+    killed, started = [], []
+    wait, start = runner._wait, runner._start
+
+    def start_and_note(job):
+        started.append(start(job))
+        return started[-1]
 
     def kill_once(child, seconds):
         if not killed:
-            children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
-            killed.append(int(children[0]) if victim == "the judge" else child.pid)
+            chosen = started[1 if "answer" in victim else 0].pid
+            children = Path(f"/proc/{chosen}/task/{chosen}/children").read_text().split()
+            killed.append(chosen if "supervisor" in victim else int(children[0]))
             os.kill(killed[0], signal.SIGKILL)
         wait(child, seconds)
 
     monkeypatch.setattr(runner, "_PAUSES", (0.0,))
     runner.available()
+    monkeypatch.setattr(runner, "_start", start_and_note)
     monkeypatch.setattr(runner, "_wait", kill_once)
     tests = "import time\ntime.sleep(1)\n" + attacks.TESTS
     assert runner.check(attacks.TARGET + attacks.SOLUTION, tests, "total").passed
     assert killed
     monkeypatch.setattr(runner, "_PAUSES", ())
     killed.clear()
+    started.clear()
+    wrong = (
+        "    return 0\n" if victim == "the answer's supervisor" else attacks.SOLUTION
+    )  # without it an answer goes on
     with pytest.raises(runner.SetupError, match="killed from outside"):
-        runner.check(attacks.TARGET + attacks.SOLUTION, tests, "total")
+        runner.check(attacks.TARGET + wrong, tests, "total")
+
+
+def test_what_its_own_limit_of_cpu_time_kills_is_a_wrong_answer():
+    """SIGKILL ends both, but the kernel sends it to one that has spent its CPU time; it must not stop a benchmark."""
+    verdict, control = os.pipe(), os.pipe()
+    job = {
+        "role": "program", "program": "while True: pass", "verdict": verdict[1], "pipes": [verdict[1]], "control": control[1],
+        "isolation": "filters", "seconds": 60, "limits": {**asdict(runner.DEFAULT), "seconds": 0}, "scratch": "",
+        "python": runner._python_folders(), "source": runner._SOURCE,
+    }  # fmt: skip
+    child = runner._start(job)
+    os.close(control[1])
+    os.close(verdict[1])
+    assert child.wait(60) == 0
+    told = os.read(control[0], 1000).splitlines()
+    os.close(control[0])
+    os.close(verdict[0])
+    assert [json.loads(line) for line in told] == [{"ready": True}]
+
+
+# Run by an ordinary user, to whom the sandboxes' processes belong too
+CORPUS = """
+import json, os, sys
+source, here, folder, isolation, user = sys.argv[1:]
+if user != "root":
+    os.setgid(int(user)); os.setuid(int(user))
+sys.path[:0] = [source]
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from retune.evaluation.sandbox import runner
+given = json.load(open(here + "/corpus.json"))
+def judge(completion):
+    limits = runner.Limits(seconds=30.0 if completion == given["texts"][0] else 2.0, memory_mib=512)
+    return runner.check(given["target"] + completion, given["tests"], "total", prompt=given["target"], limits=limits, isolation=isolation)
+with ThreadPoolExecutor(4) as pool:
+    outcomes = list(pool.map(judge, given["texts"]))
+print(json.dumps([[outcome.passed, outcome.reason] for outcome in outcomes]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isolation", ["namespaces", "filters"])
+def test_no_forgery_of_an_ordinary_user_passes(isolation, shown):
+    """As `test_no_forgery_passes`, by a user without root's rights, whose own processes the sandbox's are."""
+    if os.getuid() != 0:
+        pytest.skip("needs root, to become another user")
+    forged = corpus()
+    texts = [attacks.SOLUTION, *forged.values(), attacks.SOLUTION]
+    given = {"target": attacks.TARGET, "tests": attacks.TESTS, "texts": texts}
+    (shown / "corpus.json").write_text(json.dumps(given))
+    done = as_user(CORPUS, "65534", isolation, shown, shown, seconds=900)
+    (first, _), *outcomes, (last, _) = json.loads(done.stdout)
+    assert first
+    assert last
+    assert strays() == []
+    assert [name for name, (passed, _) in zip(forged, outcomes, strict=True) if passed] == []
+    assert all(reason for _, reason in outcomes)
+
+
+def test_an_answer_leaves_nothing_for_the_next():
+    """What one wrote to its folder, and wherever else it could, is not there for the other."""
+    planted = escapes.ESCAPES["modules for the next one"].replace("typing", "planted")
+    search = (
+        "    import os\n"
+        "    folders = ('.', '..', '/tmp', '/scratch', '/dev/shm', '/var/tmp')\n"
+        "    seen = [f for f in folders if os.path.exists(f'{f}/planted.py') or os.path.exists(f'{f}/secrets.py')]\n"
+        "    return 0 if seen else sum(numbers)\n"
+    )
+    for isolation in isolations():
+        assert not judge(planted, isolation).passed
+        assert judge(search, isolation, seconds=30).passed
 
 
 def test_without_root_a_pipe_sends_no_signal(tmp_path):

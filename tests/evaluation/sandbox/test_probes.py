@@ -142,12 +142,12 @@ def test_a_crash_leaves_no_core(isolation, shown):
     assert done.stdout.strip() == "[0]", done
 
 
-def as_user(scene, user, isolation, folder, place):
+def as_user(scene, user, isolation, folder, place, seconds=100):
     """Run a script with the arguments `SCENE` has, by the first Python that this user may start."""
     pythons = [sys._base_executable] if user == "root" else [sys._base_executable, "/usr/bin/python3"]
     for python in pythons:  # the first may lie in a folder of root's
         command = [python, "-c", scene, str(SOURCE), str(folder), str(place), isolation, user]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd="/")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, cwd="/")
         if done.returncode == 0:
             return done
     if any(word in done.stderr for word in ("could not be set up", "No module named")):

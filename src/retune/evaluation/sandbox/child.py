@@ -45,9 +45,11 @@ def main() -> None:
     if not ready:
         _send(control, {"timeout": True})
     os.kill(child, signal.SIGKILL)  # not waited for yet, so its process id cannot have been reused
-    _, status = os.waitpid(child, 0)
-    # Neither tests nor limits end the judge so: the machine ran out of memory. An answer can do it to itself.
-    if ready and job["role"] == "judge" and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+    _, status, used = os.wait4(child, 0)
+    # Nothing in the sandbox can send SIGKILL, and the kernel does so only past the limit of CPU time: else it was the
+    # machine, as Linux does where memory runs out
+    spent = used.ru_utime + used.ru_stime >= privileges.cpu_seconds(job["limits"]) - 0.5
+    if ready and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and not spent:
         _send(control, {"killed": True})
 
 

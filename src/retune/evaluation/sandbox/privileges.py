@@ -59,6 +59,9 @@ _FORBIDDEN: dict[str, tuple[int | None, int | None]] = {
     "inotify_init": (253, None), "inotify_init1": (294, 26),
     # What all programs of a machine share: its disks, the number of asynchronous requests.
     "sync": (162, 81), "syncfs": (306, 267), "io_setup": (206, 0),
+    # How a process can have itself killed, which would look as if the machine had done it: timers that send any signal, and
+    # a lower limit of CPU time.
+    "timer_create": (222, 107), "setrlimit": (160, 164),
     # Parts of the kernel with a history of vulnerabilities, which no computation needs.
     "seccomp": (317, 277), "splice": (275, 76), "tee": (276, 77), "vmsplice": (278, 75), "uselib": (134, None),
     "lookup_dcookie": (212, 18), "remap_file_pages": (216, 234), "nfsservctl": (180, 42),
@@ -224,10 +227,14 @@ def _landlock(readable: list[str]) -> bool:
     return bool(version >= 3)
 
 
+def cpu_seconds(limits: dict[str, Any]) -> int:
+    """Return the CPU time after which the kernel kills a process of these limits."""
+    return int(limits["seconds"]) + 1
+
+
 def _limit(limits: dict[str, Any]) -> None:
-    cpu = int(limits["seconds"]) + 1
     for kind, value in (
-        (resource.RLIMIT_CPU, cpu),
+        (resource.RLIMIT_CPU, cpu_seconds(limits)),
         (resource.RLIMIT_AS, limits["memory_mib"] << 20),
         (resource.RLIMIT_FSIZE, limits["file_mib"] << 20),
         (resource.RLIMIT_NOFILE, limits["open_files"]),

@@ -186,6 +186,16 @@ def _once(jobs: list[dict[str, Any]], limits: Limits, isolation: Isolation) -> O
             for pipe in (verdict, calls, replies):
                 pipe.close_writer()
             _wait(started[0][0], patience + _GRACE_SECONDS)
+            found = _lines(verdict, 0)
+            passed = bool(found) and found[-1].get("passed") is True
+            for _, control in started:
+                messages += _lines(control, 0)
+            too_long = any("timeout" in message for message in messages)
+            if (
+                not passed
+            ):  # how the answer ended matters; without its judge it ends at once, or when its time is up
+                for child, _ in started[1:]:
+                    _wait(child, limits.seconds + _GRACE_SECONDS)
             # Nothing in the sandbox can signal a supervisor
             killed = any(child.poll() == -signal.SIGKILL for child, _ in started)
         finally:
@@ -195,14 +205,14 @@ def _once(jobs: list[dict[str, Any]], limits: Limits, isolation: Isolation) -> O
             messages += _lines(control, 0)
         if problem := next((message["setup"] for message in messages if "setup" in message), None):
             raise SetupError(f"the sandbox could not be set up: {problem}")
-        found = _lines(verdict, 0)
-        if not found and (killed or any("killed" in message for message in messages)):
+        if passed:
+            return Outcome(True)
+        if killed or any("killed" in message for message in messages):
             raise SetupError(
-                "the sandbox was killed from outside, as Linux does where memory runs out: free some, or raise the limit"
+                "the sandbox was killed from outside, as Linux does where memory runs out, so there is no verdict on the "
+                "answer; free some memory, or raise the container's limit, and run again to carry on"
             )
-    if found and found[-1].get("passed") is True:
-        return Outcome(True)
-    if any("timeout" in message for message in messages):
+    if too_long:
         return Outcome(False, f"longer than {limits.seconds:g} s")
     return Outcome(False, str(found[-1].get("reason")) if found else "ended before its last line")
 
