@@ -62,7 +62,7 @@ def test_the_page_tells_what_was_counted_and_how(study):
     assert "1 of 8 drawn questions got equal answers" in text
     assert f"alpha {found.alpha_nominal:.3f} (nominal), {found.alpha_ordinal:.3f}" in text
     assert "- bad.json (damaged): it is not JSON" in text
-    rows = [line for line in text.splitlines() if line.startswith("| P\\|0 &lt;b>")]
+    rows = [line for line in text.splitlines() if line.startswith("| P\\|0 \\<b\\>")]
     assert len(rows) == 1
     assert rows[0].split(" | ")[4] == "3"  # open
     for line in text.splitlines():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from retune import store
 from retune.evaluation.judge.score import Count, Preference
+from retune.markdown import plain, row
 from retune.report.style import BLUE, INK, ORANGE, legend, new_figure, write_files
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def markdown(preference: Preference) -> str:
     if preference.left_out:
         lines += ["", "Left out:", ""]
         lines += [
-            f"- {_cell(Path(out.file).name)} ({out.kind}): {_cell(out.reason)}" for out in preference.left_out
+            f"- {plain(Path(out.file).name)} ({out.kind}): {plain(out.reason)}" for out in preference.left_out
         ]
     return "\n".join([*lines, ""])
 
@@ -81,14 +82,14 @@ def _overall(p: Preference) -> list[str]:
     asked = sum(not q.equal for q in p.questions)
     shares = (_part(count, p.overall) for count in (p.overall.win, p.overall.tie, p.overall.lose))
     lines = [
-        f"# {_cell(p.a)} against {_cell(p.b)}",
+        f"# {plain(p.a)} against {plain(p.b)}",
         "",
         f"**{_headline(p)}**: {_verdict(p)}",
         "",
-        f"The score is the share of judgements for {p.a} minus the share for {p.b}; the interval ({p.level:.0%}) is a "
-        f"bootstrap over questions and people, {p.resamples:,} draws, seed {p.seed}.",
+        f"The score is the share of judgements for {plain(p.a)} minus the share for {plain(p.b)}; the interval "
+        f"({p.level:.0%}) is a bootstrap over questions and people, {p.resamples:,} draws, seed {p.seed}.",
         "",
-        f"| | {_cell(p.a)} better | about the same | {_cell(p.b)} better | judgements |",
+        f"| | {plain(p.a)} better | about the same | {plain(p.b)} better | judgements |",
         "|---|---:|---:|---:|---:|",
         _row("all", *shares, p.overall.n),
         "",
@@ -113,7 +114,7 @@ def _overall(p: Preference) -> list[str]:
 def _people(p: Preference) -> list[str]:
     lines = [
         "",
-        f"Better and worse below are told from {p.a}'s side.",
+        f"Better and worse below are told from {plain(p.a)}'s side.",
         "",
         "| person | better | same | worse | open | first | file |",
         "|---|---:|---:|---:|---:|---:|---|",
@@ -141,14 +142,14 @@ def _headline(p: Preference) -> str:
 def _verdict(p: Preference) -> str:
     low, high = p.interval
     if low > 0:
-        return f"{p.a} is preferred."
+        return f"{plain(p.a)} is preferred."
     if high < 0:
-        return f"{p.b} is preferred."
+        return f"{plain(p.b)} is preferred."
     return "the interval holds 0, so these judgements do not tell the two apart."
 
 
 def _row(*cells: object) -> str:
-    return f"| {' | '.join(_cell(str(cell)) for cell in cells)} |"
+    return row(cells)
 
 
 def _part(count: int, of: Count) -> str:
@@ -162,11 +163,6 @@ def _alpha(value: float | None) -> str:
 def _short(text: str, length: int = _LABEL) -> str:
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
-
-
-def _cell(text: str) -> str:
-    """Return text that stays inside its cell."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _inside(axes: Axes, x: float, text: str) -> None:

@@ -6,6 +6,7 @@ scheme and host are ever printed.
 
 from __future__ import annotations
 
+import html
 import json
 import urllib.request
 from collections.abc import Callable
@@ -26,7 +27,7 @@ def notifier(url: str | None, report: Callable[[str], None]) -> Callable[[str], 
         if not url:
             return
         try:
-            body = json.dumps({"text": text}).encode()
+            body = json.dumps({"text": html.escape(text, quote=False)}).encode()  # <!channel> calls all
             request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
             with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):
                 pass

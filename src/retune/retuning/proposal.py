@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from retune import store
 from retune.errors import InputError
+from retune.markdown import plain, row
 from retune.steps.outcome import Outcome
 from retune.study.sentences import sentences
 
@@ -89,20 +90,20 @@ def title(outcome: Outcome) -> str:
 def page(outcome: Outcome, reasons: Sequence[str], gpu_hours: float) -> str:
     """Return the comparison as Markdown: the gate's rules, the best settings beside base and default, findings."""
     gate, selection = outcome.gate, outcome.selection
-    against = f"champion version {gate.champion}" if gate.champion else "no champion so far"
+    against = f"champion version {plain(gate.champion)}" if gate.champion else "no champion so far"
     lines = [
-        f"# {title(outcome)}", "",
-        f"{selection.chosen} of study {outcome.study} passed its gate; {against}. Merging makes it the champion; "
+        f"# {plain(title(outcome))}", "",
+        f"{plain(selection.chosen)} of study {plain(outcome.study)} passed its gate; {against}. Merging makes it the champion; "
         "reverting the merge brings the previous one back.", "",
         "## Gate", "", "| rule | outcome | |", "|---|---|---|",
-        *(f"| {_cell(rule['rule'])} | {rule['outcome']} | {_cell(rule['text'])} |" for rule in gate.rules),
+        *(row([rule["rule"], rule["outcome"], rule["text"]]) for rule in gate.rules),
         "", "## Settings", "", *_settings(outcome), "",
     ]  # fmt: skip
     if selection.findings:
-        lines += ["## Notes", "", *(f"- {finding}" for finding in selection.findings), ""]
-    lines += ["## Why it ran", "", *(f"- {reason}" for reason in reasons), ""]
+        lines += ["## Notes", "", *(f"- {plain(finding)}" for finding in selection.findings), ""]
+    lines += ["## Why it ran", "", *(f"- {plain(reason)}" for reason in reasons), ""]
     lines += [
-        f"{outcome.trials} settings, {outcome.failed} failed; {gpu_hours:.3g} GPU hours. Records: `{outcome.folder}`",
+        f"{outcome.trials} settings, {outcome.failed} failed; {gpu_hours:.3g} GPU hours. Records: {plain(outcome.folder)}",
         "",
     ]
     return "\n".join(lines)
@@ -111,22 +112,17 @@ def page(outcome: Outcome, reasons: Sequence[str], gpu_hours: float) -> str:
 def _settings(outcome: Outcome) -> list[str]:
     selection = outcome.selection
     roles = {selection.base: "base", selection.default: "default", selection.chosen: "chosen"}
-    rows = [row for row in selection.rows if row.role != "repeat"]
-    shown = [row for row in rows if row in rows[:_ROWS] or row.trial in roles]
-    names = list(next((row.assignment for row in shown if row.assignment), {}))
+    rows = [one for one in selection.rows if one.role != "repeat"]
+    shown = [one for one in rows if one in rows[:_ROWS] or one.trial in roles]
+    names = list(next((one.assignment for one in shown if one.assignment), {}))
     heads = ["trial", "", *names, selection.metric, *selection.tasks]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for row in shown:
-        scores = [f"{100 * row.scores[task]:.1f} %" if task in row.scores else "" for task in selection.tasks]
-        values = [_value(row.assignment.get(name)) for name in names]
-        cells = [row.trial, roles.get(row.trial, ""), *values, f"{row.objective:.5g}", *scores]
-        lines.append("| " + " | ".join(cells) + " |")
+    lines = [row(heads), "|" + "---|" * len(heads)]
+    for one in shown:
+        scores = [f"{100 * one.scores[task]:.1f} %" if task in one.scores else "" for task in selection.tasks]
+        values = [_value(one.assignment.get(name)) for name in names]
+        lines.append(row([one.trial, roles.get(one.trial, ""), *values, f"{one.objective:.5g}", *scores]))
     return lines
 
 
 def _value(value: Any) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _cell(text: object) -> str:
-    return str(text).replace("|", "/").replace("\n", " ")

@@ -10,8 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from retune import models, store
 from retune.errors import InputError, RetuneError
+from retune.markdown import block, plain, row
 from retune.steps.tuned import PROMPT, Tuned, require_fit
 
 CONVERTER = "convert_hf_to_gguf.py"
@@ -21,20 +24,32 @@ def card(what: Tuned, licence: str | None) -> str:
     """Return the model card: the front matter that Hugging Face hubs read, and the facts as a table."""
     base = what.model.base
     local = base.startswith(("/", ".")) or "://" in base
+    named = ({} if local else {"base_model": base}) | ({"license": licence} if licence else {})
     head = ["---", "library_name: peft"]
-    head += [] if local else [f"base_model: {base}"]
-    head += [f"license: {licence}"] if licence else []
+    named = {key: " ".join(text.split()) for key, text in named.items()}  # on one line each
+    head += yaml.safe_dump(named, sort_keys=False, width=10_000).splitlines() if named else []
     head += ["pipeline_tag: text-generation", "tags: [lora, retune]", "---"]
-    rows = ["| {} | {} |".format(name, str(text).replace("|", "/")) for name, text in what.facts.items()]
+    rows = [row(fact) for fact in what.facts.items()]
     terms = licence or "not given; the terms of the base and of the data apply"
     usage = {
         "chat": "Prompt it with the chat template of its tokenizer.",
         "alpaca": "Prompt it with Alpaca's template: the instruction under `### Instruction:`, the answer after `### Response:`.",
         "none": "Prompt it with plain text, without a template.",
-        "fields": "Prompt it with this template:\n\n```text\n" + (what.how.text or "") + "\n```",
+        "fields": f"Prompt it with this template:\n\n{block(what.how.text or '')}",
     }[what.how.kind]
-    table = ["| | |", "|---|---|", *rows, f"| Licence | {terms} |"]
-    lines = [*head, "", f"# {what.name}", "", "A LoRA adapter, tuned by retune.", "", *table, "", usage, ""]
+    table = ["| | |", "|---|---|", *rows, row(["Licence", terms])]
+    lines = [
+        *head,
+        "",
+        f"# {plain(what.name)}",
+        "",
+        "A LoRA adapter, tuned by retune.",
+        "",
+        *table,
+        "",
+        usage,
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -53,6 +68,7 @@ def write(what: Tuned, out: Path, licence: str | None = None, merge: bool = Fals
             _merge(what, made)
         else:
             for path in what.adapter.iterdir():
+                _require_own(path, what.adapter)
                 shutil.copy(path, made / path.name)
             _tokenizer(what).save_pretrained(made)
         if what.prompt is not None:
@@ -67,6 +83,16 @@ def write(what: Tuned, out: Path, licence: str | None = None, merge: bool = Fals
         if what.temporary:
             shutil.rmtree(what.temporary, ignore_errors=True)
     return out
+
+
+def _require_own(path: Path, adapter: Path) -> None:
+    """Raise InputError if a file is a link out of its adapter; in the hub's cache, files are links to its folder `blobs`."""
+    found, folder = path.resolve(), adapter.resolve()
+    cached = found.parent.name == "blobs" and found.parent.parent in folder.parents
+    if path.is_symlink() and not cached and not found.is_relative_to(folder):
+        raise InputError(
+            f"an adapter's folder must hold its files, but {path.name!r} is a link to {found}", str(adapter)
+        )
 
 
 def converter() -> Path:

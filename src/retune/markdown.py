@@ -1,0 +1,36 @@
+"""Texts of others within Markdown: names, settings, questions and answers that must stay the text they are.
+
+A pull request, a model card or a page of results is shown by GitHub, GitLab or a hub, which turn `@name` into a message to a
+person and "fixes #1" into the end of an issue, beside links, images and HTML.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+# Punctuation with a meaning, wherever it stands; an underscore only where it can begin or end an emphasis
+_MEANT = re.compile(
+    r"[\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w)|(?<=\w):(?=//)|(?<=\bwww)\.|^[-+=#]|(?<=^\d)[.)](?=\s|$)",
+    re.IGNORECASE,
+)
+_CALLS = re.compile(r"[@#!](?=[\w-])")
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+
+
+def plain(text: object) -> str:
+    """Return `text` so that Markdown shows it as it is, on one line: no markup, link, mention or reference comes of it."""
+    line = _UNSEEN.sub("", " ".join(str(text).split()))
+    # A backslash does not keep forges from seeing a name; a space of no width does
+    return _CALLS.sub(r"\g<0>&#8203;", _MEANT.sub(r"\\\g<0>", line))
+
+
+def row(cells: Sequence[object]) -> str:
+    """Return a row of a table."""
+    return "| " + " | ".join(plain(cell) for cell in cells) + " |"
+
+
+def block(text: str) -> str:
+    """Return a text of several lines as a block of code, between fences longer than any in it."""
+    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 3)
+    return f"{fence}text\n{text}\n{fence}"
