@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import ThreadingHTTPServer
 from importlib import resources
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
@@ -22,7 +21,8 @@ from retune import store
 from retune.errors import RetuneError
 from retune.records import GateRecord, TrialRecord, parse
 from retune.report.folder import newest_search, study_in
-from retune.report.watch import HTML, Page, Watched, events
+from retune.report.watch import Watched, events
+from retune.web import HTML, Page, Server
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -188,7 +188,7 @@ class Collector:
         yield gate
 
 
-def serve(root: str, host: str, port: int, every: float = LOOK_SECONDS) -> ThreadingHTTPServer:
+def serve(root: str, host: str, port: int, every: float = LOOK_SECONDS) -> Server:
     """Return a server of all studies in an artifacts folder, not yet running; port 0 takes a free one.
 
     Paths: ``/`` the list, ``/study/<name>/`` the live page, ``/metrics`` for Prometheus, ``/healthz``.
@@ -227,9 +227,7 @@ def serve(root: str, host: str, port: int, every: float = LOOK_SECONDS) -> Threa
             else:
                 self.send("text/event-stream", events(watched, PAGE_SECONDS))
 
-    server = ThreadingHTTPServer((host, port), Handler)
-    server.daemon_threads = True
-    return server
+    return Server((host, port), Handler)
 
 
 def _page(standings: list[Standing], problem: str | None) -> str:

@@ -5,20 +5,16 @@ Everything is read from the study's folder; the process that runs the study know
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import math
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import asdict
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from retune import gpus, store
 from retune.errors import InputError, RetuneError
@@ -26,16 +22,11 @@ from retune.records import TrialRecord, by_number, loads
 from retune.report.folder import newest_search, study_in
 from retune.report.importance import MIN_TRIALS, importances
 from retune.study import Study
+from retune.web import HTML, Page, Server
 
 EVERY_SECONDS = 1.0
 _GPU_SECONDS = 2.0
-_SILENT_SECONDS = 60.0  # a client that sends no request, or takes no answer, for so long is let go
 _MOST_POINTS = 500  # of one curve; beyond, every other point is left out
-HTML = "text/html; charset=utf-8"
-POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; img-src data:; frame-ancestors 'none'"
-)
 
 
 class Watched:
@@ -178,56 +169,6 @@ def events(watched: Watched, every: float = EVERY_SECONDS) -> Iterator[bytes]:
         quiet += every
 
 
-class Page(BaseHTTPRequestHandler):
-    """Answers with pages that load nothing from elsewhere, and writes no log.
-
-    Where only this machine is served, it answers only to this machine's names: a page on the web can have its own name
-    lead to 127.0.0.1 and then read what is served there.
-    """
-
-    timeout = _SILENT_SECONDS
-    server: ThreadingHTTPServer
-
-    def parse_request(self) -> bool:
-        """Read a request; refuse one that is meant for another name."""
-        if not super().parse_request():
-            return False
-        bound = ipaddress.ip_address(self.server.socket.getsockname()[0])
-        if not bound.is_loopback or _is_local(self.headers.get("Host", "")):
-            return True
-        self.send_error(403, "this page is served to this machine alone, under its name localhost")
-        return False
-
-    def send(self, kind: str, content: bytes | Iterable[bytes]) -> None:
-        """Send a whole answer, or one that goes on part by part; a browser that goes away ends it.
-
-        Args:
-            kind: the content type. content: the body.
-        """
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Security-Policy", POLICY)
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        with suppress(BrokenPipeError, ConnectionResetError):
-            self.end_headers()
-            for part in [content] if isinstance(content, bytes) else content:
-                self.wfile.write(part)
-                self.wfile.flush()
-
-    def log_message(self, *words: Any) -> None:
-        """Write nothing."""
-
-
-def _is_local(host: str) -> bool:
-    """Return whether a Host header names this machine. Without one it is no browser's."""
-    try:
-        name = urlsplit(f"//{host}").hostname or "" if host else "localhost"
-        return name == "localhost" or name.endswith(".localhost") or ipaddress.ip_address(name).is_loopback
-    except ValueError:  # no name at all, or another one
-        return False
-
-
 def doubt(folder: str, every: bool) -> str | None:
     """Return why there is nothing to show in a folder yet; a study may still begin there.
 
@@ -248,7 +189,7 @@ def doubt(folder: str, every: bool) -> str | None:
     return None
 
 
-def serve(folder: str, host: str, port: int, every: float = EVERY_SECONDS) -> ThreadingHTTPServer:
+def serve(folder: str, host: str, port: int, every: float = EVERY_SECONDS) -> Server:
     """Return a server of the page, not yet running; port 0 takes a free one."""
     page = resources.files("retune.report").joinpath("watch.html").read_bytes()
     watched = Watched(folder)
@@ -265,6 +206,4 @@ def serve(folder: str, host: str, port: int, every: float = EVERY_SECONDS) -> Th
             else:
                 self.send_error(404)
 
-    server = ThreadingHTTPServer((host, port), Handler)
-    server.daemon_threads = True
-    return server
+    return Server((host, port), Handler)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 
 from retune.errors import InputError
+from retune.web import Page, Server
 
 
 class Metrics:
@@ -53,10 +55,17 @@ class Metrics:
             InputError: if the port is taken.
 
         """
+        registry = self.registry
+
+        class Handler(Page):
+            def do_GET(self) -> None:
+                self.send(CONTENT_TYPE_LATEST, generate_latest(registry))
+
         try:
-            start_http_server(port, registry=self.registry)
+            server = Server(("", port), Handler)
         except OSError as error:
             raise InputError(
                 f"`--metrics-port` must be free, but {port} cannot be bound: {error}; name another port",
                 "retune serve",
             ) from error
+        threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
