@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retune import gpus
+from retune import base_files, gpus
 from retune.errors import InputError, first_line, is_out_of_memory, nearest
 from retune.processes import gc_paused
 from retune.study import Model
@@ -149,7 +149,8 @@ def _checked_base(folder: Path, named: str) -> Path:
     """Return the folder of a base model that the study calls `named`.
 
     Raises:
-        InputError: if it holds no model, or an adapter, which transformers would load with the base silently.
+        InputError: if it holds no model, or an adapter, which transformers would load with the base silently; or if
+            its files are made to do harm (`retune.base_files`).
     """
     if (folder / "adapter_config.json").is_file():
         raise InputError(
@@ -160,6 +161,8 @@ def _checked_base(folder: Path, named: str) -> Path:
     if not (folder / "config.json").is_file():
         lacks = "does not" if folder.exists() else f"does not: there is no such folder{_did_you_mean(folder)}"
         raise InputError(f"a base model folder holds config.json, but {named} {lacks}", "model.base")
+    if found := base_files.problems(folder):
+        raise InputError(found, "model.base")
     return folder
 
 

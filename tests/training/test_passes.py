@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from retune.errors import is_out_of_memory
 from retune import free_memory
+from retune.errors import is_out_of_memory
 from retune.events import Note
 from retune.training import dropout, memory, recompute
 from retune.training import passes as passes_module

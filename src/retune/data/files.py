@@ -17,7 +17,14 @@ from typing import Any
 
 from retune import free_memory
 from retune.errors import InputError, first_line
-from retune.store.packed import ALWAYS_ALLOWED_BYTES, MAX_RECORD, RECORD_TOO_LONG, UNPACKS_TOO_LARGE, gunzip, max_unpacked
+from retune.store.packed import (
+    ALWAYS_ALLOWED_BYTES,
+    MAX_RECORD,
+    RECORD_TOO_LONG,
+    UNPACKS_TOO_LARGE,
+    gunzip,
+    max_unpacked,
+)
 
 Rows = Iterator[tuple[int, Any]]
 _SPACE = re.compile(r"[ \t\r\n]*")

@@ -27,9 +27,11 @@ def load(folder: Path, dtype: torch.dtype, attention: str | None, mesh: DeviceMe
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with init_empty_weights(include_buffers=False):  # buffers are not in the files; they are computed here
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        )
     model.tie_weights()
     files = _files(folder)
     names = _names(model)
