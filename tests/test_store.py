@@ -191,7 +191,12 @@ def test_marker_goes_up_last(place, tmp_path, monkeypatch):
     order = []
     take = type(store._place(place)).take
     monkeypatch.setattr(
-        type(store._place(place)), "take", lambda self, file: (order.append(file.name), take(self, file))
+        type(store._place(place)),
+        "take",
+        lambda self, content: (
+            order.append(str(vars(self).get("path") or self.key).rpartition("/")[2]),
+            take(self, content),
+        ),
     )
     store.upload(source, place, marker="a.json")
     assert order == ["y.json", "z.txt", "b.json", "mix.json", "a.json"]

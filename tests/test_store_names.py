@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from pathlib import Path
 
 import boto3
 import pytest
@@ -56,6 +57,17 @@ def test_two_names_that_read_the_same_are_refused():
     with pytest.raises(InputError, match="another Unicode form"):
         names.check(["d/\u00e9.txt", "d/e\u0301.txt"], "s3://bucket/x")
     names.check(["d/\u00e9.txt", "d/e.txt", "D/e.txt"], "s3://bucket/x")
+
+
+def test_names_that_differ_in_case_are_refused_where_they_are_one_file(monkeypatch):
+    names.check(["a/README", "a/readme"], "s3://bucket/x")
+    monkeypatch.setattr(names, "_FOLDS_CASE", True)
+    for other in ("a/readme", "A/ReadMe"):
+        with pytest.raises(InputError, match="upper or lower case"):
+            names.check(["a/README", other], "s3://bucket/x")
+    with pytest.raises(InputError, match="upper or lower case"):
+        names.check(["STRASSE", "stra\u00dfe"], "s3://bucket/x")
+    names.check(["a/README", "b/readme"], "s3://bucket/x")
 
 
 @pytest.mark.parametrize(
@@ -167,3 +179,71 @@ def test_links_out_of_a_folder_are_not_sent(tmp_path):
         store.upload(folder, tmp_path / "sent-2")
     assert len(found.value.problems) == 3
     assert not (tmp_path / "sent-2").exists()
+
+
+@pytest.mark.parametrize("part", ["the file", "its folder", "a link within"])
+def test_a_link_that_takes_a_files_place_after_the_check_is_not_followed(part, tmp_path, monkeypatch):
+    """Another process may swap it in between the look at all names and the opening of each."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "a").write_text("secret")
+    folder = tmp_path / "folder"
+    (folder / "in").mkdir(parents=True)
+    (folder / "in" / "a").write_text("a")
+    if part == "a link within":
+        (folder / "z").symlink_to("in/a")
+    resolve, swapped = Path.resolve, []
+
+    def swap(self, strict=False):
+        """After the last look: what `resolve` has just told is not true any more."""
+        found = resolve(self, strict)
+        if self.name in ("a", "z") and swapped.append(self) is None and len(swapped) == looks:
+            moved = folder / "in"
+            if part == "the file":
+                (moved / "a").unlink()
+                (moved / "a").symlink_to(outside / "a")
+            else:
+                os.rename(moved, folder / "old")
+                moved.symlink_to(outside)
+        return found
+
+    looks = 10**9
+    monkeypatch.setattr(Path, "resolve", swap)
+    store.upload(folder, tmp_path / "sent-before")
+    looks, swapped[:] = len(swapped), []
+    with pytest.raises(InputError, match="replaced by a link while the folder was sent"):
+        store.upload(folder, tmp_path / "sent")
+    assert len(swapped) == looks
+    assert b"secret" not in b"".join(
+        path.read_bytes() for path in (tmp_path / "sent").rglob("*") if path.is_file()
+    )
+
+
+def test_names_that_no_other_machine_reads_back_are_told_before_the_first_is_sent(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("a", "con", "b\nc", "x\\y"):
+        (folder / name).write_text("a")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(InputError) as found:
+        store.upload(folder, "s3://bucket/x")
+    assert len(found.value.problems) == 3
+    store.upload(folder, tmp_path / "here")
+    assert (tmp_path / "here" / "con").read_text() == "a"
+
+
+def test_an_exported_adapter_has_no_file_of_elsewhere(tmp_path):
+    from retune.steps import export
+
+    folder = tmp_path / "models--a--b" / "snapshots" / "c"
+    folder.mkdir(parents=True)
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "models--a--b" / "blobs").mkdir()
+    (tmp_path / "models--a--b" / "blobs" / "0").write_text("kept by the hub's cache")
+    (folder / "adapter_config.json").symlink_to("../../blobs/0")
+    (folder / "own").symlink_to("adapter_config.json")
+    (folder / "README.md").symlink_to(tmp_path / "secret")
+    export._require_own(folder / "adapter_config.json", folder)
+    export._require_own(folder / "own", folder)
+    with pytest.raises(InputError, match=r"README\.md' is a link to"):
+        export._require_own(folder / "README.md", folder)

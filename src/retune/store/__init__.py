@@ -20,6 +20,7 @@ password or a full disk is a `retune.errors.RetuneError` that says what to do.
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -50,7 +51,7 @@ class _Place(Protocol):
     def read(self) -> bytes: ...
     def write(self, data: bytes) -> None: ...
     def create(self, data: bytes) -> bool: ...
-    def take(self, file: Path) -> None: ...
+    def take(self, content: BufferedReader) -> None: ...
     def exists(self) -> bool: ...
     def listing(self) -> list[str]: ...
     def contents(self, wanted: Callable[[str], bool]) -> dict[str, bytes]: ...
@@ -163,12 +164,14 @@ def upload(source: str | Path, uri: str | Path, marker: str | None = None) -> No
 
     Raises:
         FileNotFoundError: if there is no `source`.
-        InputError: if the folder holds what is no plain file, or a link that leads out of it.
+        InputError: if the folder holds what is no plain file, a link that leads out of it, or a name that no other machine
+            could read back.
         RetuneError: if it cannot be written.
     """
     source = Path(source)
     if source.is_file():
-        _place(uri).take(source)
+        with local.opened(source) as content:
+            _place(uri).take(content)
         return
     if not source.is_dir():
         raise FileNotFoundError(2, "No such file or folder", str(source))
@@ -185,8 +188,11 @@ def upload(source: str | Path, uri: str | Path, marker: str | None = None) -> No
         raise InputError(
             [f"{n!r} is no plain file, or a link out of the folder" for n in refused], str(source)
         )
+    if "://" in str(uri):
+        names.check(listed, str(source))  # all of them, before the first is sent
     for name in listed:
-        _place(join(uri, name)).take(source / name)
+        with local.opened_below(source, name) as content:
+            _place(join(uri, name)).take(content)
 
 
 def remove(uri: str | Path) -> None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -97,7 +98,7 @@ class HubPlace:
         """Refuse."""
         raise self._read_only()
 
-    def take(self, file: Path) -> None:
+    def take(self, content: BufferedReader) -> None:
         """Refuse."""
         raise self._read_only()
 

@@ -11,11 +11,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-from retune.errors import RetuneError, as_retune_error
+from retune.errors import InputError, RetuneError, as_retune_error
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,9 @@ class LocalPlace:
             return False
         return True
 
-    def take(self, file: Path) -> None:
-        """Copy a local file here, atomically."""
-        with open(file, "rb", opener=_open_nonblocking) as source:
-            LocalPlace(file)._refuse_devices(os.fstat(source.fileno()).st_mode)
-            self._write_atomically(lambda target: shutil.copyfileobj(source, target, 1 << 20), os.replace)
+    def take(self, content: BufferedReader) -> None:
+        """Copy an open file here, atomically."""
+        self._write_atomically(lambda target: shutil.copyfileobj(content, target, 1 << 20), os.replace)
 
     def exists(self) -> bool:
         """Return whether this is a file or folder."""
@@ -141,6 +140,55 @@ class LocalPlace:
 def _open_nonblocking(path: str, flags: int) -> int:
     """Open a file without waiting: opening a pipe that nobody writes to would else block for ever."""
     return os.open(path, flags | os.O_NONBLOCK)
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[BufferedReader]:
+    """Open a file to send it.
+
+    Raises:
+        RetuneError: if it is a device, pipe or socket.
+    """
+    with open(file, "rb", opener=_open_nonblocking) as content:
+        LocalPlace(file)._refuse_devices(os.fstat(content.fileno()).st_mode)
+        yield content
+
+
+@contextmanager
+def opened_below(folder: Path, name: str) -> Iterator[BufferedReader]:
+    """Open a file of a folder to send it; its links may lead to others within, and to none outside.
+
+    Every part of the path is opened from the folder before it, and none as a link: whatever another process puts in its place
+    meanwhile, nothing outside is read.
+
+    Raises:
+        InputError: if it is a link out of the folder, or became a link or something else meanwhile.
+        RetuneError: if it is a device, pipe or socket.
+    """
+    inside = folder.resolve()
+    found = (inside / name).resolve()
+    if not found.is_relative_to(inside):
+        raise InputError(f"{name!r} is a link out of the folder", str(folder))
+    *above, last = found.relative_to(inside).parts
+    place = os.open(inside, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for part in above:
+            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=place)
+            os.close(place)
+            place = below
+        handle = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=place)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise
+        raise InputError(
+            f"{name!r} was replaced by a link while the folder was sent; send it again once nothing writes to it",
+            str(folder),
+        ) from error
+    finally:
+        os.close(place)
+    with open(handle, "rb") as content:
+        LocalPlace(found)._refuse_devices(os.fstat(handle).st_mode)
+        yield content
 
 
 def unwritable(folder: Path) -> str | None:

@@ -6,6 +6,7 @@ A name must lead nowhere outside its folder, on Linux, macOS or Windows.
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections.abc import Iterable
 
@@ -16,6 +17,7 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])[ .]*(\..*)?", re.IGNO
 _MAX_PROBLEMS = 10
 _MAX_PATH_BYTES = 2048  # S3 allows 1024; Linux 4096, with the folder before it
 _MAX_PART_BYTES = 255  # NAME_MAX of most file systems
+_FOLDS_CASE = sys.platform in ("darwin", "win32")  # where `A` and `a` are one file
 
 
 def problem(name: str) -> str | None:
@@ -38,6 +40,12 @@ def problem(name: str) -> str | None:
     return None
 
 
+def _alike(name: str) -> str:
+    """Return what two names of one file have in common here."""
+    name = unicodedata.normalize("NFC", name)
+    return unicodedata.normalize("NFC", name.casefold()) if _FOLDS_CASE else name
+
+
 def check(names: Iterable[str], uri: str) -> None:
     """Require that all files that a server lists below `uri` can be written below one folder.
 
@@ -50,11 +58,12 @@ def check(names: Iterable[str], uri: str) -> None:
     # macOS stores names in a normal form of Unicode, so two spellings of one word would be one file
     normalized: dict[str, str] = {}
     for name in listed:
-        other = normalized.setdefault(unicodedata.normalize("NFC", name), name)
+        other = normalized.setdefault(_alike(name), name)
         if other != name:
-            problems.append(
-                f"the name {name!a} is refused: it is the same text as {other!a} in another Unicode form"
-            )
+            how = "in another Unicode form"
+            if unicodedata.normalize("NFC", name) != unicodedata.normalize("NFC", other):
+                how += ", or in upper or lower case, which this system does not tell apart"
+            problems.append(f"the name {name!a} is refused: it is the same text as {other!a} {how}")
     folders = {name[:end] for name in listed for end, letter in enumerate(name) if letter == "/"}
     problems += [
         f"the name {name!r} is refused: it is a file and a folder" for name in listed if name in folders

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
@@ -100,12 +101,11 @@ class S3Place:
         head = self._head()
         return head is not None and head["Metadata"].get("writer") == writer
 
-    def take(self, file: Path) -> None:
-        """Send a local file, a large one in parts."""
-        with file.open("rb") as content:
-            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-            content.seek(0)
-            self._send(content, sha256)
+    def take(self, content: BufferedReader) -> None:
+        """Send an open local file, a large one in parts."""
+        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+        content.seek(0)
+        self._send(content, sha256)
 
     def exists(self) -> bool:
         """Return whether there is such an object, or any below it."""
