@@ -176,3 +176,99 @@ def test_a_long_text_of_addresses_is_masked_in_the_time_of_its_length(word):
     assert uris.mask(word * 20_000 + "http://me:secret@host/x").endswith("@host/x")
     assert "secret" not in uris.mask(word * 20_000 + "http://me:secret@host/x")
     assert time.process_time() - begin < 5
+
+
+# Made up, in the form that each service gives them; joined, so that no scanner takes them for real ones
+SECRETS = {
+    "HF_TOKEN": "hf_" + "aBcD1234" * 4,
+    "AWS_SECRET_ACCESS_KEY": "wJalrXUt/K7MDENG+bPx",
+    "AWS_SESSION_TOKEN": "IQoJb3JpZ2lu//////////wEaCXVz",
+    "MLFLOW_TRACKING_PASSWORD": "correct horse battery",
+    "RETUNE_WEBHOOK": "https://hooks.slack.com/" + "services/T00000000/B00000000/aBcDeFgHiJkL",
+    "OPENAI_API_KEY": "sk-" + "proj-aBcD1234EfGh5678",
+    "GITHUB_TOKEN": "ghp_" + "aBcD1234" * 4,
+    "GITLAB_TOKEN": "glpat-" + "aBcD1234EfGh5678IjKl",
+    "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
+    "SLACK_BOT_TOKEN": "xoxb-" + "123456789012-aBcDeFgH",
+}
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_of_the_environment_is_in_no_error(name, monkeypatch):
+    """A server may repeat what it was sent, and a library the request that failed."""
+    secret = SECRETS[name]
+    monkeypatch.setenv(name, secret)
+    told = RetuneError(f"the server answered 401: header Authorization: {secret}, of {secret!r}")
+    assert secret not in str(told)
+    assert "401" in str(told)
+    assert secret not in str(InputError([f"a {secret}", "b"], secret)) + TrialFailed(f"a {secret}").reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Authorization: Bearer eyJhbGciOi.eyJzdWIiOi.c2lnbmF0dXJl",
+        *(
+            SECRETS[n]
+            for n in (
+                "HF_TOKEN",
+                "RETUNE_WEBHOOK",
+                "OPENAI_API_KEY",
+                "GITHUB_TOKEN",
+                "GITLAB_TOKEN",
+                "SLACK_BOT_TOKEN",
+            )
+        ),
+    ],
+)
+def test_a_token_is_known_by_its_form(text):
+    """As that of a kubeconfig or of a file, which no variable holds."""
+    assert text.split(" ")[-1].rsplit("/", 1)[-1] not in str(RetuneError(f"refused: {text}"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["hf_home", "sk-learn is there", "a Bearer", "ghp_", "the tokens are 12", "https://hooks.slack.com/"],
+)
+def test_what_only_looks_like_a_token(text):
+    assert str(RetuneError(text)) == text
+
+
+def test_short_values_and_paths_are_no_secrets(monkeypatch):
+    monkeypatch.setenv("SOME_TOKEN", "1")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/token")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "retune-user")
+    assert str(RetuneError("1 of /var/run/token by retune-user")) == "1 of /var/run/token by retune-user"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["OPENAI_API_KEY: hunter2hunter2", "MY_PASSWORD: hunter2hunter2", "SLACK_WEBHOOK_URL: https://hooks.example/hunter2", "HTTPS_PROXY: 'http://me:hunter2@proxy:3128'",
+     "AWS_ENDPOINT_URL: 'https://key:hunter2@s3.example'"],
+)  # fmt: skip
+def test_the_environment_of_pods_holds_no_secret(entry, small):
+    """A study is kept where many read it, and `retune render` prints it."""
+    name = entry.partition(":")[0]
+    with pytest.raises(InputError, match=f"'{name}'.* belong into a Secret") as caught:
+        small(f"cluster.env={{{entry}}}")
+    assert SECRET not in str(caught.value)
+    small("cluster.env={HF_HUB_DISABLE_IMPLICIT_TOKEN: '1', HTTPS_PROXY: 'http://proxy:3128'}")
+
+
+def test_an_error_that_nobody_foresaw_is_printed_without_secrets(monkeypatch, capsys):
+    from retune import cli as commands
+
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "correct-horse")
+    monkeypatch.setattr(
+        commands,
+        "cli",
+        lambda **words: (_ for _ in ()).throw(KeyError(f"\x1b[2J correct-horse http://a:{SECRET}@h")),
+    )
+    with pytest.raises(SystemExit) as ended:
+        commands.main()
+    told = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert "Traceback" in told
+    assert "correct-horse" not in told
+    assert SECRET not in told
+    assert "\x1b" not in told

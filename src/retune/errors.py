@@ -6,8 +6,8 @@
      |    +-- DiskFull   stopped because a disk or a quota is full; free some space and run again to resume
      +-- TrialFailed     one trial ended without a number; the study goes on
 
-Every message names the rule and the value that broke it. Passwords in addresses are masked, and control characters
-escaped.
+Every message names the rule and the value that broke it. Passwords, tokens and the secrets of the environment are
+masked, and control characters escaped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import errno
 import re
 from collections.abc import Iterable, Sequence
 
-from retune.uris import mask
+from retune.uris import without_secrets
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -61,7 +61,7 @@ class RetuneError(Exception):
     exit_code = EXIT_FAILED
 
     def __init__(self, text: str = "") -> None:
-        super().__init__(_sanitized(text))
+        super().__init__(sanitized(text))
 
 
 class InputError(RetuneError):
@@ -77,8 +77,8 @@ class InputError(RetuneError):
 
     def __init__(self, problems: str | Sequence[str], subject: str | None = None) -> None:
         given = [problems] if isinstance(problems, str) else list(problems)
-        self.problems: list[str] = [_shortened(_sanitized(problem)) for problem in given]
-        self.subject = _sanitized(subject) if subject else subject
+        self.problems: list[str] = [_shortened(sanitized(problem)) for problem in given]
+        self.subject = sanitized(subject) if subject else subject
         head = f"{self.subject}: " if self.subject else ""
         if len(self.problems) == 1:
             text = head + self.problems[0]
@@ -88,9 +88,9 @@ class InputError(RetuneError):
         super().__init__(text)
 
 
-def _sanitized(text: str) -> str:
-    """Return `text` with passwords masked and control characters escaped as Python writes them."""
-    return _CONTROL_CHARACTERS.sub(lambda match: repr(match[0])[1:-1], mask(text))
+def sanitized(text: str) -> str:
+    """Return `text` as it may be printed: secrets masked, and control characters escaped as Python writes them."""
+    return _CONTROL_CHARACTERS.sub(lambda match: repr(match[0])[1:-1], without_secrets(text))
 
 
 def _shortened(text: str) -> str:
@@ -121,7 +121,7 @@ class TrialFailed(RetuneError):
 
     def __init__(self, reason: str, kind: str = "error") -> None:
         super().__init__(reason)
-        self.reason = _sanitized(reason)
+        self.reason = sanitized(reason)
         self.kind = kind
 
 

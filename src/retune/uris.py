@@ -1,4 +1,4 @@
-"""Passwords in addresses: the only module that finds, masks and restores them.
+"""Passwords in addresses, and other secrets: the only module that finds, masks and restores them.
 
 An address may hold a password (``tracking.uri: postgresql://me:secret@host/runs``). `hide` replaces it by ``***`` when the
 study is read, so study, records, logs, reports and MLflow never see it. `reveal` returns the full address to the code
@@ -23,6 +23,31 @@ _QUERY = re.compile(
     r"([?&;](?:[\w-]*(?:password|passwd|pwd|secret|token|signature|credential|api_?key|access_?key)|sig|key)=)[^&#;\s'\"]+",
     re.IGNORECASE,
 )
+
+_SECRET_NAME = re.compile(
+    r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|SECRET_?KEY|PRIVATE_?KEY|WEBHOOK|CREDENTIAL)(_URL)?$",
+    re.IGNORECASE,
+)
+# Tokens that are told by their first letters, and addresses that are secrets themselves
+_TOKENS = re.compile(
+    r"\b(?:hf_|sk-|gh[opsru]_|github_pat_|glpat-|xox[abeprs]-|xapp-)[\w-]{16,}|(?<=\bBearer )[\w.~+/-]{8,}=*"
+    r"|(?<=://hooks\.slack\.com/)[\w/-]{8,}|(?<=://discord\.com/api/webhooks/)[\w/-]{8,}",
+    re.IGNORECASE,
+)
+_SHORTEST = 6  # letters of a secret; a shorter one would be found in any text
+
+
+def names_a_secret(name: str) -> bool:
+    """Return whether an environment variable of this name holds a secret, as ``HF_TOKEN`` and ``AWS_SECRET_ACCESS_KEY`` do."""
+    return bool(_SECRET_NAME.search(name))
+
+
+def without_secrets(text: str) -> str:
+    """Return `text` with ``***`` for passwords in addresses, tokens of known forms, and secrets of this environment."""
+    held = {value for name, value in os.environ.items() if len(value) >= _SHORTEST and names_a_secret(name)}
+    for secret in sorted(held, key=len, reverse=True):
+        text = text.replace(secret, MARK)
+    return mask(_TOKENS.sub(MARK, text))
 
 
 def mask(text: str) -> str:

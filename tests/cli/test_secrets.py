@@ -16,7 +16,7 @@ SECRETS = {
     for number, name in enumerate(
         (
             "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD",
-            "RETUNE_WEBHOOK", "GITHUB_TOKEN",
+            "RETUNE_WEBHOOK", "GITHUB_TOKEN", "OPENAI_API_KEY", "GITLAB_TOKEN", "SLACK_BOT_TOKEN", "MLFLOW_TRACKING_TOKEN",
         )
     )
 }  # fmt: skip

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
+from typing import NoReturn
 
 import click
 
 from retune import __version__
-from retune.errors import FULL, PATHS, RetuneError, as_retune_error, nearest
+from retune.errors import EXIT_FAILED, FULL, PATHS, RetuneError, as_retune_error, nearest, sanitized
 
 # Name of each command -> its line in `retune --help`; the module retune.cli.<name> holds `command`
 VERBS = {
@@ -84,7 +86,15 @@ def main() -> None:
         # Any other OSError is a fault of retune, whose traceback is needed
         is_path_error = isinstance(error, OSError) and error.errno in PATHS and error.filename is not None
         if isinstance(error, OSError) and error.errno not in FULL and not is_path_error:
-            raise
+            _unforeseen()
         reported = as_retune_error(error)
         click.secho(f"error: {reported}", fg="red", err=True)
         sys.exit(reported.exit_code)
+    except Exception:
+        _unforeseen()
+
+
+def _unforeseen() -> NoReturn:
+    """Print the traceback of an error that nobody made for people, without the secrets that libraries put into them."""
+    click.echo(sanitized(traceback.format_exc()), nl=False, err=True)
+    sys.exit(EXIT_FAILED)

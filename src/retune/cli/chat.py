@@ -38,6 +38,7 @@ def command(
     """
     from rich.console import Console
 
+    from retune.errors import sanitized
     from retune.steps import chat, tuned
 
     pair = chat.open_pair(tuned.find(what, trial, uri, base))
@@ -45,8 +46,8 @@ def command(
 
     def answer(question: str) -> None:
         for name, text in pair.answers(question, new_tokens).items():
-            console.print(f"[bold]{name}[/]")
-            console.print(text or "(nothing)", markup=False)
+            console.print(sanitized(name), style="bold", markup=False)
+            console.print(sanitized(text) or "(nothing)", markup=False)
         console.print()
 
     for question in questions:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from retune.cli import _options
-from retune.errors import InputError, Interrupted
+from retune.errors import InputError, Interrupted, sanitized
 from retune.events import Event
 
 if TYPE_CHECKING:
@@ -157,11 +157,13 @@ def _beside(file: str) -> str:
 def _notes(outcome: Preference) -> None:
     """Print to stderr which files were skipped, and which are unfinished."""
     for one in outcome.left_out:
-        click.secho(f"left out: {one.file}: {one.reason}", fg="yellow", err=True)
+        click.secho(sanitized(f"left out: {one.file}: {one.reason}"), fg="yellow", err=True)
     for person in outcome.annotators:
         if person.missing:
             click.secho(
-                f"unfinished: {person.file}: {person.missing} questions are open", fg="yellow", err=True
+                sanitized(f"unfinished: {person.file}: {person.missing} questions are open"),
+                fg="yellow",
+                err=True,
             )
 
 

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from retune import uris
 from retune.study.kubernetes import (
     Cpu,
     DataKey,
@@ -132,7 +133,13 @@ class Cluster(Section):
             }.items()
             if len(set(items)) < len(items)
         ]
-        secret = [name for name in self.env if name in SECRET_ENV]
+        secret = [
+            name
+            for name, value in self.env.items()
+            if name in SECRET_ENV
+            or (uris.names_a_secret(name) and len(value) >= 6)
+            or uris.mask(value) != value
+        ]
         if secret:
             problems.append(
                 f"`env` is stored with the study for all to read, so {secret} belong in a Secret of `secrets`"
