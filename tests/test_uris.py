@@ -249,7 +249,7 @@ def test_short_values_and_paths_are_no_secrets(monkeypatch):
 def test_the_environment_of_pods_holds_no_secret(entry, small):
     """A study is kept where many read it, and `retune render` prints it."""
     name = entry.partition(":")[0]
-    with pytest.raises(InputError, match=f"'{name}'.* belong into a Secret") as caught:
+    with pytest.raises(InputError, match=f"'{name}'.* belong in a Secret") as caught:
         small(f"cluster.env={{{entry}}}")
     assert SECRET not in str(caught.value)
     small("cluster.env={HF_HUB_DISABLE_IMPLICIT_TOKEN: '1', HTTPS_PROXY: 'http://proxy:3128'}")
