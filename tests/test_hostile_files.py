@@ -79,7 +79,7 @@ def test_no_name_ends_in_a_newline(small, key):
 
 @pytest.mark.parametrize("model", ["chat.lock", "a.lock.broken.b"])
 def test_no_model_is_named_like_a_lock(small, model):
-    with pytest.raises(InputError, match=r"names ending in `\.lock`"):
+    with pytest.raises(InputError, match=r"must not end in `\.lock`"):
         small(f"promote.model={model}")
 
 
