@@ -420,6 +420,7 @@ def _client() -> Any:
 
 @functools.lru_cache(maxsize=4)
 def _client_for(pid: int, settings: tuple[tuple[str, str], ...]) -> Any:
+    """Return a new client; process id and settings are the key of the cache alone, boto3 reads the settings itself."""
     import boto3
     from botocore.config import Config
 
