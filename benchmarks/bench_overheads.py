@@ -98,7 +98,7 @@ def part_ids(how: str) -> Row:
 
     base = DEMO.parents[1] / "base" / "tiny"
     if how == "plain":
-        tokenizer: Any = plain_tokenizer.of(base)
+        tokenizer: Any = plain_tokenizer.load(base)
     else:
         from transformers import AutoTokenizer
 

@@ -206,7 +206,7 @@ def _readers(folder: Path) -> Iterator[tuple[str, Path, Callable[[], Any]]]:
 
         try:
             return checkpoint.load(str(place), "identity", torch.device("cpu"))
-        except checkpoint.Refused as error:
+        except checkpoint.UnusableCheckpoint as error:
             raise RetuneError(f"state.pt: {error}") from error
 
     yield "checkpoint", place / "checkpoint" / "state.pt", resumed

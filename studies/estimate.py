@@ -5,7 +5,7 @@
 A training step on frozen weights costs about 4 FLOPs per parameter and token (2 forward, 2 for the gradients of the activations),
 and 6 per parameter of the adapter. The hours are those at `--share` of a card's peak. Memory is the weights in bfloat16, the largest
 adapter of the search with its gradients and AdamW's state (16 bytes a parameter), and the activations of the longest record with
-layers computed again (as `retune.training.room` counts). Benchmarks are not counted.
+layers computed again (as `retune.training.memory_budget` counts). Benchmarks are not counted.
 """
 
 from __future__ import annotations

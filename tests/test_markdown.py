@@ -65,7 +65,7 @@ def test_a_model_card_holds_what_it_is_given_as_text():
     base = "owner/name\nlicense: mit\n---\n<script>"
     what = SimpleNamespace(
         name="<b>@all</b>", model=SimpleNamespace(base=base), facts={"Study": "a\nb | c <img src=x>", "Base": "@alice"},
-        how=SimpleNamespace(kind="fields", text="{prompt}\n```\n<script>\n"),
+        template=SimpleNamespace(kind="fields", text="{prompt}\n```\n<script>\n"),
     )  # fmt: skip
     text = export.card(what, "apache-2.0\ntags: [x]")
     _, head, body = text.split("---\n", 2)

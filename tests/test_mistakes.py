@@ -224,7 +224,7 @@ def server():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("status", "answer"), [(200, None), (401, "wants to know who asks"), (404, "it is not an MLflow server"), (503, "answers with an error")]
+    ("status", "answer"), [(200, None), (401, "requires a login"), (404, "it is not an MLflow server"), (503, "answers with an error")]
 )  # fmt: skip
 def test_the_tracking_server_is_asked_by_validate_alone(server, status, answer):
     loaded = study.parse(changed("tracking", {"uri": server(status)}))

@@ -158,6 +158,11 @@ def first_line(problem: object) -> str:
     return lines[0] if lines else type(problem).__name__
 
 
+def one_line(error: Exception) -> str:
+    """Return the class and the text of another library's error in one line, the text cut after 200 characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def nearest(given: str, names: Iterable[str]) -> str | None:
     """Return the name that was probably meant: equal but for case, else the most similar; None if none is similar."""
     names = list(names)

@@ -88,7 +88,7 @@ def told(*words):
     ("chat m@champion --tracking ./mlruns", "write sqlite:///mlflow.db"),
     ("promote m", "there is no database mlflow.db"),
     ("promote m --rollback --tracking sqlite:///gone.db", "there is no database gone.db"),
-    ("watch file", "file: a study's folder is asked for, but this is a file"),
+    ("watch file", "file: a study's folder is needed, but this is a file"),
     ("watch empty --port 99999", "99999 is not in the range 0<=x<=65535"),
     ("watch empty --host nosuch.invalid", "but nosuch.invalid:8008 cannot be served"),
     ("serve --port 99999", "99999 is not in the range 0<=x<=65535"),
@@ -110,7 +110,7 @@ def test_bench_tells_all_at_once_in_its_own_words(here):
     assert "`--tasks` names one or more of" in told("bench", "--model", str(BASE), "--tasks", " ")
     task = ("bench", "--model", str(BASE), "--tasks", "drop")
     said = told(*task, "--data", f"drop={MMLU}", "--adapter", "artifacts/s")
-    assert "a file is asked for, but it cannot be read: Is a directory" in said
+    assert "the file must be readable, but it is not: Is a directory" in said
     assert "it holds others: name one, as artifacts/s/search-1/trials/trial-001/adapter" in said
     said = told("bench", "--model", str(BASE), "--tasks", "mmlu", "--data", f"mmlu={MMLU}", "--out", "file")
     assert "file must be a folder, but file is a file" in said

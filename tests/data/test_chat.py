@@ -206,7 +206,10 @@ def test_a_template_that_never_ends_is_refused(monkeypatch):
 
 @pytest.mark.parametrize(
     ("more", "words"),
-    [("{{ 'a' * 30000000 }}", "makes 30,000,"), ("{{ ''.__class__.__mro__ }}", "is unsafe")],
+    [
+        ("{{ 'a' * 30000000 }}", "renders the conversation as 30,000,"),
+        ("{{ ''.__class__.__mro__ }}", "is unsafe"),
+    ],
 )
 def test_a_template_that_is_an_attack_is_refused(more, words):
     with pytest.raises(TurnsNotFound, match=words):

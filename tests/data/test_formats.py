@@ -361,7 +361,7 @@ def test_conversations_ask_for_the_chat_template_and_other_prompts_for_themselve
     assert record.prompt.text.startswith("{% for")
     assert first[0].messages[1] == ("assistant", "a")
     (tmp_path / "p.txt").write_text("no place for a question")
-    with pytest.raises(InputError, match="this one has neither"):
+    with pytest.raises(InputError, match="this one is neither"):
         mixed(tmp_path, train="all", validation=0.1, prompt=str(tmp_path / "p.txt"))
 
 

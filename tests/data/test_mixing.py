@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from retune import store
 from retune.data import filters, mixing, prompts
-from retune.data.draw import counts, draw, grouped, largest
+from retune.data.draw import counts, draw, grouped, largest_feasible
 from retune.data.encode import Encoder
 from retune.data.example import Example
 from retune.data.mix_record import Lengths
@@ -144,7 +144,7 @@ def test_largest_works_and_one_more_does_not(given_stocks, train, validation, se
         return not any(draw(groups, counts(first, even), counts(second, even)).missing)
 
     assume(not fits(train, validation))
-    most = largest(groups, even, train, validation)
+    most = largest_feasible(groups, even, train, validation)
     assert most is not None or not fits(1, 1)
     if most:
         size = max(train, validation)
@@ -343,7 +343,7 @@ def test_recipe_digest_of_a_tokenizer_and_of_its_folder_are_the_same(two, tmp_pa
     before = mixing.recipe_digest(two, 0, made)
     made(["a", "b c"], padding=True, truncation=True, max_length=3)
     assert mixing.recipe_digest(two, 0, made) == before
-    with pytest.raises(InputError, match="must hold a tokenizer"):
+    with pytest.raises(InputError, match="must have a tokenizer"):
         mixing.recipe_digest(two, 0, tmp_path)
 
 

@@ -248,7 +248,7 @@ def test_every_problem_is_told_before_a_model_is_loaded(model, base, bbh, mmlu, 
     assert "one of A, B, C, D, but got 'F'" in text
     assert f"bbh: there is no file or folder {tmp_path / 'nowhere'}" in text
     assert f"gone: there is no adapter at {tmp_path / 'gone'}" in text
-    assert "half: an adapter folder holds adapter_config.json" in text
+    assert "half: an adapter folder must have adapter_config.json" in text
     assert "cut: the adapter in" in text
     assert "foreign: the adapter in" in text
     assert "made for another base" in text

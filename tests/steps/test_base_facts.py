@@ -61,7 +61,7 @@ def test_files_that_contradict_config_json_are_not_believed(tmp_path, change):
     "change", [{"hidden_size": 64}, {"vocab_size": 65}, {"num_attention_heads": 2}, {"head_dim": 4}]
 )
 def test_weights_of_other_shapes_are_refused(tmp_path, change):
-    with pytest.raises(InputError, match=r"must be those that config\.json asks for, but"):
+    with pytest.raises(InputError, match=r"must be those of config\.json, but"):
         base_facts.read(contradicting(tmp_path, change))
 
 
@@ -85,7 +85,7 @@ NEGATIVE = json.dumps({"a": {"dtype": "U8", "shape": [-2], "data_offsets": [0, 2
     [
         (b"", "does not begin with the header"),
         (b"cut off", "does not begin with the header"),
-        (struct.pack("<Q", 1 << 62) + b"{}", "is cut off in its header"),
+        (struct.pack("<Q", 1 << 62) + b"{}", "is truncated in its header"),
         (header(b"[1, 2]"), "does not begin with the header"),
         (header(b"x" * 8), "does not begin with the header"),
         (header(b'{"a":' + b"[" * 100000 + b"]" * 100000 + b"}"), "does not begin with the header"),
@@ -94,7 +94,7 @@ NEGATIVE = json.dumps({"a": {"dtype": "U8", "shape": [-2], "data_offsets": [0, 2
         (header(GAP, b"xxxx"), "overlap or leave gaps"),
         (header(NEGATIVE, b"xx"), "overlap or leave gaps"),
         (header(TWICE.replace(b"[0, 2]", b"[2, 4]", 1), b"xxx"), "holds .* bytes, but its header tells of"),
-        (None, "holds neither"),
+        (None, "has neither"),
     ],
 )
 def test_damaged_weights_are_refused(tmp_path, content, words):
@@ -129,7 +129,7 @@ def plain(folder, **settings):
 @pytest.mark.parametrize("settings", [{}, {"pad_token": "</s>", "unk_token": "<s>"}, {"eos_token": None}])
 def test_without_transformers_a_plain_tokenizer_gives_the_same(tmp_path, settings):
     base = plain(tmp_path / "base", **settings)
-    ours, theirs = plain_tokenizer.of(base), load_tokenizer(Model(base=str(base)))
+    ours, theirs = plain_tokenizer.load(base), load_tokenizer(Model(base=str(base)))
     assert ours is not None
     texts = ["a  line\nand <s> more</s>", "", "Ünïcode 12345 <pad><unk>", " Write a poem."]
     for special in (True, False):
@@ -147,21 +147,21 @@ def test_without_transformers_a_plain_tokenizer_gives_the_same(tmp_path, setting
      {"added_tokens_decoder": {}}, {"eos_token": {"content": "</s>"}}, {"extra_special_tokens": ["<new>"]}],
 )  # fmt: skip
 def test_a_tokenizer_that_transformers_may_change_is_left_to_it(tmp_path, settings):
-    assert plain_tokenizer.of(plain(tmp_path / "base", **settings)) is None
+    assert plain_tokenizer.load(plain(tmp_path / "base", **settings)) is None
 
 
 @pytest.mark.parametrize("name", ["special_tokens_map.json", "added_tokens.json", "chat_template.jinja"])
 def test_so_is_one_with_further_files(tmp_path, name):
     base = plain(tmp_path / "base")
     (base / name).write_text("{}")
-    assert plain_tokenizer.of(base) is None
+    assert plain_tokenizer.load(base) is None
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"added_tokens": []}'])
 def test_and_a_damaged_one(tmp_path, content):
     base = plain(tmp_path / "base", bos_token=None, eos_token=None, pad_token=None)
     (base / "tokenizer.json").write_text(content)
-    assert plain_tokenizer.of(base) is None
+    assert plain_tokenizer.load(base) is None
 
 
 def test_validating_the_demo_imports_no_torch():

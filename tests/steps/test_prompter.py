@@ -112,7 +112,7 @@ def test_a_registered_version_keeps_its_prompt_and_is_exported_by_alias_and_numb
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == own.text
     old = promotion.register(uri, "old", trial, adapter, study=study.name)  # as before prompts were kept
     found = tuned.find(f"old@{old}", tracking=uri)
-    assert (found.prompt, found.how) == (None, Prompt())
+    assert (found.prompt, found.template) == (None, Prompt())
     assert "not recorded" in export.card(found, None)
     for wrong in ("bot@champoin", "bot@7"):
         shown = CliRunner().invoke(cli, ["export", wrong, "--tracking", uri])

@@ -59,7 +59,7 @@ def test_what_the_hub_refuses_is_said_before_anything_is_exported(searched, hub,
         return str(shown.exception or shown.output)
 
     hub.repos["me/open"] = {"private": False, "files": {}}
-    assert "me/open is there and public: give --public" in refused("--push", "me/open")
+    assert "me/open exists and is public: give --public" in refused("--push", "me/open")
     assert "is `owner/name`, but got 'bot'" in refused("--push", "bot")
     shown = run("export", study.root, "--dry-run")
     assert (shown.exit_code, "belong to --push" in shown.output) == (2, True)

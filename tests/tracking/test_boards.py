@@ -111,7 +111,7 @@ def test_a_board_that_fails_is_given_up_and_nothing_else(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     asked = Tracking(tensorboard=str(tmp_path / "file"))
     show(boards.open_boards(asked, "bot", "search-0", tmp_path / "work"))
-    assert "tensorboard is given up" in caplog.text
+    assert "tensorboard is not used any more in this run" in caplog.text
     show(boards.open_boards(Tracking(), "bot", "search-0", tmp_path / "work"))  # nothing asked for
 
 

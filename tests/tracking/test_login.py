@@ -74,7 +74,7 @@ def test_nobody_is_let_in_without_an_account_but_the_probes(guarded):
 
 @pytest.mark.parametrize(
     ("account", "answer"),
-    [((), "wants to know who asks"), (("retune", "wrong-password"), "does not let us in with the given MLFLOW_TRACKING_USERNAME")],
+    [((), "requires a login"), (("retune", "wrong-password"), "rejects the given MLFLOW_TRACKING_USERNAME")],
 )  # fmt: skip
 def test_a_study_that_would_be_refused_at_its_end_is_refused_at_once(guarded, log_in, small, account, answer):
     log_in(*account)

@@ -15,9 +15,9 @@ from retune.data.batches import flatten
 from retune.errors import InputError
 from retune.evaluation.decoding import self_check as answers
 from retune.study import Training
-from retune.training import lora, lora_linear, one_by_one, self_check
+from retune.training import lora, lora_linear, plain_forward, self_check
 from retune.training.loss import loss_sum
-from retune.training.model_attention import attending
+from retune.training.model_attention import using_attention
 
 from . import zoo
 from .test_loss import random_tokens
@@ -45,11 +45,11 @@ class Numbers:
 def plain_losses(tuned, core):
     """The sum of -log p, each record alone, by nothing of ours but the reset of a rope that remembers."""
     total = torch.zeros(())
-    with attending(core, "eager"):
+    with using_attention(core, "eager"):
         for record in range(len(TOKENS)):
             span = slice(int(TOKENS.offsets[record]), int(TOKENS.offsets[record + 1]))
             ids, counted = TOKENS.ids[span].long(), TOKENS.counted[span][1:]
-            one_by_one.reset_rotary(core)
+            plain_forward.reset_rotary(core)
             logits = tuned(input_ids=ids[None], use_cache=False).logits[0, :-1]
             total = total + cross_entropy(logits.float()[counted], ids[1:][counted], reduction="sum")
     return total
@@ -58,7 +58,7 @@ def plain_losses(tuned, core):
 def plain_answer(core, prompt, eager):
     """Greedy tokens, the whole sequence read anew for each, and how close each choice was."""
     ids, made, gaps = list(prompt), [], []
-    with attending(core, "eager" if eager else core.config._attn_implementation), torch.no_grad():
+    with using_attention(core, "eager" if eager else core.config._attn_implementation), torch.no_grad():
         for _ in range(4):
             logits = core(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
             first, second = logits.topk(2)[0].tolist()
@@ -75,7 +75,7 @@ def tuning(model):
     with lora.adapted(
         model, SETTING.model_copy(update={"target_modules": zoo.targets(model)}), "x", 0
     ) as tuned:
-        lora.disturb(tuned)
+        lora.add_noise(tuned)
         found = self_check.check(tuned, None, 64, train=True)
         tuned.eval()
         weights = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
@@ -92,7 +92,7 @@ def tuning(model):
         flat = found.way == "flattened"
         with (
             self_check.reading(tuned, found),
-            lora_linear.installed(tuned) if flat else attending(model, "eager"),
+            lora_linear.installed(tuned) if flat else using_attention(model, "eager"),
         ):
             ours = loss_sum(tuned, flatten(TOKENS, range(len(TOKENS))))
             of_ours = gradients(ours)

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from retune.training import attention
-from retune.training.attention import Form, segments
+from retune.training.attention import AttentionOptions, segments
 
 
 def plain(query, key, value, cu_seq_q, causal, scale, window, grouped):
@@ -53,7 +53,7 @@ def test_every_torch_gives_the_same(flash, key_heads, scale):
     weigh = torch.randn(1, 15, 4, 8)
     found = []
     for attend in (
-        lambda *given: attention.attend(*given, Form(scale)),
+        lambda *given: attention.attend(*given, AttentionOptions(scale)),
         lambda *given: attention._attend_by_flash(flash, *given, scale),
     ):
         out = attend(query, key, value, records)

@@ -130,7 +130,7 @@ def test_a_damaged_checkpoint_is_not_used(study, data, base, task, whole, damage
     record = run_trial(study, data, task, base, events.append)
     notes = [e.text for e in events if isinstance(e, Note)]
     assert len(notes) == 1
-    assert "starts anew" in notes[0]
+    assert "starts from step 0" in notes[0]
     assert why in notes[0]
     assert_equal(record, whole)
 
@@ -159,7 +159,7 @@ def test_a_full_disk_costs_the_checkpoint_not_the_training(base, data, task, who
     record = run_trial(study, data, task, base, events.append)
     notes = [e.text for e in events if isinstance(e, Note)]
     assert len(notes) == 12
-    assert "no checkpoint after step 1, the training goes on: no space left" in notes[0]
+    assert "no checkpoint was saved after step 1; the training continues: no space left" in notes[0]
     assert_equal(record, whole)
     with pytest.raises(Interrupted, match="nothing new was saved"):
         run_trial(

@@ -52,7 +52,7 @@ def test_loss_and_gradients_equal_those_of_all_logits(monkeypatch, name, trains_
     monkeypatch.setattr(
         head, "_loss", lambda logits, wanted: (largest.append(logits.shape), real(logits, wanted))[1]
     )
-    monkeypatch.setattr(head, "LOGITS", 97 * 9)
+    monkeypatch.setattr(head, "MAX_LOGITS", 97 * 9)
     found = head.loss_sum(core, body, body(input_ids=ids, use_cache=False), rows, targets)
     gradients = torch.autograd.grad(found / 7, trained)
     assert {tuple(shape) for shape in largest} == {(9, 97), (34 % 9, 97)}

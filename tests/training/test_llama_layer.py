@@ -1,4 +1,4 @@
-"""Layers written out, as they compute in other types than a CPU's float32 and on GPUs, against transformers' own layers."""
+"""Fused layers, as they compute in other types than float32 on a CPU, and on GPUs, against transformers' own layers."""
 
 import copy
 import dataclasses
@@ -68,8 +68,8 @@ def trained(core, dtype, how):
     model = copy.deepcopy(core).to(dtype)
     tokens = self_check.generated_tokens(model, None, 60)
     with lora.adapted(model, CHOSEN, "base", 0) as adapted:
-        lora.disturb(adapted)
-        llama_layer.allow(model, how)
+        lora.add_noise(adapted)
+        llama_layer.set_steps(model, how)
         if how is None:
             for layer in model.model.layers:  # a kind that is not known
                 layer.__class__ = type("Other", (type(layer),), {})
@@ -112,10 +112,10 @@ def test_bfloat16_is_as_exact_as_transformers_own_layers_in_fewer_operations(cor
 def test_the_check_lets_right_layers_compute(core):
     model = copy.deepcopy(core).to(torch.bfloat16)
     with lora.adapted(model, CHOSEN, "base", 0) as adapted:
-        lora.disturb(adapted)
+        lora.add_noise(adapted)
         found = self_check.check(adapted, None, 60, train=True)
     assert (found.way, found.layers) == ("flattened", "")
-    assert not llama_layer.refused(model)
+    assert not llama_layer.disabled(model)
 
 
 def test_layers_that_are_wrong_are_left_to_transformers_and_one_line_says_so(core, monkeypatch, caplog):
@@ -125,7 +125,7 @@ def test_layers_that_are_wrong_are_left_to_transformers_and_one_line_says_so(cor
         caplog.at_level(logging.WARNING),
         lora.adapted(model, CHOSEN, "base", 0) as adapted,
     ):
-        lora.disturb(adapted)
+        lora.add_noise(adapted)
         found = self_check.check(adapted, None, 60, train=True)
         again = self_check.check(adapted, None, 60, train=True)
     assert found.way == again.way == "flattened"
@@ -191,13 +191,13 @@ def test_where_nothing_compiles_steps_stay_plain_and_one_line_says_so(arguments,
 
     monkeypatch.setattr(steps._Compiled, "spent", 0.0)
     made = steps._Compiled(steps._norm, steps.norm)
-    made.made = no_compiler
+    made.function = no_compiler
     for _ in range(2):
         same(made(*arguments["norm"]), steps.norm(*arguments["norm"]))
     assert [record.message for record in caplog.records] == [
-        "the step norm of a layer is not compiled: RuntimeError: no compiler"
+        "the step `norm` of the decoder layers is not compiled: RuntimeError: no compiler"
     ]
     late = steps._Compiled(steps._gate, steps._plain_gate)
-    monkeypatch.setattr(steps._Compiled, "spent", steps.SECONDS + 1)
+    monkeypatch.setattr(steps._Compiled, "spent", steps.COMPILE_SECONDS + 1)
     same(late(*arguments["gate"]), steps._gate(*arguments["gate"]))
     assert late.failed

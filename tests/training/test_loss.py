@@ -163,7 +163,7 @@ def test_the_written_out_layer_is_used_and_equals_transformers_own(base, monkeyp
         for ours in (False, True):
             with monkeypatch.context() as patch:
                 if not ours:
-                    patch.setattr(llama_layer, "_KNOWN", set())
+                    patch.setattr(llama_layer, "_SUPPORTED", set())
                 with by_segments(model):
                     adapted.zero_grad()
                     loss = loss_sum(adapted, flatten(tokens, [3, 1, 4, 0, 2]).to(model.device))

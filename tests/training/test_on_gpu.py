@@ -35,11 +35,11 @@ def test_flash_attention_equals_one_record_at_a_time(dtype, key_heads, scale):
     key, value = (
         torch.randn(1, key_heads, 104, 64, device="cuda", dtype=dtype, requires_grad=True) for _ in "kv"
     )
-    records, form = segments(lengths, lengths, query.device), attention.Form(scale)
+    records, options = segments(lengths, lengths, query.device), attention.AttentionOptions(scale)
     weigh = torch.randn(1, 104, 4, 64, device="cuda", dtype=dtype)
     found = []
     for attend in (attention.attend, attention._attend_by_record):
-        out = attend(query, key, value, records, form)
+        out = attend(query, key, value, records, options)
         found.append((out, *torch.autograd.grad((out * weigh).sum(), (query, key, value))))
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
@@ -136,7 +136,7 @@ def test_batches_of_32_train_at_7b(seven, records, allowed, capsys):
         peak = memory.peak(torch.device("cuda"))["peak_gpu_gib"]
         print(
             f"\n7B, 32 records of {records} ({sum(lengths):,} tokens), {allowed or 'all'} GiB: peak {peak:.1f} GiB, "
-            f"{seconds:.1f} s, computes again: {passes.room.recomputes}, {[note.text for note in notes]}"
+            f"{seconds:.1f} s, computes again: {passes.budget.recomputes}, {[note.text for note in notes]}"
         )
 
 

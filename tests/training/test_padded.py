@@ -10,8 +10,8 @@ from retune.study import Training
 from retune.training import head, lora, self_check
 from retune.training.devices import Devices
 from retune.training.loss import layout, loss_sum
-from retune.training.one_by_one import Reading, by_record, pad
 from retune.training.passes import Passes
+from retune.training.plain_forward import Reading, by_plain_forward, pad
 
 from . import zoo
 from .test_loss import random_tokens
@@ -59,12 +59,12 @@ def test_the_sums_are_those_of_single_records(model, reading, monkeypatch):
     monkeypatch.setattr(
         head, "_loss", lambda logits, wanted: made.append(len(logits)) or real(logits, wanted)
     )
-    monkeypatch.setattr(head, "LOGITS", zoo.VOCABULARY * 7)
+    monkeypatch.setattr(head, "MAX_LOGITS", zoo.VOCABULARY * 7)
     batch = whole(flatten(TOKENS, range(len(TOKENS))))
     with torch.no_grad():
         right = loss_sum(model, batch)
         assert made == []
-        with by_record(model, reading=reading):
+        with by_plain_forward(model, reading=reading):
             assert layout(model) == ("padded" if reading.padded else "alone")
             torch.testing.assert_close(loss_sum(model, batch), right, rtol=1e-6, atol=1e-5)
     assert layout(model) == "alone"
@@ -76,7 +76,7 @@ def gradients_of(model, dropout=0.0, fails_above=None, records=tuple(range(len(L
     """Return losses by pass, the gradients of a step and what was reported, of an adapter on `model`."""
     chosen = Training(rank=4, alpha=8, dropout=dropout, target_modules=zoo.targets(model))
     with lora.adapted(model, chosen, "x", 0) as tuned:
-        lora.disturb(tuned)
+        lora.add_noise(tuned)
         found = self_check.check(tuned, None, 64, train=True)
         assert found.way == "padded"
         tuned.train()

@@ -15,8 +15,8 @@ from retune.errors import is_out_of_memory
 from retune.events import Note
 from retune.training import dropout, memory, recompute
 from retune.training import passes as passes_module
+from retune.training.memory_budget import MemoryBudget
 from retune.training.passes import Pass, Unit
-from retune.training.room import Room
 from retune.training.run_trial import run_trial
 from tests.training.conftest import make_study
 
@@ -57,7 +57,7 @@ def test_a_pass_that_runs_out_of_memory_is_halved_and_nothing_else_changes(
 def test_a_small_room_from_the_start_changes_nothing_either(base, data, task, tmp_path, monkeypatch):
     settings = {"dropout": 0.3, "batch_size": 11}
     whole, _ = learnt(base, data, task, **settings)
-    monkeypatch.setattr(Room, "tokens", lambda self: 200)
+    monkeypatch.setattr(MemoryBudget, "tokens", lambda self: 200)
     split, told = learnt(base, data, task.model_copy(update={"folder": str(tmp_path / "split")}), **settings)
     assert told == []
     assert_same(split, whole)
@@ -69,7 +69,7 @@ def test_layers_compute_again_before_a_record_is_given_up(base, data, task, tmp_
     whole, _ = learnt(base, data, task, **settings)
     limited(100, again=500)
     again, told = learnt(base, data, task.model_copy(update={"folder": str(tmp_path / "again")}), **settings)
-    assert any("its layers are computed again in the backward pass" in text for text in told)
+    assert any("its layers are recomputed in the backward pass" in text for text in told)
     assert_same(again, whole)
     assert not any("forward" in vars(layer) for layer in recompute.layers(base.load().model))
 
@@ -106,19 +106,19 @@ def test_what_stays_in_a_layer_that_computes_again_is_its_input(base):
     assert kept[False] > 5 * kept[True]
 
 
-@pytest.mark.parametrize("chance", [0.1, 0.3])
-def test_a_window_draws_what_the_whole_unit_draws(chance):
+@pytest.mark.parametrize("dropout_p", [0.1, 0.3])
+def test_a_window_draws_what_the_whole_unit_draws(dropout_p):
     """Also on a CPU, where it does so without the unit's floats."""
     x = torch.randn(30, 64)
     torch.manual_seed(3)
-    whole, _ = dropout.drop(x, chance)
+    whole, _ = dropout.drop(x, dropout_p)
     after = torch.rand(1)
     for start, stop in ((0, 1), (1, 3)):
         window = dropout.Window.of([10, 5, 15], [4, 3, 2], start, stop)
         part = slice(window.before, window.before + window.mine)
         torch.manual_seed(3)
-        with dropout.drawing(window):
-            found, mask = dropout.drop(x[part], chance)
+        with dropout.dropout_window(window):
+            found, mask = dropout.drop(x[part], dropout_p)
         torch.testing.assert_close(found, whole[part])
         assert torch.equal(mask, whole[part] != 0)
         assert torch.rand(1) == after
@@ -137,7 +137,7 @@ import torch
 torch.set_num_threads(1)
 from retune.events import Note
 from retune import free_memory
-from retune.training import memory, room
+from retune.training import memory
 from retune.training.loop import Loop
 from retune.training.resident import ResidentBase
 from retune.training.run_trial import TrialTask, run_trial

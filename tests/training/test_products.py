@@ -24,9 +24,9 @@ def test_both_libraries_give_the_same(onednn, rows):
         products.linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias), atol=1e-4, rtol=1e-4
     )
     gradient = torch.randn(rows, 40)
-    torch.testing.assert_close(products.times(gradient, weight), gradient @ weight, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(products.matmul(gradient, weight), gradient @ weight, atol=1e-4, rtol=1e-4)
     before = torch.randn(rows, 24)
-    found = products.times(gradient, weight, before.clone())
+    found = products.matmul(gradient, weight, before.clone())
     torch.testing.assert_close(found, before + gradient @ weight, atol=1e-4, rtol=1e-4)
 
 
@@ -60,9 +60,9 @@ def test_the_output_is_no_view_and_may_be_changed_in_place(onednn):
 
 
 def test_numbers_of_rows_are_few_and_little_is_computed_in_vain():
-    found = {products.rounded(rows) for rows in range(256, 16385)}
+    found = {products.rounded_up(rows) for rows in range(256, 16385)}
     assert len(found) <= 16 * 6 + 1
-    assert all(rows <= products.rounded(rows) <= rows * 17 / 16 + 1 for rows in range(256, 5000))
+    assert all(rows <= products.rounded_up(rows) <= rows * 17 / 16 + 1 for rows in range(256, 5000))
 
 
 def test_other_types_and_devices_are_left_to_torch(onednn):
@@ -85,7 +85,7 @@ def test_where_it_fails_later_torch_multiplies(onednn, monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", _fails)
     x, weight = torch.randn(70, 24), torch.randn(40, 24)
     assert torch.equal(products.linear(x, weight), torch.nn.functional.linear(x, weight))
-    assert torch.equal(products.times(x @ weight.t(), weight), x @ weight.t() @ weight)
+    assert torch.equal(products.matmul(x @ weight.t(), weight), x @ weight.t() @ weight)
 
 
 def _fails(*args):

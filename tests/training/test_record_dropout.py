@@ -11,7 +11,7 @@ from retune.training import lora, lora_linear, recompute, self_check
 from retune.training.devices import Devices
 from retune.training.loss import layout, loss_sum
 from retune.training.passes import Passes
-from retune.training.record_dropout import drawn_by_record, draws
+from retune.training.record_dropout import per_record_dropout, record_generators
 
 from . import zoo
 from .test_loss import random_tokens
@@ -55,7 +55,7 @@ def step(request, monkeypatch):
     model = zoo.build(name).to(pick_device())
     chosen = Training(rank=4, alpha=8, dropout=0.3, target_modules=zoo.targets(model), variant=variant)
     with lora.adapted(model, chosen, "x", 0) as tuned:
-        lora.disturb(tuned)
+        lora.add_noise(tuned)
         found = self_check.check(tuned, None, 64, train=True)
         assert found.way == way
         tuned.train()
@@ -70,7 +70,7 @@ def step(request, monkeypatch):
             passes = Passes(
                 tuned, model, TOKENS, weights, Devices(), loss, lambda x: x, lambda note: None, layout(tuned)
             )
-            passes.room.recomputes = again
+            passes.budget.recomputes = again
             for weight in weights:
                 weight.grad = None
             torch.manual_seed(int(seed[-1]))
@@ -109,8 +109,8 @@ def test_nor_where_a_record_has_no_prompt(step, monkeypatch):
 def test_equal_records_draw_different_numbers_and_torch_is_as_before():
     drop, attention = functional.dropout, functional.scaled_dot_product_attention
     x = torch.ones(2, 5, 40)
-    given = draws([5, 5], True, [3, 4], "7 0", torch.device("cpu"))
-    with drawn_by_record(given), recompute.drawing_from(given.generators):
+    given = record_generators([5, 5], True, [3, 4], "7 0", torch.device("cpu"))
+    with per_record_dropout(given), recompute.tracking_generators(given.generators):
         found = torch.nn.Dropout(0.5)(x)
         kept = torch.nn.Dropout(0.5, inplace=True)(x.clone())
     assert not torch.equal(found[0], found[1])

@@ -336,14 +336,14 @@ def test_splits_are_tokenised_once_and_again_when_the_data_changes(study, base, 
 
 def test_thin_keeps_at_most_200_points_and_the_mean():
     losses = [float(k % 7) for k in range(1001)]
-    points = trials.thin(losses, per_epoch=100)
+    points = trials.downsample(losses, per_epoch=100)
     assert len(points) <= 200
     assert points[-1].step == 1001
     steps = [0, *(p.step for p in points)]
     total = sum(p.value * (b - a) for p, a, b in zip(points, steps, steps[1:], strict=False))
     assert total == pytest.approx(sum(losses))
-    assert [p.step for p in trials.thin([1.0, 2.0], 1)] == [1, 2]
-    assert trials.thin([], 1) == []
+    assert [p.step for p in trials.downsample([1.0, 2.0], 1)] == [1, 2]
+    assert trials.downsample([], 1) == []
 
 
 def test_a_record_never_holds_a_number_that_is_none(study, data, base, task):

@@ -13,13 +13,13 @@ from retune.study import Model, Training
 from retune.training import (
     attention,
     blocked_attention,
-    draws_check,
+    check_lengths,
     head,
     llama_layer,
     lora,
     lora_linear,
-    one_by_one,
-    reach,
+    plain_forward,
+    randomness_check,
     self_check,
 )
 from retune.training.loss import loss_sum
@@ -38,7 +38,7 @@ ROUNDING = 1e-4 if torch.cuda.is_available() else 1e-6  # between a GPU and the 
 
 def check(model, targets=("q_proj", "v_proj", "down_proj"), longest=64):
     with lora.adapted(model, SETTING.model_copy(update={"target_modules": list(targets)}), "x", 0) as tuned:
-        lora.disturb(tuned)
+        lora.add_noise(tuned)
         return self_check.check(tuned, None, longest, train=True)
 
 
@@ -116,7 +116,7 @@ BROKEN = {
     "borders": (attention, "attend", lambda real: sees_all, "a token's loss", "qwen3"),
     "the window": (attention.Pattern, "narrows", lambda real: lambda *a: False, "a token's loss", "gemma3_text"),
     "the softcap": (
-        attention, "_attend_with_scores", lambda real: lambda q, k, v, m, f: real(q, k, v, m, attention.Form(f.scale, softcap=0.5)),
+        attention, "_attend_with_scores", lambda real: lambda q, k, v, m, f: real(q, k, v, m, attention.AttentionOptions(f.scale, softcap=0.5)),
         "a token's loss", "gemma2",
     ),
 }  # fmt: skip
@@ -132,7 +132,7 @@ def test_a_broken_fast_path_is_left_with_one_line_in_the_log(what, monkeypatch, 
     assert said in found.reason
     [line] = said_in(caplog)
     assert line == found.note
-    assert "padded by transformers' own forward, which computes what is padded too" in line
+    assert "padded by transformers' own forward, which also computes the padding" in line
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_what_shows_only_behind_a_wide_window_is_seen(kind, settings, longest, m
     model = zoo.build(kind)
     right = check(model, longest=longest)
     assert (right.way, right.compared) == ("flattened", min(longest, settings["sliding_window"] + 24))
-    assert check(model, longest=190).compared == reach.NEAR
+    assert check(model, longest=190).compared == check_lengths.MIN_LENGTH
     monkeypatch.setattr(attention.Pattern, "narrows", lambda *given: False)
     wrong = check(model, longest=longest)
     assert wrong.way == "padded"
@@ -155,20 +155,20 @@ def test_what_shows_only_behind_a_wide_window_is_seen(kind, settings, longest, m
 def test_records_for_which_eager_attention_has_not_the_memory_are_left_out_with_a_line(monkeypatch, caplog):
     monkeypatch.setitem(zoo.FORMS, "mistral", {"sliding_window": 200, "max_position_embeddings": 512})
     monkeypatch.setattr(self_check.memory, "free", lambda device: 1 << 20)
-    assert check(zoo.build("mistral"), longest=400).compared == reach.NEAR
+    assert check(zoo.build("mistral"), longest=400).compared == check_lengths.MIN_LENGTH
     assert "records of more than 150 tokens are not compared" in said_in(caplog)[0]
 
 
 def test_noise_on_routers_is_drawn_by_record_or_not_shared(caplog):
     """Phi-3.5-MoE multiplies its routers' input by noise: in a pass of several records each would draw by what shares it."""
     found = check(zoo.build("phimoe"), ["q_proj"])
-    assert (found.way, found.reason) == ("one by one", draws_check.REASON)
+    assert (found.way, found.reason) == ("one by one", randomness_check.REASON)
     assert check(zoo.build("mixtral"), ["q_proj"]).way == "flattened"
 
 
 @pytest.mark.parametrize("what", ["rows", "a leak", "an exception"])
 def test_a_broken_padded_batch_is_left_too(what, monkeypatch, caplog):
-    real = one_by_one.pad
+    real = plain_forward.pad
 
     def broken(batch):
         ids, rows = real(batch)
@@ -179,7 +179,7 @@ def test_a_broken_padded_batch_is_left_too(what, monkeypatch, caplog):
         ids[-1, 0] = (ids[0].sum() + 5) % 90 + 4  # far from rounding
         return ids, rows
 
-    monkeypatch.setattr(one_by_one, "pad", broken)
+    monkeypatch.setattr(plain_forward, "pad", broken)
     found = check(zoo.build("lfm2"), ["q_proj", "w1"])
     assert (found.way, found.in_parts) == ("one by one", True)
     [line] = said_in(caplog)
@@ -198,8 +198,8 @@ def test_neighbours_that_are_seen_a_little_are_noticed(monkeypatch):
     """A leak far below bfloat16's rounding: exactly nothing of the neighbours may be seen."""
     real = attention.attend
 
-    def leaks(query, key, value, records, form):
-        return real(query, key, value, records, form) + 0.02 * value[:, :1].mean((1, 2), keepdim=True)
+    def leaks(query, key, value, records, options):
+        return real(query, key, value, records, options) + 0.02 * value[:, :1].mean((1, 2), keepdim=True)
 
     model = zoo.build("qwen3").to(torch.bfloat16)
     assert check(model).way == "flattened"

@@ -195,10 +195,10 @@ def test_not_a_number_reaches_no_gradient_of_another_trial(pack, tmp_path):
 @pytest.mark.slow
 def test_any_error_of_one_trial_is_its_own(pack, alone, tmp_path, monkeypatch):
     """Here it divides by zero in the pass that all share, which is then computed in halves until it is alone."""
-    real = side_by_side._next
+    real = side_by_side._next_step
     monkeypatch.setattr(
         side_by_side,
-        "_next",
+        "_next_step",
         lambda loop: replace(real(loop), counted=0) if loop.seed == 3 else real(loop),
     )
     found = drive(pack, tasks(tmp_path))
@@ -209,9 +209,7 @@ def test_any_error_of_one_trial_is_its_own(pack, alone, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("tokens", "again", "told"), [(700, None, "two halves"), (200, 500, "computed again")]
-)
+@pytest.mark.parametrize(("tokens", "again", "told"), [(700, None, "two halves"), (200, 500, "recomputed")])
 def test_no_memory_halves_the_pass_and_fails_no_trial(base, data, tmp_path, limited, tokens, again, told):
     """With dropout in every linear layer, so that what the parts of a unit and layers computed again draw is compared too."""
     study = make_study(base.model.base, target_modules=ALL_LINEAR, epochs=1)

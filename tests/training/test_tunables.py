@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from retune.errors import InputError
 from retune.study import TUNABLE, Training
 from retune.training import lora
-from retune.training.inits import Records
+from retune.training.inits import FirstRecords
 from retune.training.run_trial import TrialTask, run_trial
 from retune.training.targets import target_names
 from tests.training.conftest import alike, make_study
@@ -107,7 +107,7 @@ def test_an_adapter_of_each_kind_gives_the_recorded_loss_in_peft(
 @pytest.mark.parametrize("init", ["pissa", "olora", "lora-ga", "eva"])
 def test_an_initialisation_begins_at_the_base_and_not_at_nothing(study, data, base, init):
     chosen = study.training.model_copy(update={"init": init, "rank": 4, "dropout": 0.0})
-    records = Records(base.tokens(data, "train", study.data), 4, 0)
+    records = FirstRecords(base.tokens(data, "train", study.data), 4, 0)
     model = base.load().model
     ids = torch.tensor([[3, 4, 5, 6]], device=base.load().device)
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_an_initialisation_begins_at_the_base_and_not_at_nothing(study, data, ba
             usual = lora.weights(adapted)
     assert any(not torch.equal(state[name], value) for name, value in usual.items())
     if init in ("eva", "lora-ga"):
-        with pytest.raises(InputError, match="reads training records"), lora.adapted(model, chosen, "x", 0):
+        with pytest.raises(InputError, match="needs training records"), lora.adapted(model, chosen, "x", 0):
             pass
 
 
@@ -170,8 +170,8 @@ def test_alpha_of_a_trial_goes_before_the_studys_ratio_and_the_other_way_round()
 
 
 def test_keys_of_later_releases_leave_the_digests_of_older_studies_alone():
-    assert set(Training().decides()) == {
+    assert set(Training().settings_digest()) == {
         "epochs", "batch_size", "target_modules", "schedule", "warmup_share", "max_grad_norm", "rank", "alpha", "dropout",
         "learning_rate", "weight_decay",
     }  # fmt: skip
-    assert Training(beta1=0.8).decides()["beta1"] == 0.8
+    assert Training(beta1=0.8).settings_digest()["beta1"] == 0.8

@@ -37,7 +37,7 @@ def command(folder: str, host: str, port: int, every: bool) -> None:
     from retune.errors import InputError
     from retune.report import board, watch
 
-    if note := watch.doubt(folder, every):
+    if note := watch.why_nothing_to_show(folder, every):
         click.secho(f"note: {note}; the page fills once a study writes there", fg="yellow", err=True)
     try:
         server = (board if every else watch).serve(folder, host, port)

@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from retune.data import sources
-from retune.data.draw import Drawn, Group, counts, draw, grouped, largest
+from retune.data.draw import Drawn, Group, counts, draw, grouped, largest_feasible
 from retune.data.filters import Pool
 from retune.errors import InputError
 from retune.study import Data, File
 
 
-def drawn(data: Data, seed: int, pools: Sequence[Pool]) -> Drawn:
+def draw_splits(data: Data, seed: int, pools: Sequence[Pool]) -> Drawn:
     """Draw both splits from the sources; only train if validation is a separate file.
+
+    Args:
+        data: the study's section, with the sizes of both splits. seed: of the draw.
+        pools: the sources, filtered.
 
     Raises:
         InputError: if a source has too few records; with the numbers requested, available and feasible.
@@ -25,20 +29,20 @@ def drawn(data: Data, seed: int, pools: Sequence[Pool]) -> Drawn:
     parts: list[float] = [float(n) for n in available] if natural else [share or 0.0 for share in shares]
     if not sum(parts):
         raise InputError([_short(data, pool, 0, 0, 0) for pool in pools], "data")
-    there = sum(available) if natural else _most(parts, available)
-    held_out = 0 if isinstance(data.validation, File) else _number(data.validation, there)
+    total_available = sum(available) if natural else _largest_total(parts, available)
+    held_out = 0 if isinstance(data.validation, File) else _number(data.validation, total_available)
     validation = counts(held_out, parts)
     if data.train == "all":
         if natural:  # everything that the validation set leaves
             found = draw(groups, available, validation)
-            took = [sum(source == k for source, _ in found.validation) for k in range(len(pools))]
-            missing = [asked - got for asked, got in zip(validation, took, strict=True)]
+            taken = [sum(source == k for source, _ in found.validation) for k in range(len(pools))]
+            missing = [asked - got for asked, got in zip(validation, taken, strict=True)]
             found = Drawn(found.train, found.validation, missing)
         else:
-            found = _all_in_proportion(groups, parts, validation, there - held_out)
-        asked = there - held_out
+            found = _all_in_proportion(groups, parts, validation, total_available - held_out)
+        asked = total_available - held_out
     else:
-        asked = _number(data.train, there)
+        asked = _number(data.train, total_available)
         found = draw(groups, counts(asked, parts), validation)
     if not any(found.missing) and found.train:
         return found
@@ -48,22 +52,22 @@ def drawn(data: Data, seed: int, pools: Sequence[Pool]) -> Drawn:
         for pool, missing, first, second in zip(pools, found.missing, train, validation, strict=True)
         if missing
     ]
-    most = largest(groups, parts, asked, held_out) if held_out else None
+    most = largest_feasible(groups, parts, asked, held_out) if held_out else None
     if most:
         problems.append(f"the most that these shares allow is data.train={most[0]} data.validation={most[1]}")
     if not problems:
         problems.append(
-            f"`train` must hold at least one record, but {there:,} in all leave none after `validation`"
+            f"`train` must hold at least one record, but {total_available:,} in all leave none after `validation`"
         )
     raise InputError(problems, "data")
 
 
-def _number(asked: int | float | str, there: int) -> int:
+def _number(asked: int | float | str, total_available: int) -> int:
     """Return a count unchanged, and a share as a count of the available records, at least one."""
-    return asked if isinstance(asked, int) else max(1, round(Fraction(str(asked)) * there))
+    return asked if isinstance(asked, int) else max(1, round(Fraction(str(asked)) * total_available))
 
 
-def _most(shares: Sequence[float], available: Sequence[int]) -> int:
+def _largest_total(shares: Sequence[float], available: Sequence[int]) -> int:
     """Return the largest total that these shares allow."""
     exact = [Fraction(str(share)) / sum(Fraction(str(s)) for s in shares) for share in shares]
     total = min(int((n + 1) / share) for n, share in zip(available, exact, strict=True))
@@ -88,8 +92,8 @@ def _all_in_proportion(
 
 
 def _short(data: Data, pool: Pool, train: int, validation: int, missing: int) -> str:
-    """Return one sentence: what a source should give, what it has, and why it has no more."""
-    gone = {
+    """Return one sentence: how many records a source should give, how many it has, and what was removed."""
+    removed = {
         "empty": pool.empty,
         "duplicate": pool.duplicate,
         "shared with another source": pool.shared,
@@ -108,7 +112,9 @@ def _short(data: Data, pool: Pool, train: int, validation: int, missing: int) ->
         if train + validation
         else "has no record left"
     )
-    reasons = [(word, number) for word, number in gone.items() if number or word != "in the validation file"]
+    reasons = [
+        (word, number) for word, number in removed.items() if number or word != "in the validation file"
+    ]
     where = ", ".join(
         f"{number:,} {'are ' if not place else ''}{word}" for place, (word, number) in enumerate(reasons)
     )

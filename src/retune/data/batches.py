@@ -1,8 +1,7 @@
-"""Batches without padding: the records of one optimiser step stand one behind the other in a single sequence.
+"""Padding-free batches (arXiv:2407.09105): the records of one optimiser step are concatenated into a single sequence.
 
-The records of a step, and so the meaning of batch size, learning rate and number of steps, stay those of ordinary
-padded batches ("padding-free", arXiv 2407.09105). Each record's positions start at 0, and `lengths` tells the
-attention where the next record begins.
+Unlike with packing, the records of a step stay those of ordinary padded batches, and so do the meaning of batch size, learning
+rate and number of steps. Each record's positions start at 0, and `lengths` tells the attention where the next record begins.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 
 PADDING = 0.2
-"""The share of a padded run that may be padding."""
+"""The share of a padded pass that may be padding."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,11 @@ class Batch:
 
     Attributes:
         ids: int64, shape ``(1, tokens)``.
-        positions: place of each token in its own record, int64, shape ``(1, tokens)``.
+        positions: of each token in its own record, int64, shape ``(1, tokens)``.
         lengths: tokens of each record.
-        tails: tokens of each record from its first counted prediction to its end; all of them where a record of the split
-            has no prompt.
-        rows: places in the sequence whose prediction is counted, int64, shape ``(counted,)``.
+        tails: tokens of each record from its first counted prediction to its end; equal to `lengths` if any record of the
+            split has no prompt.
+        rows: indices in the sequence whose prediction is counted, int64, shape ``(counted,)``.
         targets: the token each of them should predict, int64, shape ``(counted,)``.
     """
 
@@ -61,8 +60,8 @@ def flatten(tokens: Tokens, records: Sequence[int]) -> Batch:
     lengths = [end - start for start, end in zip(starts, ends, strict=True)]
     ids = torch.cat([tokens.ids[start:end] for start, end in zip(starts, ends, strict=True)]).long()
     flags = [tokens.counted[start:end] for start, end in zip(starts, ends, strict=True)]
-    # Dropout tells from the number of tokens whether all are computed or the tails alone (`retune.training.dropout`). So
-    # either every record's tail is shorter than it is, or none is.
+    # Dropout sees from the number of tokens alone whether a layer computes all or the tails (`retune.training.dropout`). So
+    # the two numbers must differ: either every record's tail is shorter than the record, or tails are not used.
     tails = (
         [length - int(flag.int().argmax()) + 1 for length, flag in zip(lengths, flags, strict=True)]
         if tokens.all_prompted
@@ -94,26 +93,26 @@ def share(records: Sequence[int], rank: int, world: int) -> list[int]:
 
 
 def passes(lengths: Sequence[int], max_tokens: int, padded: bool = False) -> Iterator[list[int]]:
-    """Split records into runs of at most `max_tokens` tokens, so that one pass fits into memory; at least one record each.
+    """Group consecutive records into passes of at most `max_tokens` tokens, but at least one record.
 
     Args:
         lengths: tokens of each record.
-        max_tokens: of a run, with its padding.
-        padded: whether a run's records are padded to its longest. Padding is computed like any other token, so a run ends
-            where more than a fifth of it would be padding; records sorted by length make the longest runs.
+        max_tokens: of a pass, with its padding.
+        padded: whether the records of a pass are padded to its longest. Padding is computed like any other token, so a pass
+            ends before more than `PADDING` of it would be padding; records sorted by length need the fewest passes.
 
     Yields:
-        places in `lengths`, in order.
+        indices into `lengths`, in order.
     """
     run: list[int] = []
     tokens = longest = 0
-    for place, length in enumerate(lengths):
+    for index, length in enumerate(lengths):
         size, longest = tokens + length, max(longest, length)
-        whole = longest * (len(run) + 1) if padded else size
-        if run and (whole > max_tokens or size < whole * (1 - PADDING)):
+        padded_size = longest * (len(run) + 1) if padded else size
+        if run and (padded_size > max_tokens or size < padded_size * (1 - PADDING)):
             yield run
             run, size, longest = [], length, length
-        run.append(place)
+        run.append(index)
         tokens = size
     if run:
         yield run

@@ -1,6 +1,6 @@
 """Conversations rendered by a chat template, and which of their tokens are the assistant's.
 
-If the template marks the assistant's turns with ``{% generation %}``, as in transformers, these marks count. If not, a
+If the template marks the assistant's turns with ``{% generation %}``, as in transformers, these marks are used. If not, a
 turn begins where the template's own generation prompt ends: the earlier turns rendered with that prompt must be a prefix
 of the whole conversation. The turn ends after the first special token that follows its text, such as ``<|im_end|>``,
 which the model must learn to emit. If neither can be located exactly, the record is refused.
@@ -22,8 +22,8 @@ from retune.data.example import Turn
 from retune.errors import InputError, first_line
 
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_SECONDS = 20.0  # for one conversation, which takes a millisecond
-_GROWTH = 1 << 20  # characters that a template may add to a conversation
+_SECONDS = 20.0  # allowed for rendering one conversation, which normally takes a millisecond
+_GROWTH = 1 << 20  # characters that a template may add to a conversation, besides 100 times its length
 Span = tuple[int, int]
 Ids = tuple[list[int], list[bool]]
 
@@ -70,7 +70,8 @@ class ChatTemplate:
         """
         text, spans, closed = self.spans(turns)
         ids, counted = self._tokens(text, spans)
-        if not closed and self.tokenizer.eos_token_id is not None:  # the model must learn to stop
+        # Without a closing token in the template the model would not learn to stop
+        if not closed and self.tokenizer.eos_token_id is not None:
             return [*ids, self.tokenizer.eos_token_id], [*counted, True]
         return ids, counted
 
@@ -85,27 +86,27 @@ class ChatTemplate:
             text, spans = self._marked(turns)
             return text, spans, True
         whole = self._render(turns, False)
-        places = [place for place, (role, _) in enumerate(turns) if role == "assistant"]
-        starts = [self._start(turns, place, whole) for place in places]
+        indices = [index for index, (role, _) in enumerate(turns) if role == "assistant"]
+        starts = [self._start(turns, index, whole) for index in indices]
         self._require_all(turns, whole)
         spans = []
         closed = True
-        for order, place in enumerate(places):
-            limit = starts[order + 1] if order + 1 < len(places) else len(whole)
-            until = self._render(turns[: place + 1], False)
+        for order, index in enumerate(indices):
+            limit = starts[order + 1] if order + 1 < len(indices) else len(whole)
+            until = self._render(turns[: index + 1], False)
             if whole.startswith(until) and starts[order] < len(until) <= limit:
                 limit = len(until)
-            elif order + 1 < len(places) and not self._special_in(whole[starts[order] : limit]):
+            elif order + 1 < len(indices) and not self._special_in(whole[starts[order] : limit]):
                 raise TurnsNotFound("the template does not show where an answer ends")
-            end, closed = self._end(whole, starts[order], limit, turns[place][1].strip())
+            end, closed = self._end(whole, starts[order], limit, turns[index][1].strip())
             spans.append((starts[order], end))
         if not closed and spans:
             whole = whole[: spans[-1][1]]
         return whole, spans, closed
 
-    def _start(self, turns: Sequence[Turn], place: int, whole: str) -> int:
-        """Return where the assistant's turn at `place` begins."""
-        before = self._render(turns[:place], True)
+    def _start(self, turns: Sequence[Turn], index: int, whole: str) -> int:
+        """Return where the assistant's turn at `index` begins."""
+        before = self._render(turns[:index], True)
         if not whole.startswith(before):
             raise TurnsNotFound(
                 "the template renders earlier turns differently once later turns follow, and does not mark the assistant's "
@@ -113,17 +114,17 @@ class ChatTemplate:
             )
         return len(before)
 
-    def _end(self, whole: str, start: int, limit: int, said: str) -> tuple[int, bool]:
+    def _end(self, whole: str, start: int, limit: int, answer: str) -> tuple[int, bool]:
         """Return where a turn ends, and whether a special token closes it."""
-        found = whole.find(said, start, limit)
+        found = whole.find(answer, start, limit)
         if found < 0:
             raise TurnsNotFound("the template changes what the assistant said")
-        behind = found + len(said)
-        hits = [(at, len(token)) for token in self._special if (at := whole.find(token, behind, limit)) >= 0]
+        after = found + len(answer)
+        hits = [(at, len(token)) for token in self._special if (at := whole.find(token, after, limit)) >= 0]
         if hits:
             at, length = min(hits, key=lambda hit: (hit[0], -hit[1]))
             return at + length, True
-        return max(behind, start + len(whole[start:limit].rstrip())), False
+        return max(after, start + len(whole[start:limit].rstrip())), False
 
     def _special_in(self, text: str) -> bool:
         return any(token in text for token in self._special)
@@ -131,15 +132,15 @@ class ChatTemplate:
     def _require_all(self, turns: Sequence[Turn], whole: str) -> None:
         at = 0
         for role, text in turns:
-            said = text.strip()
-            found = whole.find(said, at)
+            answer = text.strip()
+            found = whole.find(answer, at)
             # Some templates move the system prompt into the first question
             if found < 0 and role == "system":
-                found = at if said in whole else -1
-                said = ""
+                found = at if answer in whole else -1
+                answer = ""
             if found < 0:
                 raise TurnsNotFound(f"the template leaves out or changes what the {role} said")
-            at = found + len(said)
+            at = found + len(answer)
 
     def _marked(self, turns: Sequence[Turn]) -> tuple[str, list[Span]]:
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -164,14 +165,12 @@ class ChatTemplate:
                     _messages(turns), chat_template=self.text, tokenize=False, add_generation_prompt=ask
                 )
         except Exception as error:  # a template may raise anything
-            raise TurnsNotFound(
-                f"the template rejects the conversation: {(str(error).splitlines() or ['no reason given'])[0]}"
-            ) from error
+            raise TurnsNotFound(f"the template rejects the conversation: {first_line(error)}") from error
         _require_size(text, turns)
         return text
 
     def _known_turns(self, turns: Sequence[Turn]) -> list[Turn]:
-        """Return the turns; those of tools become a user's if the template has no role for tools."""
+        """Return the turns; turns of tools become the user's if the template has no role for tools."""
         if self._knows_tools or not any(role == "tool" for role, _ in turns):
             return list(turns)
         return [("user" if role == "tool" else role, text) for role, text in turns]
@@ -192,24 +191,24 @@ class ChatTemplate:
     def _tokens(self, text: str, spans: Sequence[Span]) -> Ids:
         """Return the ids of a text and which of them lie in the spans.
 
-        At inference the prompt is tokenised alone, before the answer exists. So no token may cross the border of a span;
-        where the tokenizer would merge across it, the parts are tokenised separately.
+        At inference the prompt is tokenised alone, before the answer exists. So no token may cross the border of a span. In this
+        order: the parts tokenised separately, if that equals the tokens of the whole text; the whole text, if no token crosses a
+        border; the parts tokenised separately, if they decode to the same text.
         """
-        cuts = sorted({0, len(text), *(place for span in spans for place in span)})
+        cuts = sorted({0, len(text), *(index for span in spans for index in span)})
         parts = [(start, end) for start, end in itertools.pairwise(cuts) if end > start]
         inside = [any(start <= a and b <= end for start, end in spans) for a, b in parts]
         joint = self._ids(text)
-        ways = [
-            [apart(text[a:b], a == 0) for a, b in parts]
-            for apart in (self._apart, self._apart_behind_special)
+        tokenizations = [
+            [tokenize(text[a:b], a == 0) for a, b in parts] for tokenize in (self._alone, self._after_special)
         ]
-        for ids in ways:
+        for ids in tokenizations:
             if _flat(ids) == joint:
                 return _flagged(ids, inside)
         whole = self._by_offsets(text, spans)
         if whole is not None:
             return whole
-        for ids in ways:
+        for ids in tokenizations:
             if self._text(_flat(ids)) == self._text(joint):
                 return _flagged(ids, inside)
         raise TurnsNotFound("the tokenizer cannot split it where an answer begins or ends")
@@ -231,11 +230,11 @@ class ChatTemplate:
                 counted[k] = True
         return ids, counted
 
-    def _apart(self, text: str, first: bool) -> list[int]:
+    def _alone(self, text: str, first: bool) -> list[int]:
         return self._ids(text)
 
-    def _apart_behind_special(self, text: str, first: bool) -> list[int]:
-        """Tokenise a part as in the middle of a text: some tokenizers add a space at the start of a text."""
+    def _after_special(self, text: str, first: bool) -> list[int]:
+        """Tokenise a part as if in the middle of a text: some tokenizers (SentencePiece) add a space at the start of a text."""
         token = self.tokenizer.eos_token or (self._special[0] if self._special else "")
         if first or not token:
             return self._ids(text)
@@ -250,9 +249,9 @@ class ChatTemplate:
 
 @contextmanager
 def _time_limit() -> Iterator[None]:
-    """End the rendering of one conversation after `_SECONDS`: a template is a program, and somebody else's.
+    """Stop the rendering of one conversation after `_SECONDS`: a template is a program from an untrusted source.
 
-    By the alarm of the process, which belongs to its main thread; other threads render without a limit.
+    SIGALRM is used, whose handler runs in the main thread only; other threads render without a limit.
 
     Raises:
         TurnsNotFound: when the time is up.
@@ -266,19 +265,21 @@ def _time_limit() -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, stop)
     left, _ = signal.setitimer(signal.ITIMER_REAL, _SECONDS)
-    begun = time.monotonic()
+    begin = time.monotonic()
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-        if left:  # somebody else's alarm goes on
-            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - begun), 0.001))
+        if left:  # restore an alarm that the caller had set
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - begin), 0.001))
 
 
 def _require_size(text: str, turns: Sequence[Turn]) -> None:
-    if len(text) > _GROWTH + 100 * sum(len(said) for _, said in turns):
-        raise TurnsNotFound(f"the template makes {len(text):,} characters of the conversation")
+    if len(text) > _GROWTH + 100 * sum(len(answer) for _, answer in turns):
+        raise TurnsNotFound(
+            f"the template renders the conversation as {len(text):,} characters, which is far too many"
+        )
 
 
 def _messages(turns: Sequence[Turn]) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Assignment of records to splits: exact counts, no prompt in both, determined by a seed and the texts alone."""
+"""Assignment of records to splits: exact counts, no prompt in both splits, determined by the seed and the texts alone."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Group = list[tuple[int, list[int]]]  # one prompt: for each source that has it, 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn.
+    """The drawn records.
 
     Attributes:
-        train: for each record its source and its place there, in the (shuffled) order of the draw.
+        train: for each record its source and its index there, in the (shuffled) order of the draw.
         validation: the same.
         missing: for each source, by how many records the two splits fall short.
     """
@@ -30,8 +30,8 @@ class Drawn:
 def counts(total: int, shares: Sequence[float]) -> list[int]:
     """Return whole counts that add up to `total`, each less than one away from its share of it.
 
-    The method of largest remainders (Hamilton's); of equal remainders the first wins. The shares need not add
-    up to exactly one. Computed in fractions of the shares as written: 0.7 of 54,000 is 37,800.
+    The largest remainder method (Hamilton's); of equal remainders the first wins. The shares need not add up to exactly one.
+    They are taken as the decimal fractions that were written, not as floats: 0.7 of 54,000 is 37,800.
     """
     parts = [Fraction(str(share)) for share in shares]
     quotas = [total * part / sum(parts) for part in parts]
@@ -72,41 +72,39 @@ def draw(groups: Sequence[Group], train: Sequence[int], validation: Sequence[int
         train: the number of records of each source.
         validation: the same.
     """
-    missing_records = list(validation)
+    missing = list(validation)
     taken: list[tuple[int, int]] = []
     left = []
     for group in groups:
-        if all(len(places) <= missing_records[source] for source, places in group):
-            taken += _take(group, missing_records)
+        if all(len(places) <= missing[source] for source, places in group):
+            taken += _take(group, missing)
         else:
             left.append(group)
-    if any(missing_records):
-        losses = [
-            sum(max(0, len(places) - missing_records[source]) for source, places in group) for group in left
-        ]
+    if any(missing):
+        losses = [sum(max(0, len(places) - missing[source]) for source, places in group) for group in left]
         used = set()
         for k in sorted(range(len(left)), key=losses.__getitem__):  # a stable sort: equal ones stay in order
-            part = _take(left[k], missing_records)
+            part = _take(left[k], missing)
             taken += part
             if part:
                 used.add(k)
         left = [group for k, group in enumerate(left) if k not in used]
-    wanting = list(train)
-    trained = [place for group in left for place in _take(group, wanting)]
-    return Drawn(trained, taken, [a + b for a, b in zip(missing_records, wanting, strict=True)])
+    missing_train = list(train)
+    trained = [place for group in left for place in _take(group, missing_train)]
+    return Drawn(trained, taken, [a + b for a, b in zip(missing, missing_train, strict=True)])
 
 
-def _take(group: Group, missing_records: list[int]) -> list[tuple[int, int]]:
+def _take(group: Group, missing: list[int]) -> list[tuple[int, int]]:
     """Take the missing records from a group, and lower the counts."""
     taken = []
     for source, places in group:
-        part = places[: missing_records[source]]
-        missing_records[source] -= len(part)
+        part = places[: missing[source]]
+        missing[source] -= len(part)
         taken += [(source, place) for place in part]
     return taken
 
 
-def largest(
+def largest_feasible(
     groups: Sequence[Group], shares: Sequence[float], train: int, validation: int
 ) -> tuple[int, int] | None:
     """Return the largest feasible train and validation counts in this proportion; None if there are none."""

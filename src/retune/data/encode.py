@@ -23,8 +23,8 @@ def resolve(prompt: str, conversations: bool = False, has_template: bool = True)
     """Return the prompt that a study's `data.prompt` names.
 
     Args:
-        prompt: a word or the path of a template.
-        conversations: whether the records include any.
+        prompt: one of `PROMPTS`, or the path of a template file.
+        conversations: whether any record is a conversation.
         has_template: whether the base has a chat template; many bases that were never tuned have none.
 
     Raises:
@@ -40,7 +40,7 @@ def resolve(prompt: str, conversations: bool = False, has_template: bool = True)
         near = nearest(Path(prompt).name, PROMPTS)
         hint = f"; did you mean {near!r}?" if near else ""
         raise InputError(
-            f"`prompt` is one of {list(PROMPTS)} or a file with a template, but {prompt} cannot be read{hint}",
+            f"`prompt` must be one of {list(PROMPTS)} or a file with a template, but {prompt} cannot be read{hint}",
             "data.prompt",
         ) from error
     return read_template(text, f"data.prompt: {prompt}")
@@ -51,16 +51,16 @@ class Encoder:
 
     Args:
         tokenizer: a transformers tokenizer.
-        how: the prompt.
+        template: the prompt template.
 
     Raises:
         InputError: if the prompt is the tokenizer's chat template and it has none.
     """
 
-    def __init__(self, tokenizer: Any, how: Prompt) -> None:
+    def __init__(self, tokenizer: Any, template: Prompt) -> None:
         self.tokenizer = tokenizer
-        self.how = how
-        self.chat = ChatTemplate(tokenizer, how.text) if how.kind == "chat" else None
+        self.template = template
+        self.chat = ChatTemplate(tokenizer, template.text) if template.kind == "chat" else None
 
     def encode(self, examples: Sequence[Example]) -> Iterator[Ids]:
         """Yield for each record all its token ids and which of them the loss counts.
@@ -77,9 +77,10 @@ class Encoder:
             batch = examples[start : start + _BATCH]
             talks = [self.chat is not None and not example.is_text for example in batch]
             # Plain texts among conversations have no prompt
-            how = self.how if self.chat is None else Prompt()
+            template = self.template if self.chat is None else Prompt()
             plain = join(
-                [pieces(e, how) for e, talk in zip(batch, talks, strict=True) if not talk], self.tokenizer
+                [pieces(e, template) for e, talk in zip(batch, talks, strict=True) if not talk],
+                self.tokenizer,
             )
             for example, talk in zip(batch, talks, strict=True):
                 try:
@@ -108,7 +109,7 @@ class Encoder:
 
 
 def _without_unlearned(encoded: Ids, example: Example) -> Ids:
-    """Return a conversation's tokens with only those of its learned answers counted.
+    """Return a conversation's tokens, counting only those of answers that are not in `example.unlearned`.
 
     Raises:
         TurnsNotFound: if the counted tokens are not one run per answer.
@@ -118,21 +119,25 @@ def _without_unlearned(encoded: Ids, example: Example) -> Ids:
     runs = [list(run) for _, run in itertools.groupby(counted)]
     if sum(run[0] for run in runs) != len(answers):
         raise TurnsNotFound(
-            "the template does not separate the answers, so those of weight 0 cannot be left out"
+            "the template does not separate the answers, so those of weight 0 cannot be excluded from the loss"
         )
-    places = iter(answers)
-    learned = [[run[0] and next(places) not in example.unlearned] * len(run) for run in runs]
+    indices = iter(answers)
+    learned = [[run[0] and next(indices) not in example.unlearned] * len(run) for run in runs]
     return ids, [flag for run in learned for flag in run]
 
 
 def tokenize_examples(
-    examples: Sequence[Example], tokenizer: Any, how: Prompt, max_length: int, loss_on: LossOn = "completion"
+    examples: Sequence[Example],
+    tokenizer: Any,
+    template: Prompt,
+    max_length: int,
+    loss_on: LossOn = "completion",
 ) -> Tokens:
-    """Tokenise records and cut each to `max_length` tokens; the rest is cut off at the end.
+    """Tokenise records and truncate each to `max_length` tokens.
 
     Raises:
         InputError: if no record has a counted token left.
     """
     if not examples:
         raise InputError("a split needs at least one record, but got none", "data")
-    return pack(Encoder(tokenizer, how).encode(examples), max_length, loss_on)
+    return pack(Encoder(tokenizer, template).encode(examples), max_length, loss_on)

@@ -11,14 +11,14 @@ class Example(NamedTuple):
     """One instruction and its answer, a conversation, or a text.
 
     Attributes:
-        instruction: what to do; of a conversation what is asked first. Empty for a plain text.
-        input: what to do it with, may be empty.
+        instruction: the task; of a conversation the first question. Empty for a plain text.
+        input: further context of the task, may be empty.
         output: the answer; of a conversation the first one; or the plain text.
-        source: the name of the file it comes from, without folder.
-        row: its place there, from 1: the line of a JSONL file, else the place in the list or table.
-        system: what the model was told before, may be empty.
+        source: the name of its file, without folder.
+        row: its position there, from 1: the line of a JSONL file, else the number in the list or table.
+        system: the system prompt, may be empty.
         messages: the turns of a conversation, the last one the assistant's; empty for anything else.
-        unlearned: places in `messages` of the assistant's turns that the loss leaves out.
+        unlearned: indices in `messages` of the assistant's turns that the loss leaves out.
     """
 
     instruction: str
@@ -32,7 +32,7 @@ class Example(NamedTuple):
 
     @property
     def is_text(self) -> bool:
-        """Whether this is a plain text, which nobody asked for."""
+        """Whether this is a plain text, without a prompt."""
         return not self.messages and not self.instruction.strip()
 
     @property
@@ -45,7 +45,7 @@ class Example(NamedTuple):
         return [*system, ("user", asked), ("assistant", self.output)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record for a line of JSONL, without what it does not have."""
+        """Return the record for a line of JSONL, without empty optional fields."""
         found: dict[str, Any] = self._asdict()
         for name in ("system", "messages", "unlearned"):
             if not found[name]:

@@ -40,8 +40,8 @@ _PACKED = {
     b"%PDF": "a PDF: records are JSON, JSONL, CSV, Parquet or text",
     b"SQLite format 3": "a database: save its records as JSONL, CSV or Parquet",
 }  # fmt: skip
-# The word for a place in files of this kind; otherwise "record"
-WHERE = {
+# What the position of a record is called in files of this kind; in others "record"
+POSITION_WORD = {
     "jsonl": "line",
     "text": "line",
     "csv": "row",
@@ -55,7 +55,7 @@ def rows(data: bytes, name: str, wanted: str, problems: list[str]) -> tuple[str,
         data: the bytes of the file.
         name: its name, whose ending tells CSV and text.
         wanted: the format that the study names.
-        problems: what is wrong with the file is put here, some of it while the records are read.
+        problems: problems of the file are appended to this list, some of them only while the records are read.
     """
     data, whole = _unpacked(data, problems)
     if data[:4] == b"PAR1":
@@ -153,7 +153,7 @@ def _decoded(data: bytes, problems: list[str]) -> str:
         problems.append(
             f"line {line}: the text must be UTF-8, but byte {error.start} is {data[error.start]:#04x}; save it as UTF-8"
         )
-        # The rest is read too, for its other problems: a cut here would look like the file's own
+        # The rest is read too, for its other problems: stopping here would make the file look truncated
         return data.decode("utf-8-sig", errors="replace")
 
 
@@ -214,7 +214,7 @@ def _parquet(data: bytes, problems: list[str]) -> Rows:
         if problem := free_memory.too_large(max(groups, default=0), "a row group has"):
             problems.append(problem)
             return
-        # One text may be written once and meant a million times; it is as long as its group at most
+        # With dictionary encoding one large text may be repeated a million times; it is at most as long as its row group
         most_rows = 2 * ALWAYS_ALLOWED_BYTES // max([1, *groups])
         for batch in file.iter_batches(batch_size=min(max(most_rows, 1), 512)):
             left -= batch.nbytes
@@ -260,7 +260,6 @@ def _table(text: str, name: str, problems: list[str]) -> Rows:
                 return
             yield place, dict(zip(columns, cells, strict=True))
     except (csv.Error, StopIteration) as error:
-        # The reader has not counted the line that it refuses
         too_long = "field larger than field limit" in str(error)
         problems.append(
             f"line {reader.line_num}: {RECORD_TOO_LONG if too_long else f'not valid CSV: {error}'}"

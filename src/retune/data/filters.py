@@ -1,4 +1,4 @@
-"""Filters the records of the sources: no empty, duplicate or too long ones."""
+"""Filters the records of the sources: drops empty, duplicate and too long ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from retune.data.prompts import Prompt, pieces, prompt
 from retune.errors import InputError
 from retune.study import File
 
-_SPECIAL = 8  # more tokens than any tokenizer adds to a text
+_SPECIAL_TOKENS = 8  # more special tokens than any tokenizer adds to a text
 
 
 @dataclass
@@ -26,9 +26,9 @@ class Text:
     Attributes:
         example: the record.
         keys: hashes of the normalised prompt, and of the normalised prompt and completion together.
-        prompt_tokens: tokens before the first one that counts, with the tokenizer's leading special tokens.
+        prompt_tokens: tokens before the first counted one, with the tokenizer's leading special tokens.
         completion_tokens: tokens from there on, with the end-of-text token.
-        encoded: all token ids, and which of them count; kept only for drawn records.
+        encoded: all token ids, and which of them are counted; set only for drawn records.
     """
 
     example: Example
@@ -137,7 +137,8 @@ def drop_held_out(given: Sequence[Pool], held_out: Pool) -> None:
 def drop_too_long(given: Sequence[Pool], encoder: Encoder, max_length: int) -> None:
     """Remove records whose prompt leaves no room for a completion.
 
-    A token covers at least one character of ASCII text, so most prompts pass without being tokenised.
+    Most prompts need not be tokenised: a token of ASCII text has at least one character, so a text has no more tokens than
+    characters.
     """
     for pool in given:
         doubtful = [text for text in pool.texts if _may_be_longer(text.example, encoder, max_length)]
@@ -156,8 +157,8 @@ def count_tokens(texts: Sequence[Text], encoder: Encoder) -> None:
 def _may_be_longer(example: Example, encoder: Encoder, max_length: int) -> bool:
     if (encoder.chat is not None and not example.is_text) or example.unlearned:
         return True
-    asked, _ = pieces(example, encoder.how if encoder.chat is None else Prompt())[0]
-    return len(asked) + _SPECIAL >= max_length or not asked.isascii()
+    asked, _ = pieces(example, encoder.template if encoder.chat is None else Prompt())[0]
+    return len(asked) + _SPECIAL_TOKENS >= max_length or not asked.isascii()
 
 
 def _count(texts: Sequence[Text], encoder: Encoder, keep: bool = False) -> None:
@@ -170,9 +171,9 @@ def _count(texts: Sequence[Text], encoder: Encoder, keep: bool = False) -> None:
 
 
 def _keys(example: Example) -> tuple[bytes, bytes]:
-    """Return hashes of the prompt and of the whole text, in the Alpaca template whatever the study's prompt is.
+    """Return hashes of the prompt and of the whole text, always in the Alpaca template.
 
-    So a change of `data.prompt` changes neither duplicates nor the draw.
+    So `data.prompt` affects neither which records are duplicates nor which are drawn.
     """
     if example.is_text:
         texts = [example.output]

@@ -15,7 +15,7 @@ from retune.data.example import Example
 from retune.errors import InputError
 from retune.study.names import FORMATS
 
-# The names of these fields in published data sets.
+# Names that published data sets use for these fields.
 _PROMPT_FIELDS = ("instruction", "prompt", "question")
 _INPUT_FIELDS = ("input", "context")
 _COMPLETION_FIELDS = ("output", "completion", "response", "answer")
@@ -31,7 +31,7 @@ _ROLES = {
 
 @dataclass(frozen=True)
 class Schema:
-    """Which field of a record holds which part.
+    """The fields of a record that hold its parts.
 
     Attributes:
         name: e.g. ``alpaca``.
@@ -46,12 +46,12 @@ class Schema:
 
 @dataclass(frozen=True)
 class Format:
-    """A data format of another package (`retune.extensions`): how a file becomes records, and what their fields hold.
+    """A data format of another package (`retune.extensions`): how to read a file, and what its fields mean.
 
     Attributes:
-        schema: which field holds which part.
-        read: from the bytes of a file, or the path of a folder, to the records with their places, from 1. A record is
-            a mapping with the fields of `schema`. It raises InputError with all that is wrong, naming the places.
+        schema: the meaning of the fields.
+        read: takes the bytes of a file, or the path of a folder, and returns its records with their positions, from 1. A
+            record is a mapping with the fields of `schema`. It raises InputError with all problems and their positions.
     """
 
     schema: Schema
@@ -209,7 +209,7 @@ def mapping(fields: Sequence[str]) -> str:
 
 
 class _Message(NamedTuple):
-    """A turn; `learned` is whether the loss covers it, if it is the assistant's."""
+    """A turn; `learned`: whether the loss counts it, if it is the assistant's."""
 
     role: str
     text: str
@@ -264,7 +264,7 @@ def _are_turns(value: Any) -> bool:
 
 
 def _conversation(turns: list[_Message], system: str, source: str, row: int) -> Example:
-    """Return a conversation up to its last learned answer, without answers before the first question, as some files have."""
+    """Return a conversation up to its last learned answer, without answers before the first question (some files have them)."""
     if system.strip() and not any(turn.role == "system" for turn in turns):
         turns = [_Message("system", system), *turns]
     while turns and not (turns[-1].role == "assistant" and turns[-1].learned):

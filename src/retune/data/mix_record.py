@@ -30,12 +30,12 @@ class Lengths(BaseModel):
 
 
 class SplitRecord(BaseModel):
-    """What a split, or one source's part of it, holds.
+    """Statistics of a split, or of one source's part of it.
 
     Attributes:
         records: how many.
-        tokens: what a trial reads in an epoch, after the cut to `max_length`; None without a tokenizer.
-        truncated: records that lose their end by that cut.
+        tokens: of an epoch, after truncation to `max_length`; None without a tokenizer.
+        truncated: records that lose their end by truncation.
         lengths: of `prompt`, `completion` (with its end-of-text token) and `total`, before the cut.
         sha256: of the split's file; None for one source's part.
     """
@@ -65,14 +65,14 @@ class SplitRecord(BaseModel):
 
 
 class SourceRecord(BaseModel):
-    """What became of a source's records: ``read = empty + duplicate + shared + held_out + too_long + available``.
+    """The counts of a source's records: ``read = empty + duplicate + shared + held_out + too_long + available``.
 
     Attributes:
         name: of the file, without folder. format: as in the study. taken: the format detected, e.g. ``dolly``.
         share: as in the study; without shares, the part of all records that it has. sha256: of the file's bytes.
-        held_out: those with a prompt that the study's own validation file has.
-        duplicate: same as an earlier record of the source. shared: same as a record of another source.
-        available: what could be drawn from. splits: what was drawn, by split.
+        held_out: with a prompt that is also in the study's separate validation file.
+        duplicate: equal to an earlier record of the source. shared: equal to a record of another source.
+        available: left to draw from. splits: the drawn ones, by split.
     """
 
     name: str
@@ -91,15 +91,15 @@ class SourceRecord(BaseModel):
 
 
 class MixRecord(Record):
-    """What was mixed from what, by which rules (`mix.json`). The same inputs give the same bytes.
+    """The record of mixed data (`mix.json`): sources, rules and result. The same inputs give the same bytes.
 
     Attributes:
-        digest: of the mixed data: over the recipe and the content of both splits.
-        recipe: the digest of all that went in, see `retune.data.mixing.recipe_digest`.
+        digest: of the mixed data: of the recipe and the content of both splits.
+        recipe: the digest of all inputs, see `retune.data.mixing.recipe_digest`.
         rules: the version of the mixing rules.
         max_length: tokens per record at most. tokenizer: its digest. Both are None without a tokenizer.
-        prompt: how a model is asked.
-        sources: the one with the largest share first; a validation file of its own last, with the share 0.
+        prompt: the prompt template.
+        sources: the one with the largest share first; a separate validation file last, with the share 0.
         splits: `train` and `validation`.
     """
 

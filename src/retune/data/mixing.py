@@ -3,17 +3,17 @@
 Rules, in this order:
 
 1. A record with an empty instruction or output (white space counts as empty) is dropped.
-2. Two records are the same if prompt and completion are, after Unicode normalisation (NFC) and with each run
-   of white space read as one space. The first is kept; of several sources, the one of the file with the
-   lowest SHA-256, so that their order in the study file does not matter.
+2. Two records are duplicates if prompt and completion are equal after Unicode normalisation (NFC) and with each run
+   of white space replaced by one space. The first is kept; among sources, the one whose file has the lowest SHA-256,
+   so that their order in the study file does not matter.
 3. A record whose prompt alone fills `max_length` tokens is dropped: nothing would be left to learn.
-4. Each source gives the same share of both splits, as exact counts by largest remainder; without shares, all
-   it has. A validation file of its own is taken whole, and its prompts are left out of train.
-5. What is drawn is decided by a hash of seed and prompt, without replacement. Records with the same prompt
-   never come into different splits, not even from different sources: an answer in train would give away the
+4. Each source has the same share of both splits, as exact counts by largest remainder; without shares, all
+   its records are used. A separate validation file is used whole, and records with its prompts are removed from train.
+5. Records are drawn without replacement, in the order of a hash of seed and prompt. Records with the same prompt
+   are never in different splits, not even from different sources: an answer in train would give away the
    one in validation.
 
-A draw does not depend on what else is mixed in, unless texts are shared. Rules 1 to 3 are in
+Which records of a source are drawn does not depend on the other sources, unless they share prompts. Rules 1 to 3 are in
 `retune.data.filters`, 4 and 5 in `retune.data.amounts` and `retune.data.draw`.
 """
 
@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 from retune import models, store
 from retune.data import filters, plain_tokenizer, sources, stored_tokens
-from retune.data.amounts import drawn
+from retune.data.amounts import draw_splits
 from retune.data.encode import Encoder, resolve, tokenize_examples
 from retune.data.example import Example
 from retune.data.filters import Pool, Text
@@ -43,15 +43,17 @@ from retune.study import PROMPTS, Data, File, Model
 __all__ = ["MixRecord", "load_split", "load_tokens", "mix", "read_mix", "read_mix_record", "recipe_digest"]
 
 Split = Literal["train", "validation"]
-RULES = 1  # raised when the rules above change: then the same recipe gives other data
+RULES = (
+    1  # version of the rules above; raise it when they change, since the same recipe then gives other data
+)
 MARKER = "mix.json"
 _SAMPLED = 200  # records whose tokens a preview counts
 
 
 def recipe_digest(data: Data, seed: int, tokenizer: Any = None) -> str:
-    """Return the digest of all that decides the mixed data: settings, seed, tokenizer, content of the files.
+    """Return the digest of everything that determines the mixed data: settings, seed, tokenizer, content of the files.
 
-    Where the files lie is not part of it. Costs one reading of each file; of remote ones a look at the ETag.
+    The location of the files is not part of it. Each file is read once; of a cached remote file only the ETag is requested.
 
     Args:
         data: the study's `data` section.
@@ -65,7 +67,7 @@ def recipe_digest(data: Data, seed: int, tokenizer: Any = None) -> str:
 
 
 def source_digests(data: Data) -> dict[str, str]:
-    """Return the SHA-256 of each file that a study's data come from, by its name.
+    """Return the SHA-256 of each source file of a study, by the file's name.
 
     Raises:
         InputError: if files are missing, with all of them.
@@ -83,13 +85,13 @@ def mix(
 ) -> MixRecord:
     """Mix the sources of a study into ``train.jsonl`` and ``validation.jsonl``; ``mix.json`` is written last.
 
-    If the folder holds the result of the same recipe already, and undamaged, nothing is written.
+    If the folder already has an undamaged result of the same recipe, only missing tokens are written.
 
     Args:
         data: the study's `data` section.
-        seed: decides what is drawn.
-        tokenizer: a transformers tokenizer, or the folder of one, which is loaded only if it is needed; None
-            leaves out rule 3 and the token statistics.
+        seed: of the draw.
+        tokenizer: a transformers tokenizer, or the folder of one, which is loaded only if needed; None
+            skips rule 3 and the token statistics.
         out_uri: the folder to write to.
         progress: called with the name of each part of the work before it begins.
 
@@ -101,26 +103,29 @@ def mix(
     progress("reading")
     pools, held_out = _pools(data)
     recipe = _recipe(data, seed, tokenizer, pools, held_out)
-    named = tokenizer_digest(tokenizer)
-    if kept := _kept(out_uri, recipe):
+    tokenizer_id = tokenizer_digest(tokenizer)
+    if existing := _existing(out_uri, recipe):
         if tokenizer is not None:
             progress("storing tokens")
-            _store_again(data, tokenizer, out_uri, kept)
-        return kept
-    prompt, splits = _drawn(data, seed, tokenizer, pools, held_out, progress)
+            _store_tokens(data, tokenizer, out_uri, existing)
+        return existing
+    prompt, splits = _draw_splits(data, seed, tokenizer, pools, held_out, progress)
     progress("writing")
     files = {split: _jsonl([text for _, text in part]) for split, part in splits.items()}
     record = _record(
-        data, seed, named, recipe, prompt, [*pools, *([held_out] if held_out else [])], splits, files
+        data, seed, tokenizer_id, recipe, prompt, [*pools, *([held_out] if held_out else [])], splits, files
     )
     store.remove(store.join(out_uri, MARKER))  # while the files change, the folder must not look complete
     for split, content in files.items():
         store.write(store.join(out_uri, f"{split}.jsonl"), content)
     if tokenizer is not None:
-        place = stored_tokens.place(out_uri, record.digest, prompt, tokenizer, data.max_length, data.loss_on)
+        token_folder = stored_tokens.folder_uri(
+            out_uri, record.digest, prompt, tokenizer, data.max_length, data.loss_on
+        )
         encoded = {split: [text.encoded for _, text in part] for split, part in splits.items()}
         stored_tokens.save(
-            place, {split: flat(part, data.max_length, data.loss_on) for split, part in encoded.items()}
+            token_folder,
+            {split: flat(part, data.max_length, data.loss_on) for split, part in encoded.items()},
         )
     store.write(store.join(out_uri, MARKER), record.to_json())
     return record
@@ -128,12 +133,13 @@ def mix(
 
 @dataclass(frozen=True)
 class Preview:
-    """What `mix` would do.
+    """What `mix` would write.
 
     Attributes:
         lines: for people: each file with its detected format and what is dropped, then the splits and the prompt.
-        train, validation: records.
-        tokens: the mean length of a record, cut at `max_length`, by a sample; without a tokenizer a quarter of its letters.
+        train, validation: numbers of records.
+        tokens: the mean length of a record in tokens, truncated at `max_length`, from a sample; without a tokenizer
+            estimated as a quarter of its characters.
     """
 
     lines: list[str]
@@ -149,27 +155,27 @@ def preview(data: Data, seed: int, tokenizer: Any) -> Preview:
         InputError: as `mix`.
     """
     pools, held_out = _pools(data)
-    everything = [*pools, *([held_out] if held_out else [])]
-    prompt, splits = _drawn(data, seed, tokenizer, pools, held_out, lambda part: None, count=False)
+    all_pools = [*pools, *([held_out] if held_out else [])]
+    prompt, splits = _draw_splits(data, seed, tokenizer, pools, held_out, lambda part: None, count=False)
     lines = [
         f"{sources.name(s.source)}: {s.read:,} records, read as {s.taken}{_dropped(s, data)}"
-        for s in everything
+        for s in all_pools
     ]
     train, validation = splits["train"], splits["validation"]
-    told = _told(prompt, [text for part in splits.values() for _, text in part])
-    lines.append(f"{len(train):,} + {len(validation):,} records; prompt: {told}")
+    summary = _prompt_summary(prompt, [text for part in splits.values() for _, text in part])
+    lines.append(f"{len(train):,} + {len(validation):,} records; prompt: {summary}")
     sample = [text for _, text in train[:_SAMPLED]]
     if tokenizer is None:
         lengths = [len(json.dumps(text.example.to_dict())) / 4 for text in sample]
     else:
-        filters.count_tokens(sample, _encoder(_read(tokenizer), prompt, tokenizer))
+        filters.count_tokens(sample, _encoder(_load_tokenizer(tokenizer), prompt, tokenizer))
         lengths = [text.prompt_tokens + text.completion_tokens for text in sample]
     mean = sum(min(length, data.max_length) for length in lengths) / len(lengths)
     return Preview(lines, len(train), len(validation), mean)
 
 
 def _dropped(pool: Pool, data: Data) -> str:
-    """Return how many records of a source the rules drop and why, as an end of its line."""
+    """Return how many records of a source the rules drop, by reason, as the end of its line."""
     reasons = {
         "empty": pool.empty,
         "duplicate": pool.duplicate,
@@ -181,8 +187,8 @@ def _dropped(pool: Pool, data: Data) -> str:
     return f"; dropped: {', '.join(counts)}" if counts else ""
 
 
-def _told(prompt: Prompt, texts: Sequence[Text]) -> str:
-    """Return what the records are asked by, for people; plain texts ask nothing, whatever the prompt is."""
+def _prompt_summary(prompt: Prompt, texts: Sequence[Text]) -> str:
+    """Return the prompt template of the records, for people; plain texts have none, whatever the prompt is."""
     templates = {
         "chat": "the base's chat template" if prompt.text is None else "the file's chat template",
         "fields": "the file",
@@ -211,11 +217,11 @@ def read_mix_record(uri: str) -> MixRecord:
         raise InputError(f"{MARKER} cannot be read; run `retune mix` again ({error})", uri) from error
 
 
-def _whole(uri: str, split: Split) -> tuple[MixRecord, Path]:
-    """Return the record of mixed data and the file of a split, after comparing the file with its checksum.
+def _verified(uri: str, split: Split) -> tuple[MixRecord, Path]:
+    """Return the record of mixed data and the path of a split, after comparing both with their checksums.
 
     Raises:
-        InputError: if the file was changed.
+        InputError: if one of them is missing or was changed.
     """
     record = read_mix_record(uri)
     if record.digest != _digest(record.recipe, record.splits):
@@ -223,7 +229,7 @@ def _whole(uri: str, split: Split) -> tuple[MixRecord, Path]:
             f"its digest, {record.digest}, does not match its content; run `retune mix` again",
             store.join(uri, MARKER),
         )
-    asked = record.splits[split].sha256
+    expected = record.splits[split].sha256
     file = store.join(uri, f"{split}.jsonl")
     try:
         path = store.download(file)
@@ -231,8 +237,11 @@ def _whole(uri: str, split: Split) -> tuple[MixRecord, Path]:
             found = hashlib.file_digest(content, "sha256").hexdigest()
     except FileNotFoundError as error:
         raise InputError("the file is missing; run `retune mix` again", file) from error
-    if found != asked:
-        raise InputError(f"{MARKER} says SHA-256 {asked}, but it is {found}; run `retune mix` again", file)
+    if found != expected:
+        raise InputError(
+            f"the file must have the SHA-256 {expected} of {MARKER}, but has {found}; run `retune mix` again",
+            file,
+        )
     return record, path
 
 
@@ -242,7 +251,7 @@ def load_split(uri: str, split: Split) -> list[Example]:
     Raises:
         InputError: if there is none, or it is not what was mixed.
     """
-    return _examples(_whole(uri, split)[1])
+    return _examples(_verified(uri, split)[1])
 
 
 def _examples(path: Path) -> list[Example]:
@@ -252,20 +261,20 @@ def _examples(path: Path) -> list[Example]:
 def load_tokens(
     uri: str, split: Split, tokenizer: Callable[[], Any], folder: Path, max_length: int, loss_on: LossOn
 ) -> Tokens:
-    """Return the tokens of a split of mixed data: those that `mix` stored, else made here.
+    """Return the tokens of a split of mixed data: those that `mix` stored, else tokenised here.
 
     Args:
         uri: the folder of the data. split: which of the two.
-        tokenizer: gives the transformers tokenizer of the base; asked only if the tokens have to be made.
+        tokenizer: returns the transformers tokenizer of the base; called only if tokens are missing.
         folder: of that tokenizer.
         max_length, loss_on: see `retune.data.tokens.flat`.
 
     Raises:
         InputError: if there is no such data, or it is not what was mixed.
     """
-    record, path = _whole(uri, split)
-    place = stored_tokens.place(uri, record.digest, record.prompt, folder, max_length, loss_on)
-    stored = stored_tokens.load(place, split)
+    record, path = _verified(uri, split)
+    token_folder = stored_tokens.folder_uri(uri, record.digest, record.prompt, folder, max_length, loss_on)
+    stored = stored_tokens.load(token_folder, split)
     if stored is not None:
         return stored.tokens()
     return tokenize_examples(_examples(path), tokenizer(), record.prompt, max_length, loss_on)
@@ -280,7 +289,7 @@ def read_mix(uri: str) -> tuple[list[Example], list[Example], MixRecord]:
     return load_split(uri, "train"), load_split(uri, "validation"), read_mix_record(uri)
 
 
-def _drawn(
+def _draw_splits(
     data: Data,
     seed: int,
     tokenizer: Any,
@@ -290,10 +299,10 @@ def _drawn(
     count: bool = True,
 ) -> tuple[Prompt, dict[Split, list[tuple[Pool, Text]]]]:
     """Read, filter and draw; return the prompt and the records of both splits."""
-    everything = [*pools, held_out] if held_out else pools
-    filters.parse(everything)
-    conversations = any(text.example.messages for pool in everything for text in pool.texts)
-    counting = _read(tokenizer)
+    all_pools = [*pools, held_out] if held_out else pools
+    filters.parse(all_pools)
+    conversations = any(text.example.messages for pool in all_pools for text in pool.texts)
+    counting = _load_tokenizer(tokenizer)
     prompt = resolve(data.prompt, conversations, counting is None or bool(counting.chat_template))
     filters.drop_duplicates(pools)
     if held_out:
@@ -301,52 +310,57 @@ def _drawn(
         filters.drop_held_out(pools, held_out)
     encoder = None if tokenizer is None else _encoder(counting, prompt, tokenizer)
     if encoder is not None:
-        filters.drop_too_long(everything, encoder, data.max_length)
+        filters.drop_too_long(all_pools, encoder, data.max_length)
     progress("drawing")
-    found = drawn(data, seed, pools)
+    found = draw_splits(data, seed, pools)
     splits: dict[Split, list[tuple[Pool, Text]]] = {
-        "train": [(pools[source], pools[source].texts[place]) for source, place in found.train],
-        "validation": [(pools[source], pools[source].texts[place]) for source, place in found.validation],
+        "train": [(pools[source], pools[source].texts[index]) for source, index in found.train],
+        "validation": [(pools[source], pools[source].texts[index]) for source, index in found.validation],
     }
     if held_out:
         splits["validation"] = [(held_out, text) for text in held_out.texts]
         if not held_out.texts:
-            raise InputError("the validation file has no record left after the rules", held_out.source.uri)
+            raise InputError(
+                "the validation file must have a record, but none is left after empty, duplicate and too long ones are dropped",
+                held_out.source.uri,
+            )
     if encoder is not None and count:
         progress("counting tokens")
         filters.count_tokens([text for part in splits.values() for _, text in part], encoder)
     return prompt, splits
 
 
-def _read(tokenizer: Any) -> Any:
+def _load_tokenizer(tokenizer: Any) -> Any:
     """Return the tokenizer given, or load it from a folder.
 
-    The package tokenizers loads far faster than transformers and is used where both are known to give the same tokens.
+    The package tokenizers imports much faster than transformers; it is used where both are known to give the same tokens.
     """
     if not isinstance(tokenizer, str | Path):
         return tokenizer
-    return plain_tokenizer.of(Path(tokenizer)) or models.load_tokenizer(Model(base=str(tokenizer)))
+    return plain_tokenizer.load(Path(tokenizer)) or models.load_tokenizer(Model(base=str(tokenizer)))
 
 
-def _encoder(read: Any, prompt: Prompt, tokenizer: Any) -> Encoder:
-    """Return the encoder for a tokenizer as `_read` returned it; only transformers renders chat templates."""
-    if prompt.kind == "chat" and isinstance(read, plain_tokenizer.PlainTokenizer):
-        read = models.load_tokenizer(Model(base=str(tokenizer)))
-    return Encoder(read, prompt)
+def _encoder(loaded: Any, prompt: Prompt, tokenizer: Any) -> Encoder:
+    """Return the encoder for a tokenizer as `_load_tokenizer` returned it; only transformers renders chat templates."""
+    if prompt.kind == "chat" and isinstance(loaded, plain_tokenizer.PlainTokenizer):
+        loaded = models.load_tokenizer(Model(base=str(tokenizer)))
+    return Encoder(loaded, prompt)
 
 
-def _store_again(data: Data, tokenizer: Any, uri: str, record: MixRecord) -> None:
-    """Store the tokens of a finished mix, unless present. They are missing after an older release, or for another loss."""
-    place = stored_tokens.place(uri, record.digest, record.prompt, tokenizer, data.max_length, data.loss_on)
+def _store_tokens(data: Data, tokenizer: Any, uri: str, record: MixRecord) -> None:
+    """Store the tokens of a finished mix, unless present: an older release stored none, another `loss_on` needs others."""
+    token_folder = stored_tokens.folder_uri(
+        uri, record.digest, record.prompt, tokenizer, data.max_length, data.loss_on
+    )
     try:
-        if all(stored_tokens.load(place, split) for split in ("train", "validation")):
+        if all(stored_tokens.load(token_folder, split) for split in ("train", "validation")):
             return
     except RetuneError:
         pass  # damaged: store them again
-    encoder = _encoder(_read(tokenizer), record.prompt, tokenizer)
+    encoder = _encoder(_load_tokenizer(tokenizer), record.prompt, tokenizer)
     splits: tuple[Split, Split] = ("train", "validation")
     stored_tokens.save(
-        place,
+        token_folder,
         {
             split: flat(encoder.encode(load_split(uri, split)), data.max_length, data.loss_on)
             for split in splits
@@ -373,19 +387,22 @@ def _pools(data: Data) -> tuple[list[Pool], Pool | None]:
 
 
 def _recipe(data: Data, seed: int, tokenizer: Any, pools: Sequence[Pool], held_out: Pool | None) -> str:
-    """Return the digest of a recipe. What a study need not say is in it only where it says it."""
-    named = tokenizer_digest(tokenizer)
+    """Return the digest of a recipe.
+
+    A setting added in a later release is part of it only if the study uses it, so that older digests stay the same.
+    """
+    tokenizer_id = tokenizer_digest(tokenizer)
     asked: dict[str, Any] = {
         "train": data.train,
         "validation": _file(held_out) if held_out else data.validation,
         "sources": [_file(pool) for pool in pools],
     }
-    if named is not None:
-        asked |= {"tokenizer": named, "max_length": data.max_length}
+    if tokenizer_id is not None:
+        asked |= {"tokenizer": tokenizer_id, "max_length": data.max_length}
     plain = {"alpaca", "dolly", "jsonl"}
     if data.prompt != "auto" or not {s.source.format for s in pools} <= plain or held_out:
         asked["prompt"] = data.prompt if data.prompt in PROMPTS else resolve(data.prompt).text
-        if named is not None:
+        if tokenizer_id is not None:
             asked["chat_template"] = chat_template_digest(tokenizer)
     return digest({"rules": RULES, "seed": seed, **asked})
 
@@ -396,8 +413,8 @@ def _file(pool: Pool) -> list[Any]:
     return [pool.sha256, source.format, pool.share, sources.name(source), *([more] if more else [])]
 
 
-def _kept(uri: str, recipe: str) -> MixRecord | None:
-    """Return the record of what lies in the folder, if that was made by this recipe and is whole."""
+def _existing(uri: str, recipe: str) -> MixRecord | None:
+    """Return the record of the folder's data, if they are of this recipe and undamaged."""
     try:
         record = read_mix_record(uri)
         if record.recipe != recipe:
@@ -410,7 +427,7 @@ def _kept(uri: str, recipe: str) -> MixRecord | None:
 
 
 def _digest(recipe: str, splits: Mapping[str, SplitRecord]) -> str:
-    """Return the digest of mixed data: of what it was made from and of both files."""
+    """Return the digest of mixed data: of the recipe and of both files."""
     return digest({"recipe": recipe, "files": {split: record.sha256 for split, record in splits.items()}})
 
 
@@ -469,7 +486,7 @@ def _record(
 
 
 def _share(pool: Pool, pools: Sequence[Pool], data: Data) -> float:
-    """Return a source's share: as the study says, or its part of all that is there; 0 for the validation file."""
+    """Return a source's share: the study's, or its part of all available records; 0 for the validation file."""
     if pool.source is data.validation:
         return 0.0
     if pool.share is not None:

@@ -1,7 +1,7 @@
-"""A base's tokenizer without transformers, whose import takes half a second; enough for counting tokens.
+"""A base's tokenizer without transformers, to save half a second of import; enough for counting tokens.
 
 Used only if transformers would pass every text to `tokenizer.json` unchanged: a Llama with no tokenizer class of its own,
-whose settings contain nothing but special tokens that are special in `tokenizer.json` too. For any other base `of` returns
+whose settings contain nothing but special tokens that are special in `tokenizer.json` too. For any other base `load` returns
 None; use `retune.models.load_tokenizer`.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 _CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-_HARMLESS = {
+_IGNORED_SETTINGS = {
     "backend",
     "tokenizer_class",
     "model_max_length",
@@ -22,7 +22,12 @@ _HARMLESS = {
     "local_files_only",
     *_SPECIAL_TOKENS,
 }
-_MORE = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "additional_chat_templates")
+_OTHER_FILES = (
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "additional_chat_templates",
+)
 
 
 class PlainTokenizer:
@@ -43,8 +48,8 @@ class PlainTokenizer:
 
     def __call__(self, texts: Sequence[str], add_special_tokens: bool = True) -> dict[str, list[list[int]]]:
         """Return the ids of each text, under ``input_ids``."""
-        found = self._tokenizer.encode_batch(list(texts), add_special_tokens=add_special_tokens)
-        return {"input_ids": [each.ids for each in found]}
+        encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+        return {"input_ids": [each.ids for each in encoded]}
 
     def get_vocab(self) -> dict[str, int]:
         """Return the number of every token, added ones among them."""
@@ -52,20 +57,20 @@ class PlainTokenizer:
         return vocabulary
 
 
-def of(folder: Path) -> PlainTokenizer | None:
-    """Return the tokenizer of the base in a folder, None if only transformers reads it correctly."""
+def load(folder: Path) -> PlainTokenizer | None:
+    """Return the tokenizer of the base in a folder; None if only transformers is known to load it correctly."""
     try:
         config = json.loads((folder / "config.json").read_text())
         settings = json.loads((folder / "tokenizer_config.json").read_text())
-        written = json.loads((folder / "tokenizer.json").read_text())
-        special = {token["content"] for token in written["added_tokens"] if token["special"]}
-        named = {key: settings[key] for key in _SPECIAL_TOKENS if settings.get(key) is not None}
+        content = json.loads((folder / "tokenizer.json").read_text())
+        special = {token["content"] for token in content["added_tokens"] if token["special"]}
+        special_tokens = {key: settings[key] for key in _SPECIAL_TOKENS if settings.get(key) is not None}
         plain = (
             config["model_type"] == "llama"
             and settings["tokenizer_class"] in _CLASSES
-            and set(settings) <= _HARMLESS
-            and all(isinstance(token, str) and token in special for token in named.values())
-            and not any((folder / name).exists() for name in _MORE)
+            and set(settings) <= _IGNORED_SETTINGS
+            and all(isinstance(token, str) and token in special for token in special_tokens.values())
+            and not any((folder / name).exists() for name in _OTHER_FILES)
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # transformers will report what is wrong with it
@@ -74,6 +79,8 @@ def of(folder: Path) -> PlainTokenizer | None:
     from tokenizers import Tokenizer
 
     try:
-        return PlainTokenizer(Tokenizer.from_file(str(folder / "tokenizer.json")), named.get("eos_token"))
+        return PlainTokenizer(
+            Tokenizer.from_file(str(folder / "tokenizer.json")), special_tokens.get("eos_token")
+        )
     except Exception:  # tokenizers raises plain `Exception` for every fault of the file
         return None

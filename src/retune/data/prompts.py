@@ -1,8 +1,8 @@
-"""How a record becomes text: the prompt that a model is tuned with, and so the one it must be asked with.
+"""How a record becomes text: the prompt template that a model is tuned with, and so must be prompted with afterwards.
 
-`alpaca` is the template of Stanford Alpaca (tatsu-lab/stanford_alpaca, README "Data Release" and ``train.py``), to the
-letter: the completion follows the colon of "### Response:" directly. Nothing is stripped, and the end-of-text token is
-left to the tokenising code (`retune.data.encode`). The base's own chat template is in `retune.data.chat`.
+`alpaca` is exactly the template of Stanford Alpaca (tatsu-lab/stanford_alpaca, README "Data Release" and ``train.py``): the
+completion follows the colon of "### Response:" directly. Nothing is stripped, and the end-of-text token is added by
+`retune.data.encode`. The base's own chat template is in `retune.data.chat`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _WITH_INPUT = (
     "Write a response that appropriately completes the request."
 )
 _WITHOUT_INPUT = f"{_PREAMBLE}. Write a response that appropriately completes the request."
-_PLACE = re.compile(r"\{(prompt|instruction|question|input|system)\}")
+_PLACEHOLDER = re.compile(r"\{(prompt|instruction|question|input|system)\}")
 
 
 class Prompt(BaseModel):
-    """How records are asked, as mixed data keeps it.
+    """The prompt template of a study, as recorded in `mix.json`.
 
     Attributes:
-        kind: ``chat`` is a chat template in Jinja, the base's own or `text`; ``fields`` is `text` with places such as
+        kind: ``chat`` is a chat template in Jinja, the base's own or `text`; ``fields`` is `text` with placeholders such as
             ``{instruction}``; ``alpaca`` and ``none`` need no text.
         text: the template of a file; None for the base's own.
     """
@@ -39,18 +39,18 @@ class Prompt(BaseModel):
 
 
 def read_template(text: str, subject: str) -> Prompt:
-    """Return the prompt that a template file says: Jinja as in chat templates, or text with `{instruction}`.
+    """Return the prompt template in a file: Jinja as in chat templates, or text with `{instruction}`.
 
     Raises:
         InputError: if it is neither.
     """
     if "{%" in text or "{{" in text:
         return Prompt(kind="chat", text=text)
-    places = set(_PLACE.findall(text))
-    if not places & {"prompt", "instruction", "question"}:
+    placeholders = set(_PLACEHOLDER.findall(text))
+    if not placeholders & {"prompt", "instruction", "question"}:
         raise InputError(
-            "a template is a Jinja chat template over `messages`, or a text with {instruction} (and {input}, {system}) in "
-            "it, behind which the answer follows, but this one has neither",
+            "a template must be a Jinja chat template over `messages`, or a text that has {instruction} (and {input}, {system}) "
+            "and after which the answer follows, but this one is neither",
             subject,
         )
     return Prompt(kind="fields", text=text)
@@ -58,10 +58,10 @@ def read_template(text: str, subject: str) -> Prompt:
 
 def prompt(instruction: str, input: str = "", system: str = "") -> str:
     """Return the Alpaca prompt; an input of white space only counts as none, a system prompt replaces the first sentence."""
-    told = system.strip() or (_WITH_INPUT if input.strip() else _WITHOUT_INPUT)
+    opening = system.strip() or (_WITH_INPUT if input.strip() else _WITHOUT_INPUT)
     if input.strip():
-        return f"{told}\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
-    return f"{told}\n\n### Instruction:\n{instruction}\n\n### Response:"
+        return f"{opening}\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+    return f"{opening}\n\n### Instruction:\n{instruction}\n\n### Response:"
 
 
 def render(example: Example) -> tuple[str, str]:
@@ -71,51 +71,53 @@ def render(example: Example) -> tuple[str, str]:
     return prompt(example.instruction, example.input, example.system), example.output
 
 
-def pieces(example: Example, how: Prompt) -> list[tuple[str, str]]:
-    """Return a record as pairs of what is asked and what is answered, one a turn of the assistant.
+def pieces(example: Example, template: Prompt) -> list[tuple[str, str]]:
+    """Return a record as pairs of prompt and completion, one pair per turn of the assistant.
 
     Raises:
-        InputError: if it is a conversation of several turns, and the prompt has no form for that.
+        InputError: if it is a conversation of several turns, and the template does not support that.
     """
     if example.is_text:
         return [("", example.output)]
     if not example.messages:
-        return [(_render_prompt(example.instruction, example.input, example.system, how), example.output)]
+        return [
+            (_render_prompt(example.instruction, example.input, example.system, template), example.output)
+        ]
     exchanges = list(_exchanges(example.messages))
-    if how.kind != "alpaca" and len(exchanges) > 1:
+    if template.kind != "alpaca" and len(exchanges) > 1:
         raise InputError(
             f"{example.source}, record {example.row}: a conversation of {len(exchanges)} answers needs `prompt: chat` or "
-            "`prompt: alpaca`, since the other prompts do not say how a further question begins",
+            "`prompt: alpaca`, since the other templates do not define how a second question begins",
             "data.prompt",
         )
     system = next((text for role, text in example.messages if role == "system"), "")
     first, answer = exchanges[0]
-    found = [(_render_prompt(first, "", system, how), answer)]
+    found = [(_render_prompt(first, "", system, template), answer)]
     return found + [
-        (f"\n\n### Instruction:\n{asked}\n\n### Response:", said) for asked, said in exchanges[1:]
+        (f"\n\n### Instruction:\n{asked}\n\n### Response:", answer) for asked, answer in exchanges[1:]
     ]
 
 
-def ask(turns: Sequence[Turn], how: Prompt) -> str:
-    """Return the text that asks a model for its next turn; not for ``chat`` (`retune.data.chat`)."""
+def ask(turns: Sequence[Turn], template: Prompt) -> str:
+    """Return the text that prompts a model for its next turn; for ``chat`` see `retune.data.chat`."""
     example = Example("", "", "", "chat", 0, messages=(*turns, ("assistant", "")))
-    return "".join(asked + said for asked, said in pieces(example, how))
+    return "".join(asked + answer for asked, answer in pieces(example, template))
 
 
-def _render_prompt(instruction: str, given: str, system: str, how: Prompt) -> str:
-    if how.kind == "alpaca":
+def _render_prompt(instruction: str, given: str, system: str, template: Prompt) -> str:
+    if template.kind == "alpaca":
         return prompt(instruction, given, system)
     whole = f"{instruction}\n\n{given}" if given.strip() else instruction
-    if how.kind == "none":
+    if template.kind == "none":
         return f"{system}\n\n{whole}" if system.strip() else whole
-    text = how.text or ""
-    apart = "{input}" in text
+    text = template.text or ""
+    has_input_placeholder = "{input}" in text
     values = {"input": given, "system": system}
-    return _PLACE.sub(lambda m: values.get(m[1], instruction if apart else whole), text)
+    return _PLACEHOLDER.sub(lambda m: values.get(m[1], instruction if has_input_placeholder else whole), text)
 
 
 def _exchanges(turns: Sequence[Turn]) -> list[tuple[str, str]]:
-    """Return what was asked, the turns of user and tools together, and answered."""
+    """Return pairs of a question, joining consecutive turns of user and tools, and its answer."""
     found: list[tuple[str, str]] = []
     asked: list[str] = []
     for role, text in turns:

@@ -1,8 +1,8 @@
 """Reads published data sets into one form; docs/data.md lists the formats.
 
-What kind of file it is (`retune.data.files`) and how its fields are named (`retune.data.formats`) are two things, and
-both are seen from the content. A file is taken whole or refused, with every problem in it up to a limit: a data set
-that is damaged in one place is rarely right in the others.
+The kind of the file (`retune.data.files`) and the names of its fields (`retune.data.formats`) are detected separately, both from
+the content. A file is accepted whole or refused, with every problem in it up to a limit: a data set that is damaged in one
+place is rarely right in the others.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from retune.study import File
 
 __all__ = ["Example", "content", "content_digest", "name", "parse", "parsed", "read_source"]
 
-MOST_PROBLEMS = 20
-_SAMPLED = 20  # records looked at to tell the fields
+MAX_PROBLEMS = 20
+_SAMPLED = 20  # records whose fields are looked at to detect the format
 _LOOK_EVERY = 1000  # records between two looks at the memory taken
-_MOST_KEPT = 1000  # problems of records that are told apart
+_MAX_DISTINCT = 1000  # different problems of records that are kept
 
 
 def name(source: File) -> str:
@@ -57,7 +57,7 @@ def content(source: File) -> bytes | Path:
 
 
 def _hint(uri: str) -> str:
-    """Return what may be wrong with a path at which there is nothing, as an end of its message."""
+    """Return the likely mistake in a path that does not exist, as the end of its error message."""
     path = Path(uri)
     if "$" in uri:
         return "; variables such as $HOME are not replaced: write the path out, or begin it with ~"
@@ -94,7 +94,7 @@ def read_source(source: File) -> list[Example]:
 
     Raises:
         InputError: if the file is missing, truncated or of another schema; naming file, record and field of
-            each problem, up to `MOST_PROBLEMS` of them and the number of the rest.
+            each problem, up to `MAX_PROBLEMS` of them and the number of the rest.
         RetuneError: if its server cannot be reached.
     """
     return parse(content(source), source)
@@ -117,10 +117,10 @@ def parsed(data: bytes | Path, source: File) -> tuple[str, list[Example]]:
     """
     problems: list[str] = []
     growth = free_memory.Growth()
-    foreign = formats.package_format(source.format)
+    package = formats.package_format(source.format)
     rows: Iterator[tuple[int, Any]]
-    if foreign is not None:
-        sort, rows = source.format, iter(foreign.read(data))
+    if package is not None:
+        sort, rows = source.format, iter(package.read(data))
     elif isinstance(data, Path):
         sort, rows = "folder", files.folder_rows(data, source.split, source.uri)
     else:
@@ -131,8 +131,8 @@ def parsed(data: bytes | Path, source: File) -> tuple[str, list[Example]]:
         sort, rows = files.rows(data, name(source), source.format, problems)
     try:
         first = list(itertools.islice(rows, _SAMPLED))
-        taken = foreign.schema if foreign else _schema(first, source)
-        wrong = _Problems(files.WHERE.get(sort, "record"))
+        taken = package.schema if package else _schema(first, source)
+        wrong = _Problems(files.POSITION_WORD.get(sort, "record"))
         read: list[Example] = []
         for place, (row, record) in enumerate(itertools.chain(first, rows)):
             if place % _LOOK_EVERY == 0 and (problem := growth.problem()):
@@ -159,9 +159,9 @@ def parsed(data: bytes | Path, source: File) -> tuple[str, list[Example]]:
     if not problems and not read:
         problems.append("a data set must have at least one record, but this file has none")
     if problems:
-        rest = len(problems) - MOST_PROBLEMS + wrong.more
+        rest = len(problems) - MAX_PROBLEMS + wrong.more
         more = [f"and {rest:,} more problems"] if rest > 0 else []
-        raise InputError(problems[:MOST_PROBLEMS] + more, source.uri)
+        raise InputError(problems[:MAX_PROBLEMS] + more, source.uri)
     assert isinstance(taken, formats.Schema)
     return taken.name, read
 
@@ -222,7 +222,7 @@ class _Problems:
         for problem in problems:
             if problem in self._found:
                 self._found[problem][1] += 1
-            elif len(self._found) < _MOST_KEPT:
+            elif len(self._found) < _MAX_DISTINCT:
                 self._found[problem] = [row, 1]
             else:
                 self.more += 1

@@ -1,4 +1,4 @@
-"""A fixed random part of a split, of each source alike: what the trials of a search train on under `search.proxy`."""
+"""A fixed random subset of a split, stratified by source: the training data of proxy trials (`search.proxy`)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from retune.records import digest
 
 
 class Subset(BaseModel):
-    """Which part of the training data it is (`proxy` of a trial's record).
+    """The description of a subset (`proxy` of a trial's record).
 
     Attributes:
-        share, seed: as asked for. of: records of the whole split. records: records of the part.
-        sources: records of the part by source. digest: over the records themselves, in order.
-
+        share, seed: as requested. of: records of the whole split. records: records of the subset.
+        sources: records of the subset by source. digest: of the records themselves, in order.
     """
 
     share: float
@@ -30,24 +29,26 @@ class Subset(BaseModel):
 
 
 def choose(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], Subset]:
-    """Return the part, in the order of the split, and what it is.
+    """Return the subset, in the order of the split, and its description.
 
-    It holds ``share`` of all records, rounded, and at least one; of the sources by largest remainder, drawn without replacement.
-    The same records, share and seed give the same part in every process.
+    It has ``share`` of all records, rounded, but at least one; each source has its part by largest remainder. Records are drawn
+    without replacement. The same records, share and seed give the same subset in every process.
     """
     by_source: dict[str, list[int]] = {}
-    for place, example in enumerate(examples):
-        by_source.setdefault(example.source, []).append(place)
+    for index, example in enumerate(examples):
+        by_source.setdefault(example.source, []).append(index)
     names = sorted(by_source)
-    wanted = counts(max(1, round(share * len(examples))), [float(len(by_source[name])) for name in names])
+    counts_by_source = counts(
+        max(1, round(share * len(examples))), [float(len(by_source[name])) for name in names]
+    )
     rng = np.random.default_rng(seed)
-    places: list[int] = []
+    indices: list[int] = []
     taken: dict[str, int] = {}
-    for name, count in zip(names, wanted, strict=True):
+    for name, count in zip(names, counts_by_source, strict=True):
         drawn = rng.permutation(len(by_source[name]))[:count]
-        places += [by_source[name][k] for k in drawn]
+        indices += [by_source[name][k] for k in drawn]
         taken[name] = count
-    chosen = [examples[place] for place in sorted(places)]
+    chosen = [examples[index] for index in sorted(indices)]
     content = digest([example.to_dict() for example in chosen])
     return chosen, Subset(
         share=share, seed=seed, of=len(examples), records=len(chosen), sources=taken, digest=content

@@ -1,4 +1,4 @@
-"""What tells one tokenizer from another: the digest of its files, or of itself where it was made in memory."""
+"""The digest that identifies a tokenizer: of its files, or of its content if it was made in memory."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ def tokenizer_digest(tokenizer: Any) -> str | None:
         return digest(found)
     if isinstance(tokenizer, str | Path):
         raise InputError(
-            f"the folder must hold a tokenizer, but {tokenizer} has none of its files", "model.base"
+            f"the folder must have a tokenizer, but {tokenizer} has none of {list(_TOKENIZER_FILES)}",
+            "model.base",
         )
     made = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Truncation and padding are set by use
+    # Calls with `truncation` or `padding` change these two, and they do not change the tokens of a text
     return digest({key: part for key, part in made.items() if key not in ("truncation", "padding")})

@@ -19,15 +19,15 @@ LossOn = Literal["completion", "all"]
 
 @dataclass(frozen=True)
 class Tokens:
-    """A tokenised split, all records one behind the other.
+    """A tokenised split, all records concatenated.
 
     Attributes:
         ids: token ids, int32, shape ``(tokens,)``.
         counted: whether the loss counts the prediction *of* this token, bool, shape ``(tokens,)``. Never true for the
             first token of a record: nothing predicts it.
         offsets: where each record starts, and the end; int64, shape ``(records + 1,)``.
-        cut: how many records were longer than ``max_length`` and lost their end.
-        dropped: how many records were left out because no counted token was left after the cut.
+        cut: how many records were truncated to ``max_length``.
+        dropped: how many records were dropped because no counted token was left after that.
     """
 
     ids: Tensor
@@ -50,19 +50,19 @@ class Tokens:
         import numpy as np
         import torch
 
-        # Not by a running sum over all tokens, which would be 8 bytes for each of them; no record is empty.
+        # Not by a cumulative sum, which needs 8 bytes per token. `reduceat` is right since no record is empty.
         starts = self.offsets[:-1].numpy()
         return torch.from_numpy(np.add.reduceat(self.counted.numpy(), starts, dtype=np.int64))
 
     @cached_property
     def all_prompted(self) -> bool:
-        """Whether no record counts its second token, as a record without a prompt does."""
+        """Whether every record has a prompt: then none counts its second token."""
         seconds = (self.offsets[:-1] + 1).clamp(max=len(self.counted) - 1)
         return not bool(self.counted[seconds].any())
 
 
 class Flat(NamedTuple):
-    """The same as `Tokens` in numpy's arrays, for those who do without torch: int32, bool and int64."""
+    """The same as `Tokens` in numpy arrays (int32, bool and int64), for code that does not import torch."""
 
     ids: np.ndarray[Any, Any]
     counted: np.ndarray[Any, Any]
@@ -83,12 +83,12 @@ def flat(
     max_length: int | None = None,
     loss_on: LossOn = "completion",
 ) -> Flat:
-    """Put records of ``(ids, counted)`` one behind the other; those without a counted token after the cut are left out.
+    """Concatenate records of ``(ids, counted)``; drop those without a counted token after truncation.
 
     Args:
-        records: ids and counted tokens, whole.
-        max_length: tokens per record at most; the rest is cut off at the end.
-        loss_on: count what the records say, or all.
+        records: ids and counted tokens, before truncation.
+        max_length: tokens per record at most; longer ones lose their end.
+        loss_on: count the completion's tokens, as the records say, or all.
 
     Raises:
         InputError: if no record is left.
@@ -109,7 +109,9 @@ def flat(
         lengths.append(len(tokens))
     if len(lengths) == 1:
         raise InputError(
-            "at least one record must have a token to learn from after the cut, but none has", "data"
+            f"at least one record must have a token to learn from within `max_length` ({max_length} tokens), but none has; "
+            "raise it",
+            "data",
         )
     return Flat(
         np.frombuffer(ids, dtype=np.int32),
@@ -132,16 +134,15 @@ def pack(
 def tokenize(
     pairs: Sequence[tuple[str, str]], tokenizer: Any, max_length: int, loss_on: LossOn = "completion"
 ) -> Tokens:
-    """Tokenise prompts and completions and cut each record to `max_length` tokens.
+    """Tokenise prompts and completions and truncate each record to `max_length` tokens.
 
-    The prompt is tokenised by itself, with the special tokens that the tokenizer puts in front, as it will be when the
-    model is asked; the completion follows, closed by the end-of-text token, which is counted: the model must learn to
-    stop.
+    The prompt is tokenised separately, with the tokenizer's leading special tokens, exactly as at inference. The completion
+    follows, closed by the end-of-text token, which is counted: the model must learn to stop.
 
     Args:
         pairs: prompt and completion of each record (`retune.data.prompts.render`).
         tokenizer: a transformers tokenizer.
-        max_length: tokens per record at most; the rest is cut off at the end.
+        max_length: tokens per record at most; longer ones lose their end.
         loss_on: count the completion's tokens, or all.
 
     Raises:
@@ -155,9 +156,9 @@ def tokenize(
 def join(
     records: Sequence[Sequence[tuple[str, str]]], tokenizer: Any
 ) -> Iterator[tuple[list[int], list[bool]]]:
-    """Yield ids and counted tokens of records that are prompts and completions in turn.
+    """Yield ids and counted tokens of records, each a sequence of (prompt, completion) pairs.
 
-    The first prompt is tokenised with the special tokens that the tokenizer puts in front, all that follows without.
+    The first prompt is tokenised with the tokenizer's leading special tokens, all that follows without.
     Each completion is closed by the end-of-text token, which is counted too.
 
     Raises:
@@ -168,18 +169,23 @@ def join(
     end = tokenizer.eos_token_id
     if end is None:
         raise InputError(
-            "the tokenizer must have an end-of-text token, by which a model learns to stop, but its `eos_token` is not set",
+            "the tokenizer must have an end-of-text token, from which a model learns to stop, but its `eos_token` is not set; "
+            "set it in tokenizer_config.json",
             "model.base",
         )
-    heads = tokenizer([record[0][0] for record in records])["input_ids"]
+    prompts = tokenizer([record[0][0] for record in records])["input_ids"]
     rest = [[text for pair in record for text in pair][1:] for record in records]
-    tails = iter(tokenizer([text for texts in rest for text in texts], add_special_tokens=False)["input_ids"])
-    for head, texts in zip(heads, rest, strict=True):
-        if head and head[-1] == end:  # some tokenizers close every text; here it goes on
-            head = head[:-1]
-        ids, counted = list(head), [False] * len(head)
-        for place in range(len(texts)):
-            part = [*next(tails), *([] if place % 2 else [end])]
+    rest_ids = iter(
+        tokenizer([text for texts in rest for text in texts], add_special_tokens=False)["input_ids"]
+    )
+    for prompt, texts in zip(prompts, rest, strict=True):
+        if (
+            prompt and prompt[-1] == end
+        ):  # some tokenizers append it to every text, but here the text continues
+            prompt = prompt[:-1]
+        ids, counted = list(prompt), [False] * len(prompt)
+        for index in range(len(texts)):
+            part = [*next(rest_ids), *([] if index % 2 else [end])]  # completions are at even indices
             ids += part
-            counted += [place % 2 == 0] * len(part)
+            counted += [index % 2 == 0] * len(part)
         yield ids, counted

@@ -74,7 +74,7 @@ def main() -> None:
     from retune.study import Study
     from retune.training.resident import ResidentBase
     from retune.training.run_trial import run_trial
-    from retune.training.side_by_side import SideBySide, named
+    from retune.training.side_by_side import SideBySide, with_trial
 
     study = Study.model_validate(setup["study"])
     models.import_libraries(study.model)
@@ -86,9 +86,8 @@ def main() -> None:
             _side_by_side(several, done, stopped.is_set)
         else:
             for task in map(_task, sys.stdin):
-                done(
-                    run_trial(study, setup["data_uri"], task, base, named(report, task.trial), stopped.is_set)
-                )
+                told = with_trial(report, task.trial)
+                done(run_trial(study, setup["data_uri"], task, base, told, stopped.is_set))
                 if stopped.is_set():
                     break
     except InputError as error:

@@ -40,8 +40,8 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class ResidentBase:
-    """A loaded base owned by the caller: `load` returns it; `forget` is called if scoring left it changed."""
+class SharedBase:
+    """A loaded base that belongs to the caller: `load` returns it; `forget` is called if scoring left it changed."""
 
     load: Callable[[], models.LoadedBase]
     forget: Callable[[], None]
@@ -87,7 +87,7 @@ def check(benchmark: Benchmark) -> list[str]:
     problems: list[str] = []
     for name in benchmark.tasks:
         try:
-            _read(benchmark, tasks.find(name))
+            _read_task(benchmark, tasks.find(name))
             if benchmark.protocol == "lm-eval":
                 problems += [f"{name}: {problem}" for problem in harness.problems(name, benchmark.data[name])]
         except InputError as error:
@@ -137,7 +137,7 @@ def run(
     seed: int,
     out_uri: str,
     report: Report | None = None,
-    resident: ResidentBase | None = None,
+    resident: SharedBase | None = None,
 ) -> list[BenchRecord]:
     """Score every candidate on every task of `benchmark`; return the records, candidate by candidate.
 
@@ -169,22 +169,26 @@ def run(
             _unscored(model, base_digest, candidate.name, weights, benchmark, seed, item) for item in prepared
         ]
         uris = [store.join(out_uri, candidate.name, f"{unscored.task}.json") for unscored in unscored_records]
-        kept = {
+        existing = {
             uri: record
             for uri, unscored in zip(uris, unscored_records, strict=True)
-            if (record := _kept(uri, unscored))
+            if (record := _existing(uri, unscored))
         }
-        if len(kept) < len(uris):
+        if len(existing) < len(uris):
             base = base or (resident.load() if resident else models.load_base(model))
-            jobs = [job for job in zip(uris, prepared, unscored_records, strict=True) if job[0] not in kept]
+            jobs = [
+                job for job in zip(uris, prepared, unscored_records, strict=True) if job[0] not in existing
+            ]
             if not _score_all(base, folder, jobs, report):
                 base = None
                 if resident:
                     resident.forget()
         for uri in uris:
-            record = kept.get(uri) or parse(BenchRecord, store.read(uri), uri)
+            record = existing.get(uri) or parse(BenchRecord, store.read(uri), uri)
             records.append(record)
-            report(Scored(record.model, record.task, record.score, record.stderr, record.n, kept=uri in kept))
+            report(
+                Scored(record.model, record.task, record.score, record.stderr, record.n, kept=uri in existing)
+            )
     return records
 
 
@@ -214,14 +218,14 @@ def _score_all(
             )
         except RetuneError as error:
             raise RetuneError(f"{unscored.model}: {error}") from error
-        made = {"dtype": str(base.dtype).removeprefix("torch."), "self_check": found.record()}
+        results = {"dtype": str(base.dtype).removeprefix("torch."), "self_check": found.record()}
         for uri, item, unscored in jobs:
-            record = _score(decoder, item, unscored.model_copy(update=made), report)
+            record = _score(decoder, item, unscored.model_copy(update=results), report)
             store.write(uri, record.to_json())
     return not changed
 
 
-def _read(benchmark: Benchmark, task: Task) -> tuple[list[Question], str]:
+def _read_task(benchmark: Benchmark, task: Task) -> tuple[list[Question], str]:
     uri = benchmark.data[task.name]  # type: ignore[index]
     try:
         path = store.download(uri)
@@ -241,7 +245,7 @@ def _may_run_code(benchmark: Benchmark) -> list[str]:
 
 def _prepare(model: Model, benchmark: Benchmark, name: TaskName, seed: int) -> Prepared:
     task = tasks.find(name)
-    read = _read(benchmark, task)
+    read = _read_task(benchmark, task)
     if benchmark.protocol == "lm-eval":
         return harness.prepare(name, store.download(benchmark.data[name]), read[1], benchmark.limit, seed)
     return instruct.prepare(model, _context(_config(model)), benchmark, task, read, seed)
@@ -269,7 +273,7 @@ def _unscored(
     """Return the record of a task before scoring, with the digest of everything that determines the answers."""
     dtype = models.precision(model)
     settings = {**item.settings, "seed": seed, "base": model.base, "base_digest": base_digest}
-    decides = {**settings, "base": None, "task": item.name, "protocol": item.protocol, "prompts": item.prompt_digest,
+    inputs = {**settings, "base": None, "task": item.name, "protocol": item.protocol, "prompts": item.prompt_digest,
                "dtype": dtype, "data": item.data_digest, "limit": benchmark.limit, "adapter": weights}  # fmt: skip
     return BenchRecord(
         model=name,
@@ -284,12 +288,12 @@ def _unscored(
         data_digest=item.data_digest,
         adapter_digest=weights,
         batch_size=benchmark.batch_size,
-        inputs_digest=digest(decides),
+        inputs_digest=digest(inputs),
         settings=settings,
     )
 
 
-def _kept(uri: str, unscored: BenchRecord) -> BenchRecord | None:
+def _existing(uri: str, unscored: BenchRecord) -> BenchRecord | None:
     """Return the record at `uri` if it was made from the same inputs."""
     if not store.exists(uri):
         return None
@@ -305,14 +309,14 @@ def _score(decoder: Decoder, item: Prepared, unscored: BenchRecord, report: Repo
     begin = time.monotonic()
     progress = _Progress(unscored.model, unscored.task, item.n, report)
     try:
-        made = item.answer(decoder, progress.add)
+        results = item.answer(decoder, progress.add)
     except RetuneError as error:
         raise RetuneError(f"{unscored.model} on {unscored.task}: {error}") from error
     packages = ["torch", "transformers", "peft", "tokenizers"]
     packages += ["lm_eval"] if "harness" in item.settings else []
     return unscored.model_copy(
         update={
-            **made,
+            **results,
             "seconds": round(time.monotonic() - begin, 3),
             "versions": versions(*packages),
             "finished": now(),

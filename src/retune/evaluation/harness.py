@@ -31,7 +31,7 @@ from retune.evaluation.tasks.question import Question, draw, mean
 from retune.records import digest
 from retune.study import TaskName
 
-# task -> where its definitions lie in the harness, their names' beginning, its score, what makes an answer right
+# task -> folder of its definitions in the harness, prefix of their names, metric of the score, metric that is 1 if it is right
 _TASKS = {
     "mmlu": ("mmlu/default", "mmlu_", "acc", "acc"),
     "bbh": ("bbh/cot_fewshot", "bbh_cot_fewshot_", "exact_match", "exact_match"),
@@ -53,7 +53,7 @@ _HUMANEVAL = {
     },
     "num_fewshot": 0,
 }
-_MAX_NEW = 256  # the harness' own where a task says nothing
+_MAX_NEW = 256  # the harness' own default
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def _task(name: TaskName, part: Part) -> Any:
                 config={**_HUMANEVAL, "custom_dataset": local, "process_results": _run_tests}
             )
         changes = {"task": part.task, "custom_dataset": local, "training_split": None}
-        # In a group, since a task by itself would be taken for a definition of its own.
+        # In a group, since a single task would be read as a definition of its own, without that of the harness.
         return _index(_TASKS[name][0]).load([{"group": "local", "task": [changes]}])["tasks"][part.task]
 
 
@@ -309,7 +309,7 @@ def _texts(
     """Return the greedy answers, each up to its stop words; all requests of a benchmark have the same ones."""
     settings = asked[0][1]
     stops = [str(word) for word in settings["until"]]
-    # Where the model's context cannot hold so long an answer, at most half of it is the answer.
+    # If the model's context is too short for so long an answer, at most half of it is left for the answer.
     new = min(int(settings.get("max_gen_toks", _MAX_NEW)), decoder.context // 2)
     read: list[list[int]] = decoder.tokenizer([text for text, _ in asked])["input_ids"]
     prompts = [ids[-(decoder.context - new) :] for ids in read]
@@ -321,7 +321,7 @@ def _texts(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep progress bars and advice of the harness off the screen."""
+    """Suppress progress bars and messages of the harness."""
     import datasets
 
     datasets.disable_progress_bars()

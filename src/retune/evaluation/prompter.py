@@ -1,4 +1,4 @@
-"""Prompts for a tuned model: the prompt of its training, and where its answer ends."""
+"""Prompts for a tuned model, as in its training, and the end of its answers."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from retune.data.example import Example, Turn
 from retune.data.prompts import Prompt, ask, pieces
 from retune.errors import InputError
 
-# A model tuned on Alpaca's template may go on and write the next turn itself; its answer ends before that.
+# A model tuned on Alpaca's template may continue with the next turn's header; its answer ends before that.
 NEXT_TURN = re.compile(r"\n\s*### (Instruction|Input|Response):")
 
 
 class Prompter:
-    """Writes questions as prompts, and cuts answers where they end.
+    """Renders questions as prompts, and truncates generated text to the answer.
 
     Args:
-        tokenizer: of the base. how: the study's prompt, as recorded in its `mix.json`.
+        tokenizer: of the base. template: the study's prompt, as recorded in its `mix.json`.
 
     Attributes:
         ends: tokens besides the end of text that end an answer: those that close a turn of the chat template.
 
     Raises:
-        InputError: if `how` requires a chat template and the tokenizer has none.
+        InputError: if `template` is the tokenizer's chat template and it has none.
     """
 
-    def __init__(self, tokenizer: Any, how: Prompt) -> None:
-        self.tokenizer, self.how = tokenizer, how
-        self._chat = ChatTemplate(tokenizer, how.text) if how.kind == "chat" else None
+    def __init__(self, tokenizer: Any, template: Prompt) -> None:
+        self.tokenizer, self.template = tokenizer, template
+        self._chat = ChatTemplate(tokenizer, template.text) if template.kind == "chat" else None
         self.ends = self._closing()
 
     def prompt(self, question: str) -> str:
         """Return the prompt for a single question."""
         turns: list[Turn] = [("user", question)]
-        return self._chat.ask(turns) if self._chat else ask(turns, self.how)
+        return self._chat.ask(turns) if self._chat else ask(turns, self.template)
 
     def ids(self, text: str) -> list[int]:
-        """Return the tokens of a prompt, exactly as `retune.data.encode` makes them for training."""
+        """Return the tokens of a prompt, exactly as `retune.data.encode` does for training."""
         if self._chat:
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         found = list(self.tokenizer(text)["input_ids"])
@@ -49,16 +49,16 @@ class Prompter:
         """Return the prompt for the last answer of a record. Not for plain texts, which have no prompt."""
         if self._chat:
             return self._chat.ask(example.turns[:-1])
-        *before, (asked, _) = pieces(example, self.how)
+        *before, (asked, _) = pieces(example, self.template)
         return "".join(asked + said for asked, said in before) + asked
 
     def is_complete(self, text: str) -> bool:
         """Return whether the text so far holds the whole answer."""
-        return self.how.kind == "alpaca" and NEXT_TURN.search("\n" + text) is not None
+        return self.template.kind == "alpaca" and NEXT_TURN.search("\n" + text) is not None
 
     def response(self, text: str) -> str:
         """Return the answer in a generated text, without the white space around it."""
-        if self.how.kind == "alpaca":
+        if self.template.kind == "alpaca":
             text = NEXT_TURN.split("\n" + text, maxsplit=1)[0]
         return text.strip()
 
@@ -78,12 +78,13 @@ class Prompter:
 
 
 def fits(ids: Sequence[int], context: int) -> None:
-    """Refuse a question that leaves no room for an answer.
+    """Check that a question leaves room for an answer.
 
     Raises:
         InputError: with both numbers of tokens.
     """
     if len(ids) >= context:
         raise InputError(
-            f"a question must leave room for an answer in the context of {context} tokens, but this one has {len(ids)}"
+            f"a question must leave room for an answer in the context of {context} tokens, but this one has {len(ids)}; "
+            "shorten it"
         )

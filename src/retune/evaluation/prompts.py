@@ -7,17 +7,16 @@ from typing import Any
 
 from retune.evaluation.tasks.question import Question, Task
 
-_EDGE = 8  # characters before a cut that may decide how the text after it is read
+_EDGE = 8  # characters before a cut that may affect how the text after it is tokenised
 
 
 def fit(
     tokenizer: Any, questions: Sequence[Question], task: Task, context: int
 ) -> tuple[list[list[int]], list[int]]:
-    """Return the prompts as tokens and how many shots each has: the last are dropped until the prompt fits.
+    """Return the prompts as tokens and the number of shots in each: the last shots are dropped until the prompt fits.
 
-    The limit is the protocol's, or what the model's context leaves beside the answer where that is less. A
-    question too long even without shots is asked whole, as the original does; what exceeds the context itself
-    is cut at its beginning.
+    The limit is the smaller of the protocol's and of what the model's context leaves beside the answer. A question that is too
+    long even without shots is kept whole, as in the original protocol; what exceeds the context itself is cut at its beginning.
 
     Args:
         tokenizer: a transformers tokenizer; its own special tokens are added, as in the original.
@@ -39,7 +38,7 @@ def fit(
         waiting = [k for k in waiting if len(tokens[k]) > limit and shots[k] > 0]
         for k in waiting:
             shots[k] -= 1
-    # A long answer may be cut short, a question not
+    # Tasks without shots have long answers: rather shorten the room for the answer than cut the question
     room = beside if task.shots else max(beside, context // 2)
     return [ids[-room:] for ids in tokens], shots
 
@@ -65,11 +64,11 @@ def pairs(
 
 
 class _Reader:
-    """Reads prompts that are a start, shared by many, and a body: each is read once, where joining them is exact.
+    """Tokenises prompts that consist of a start, shared by many, and a body: each part once, if joining the tokens is exact.
 
-    They are cut before the white space between them, which tokenizers keep with what follows. Whether joining is
-    exact depends on the characters at the cut: a tokenizer looks hardly further. Each such edge is tried once on
-    a whole prompt; where the tokens differ, all prompts with that edge are read whole.
+    They are cut before the white space between them, which tokenizers attach to what follows. Whether joining is
+    exact depends on the characters around the cut, since tokenizers hardly look further. Each such edge is checked once on
+    a whole prompt; if the tokens differ, all prompts with that edge are tokenised whole.
     """
 
     def __init__(self, tokenizer: Any) -> None:

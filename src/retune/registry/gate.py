@@ -1,7 +1,7 @@
-"""Whether a challenger becomes champion: a pure function that shows its reasons.
+"""The gate: decides whether a challenger becomes champion, by a pure function that records its reasons.
 
-Only what is measured counts: a number that is missing where a rule needs it fails the rule. A gain must reach
-the larger of what the study asks for and the spread over seeds, since less is luck.
+A rule fails if a number that it needs was not measured. A gain must reach the larger of the study's minimum and the standard
+deviation over seeds, since a smaller one may be chance.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from retune.study import Gate, Objective
 
 @dataclass(frozen=True)
 class ChampionFacts:
-    """What is known of the present champion.
+    """What the registry knows of the current champion.
 
     Attributes:
         version: in the registry.
         objective: its value on the validation data of the challenger's study; None if not measured.
         scores: by task.
-        adapter_digest: to see that the challenger is the same adapter.
+        adapter_digest: to recognise a challenger that is the same adapter.
         data_digest: of the validation data that `objective` was measured on; empty if unknown.
         base: name or path of its base model; base_revision: its pinned revision.
 
@@ -83,8 +83,8 @@ def decide(
     )
     if champion is not None:
         name = f"champion version {champion.version}"
-        least = gate.min_gain_over_champion
-        rules.append(_better("champion", name, objective, own, champion.objective, least, sd))
+        minimum = gate.min_gain_over_champion
+        rules.append(_better("champion", name, objective, own, champion.objective, minimum, sd))
     rules += _scores(gate, scores, base_scores, champion)
     rules += _notes(objective, own, default, spread, champion, challenger)
     decision: Literal["promote", "keep", "same"]
@@ -108,10 +108,11 @@ def decide(
 
 
 NOISE = 2.0
+"""Standard deviations over seeds that a gain must have to be beyond noise."""
 
 
 def beyond_noise(record: GateRecord) -> bool:
-    """Return whether each gain that the gate asks for is at least twice the standard deviation over seeds.
+    """Return whether each gain that the gate requires is at least `NOISE` times the standard deviation over seeds.
 
     Without a measured spread (`search.repeats`) nothing is known about the noise, so the answer is no.
     """
@@ -145,27 +146,27 @@ def _better(
     objective: Objective,
     own: float | None,
     reference: float | None,
-    least: float,
+    minimum: float,
     sd: float | None,
 ) -> dict[str, Any]:
     rule = f"better than {name}"
-    numbers: dict[str, Any] = {"value": own, "reference": reference, "least": least, "spread": sd}
+    numbers: dict[str, Any] = {"value": own, "reference": reference, "least": minimum, "spread": sd}
     if own is None or reference is None:
         missing = "the challenger" if own is None else reference_name
         text = f"{missing} has no {objective.metric} on this validation data, so no gain is shown"
         return _rule(rule, False, text, gain=None, **numbers)
-    won = gain(own, reference, objective)
-    needed = max(least, sd or 0.0)
-    passed = won > 0 and won >= needed
-    if least >= (sd or 0.0):
-        limit = f"at least {least:.6g}" if least > 0 else "more than 0"
+    gained = gain(own, reference, objective)
+    needed = max(minimum, sd or 0.0)
+    passed = gained > 0 and gained >= needed
+    if minimum >= (sd or 0.0):
+        limit = f"at least {minimum:.6g}" if minimum > 0 else "more than 0"
     else:
         limit = f"at least the spread over seeds, {sd:.6g},"
     text = (
         f"{objective.metric} {own:.6g} against {reference:.6g} of {reference_name}: "
-        f"gain {won:+.6g}, {limit} is needed"
+        f"gain {gained:+.6g}, {limit} is needed"
     )
-    return _rule(rule, passed, text, gain=won, **numbers)
+    return _rule(rule, passed, text, gain=gained, **numbers)
 
 
 def _scores(
@@ -205,6 +206,7 @@ def _scores(
                 f"{task} {bench.score:.4f} (stderr {bench.stderr:.4f}, n {bench.n}) against {reference:.4f} "
                 f"of {source}: change {-lost:+.4f}, a loss of at most {gate.max_score_loss:g} is allowed"
             )
+            # 1e-12: a loss of exactly the limit must pass, whatever the rounding of the subtraction
             rules.append(_rule(name, lost <= gate.max_score_loss + 1e-12, text, delta=-lost, **numbers))
     return rules
 
@@ -217,17 +219,19 @@ def _notes(
     champion: ChampionFacts | None,
     challenger: TrialRecord,
 ) -> list[dict[str, Any]]:
-    """What is worth knowing but decides nothing."""
+    """Return rules that inform but do not decide."""
     notes = []
     reference = _of(default, objective)
     if own is not None and reference is not None:
-        won = gain(own, reference, objective)
-        text = f"{objective.metric} {own:.6g} against {reference:.6g} of the default setting: gain {won:+.6g}"
+        gained = gain(own, reference, objective)
+        text = (
+            f"{objective.metric} {own:.6g} against {reference:.6g} of the default setting: gain {gained:+.6g}"
+        )
         notes.append(
-            _rule("default setting", True, text, binding=False, gain=won, value=own, reference=reference)
+            _rule("default setting", True, text, binding=False, gain=gained, value=own, reference=reference)
         )
     if spread is None:
-        text = "the spread over seeds was not measured: a gain may be the luck of a seed"
+        text = "the spread over seeds was not measured: a gain may be due to the seed"
         notes.append(_rule("spread over seeds", True, text, binding=False))
     else:
         text = f"{spread.n} seeds: mean {spread.mean:.6g}, standard deviation {spread.sd:.6g}"
@@ -238,6 +242,6 @@ def _notes(
         challenger.base_revision,
     )
     if champion is not None and champion.base and other:
-        text = f"the champion stands on another base: {champion.base} ({champion.base_revision})"
+        text = f"the champion has another base: {champion.base} ({champion.base_revision})"
         notes.append(_rule("base model", True, text, binding=False))
     return notes

@@ -1,17 +1,17 @@
-"""One writer at a time for a registered model, by means of MLflow alone.
+"""A mutual exclusion lock for a registered model, by means of MLflow alone.
 
-MLflow cannot compare and swap an alias, but a registered model's *name* is unique: of several that create
+MLflow cannot compare and swap an alias, but the name of a registered model is unique: of several clients that create
 ``<model>.lock`` one succeeds, and so does one of several that rename it. The owner is in a tag that is
 written together with the name.
 
-* take: create the lock's name. It is there: wait.
-* leave: delete it.
+* acquire: create a model of the lock's name; wait while there is one.
+* release: delete it.
 * the owner died: a waiter that has seen the same owner for `EXPIRY` seconds of its own clock renames the lock
-  to a name made of that owner. Only one waiter can, and none can rename the next owner's lock by mistake,
-  since the name made of the dead owner is taken then.
+  to a name that contains that owner. Only one waiter can, and none can rename the next owner's lock by mistake,
+  since the name with the dead owner exists by then.
 
-No clocks are compared. What is left open: an owner that stops for longer than half of `EXPIRY` between
-`check` and the write that follows it may still write after its lock was taken away.
+Clocks of different machines are not compared. One gap remains: an owner that pauses for longer than half of `EXPIRY` between
+`check` and the following write may still write after its lock was broken.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ from typing import Any, Self
 
 from retune.errors import RetuneError
 
-EXPIRY = 30.0  # seconds; an owner does a handful of requests
+EXPIRY = 30.0  # seconds; an owner makes a handful of requests
 _PAUSE = 0.2
 _OWNER = "owner"
-_BUSY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")  # also what a locked SQLite database answers
-_SWEEP_AFTER = 86_400_000  # ms; long after any waiter has forgotten the dead owner
+_BUSY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")  # of the server, also if its SQLite database is locked
+_SWEEP_AFTER = 86_400_000  # ms; long after the last waiter that could still break the same owner's lock
 
 
 def name_problem(model: str) -> str | None:
     """Return why a registered model cannot have this name; None if it can."""
     if model.endswith(".lock") or ".lock.broken." in model:
-        return f"names ending in `.lock` are those of locks on other models, but got {model!r}"
+        return f"a registered model's name must not end in `.lock`, which marks locks on models, but got {model!r}"
     if not model.strip() or any(letter in "'\"`%/:" or ord(letter) < 32 for letter in model):
-        return f"a registered model's name has letters, digits and `._-`, but got {model!r}"
+        return f"a registered model's name must consist of letters, digits and `._-`, but got {model!r}"
     return None
 
 
 class Locked(RetuneError):
-    """The lock could not be taken, or was taken away."""
+    """The lock could not be acquired, or was broken by another."""
 
 
 class Expired(Locked):
-    """It was held for so long that another may have taken it away."""
+    """The lock was held for so long that another may have broken it."""
 
 
 class Lock:
-    """The right to move a model's aliases, for the length of a ``with`` block.
+    """The exclusive right to move a model's aliases inside a ``with`` block.
 
     Args:
         client: MLflow client.
         model: name of the registered model.
-        expiry: seconds without a heartbeat after which an owner counts as dead.
+        expiry: seconds after which an owner counts as dead.
 
     Raises:
         Locked: if others hold it for longer than ten times `expiry`.
@@ -89,7 +89,7 @@ class Lock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if time.monotonic() - self._taken < self._expiry / 2:
-            self._delete(self._name)  # nobody can have taken it away yet
+            self._delete(self._name)  # it cannot have been broken yet
             self._sweep()
         else:
             self._break(self._owner)
@@ -103,7 +103,8 @@ class Lock:
         """
         if time.monotonic() - self._taken > self._expiry / 2:
             raise Expired(
-                f"{self._name} was held for more than {self._expiry / 2:.0f} s: nothing more is written"
+                f"{self._name} must be held for at most {self._expiry / 2:.0f} s, but was held longer: nothing more is written; "
+                "run again"
             )
 
     def _take(self) -> bool:
@@ -113,7 +114,9 @@ class Lock:
         try:
             self._client.create_registered_model(self._name, tags={_OWNER: self._owner})
         except MlflowException as error:
-            if self._present_owner() != self._owner:  # else the answer was lost, but it was a yes
+            if (
+                self._present_owner() != self._owner
+            ):  # else an earlier request succeeded and its answer was lost
                 if error.error_code not in ("RESOURCE_ALREADY_EXISTS", *_BUSY):
                     raise
                 return False
@@ -131,7 +134,8 @@ class Lock:
             raise
         if owner is None:
             raise Locked(
-                f"{self._name} is a registered model of somebody's, but the lock needs that name: rename that model"
+                f"the name {self._name} must be free for the lock, but it is a registered model without an owner: rename that "
+                "model"
             )
         return str(owner)
 
@@ -154,7 +158,7 @@ class Lock:
                 raise
 
     def _sweep(self) -> None:
-        """Delete what is left of locks that were broken long ago."""
+        """Delete the remains of locks that were broken long ago."""
         old = time.time() * 1000 - _SWEEP_AFTER
         for model in self._client.search_registered_models(f"name LIKE '{self._name}.broken.%'"):
             if model.last_updated_timestamp < old:

@@ -1,8 +1,7 @@
 """Adapters in MLflow's model registry: registration, promotion, rollback.
 
 Aliases of a registered model: ``challenger`` is the version that was registered last, ``champion`` the one to
-serve, ``previous`` the champion before it. Champion is only ever moved, never removed: whatever crashes,
-there is one.
+serve, ``previous`` the champion before it. The alias champion is moved, never removed, so that there is one after any crash.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from retune.errors import InputError, RetuneError, nearest
 from retune.records import BenchRecord, GateRecord, TrialRecord, now
 from retune.registry.gate import ChampionFacts
 from retune.registry.lock import Lock, name_problem
-from retune.registry.outlast import outlasts
+from retune.registry.retry import retries_outages
 from retune.store import names
 from retune.tracking import database, server
-from retune.tracking.runs import TRIAL, connect, ensure_experiment, place_problem, tracking_uri, trial_run
+from retune.tracking.runs import TRIAL, connect, ensure_experiment, tracking_uri, trial_run, uri_problem
 
 log = logging.getLogger("retune.registry")
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 PROMPT = "prompt.json"
-"""The artifact beside the adapter that says how the model is asked: a chat template is too long for a tag."""
+"""The artifact beside the adapter with the prompt template: a chat template is too long for a tag."""
 
 
 class ChampionChanged(RetuneError):
@@ -47,7 +46,7 @@ class Aliases:
     challenger: str | None
 
 
-@outlasts
+@retries_outages
 def register(
     uri: str,
     model: str,
@@ -68,41 +67,43 @@ def register(
 
     Args:
         uri: MLflow tracking URI.
-        model: name in the registry, made if it is new.
-        trial: what gave the adapter.
+        model: name in the registry, created if necessary.
+        trial: the record of the adapter's training.
         adapter: the folder with PEFT's files.
         study: name of the study.
         objective: the metric whose value becomes a tag.
         scores: benchmark scores of the trial, become tags.
         tags: more tags, e.g. the git commit.
         search_digest: the tracker's tag of that name, to find the trial's run among several searches.
-        prompt: how the model was tuned to be asked; kept as the run's artifact `prompt.json` and the tag `prompt`.
+        prompt: the template the model was tuned with; kept as the run's artifact `prompt.json` and the tag `prompt`.
 
     Raises:
-        InputError: if the folder is no adapter, or not the one that the trial wrote.
+        InputError: if the folder has no adapter, or not the one that the trial wrote.
 
     """
     missing = [name for name in files.FILES if not (adapter / name).is_file()]
     if missing:
-        raise InputError(f"an adapter folder holds {list(files.FILES)}, but {adapter} lacks {missing}", model)
+        raise InputError(
+            f"an adapter folder must have {list(files.FILES)}, but {adapter} lacks {missing}", model
+        )
     client = _client(uri, model)
-    if told := files.damage(str(adapter), trial.adapter_digest):
-        raise InputError(told, model)
+    if damage := files.damage(str(adapter), trial.adapter_digest):
+        raise InputError(damage, model)
     digest = trial.adapter_digest or files.digest(files.read(adapter))
     _ensure_model(client, model)
     with Lock(client, model):
         version = _registered(client, model, digest)
         if version is None:
             run = _run_with_adapter(client, tracking_uri(uri), study, trial, adapter, search_digest)
-            more = dict(tags or {})
+            extra_tags = dict(tags or {})
             if prompt is not None:
                 client.log_text(run.info.run_id, prompt.model_dump_json() + "\n", PROMPT)
-                more["prompt"] = prompt.kind
+                extra_tags["prompt"] = prompt.kind
             made = client.create_model_version(
                 model,
                 source=f"{run.info.artifact_uri}/adapter",
                 run_id=run.info.run_id,
-                tags=_tags(trial, digest, study, objective, scores, more),
+                tags=_tags(trial, digest, study, objective, scores, extra_tags),
             )
             version = str(made.version)
         client.set_registered_model_alias(model, CHALLENGER, version)
@@ -131,7 +132,7 @@ def _run_with_adapter(
 ) -> Any:
     """Return the trial's run, with the adapter among its artifacts."""
     run = trial_run(client, study, trial.trial, key)
-    if run is None:  # tracking was lost or is late: the version needs a run to belong to
+    if run is None:  # its tracking was lost or is not sent yet, but a version must refer to a run
         experiment = ensure_experiment(client, uri, study)
         run = client.create_run(experiment, run_name=trial.trial, tags={TRIAL: trial.trial})
         client.set_terminated(run.info.run_id)
@@ -148,7 +149,7 @@ def _tags(
     study: str,
     objective: str,
     scores: Sequence[BenchRecord],
-    more: Mapping[str, str],
+    extra_tags: Mapping[str, str],
 ) -> dict[str, str]:
     found = {
         "adapter_digest": digest,
@@ -164,10 +165,10 @@ def _tags(
         "registered": now(),
     }
     found |= {f"bench.{score.task}": repr(score.score) for score in scores}
-    return {**found, **{name: str(value) for name, value in more.items()}}
+    return {**found, **{name: str(value) for name, value in extra_tags.items()}}
 
 
-@outlasts
+@retries_outages
 def wait_for_server(uri: str) -> None:
     """Return once the MLflow server answers.
 
@@ -179,27 +180,27 @@ def wait_for_server(uri: str) -> None:
 
 
 def _client(uri: str, model: str) -> Any:
-    """Return MLflow's client, if a model can have this name: it becomes part of queries and of the lock's name.
+    """Return MLflow's client, after a check of the model's name, which becomes part of queries and of the lock's name.
 
     Raises:
-        InputError: if it cannot. RetuneError: if the server is too old for what is asked of it here, or does not answer.
+        InputError: if name or URI are not possible. RetuneError: if the server is too old, or does not answer.
 
     """
     if problem := name_problem(model):
         raise InputError(problem, "promote.model")
     used = tracking_uri(uri)
-    if problem := place_problem(used):
+    if problem := uri_problem(used):
         raise InputError(problem, "tracking")
     if problem := server.problem(used):
         raise RetuneError(problem)
     return connect(used)
 
 
-def _present(uri: str, model: str) -> Any:
-    """Return MLflow's client for what reads or moves versions that are there; no database is made for it.
+def _existing_client(uri: str, model: str) -> Any:
+    """Return MLflow's client for operations on existing versions, which must not create a database.
 
     Raises:
-        InputError, RetuneError: as `_client`. InputError: if the database is not there.
+        InputError, RetuneError: as `_client`. InputError: if the database does not exist.
 
     """
     path = database.path_of(tracking_uri(uri))
@@ -212,7 +213,7 @@ def _present(uri: str, model: str) -> Any:
     return _client(uri, model)
 
 
-@outlasts
+@retries_outages
 def aliases(uri: str, model: str) -> Aliases:
     """Return which version is champion, previous and challenger.
 
@@ -220,7 +221,7 @@ def aliases(uri: str, model: str) -> Aliases:
         InputError: if there is no such model.
 
     """
-    return _aliases(_present(uri, model), model)
+    return _aliases(_existing_client(uri, model), model)
 
 
 def _aliases(client: Any, model: str) -> Aliases:
@@ -239,7 +240,7 @@ def _aliases(client: Any, model: str) -> Aliases:
 
 
 def _others(client: Any, model: str) -> str:
-    """Return what may have been meant by a name that no model has, as an end of its message."""
+    """Return the likely or the available names for one that no model has, as the end of its error message."""
     names = [found.name for found in client.search_registered_models(max_results=100)]
     names = sorted(name for name in names if name_problem(name) is None)
     if near := nearest(model, names):
@@ -247,12 +248,12 @@ def _others(client: Any, model: str) -> str:
     return f"; there are {names[:10]}" if names else "; none is registered there"
 
 
-@outlasts
+@retries_outages
 def champion_facts(uri: str, model: str, tasks: Sequence[str] = ()) -> ChampionFacts | None:
     """Return what the registry knows of the champion; None before the first promotion.
 
-    Its objective was measured on its own study's data: compare `data_digest` before using it, and where it
-    differs validate the adapter (`download_adapter`) on the new data and replace the value.
+    Its objective was measured on its own study's data: compare `data_digest` before using it. If it differs, validate the
+    adapter (`download_adapter`) on the new data and replace the value.
 
     Args:
         uri: MLflow tracking URI.
@@ -288,19 +289,22 @@ def version(uri: str, model: str, named: str) -> tuple[str, dict[str, str]]:
     Raises:
         InputError: if there is no such model, alias or version.
     """
-    client = _present(uri, model)
-    present = _aliases(client, model)
-    known = {name: getattr(present, name) for name in (CHAMPION, PREVIOUS, CHALLENGER)}
+    client = _existing_client(uri, model)
+    current = _aliases(client, model)
+    known = {name: getattr(current, name) for name in (CHAMPION, PREVIOUS, CHALLENGER)}
     if not named.isdigit() and known.get(named) is None:
-        there = [name for name, number in known.items() if number]
-        raise InputError(f"an alias with a version is one of {there}, or a number, but got {named!r}", model)
+        available = [name for name, number in known.items() if number]
+        raise InputError(
+            f"a version must be named by one of the aliases {available} or by its number, but got {named!r}",
+            model,
+        )
     number = _require_version(client, model, known.get(named) or named)
     return number, dict(client.get_model_version(model, number).tags)
 
 
 def prompt(uri: str, model: str, version: str) -> Prompt | None:
-    """Return how a registered version was tuned to be asked; None for those that were registered before this was kept."""
-    client = _present(uri, model)
+    """Return the prompt template that a registered version was tuned with; None for versions of older releases."""
+    client = _existing_client(uri, model)
     found = client.get_model_version(model, _require_version(client, model, version))
     if "prompt" not in found.tags:
         return None
@@ -316,31 +320,32 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-@outlasts
+@retries_outages
 def download_adapter(uri: str, model: str, version: str, folder: Path) -> Path:
-    """Copy a registered adapter into `folder` and return where `PeftModel.from_pretrained` finds it.
+    """Download a registered adapter into `folder` and return the path for `PeftModel.from_pretrained`.
 
     Raises:
-        InputError: if there is no such model or version, the server lists files that would lie elsewhere, or it is not
-            what was registered.
+        InputError: if there is no such model or version, the server lists files outside the folder, or the adapter is not the
+            one that was registered.
 
     """
-    client = _present(uri, model)
+    client = _existing_client(uri, model)
     found = client.get_model_version(model, _require_version(client, model, version))
     listed = client.list_artifacts(found.run_id, "adapter")
     names.check((item.path for item in listed), f"{model} version {version}")
     if folders := [item.path for item in listed if item.is_dir]:
         raise InputError(
-            f"an adapter is files alone, but it holds the folders {folders}", f"{model} version {version}"
+            f"an adapter must consist of files, but it has the folders {folders}",
+            f"{model} version {version}",
         )
     folder.mkdir(parents=True, exist_ok=True)
     copy = Path(client.download_artifacts(found.run_id, "adapter", str(folder)))
-    if told := files.damage(str(copy), found.tags.get("adapter_digest")):
-        raise InputError(told, f"{model} version {version}")
+    if damage := files.damage(str(copy), found.tags.get("adapter_digest")):
+        raise InputError(damage, f"{model} version {version}")
     return copy
 
 
-@outlasts
+@retries_outages
 def note_gate(uri: str, record: GateRecord) -> None:
     """Keep the gate's decision and reasons as tags of the challenger's version, for `retune promote`."""
     client = connect(tracking_uri(uri))
@@ -350,7 +355,7 @@ def note_gate(uri: str, record: GateRecord) -> None:
     client.set_model_version_tag(record.model, record.challenger, "gate_reasons", "\n".join(reasons)[:5000])
 
 
-@outlasts
+@retries_outages
 def promote(uri: str, model: str, version: str, expected: str | None) -> Aliases:
     """Make `version` the champion and keep the old one as ``previous``.
 
@@ -369,23 +374,23 @@ def promote(uri: str, model: str, version: str, expected: str | None) -> Aliases
         InputError: if there is no such model or version.
 
     """
-    client = _present(uri, model)
+    client = _existing_client(uri, model)
     version = _require_version(client, model, version)
     with Lock(client, model) as lock:
-        present = _aliases(client, model)
-        if present.champion == version:
-            # Without the tag the answer to the move was lost
+        current = _aliases(client, model)
+        if current.champion == version:
+            # The tag is missing if an earlier attempt moved the alias and was interrupted before it was set
             if "promoted" not in client.get_model_version(model, version).tags:
                 client.set_model_version_tag(model, version, "promoted", now())
-            return present
-        if present.champion != expected:
+            return current
+        if current.champion != expected:
             raise ChampionChanged(
                 f"version {version} of {model} was decided on against champion {expected or 'none'}, but the "
-                f"champion is {present.champion or 'none'} by now: run the gate again"
+                f"champion is {current.champion or 'none'} by now: run the gate again"
             )
-        if present.champion is not None:  # first, so that a crash leaves the old champion in both places
+        if current.champion is not None:  # first: after a crash both aliases point to the old champion
             lock.check()
-            client.set_registered_model_alias(model, PREVIOUS, present.champion)
+            client.set_registered_model_alias(model, PREVIOUS, current.champion)
         lock.check()
         client.set_registered_model_alias(model, CHAMPION, version)
         client.set_model_version_tag(model, version, "promoted", now())
@@ -393,63 +398,65 @@ def promote(uri: str, model: str, version: str, expected: str | None) -> Aliases
 
 
 def promote_challenger(uri: str, model: str) -> Aliases:
-    """Promote the challenger if its gate let it through; nothing happens if it is champion already.
+    """Promote the challenger if the gate decided so; do nothing if it is champion already.
 
     Raises:
         RetuneError: if there is no challenger, no gate decided on it, or the gate kept the champion.
         ChampionChanged: if the champion has changed since the gate decided.
 
     """
-    client = _present(uri, model)
-    present = _aliases(client, model)
-    if present.challenger is None:
+    client = _existing_client(uri, model)
+    current = _aliases(client, model)
+    if current.challenger is None:
         raise RetuneError(f"{model} has no challenger to promote; register one, or name a version with --to")
-    if present.challenger == present.champion:
-        return present
-    tags = client.get_model_version(model, present.challenger).tags
+    if current.challenger == current.champion:
+        return current
+    tags = client.get_model_version(model, current.challenger).tags
     decision = tags.get("gate")
     if decision != "promote":
         why = tags.get("gate_reasons") or "no gate has decided on it"
         raise RetuneError(
-            f"the gate did not let version {present.challenger} of {model} through (decision: {decision}); "
-            f"--to {present.challenger} promotes it all the same\n{why}"
+            f"the gate did not let version {current.challenger} of {model} through (decision: {decision}); "
+            f"--to {current.challenger} promotes it all the same\n{why}"
         )
-    return promote(uri, model, present.challenger, tags.get("gate_champion") or None)
+    return promote(uri, model, current.challenger, tags.get("gate_champion") or None)
 
 
 def describe(uri: str, model: str) -> dict[str, dict[str, str] | None]:
     """Return for each alias its version and that version's tags; None where it points to none."""
-    client = _present(uri, model)
-    present = _aliases(client, model)
+    client = _existing_client(uri, model)
+    current = _aliases(client, model)
     found: dict[str, dict[str, str] | None] = {}
     for alias in (CHAMPION, PREVIOUS, CHALLENGER):
-        version = getattr(present, alias)
+        version = getattr(current, alias)
         tags = client.get_model_version(model, version).tags if version else {}
         found[alias] = {"version": version, **tags} if version else None
     return found
 
 
 def rollback(uri: str, model: str) -> Aliases:
-    """Make ``previous`` the champion again; the present champion becomes ``previous``, so twice is back.
+    """Make ``previous`` the champion again; the current champion becomes ``previous``, so twice is back.
 
     Raises:
         InputError: if there is no champion, or no version before it.
 
     """
-    client = _present(uri, model)
+    client = _existing_client(uri, model)
     with Lock(client, model) as lock:
-        present = _aliases(client, model)
-        if present.champion is None or present.previous in (None, present.champion):
+        current = _aliases(client, model)
+        if current.champion is None or current.previous in (None, current.champion):
             raise InputError(
                 f"a rollback needs a champion and another version before it, but champion is "
-                f"{present.champion or 'none'} and previous is {present.previous or 'none'}",
+                f"{current.champion or 'none'} and previous is {current.previous or 'none'}",
                 model,
             )
         lock.check()
-        client.set_registered_model_alias(model, CHAMPION, present.previous)  # first: it must take effect
+        client.set_registered_model_alias(
+            model, CHAMPION, current.previous
+        )  # first: it is what the user wants
         lock.check()
-        client.set_registered_model_alias(model, PREVIOUS, present.champion)
-        client.set_model_version_tag(model, present.champion, "rolled_back", now())
+        client.set_registered_model_alias(model, PREVIOUS, current.champion)
+        client.set_model_version_tag(model, current.champion, "rolled_back", now())
         return _aliases(client, model)
 
 

@@ -1,6 +1,6 @@
 """All studies of an artifacts folder: a page that lists them, the live page of each, and Prometheus metrics.
 
-Everything is read from the folder, so one server beside MLflow shows what any number of pods and laptops run.
+Everything is read from the folder, so one server beside MLflow shows the studies of any number of pods and laptops.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 15.0
 PAGE_SECONDS = 3.0
 _STUDY = re.compile(r"^([a-z0-9][-a-z0-9]*)/(search-[0-9a-f]+)/study\.json$")
-_KEPT = re.compile(r"^((gate|search)\.json|trials/[^/]+/(assignment|trial)\.json)$")
+_RECORDS = re.compile(r"^((gate|search)\.json|trials/[^/]+/(assignment|trial)\.json)$")
 STATES = ("completed", "failed", "early_stopped", "interrupted", "running")
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#1b1f24;background:#fff}"
@@ -41,12 +41,12 @@ _STYLE = (
 
 
 @dataclass
-class Standing:
-    """How the newest search of a study stands.
+class StudyStatus:
+    """The status of a study's newest search.
 
     Attributes:
         study, metric: their names. trials: how many are in each of `STATES`; one without a result counts as running.
-        queued: settings, base and repeats that were not begun; 0 once the search has ended.
+        queued: settings, base and repeats that have not started; 0 when the search has ended.
         best, base: values of the metric. seconds: of all finished trials. gpu_bytes: the largest peak of a trial.
         decision: the gate's.
     """
@@ -63,7 +63,7 @@ class Standing:
 
 
 class Board:
-    """The studies below an artifacts folder, looked at again at most every `every` seconds.
+    """The studies in an artifacts folder, read again at most every `every` seconds.
 
     Args:
         root: path or URI of the folder, `artifacts.uri` of the studies.
@@ -73,49 +73,53 @@ class Board:
         self.root, self.every = root.rstrip("/"), every
         self._lock = threading.Lock()
         self._looked = -every
-        self._standings: list[Standing] = []
+        self._statuses: list[StudyStatus] = []
         self._watched: dict[str, Watched] = {}
         self.problem: str | None = None
 
-    def standings(self) -> list[Standing]:
-        """Return all studies by name; the last ones known, and `problem` says why, if the folder cannot be read now."""
+    def statuses(self) -> list[StudyStatus]:
+        """Return all studies by name; if the folder cannot be read now, the last known ones, with the reason in `problem`."""
         with self._lock:
             if time.monotonic() - self._looked >= self.every:
                 try:
-                    self._standings = self._look()
+                    self._statuses = self._look()
                     self.problem = None
                 except (RetuneError, OSError) as error:
                     self.problem = str(error)
                 self._looked = time.monotonic()
-            return self._standings
+            return self._statuses
 
     def watched(self, name: str) -> Watched | None:
         """Return the state of a study for its page; None if there is no such study."""
-        if name not in {standing.study for standing in self.standings()}:
+        if name not in {status.study for status in self.statuses()}:
             return None
         with self._lock:
             return self._watched.setdefault(name, Watched(store.join(self.root, name)))
 
-    def _look(self) -> list[Standing]:
+    def _look(self) -> list[StudyStatus]:
         names = {found[1] for name in store.listing(self.root) if (found := _STUDY.match(name))}
-        return [_standing(name, store.join(self.root, name)) for name in sorted(names)]
+        return [_status(name, store.join(self.root, name)) for name in sorted(names)]
 
 
-def _standing(name: str, folder: str) -> Standing:
-    found = Standing(name)
-    with suppress(RetuneError, OSError):  # it has just begun, or a record is damaged: its own page tells more
+def _status(name: str, folder: str) -> StudyStatus:
+    found = StudyStatus(name)
+    with suppress(
+        RetuneError, OSError
+    ):  # it has just begun, or a record is damaged, which its own page reports
         _fill(found, newest_search(folder))
     return found
 
 
-def _fill(found: Standing, search: str) -> None:
+def _fill(found: StudyStatus, search: str) -> None:
     study = study_in(search)
-    files = store.contents(search, lambda path: bool(_KEPT.match(path)))
+    files = store.contents(search, lambda path: bool(_RECORDS.match(path)))
     found.metric = study.search.objective.metric
     better = min if study.search.objective.goal == "minimize" else max
     issued = {path.split("/")[1] for path in files if path.endswith("/assignment.json")}
     done = set()
-    best: dict[bool, float] = {}  # of trials on all data, and of those on a part, which do not compare
+    best: dict[
+        bool, float
+    ] = {}  # separately of trials on all data and of proxy trials: their losses are not comparable
     for path, content in files.items():
         if not path.endswith("/trial.json"):
             continue
@@ -149,16 +153,16 @@ class Collector:
         """Yield every metric, with a sample for each study."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        standings = self._board.standings()
+        statuses = self._board.statuses()
         up = GaugeMetricFamily("retune_up", "Whether the artifacts folder could be read")
         up.add_metric([], float(self._board.problem is None))
         yield up
         trials = GaugeMetricFamily(
             "retune_trials", "Trials by state; running: begun, without a result", labels=["study", "state"]
         )
-        for standing in standings:
-            for state, count in standing.trials.items():
-                trials.add_metric([standing.study, state], count)
+        for status in statuses:
+            for state, count in status.trials.items():
+                trials.add_metric([status.study, state], count)
         yield trials
         gauges: list[tuple[str, str, str]] = [
             ("retune_trials_queued", "Trials of a search that were not begun", "queued"),
@@ -168,23 +172,23 @@ class Collector:
         ]
         for name, text, attribute in gauges:
             metric = GaugeMetricFamily(name, text, labels=["study", "metric"])
-            for standing in standings:
-                value = getattr(standing, attribute)
+            for status in statuses:
+                value = getattr(status, attribute)
                 if value is not None:
-                    metric.add_metric([standing.study, standing.metric], value)
+                    metric.add_metric([status.study, status.metric], value)
             yield metric
         seconds = CounterMetricFamily(
             "retune_trial_seconds", "Seconds of all finished trials", labels=["study"]
         )
-        for standing in standings:
-            seconds.add_metric([standing.study], standing.seconds)
+        for status in statuses:
+            seconds.add_metric([status.study], status.seconds)
         yield seconds
         gate = GaugeMetricFamily(
             "retune_gate", "1 for the gate's decision on a study", labels=["study", "decision"]
         )
-        for standing in standings:
-            if standing.decision:
-                gate.add_metric([standing.study, standing.decision], 1)
+        for status in statuses:
+            if status.decision:
+                gate.add_metric([status.study, status.decision], 1)
         yield gate
 
 
@@ -204,8 +208,8 @@ def serve(root: str, host: str, port: int, every: float = LOOK_SECONDS) -> Serve
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             if path == "/":
-                self.send(HTML, _page(board.standings(), board.problem).encode())
-            elif path == "/healthz":  # not the storage: a pod that is started again would not mend that
+                self.send(HTML, _page(board.statuses(), board.problem).encode())
+            elif path == "/healthz":  # does not check the storage: restarting this pod would not repair it
                 self.send("text/plain", b"ok")
             elif path == "/metrics":
                 self.send(CONTENT_TYPE_LATEST, generate_latest(registry))
@@ -230,10 +234,10 @@ def serve(root: str, host: str, port: int, every: float = LOOK_SECONDS) -> Serve
     return Server((host, port), Handler)
 
 
-def _page(standings: list[Standing], problem: str | None) -> str:
+def _page(statuses: list[StudyStatus], problem: str | None) -> str:
     heads = ("study", "objective", "base", "best", "done", "failed", "running", "to come", "gate")
     rows = []
-    for one in standings:
+    for one in statuses:
         cells = [
             one.metric.replace("_", " "), _number(one.base), _number(one.best), str(one.trials["completed"]),
             str(one.trials["failed"]), str(one.trials["running"]), str(one.queued), one.decision or "",
@@ -244,13 +248,13 @@ def _page(standings: list[Standing], problem: str | None) -> str:
             + "".join(f"<td class=n>{html.escape(cell)}</td>" for cell in cells)
             + "</tr>"
         )
-    told = f"<p>The artifacts cannot be read now: {html.escape(problem)}</p>" if problem else ""
-    none = "" if standings or problem else "<p>There is no study here yet.</p>"
+    warning = f"<p>The artifacts cannot be read now: {html.escape(problem)}</p>" if problem else ""
+    none = "" if statuses or problem else "<p>There is no study here yet.</p>"
     head = "<th>" + heads[0] + "</th>" + "".join(f"<th class=n>{name}</th>" for name in heads[1:])
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         '<meta http-equiv="refresh" content="30"><title>retune: studies</title>'
-        f"<style>{_STYLE}</style><h1>Studies</h1>{told}{none}<div class=wide><table><thead><tr>{head}</tr></thead>"
+        f"<style>{_STYLE}</style><h1>Studies</h1>{warning}{none}<div class=wide><table><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div></html>"
     )
 

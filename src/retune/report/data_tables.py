@@ -1,4 +1,4 @@
-"""Records as tables for a person: the mixed data (`mix.json`), and the comparisons of a selection."""
+"""Records as tables for people: the mixed data (`mix.json`), and the comparisons of a selection."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _COUNTS = ("read", "empty", "duplicate", "shared", "held_out", "too_long", "avai
 
 
 def decimals(values: Sequence[float]) -> int | None:
-    """Return how many decimals give the largest of a column's values five digits, so that all have as many.
+    """Return the decimals for a column of values, so that the largest has five significant digits.
 
-    None where that would not be readable; each value is then written with five significant digits of its own.
+    None if the column would not be readable that way; each value is then written with five significant digits of its own.
     """
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
     if not 1e-4 <= largest < 1e6:
@@ -32,7 +32,7 @@ def decimals(values: Sequence[float]) -> int | None:
 
 
 def number(value: Any, places: int | None = None) -> str:
-    """Return a number with so many decimals, or five significant digits; a count with separators; a dash for nothing."""
+    """Return a number with `places` decimals, or five significant digits; an integer with separators; a dash for None."""
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -45,7 +45,7 @@ def number(value: Any, places: int | None = None) -> str:
 
 
 def brief(value: Any) -> str:
-    """Return a hyper-parameter with three significant digits: neighbouring levels lie further apart than that."""
+    """Return a hyper-parameter with three significant digits, enough to distinguish neighbouring levels."""
     if isinstance(value, float) and math.isfinite(value):
         return f"{value:.3g}"
     return number(value)
@@ -96,7 +96,7 @@ def comparison_rows(selection: Selection) -> list[dict[str, str]]:
 
 
 def comparison_notes(selection: Selection) -> list[str]:
-    """Return how to read the comparisons, a sentence each."""
+    """Return notes on how to read the comparisons, a sentence each."""
     found = selection.comparisons
     notes = ["Differences in points of a percent."]
     if any(c.paired for c in found):
@@ -106,7 +106,7 @@ def comparison_notes(selection: Selection) -> list[str]:
         )
     if any(not c.paired and c.p is not None for c in found):
         notes.append(
-            "Where the answers are not kept, interval and p are those of independent scores: careful, since models "
+            "If the answers were not kept, interval and p are those of independent scores; these are too cautious, since models "
             "mostly get the same questions right."
         )
     if any(c.p is not None for c in found):

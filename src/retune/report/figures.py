@@ -1,4 +1,4 @@
-"""The figures of a study."""
+"""The figures of a study's report."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ DOTS, DASHES = (0, (1, 1.5)), (0, (5, 2))
 def draw(
     trials: Sequence[TrialRecord], space: Space, objective: Objective, selection: Selection
 ) -> dict[str, Figure]:
-    """Return the figures that these trials allow, by name, in the order of the page.
+    """Return the figures for which there is enough data, by name, in the order of the report.
 
     Args:
         trials: all trials of the study.
-        space: what was searched.
-        objective: what was improved.
-        selection: says which trial was chosen.
+        space: the search space.
+        objective: of the search.
+        selection: with the chosen trial.
 
     """
     found = {
@@ -82,7 +82,7 @@ def history(trials: Sequence[TrialRecord], objective: Objective) -> Figure:
     figure, axes = new_figure()
     metric = objective.metric
     searched = sorted((t for t in trials if t.role in ("default", "search")), key=lambda t: t.number)
-    on_part = [t for t in trials if t.role == "proxy"]
+    proxies = [t for t in trials if t.role == "proxy"]
     points = [(t.number, value) for t in searched if (value := t.objective(metric)) is not None]
     base = [v for t in trials if t.role == "base" and (v := t.objective(metric)) is not None]
     default = [v for t in searched if t.role == "default" and (v := t.objective(metric)) is not None]
@@ -98,7 +98,7 @@ def history(trials: Sequence[TrialRecord], objective: Objective) -> Figure:
         axes.plot(numbers, shown, "o", color=BLUE, markersize=4.5, alpha=0.75, label="trial")
         axes.step(numbers, best, where="post", color=GREEN, linewidth=2, label="best so far")
         _focus(axes, shown, base + default)
-    parts = [(t.number, v) for t in on_part if (v := t.objective(metric)) is not None]
+    parts = [(t.number, v) for t in proxies if (v := t.objective(metric)) is not None]
     if parts:
         axes.plot(
             *zip(*parts, strict=True),
@@ -108,11 +108,11 @@ def history(trials: Sequence[TrialRecord], objective: Objective) -> Figure:
             alpha=0.6,
             label="on a part of the data",
         )
-    partial = [t for t in [*searched, *on_part] if t.status == "early_stopped" and metric in t.values]
+    partial = [t for t in [*searched, *proxies] if t.status == "early_stopped" and metric in t.values]
     if partial:
-        places = [(t.number, t.values[metric]) for t in partial]
-        axes.plot(*zip(*places, strict=True), "|", color=INK, markersize=7, label="where it was stopped")
-    failed = [t.number for t in [*searched, *on_part] if t.status == "failed"]
+        points = [(t.number, t.values[metric]) for t in partial]
+        axes.plot(*zip(*points, strict=True), "|", color=INK, markersize=7, label="where it was stopped")
+    failed = [t.number for t in [*searched, *proxies] if t.status == "failed"]
     if failed:
         at = axes.get_xaxis_transform()  # the lower edge, whatever the values
         axes.plot(
@@ -133,7 +133,7 @@ def _best_so_far(values: Sequence[float], objective: Objective) -> list[float]:
 
 
 def _focus(axes: Axes, values: list[float], references: list[float]) -> None:
-    """Keep a few diverged trials from flattening the others: they leave the axis, and a note counts them."""
+    """Limit the axis so that a few diverged trials do not flatten the others; a note counts those outside."""
     if len(values) < 8:
         return
     ordered = sorted(values)
@@ -161,16 +161,18 @@ def parallel_coordinates(trials: Sequence[TrialRecord], space: Space, objective:
 
     figure, axes = new_figure(3.8)
     shades = rank_colours()
-    places = range(len(space.names))
+    points = range(len(space.names))
     heights = [space.to_unit(space.encode(trial.assignment)) for trial in done]
-    # Rank, not value: one diverged trial must not take up all colours
+    # By rank, not by value: one diverged trial would use up most of the colour scale
     colours = [shades(place / (len(done) - 1)) for place in range(len(done))]
-    lines = [list(zip(places, height, strict=True)) for height in heights]
-    thin = slice(None, 2, -1)  # all but the best three, those in front last; as one, since thousands are slow
+    lines = [list(zip(points, height, strict=True)) for height in heights]
+    thin = slice(
+        None, 2, -1
+    )  # all but the best three, worst first; one collection, since thousands of artists are slow
     axes.add_collection(LineCollection(lines[thin], colors=colours[thin], linewidths=1.1, alpha=0.65))
     for place in reversed(range(min(3, len(done)))):
         dots = "o" if place == 0 else None
-        axes.plot(places, heights[place], color=colours[place], linewidth=2.2, marker=dots, markersize=5)
+        axes.plot(points, heights[place], color=colours[place], linewidth=2.2, marker=dots, markersize=5)
     _axes_of_space(axes, space)
     values = [t.objective(objective.metric) for t in (done[0], done[-1])]
     _rank_bar(figure, axes, shades, f"best {values[0]:.4g}", f"worst {values[1]:.4g}", objective.metric)
@@ -192,9 +194,9 @@ def _axes_of_space(axes: Axes, space: Space) -> None:
 
 
 def _beside(axes: Axes, place: tuple[float, float], text: str, size: int) -> None:
-    """Write `text` to the right of a place."""
-    look: dict[str, Any] = {"fontsize": size, "va": "center", "color": INK}
-    axes.annotate(text, place, xytext=(4, 0), textcoords="offset points", **look)
+    """Write `text` to the right of a point."""
+    style: dict[str, Any] = {"fontsize": size, "va": "center", "color": INK}
+    axes.annotate(text, place, xytext=(4, 0), textcoords="offset points", **style)
 
 
 def _rank_bar(figure: Figure, axes: Axes, shades: Any, best: str, worst: str, metric: str) -> None:
@@ -214,7 +216,7 @@ def _rank_bar(figure: Figure, axes: Axes, shades: Any, best: str, worst: str, me
 
 
 def _ticks(parameter: Parameter) -> list[tuple[float, str]]:
-    """Return a few places on a parameter's axis with their values."""
+    """Return a few positions on a parameter's axis with their labels."""
     count = parameter.levels
     if not parameter.ordered or (parameter.values is not None and count <= 8):
         levels = set(range(count))
@@ -285,24 +287,24 @@ def loss_curves(trials: Sequence[TrialRecord], objective: Objective, selection: 
 
 
 def scores(selection: Selection, objective: Objective) -> Figure | None:
-    """Draw the mean benchmark score over the objective: does a better objective mean better answers?"""
+    """Draw the mean benchmark score over the objective, which shows whether a better objective means better answers."""
     rows = [row for row in selection.rows if row.mean_score is not None]
     if len(rows) < 2:
         return None
     figure, axes = new_figure()
-    looks = {
+    styles = {
         "candidate": ("o", BLUE),
         "Pareto optimal": ("D", GREEN),
         "default setting": ("s", ORANGE),
         "untuned base": ("X", RED),
     }
-    for label, (marker, colour) in looks.items():
-        places = [_place(row) for row in rows if _kind(row) == label]
-        if places:
-            axes.plot(*zip(*places, strict=True), marker, color=colour, markersize=7, label=label)
+    for label, (marker, colour) in styles.items():
+        points = [_point(row) for row in rows if _kind(row) == label]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=7, label=label)
     for row in rows:
         if row.chosen:
-            axes.plot(*_place(row), "o", markersize=14, fillstyle="none", color=INK, label="chosen")
+            axes.plot(*_point(row), "o", markersize=14, fillstyle="none", color=INK, label="chosen")
     axes.set_xlabel(words(objective.metric))
     axes.set_ylabel("mean score (%)")
     axes.margins(0.08, 0.12)
@@ -310,7 +312,7 @@ def scores(selection: Selection, objective: Objective) -> Figure | None:
     return figure
 
 
-def _place(row: Row) -> tuple[float, float]:
+def _point(row: Row) -> tuple[float, float]:
     return row.objective, 100 * (row.mean_score or 0.0)
 
 

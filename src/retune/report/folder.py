@@ -1,9 +1,10 @@
-"""Writes the page again from the records in a study's folder, which is all that it needs."""
+"""Writes the report again, from nothing but the records in a study's folder."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,15 @@ STUDY = re.compile(r"^[^/]+/search-[^/]+/study\.json$")
 
 
 def rewrite(folder: str, out: str | None = None) -> str:
-    """Write the page of a study and return where it is.
+    """Write the report of a study and return its path or URI.
 
     Args:
         folder: path or URI of a study's folder, or of one of its searches. Of several searches the one with
-            the trial that ended last is taken.
+            the trial that ended last is used.
         out: where to write; None for ``report.html`` beside the records.
 
     Raises:
-        InputError: if there is no study in the folder, or records in it cannot be read: all of them at once.
-
+        InputError: if there is no study in the folder, or records in it cannot be read, with all of them.
     """
     search = newest_search(folder)
     problems: list[str] = []
@@ -48,7 +48,7 @@ def rewrite(folder: str, out: str | None = None) -> str:
 
 
 def study_in(search: str) -> study.Study:
-    """Return the study that a search was made from.
+    """Return the study of a search.
 
     Raises:
         InputError: if it cannot be read.
@@ -61,27 +61,31 @@ def study_in(search: str) -> study.Study:
 
 
 def newest_search(folder: str) -> str:
-    """Return the folder of the search that is meant: itself, or of several in a study's folder the one that ended last.
+    """Return the folder of a search: `folder` itself, or in a study's folder the search whose last trial ended last.
 
     Raises:
         InputError: if there is none.
     """
     if store.exists(store.join(folder, "study.json")):
         return folder
-    found = {name.split("/")[0] for name in store.listing(folder) if name.endswith("/study.json")}
-    searches = sorted(name for name in found if name.startswith("search-"))
+    names = [name for name in store.listing(folder) if name.endswith("/study.json")]
+    searches = sorted({name.split("/")[0] for name in names if name.startswith("search-")})
     if not searches:
         raise InputError(
-            f"a study's folder holds search-<digest>/study.json, but {_instead(folder, found)}", folder
+            f"a study's folder holds search-<digest>/study.json, but {_what_it_is(folder, names)}", folder
         )
     if len(searches) == 1:
         return store.join(folder, searches[0])
     return max((store.join(folder, name) for name in searches), key=_last_end)
 
 
-def _instead(folder: str, found: set[str]) -> str:
-    """Return what is there instead of a study's folder, and what may have been meant."""
-    studies = sorted({name.partition("/")[0] for name in store.listing(folder) if STUDY.search(name)})
+def _what_it_is(folder: str, names: Sequence[str]) -> str:
+    """Return what a folder is that is not a study's, and which one may be meant.
+
+    Args:
+        names: of the files ``study.json`` at any depth in it.
+    """
+    studies = sorted({name.partition("/")[0] for name in names if STUDY.search(name)})
     if studies:
         return f"this one holds those of studies: name one of {[store.join(folder, name) for name in studies[:5]]}"
     if "://" in folder:
@@ -126,7 +130,7 @@ def _maybe(kind: Any, uri: str, problems: list[str]) -> Any:
 
 
 def _all(kind: Any, search: str, below: str, ending: str, problems: list[str]) -> list[Any]:
-    """Return the records of a kind in the folder of a search, one folder down from `below`, in the order of the trials."""
+    """Return the records of a kind in the subfolders of a search's folder `below`, in the order of the trials."""
 
     def wanted(name: str) -> bool:
         return name.startswith(f"{below}/") and name.endswith(ending) and name.count("/") == 2

@@ -29,7 +29,7 @@ def importances(trials: Sequence[TrialRecord], space: Space, objective: Objectiv
     which are scaled to a sum of 1.
 
     Returns:
-        None below `MIN_TRIALS` completed settings, or where nothing varied: it would be noise.
+        None below `MIN_TRIALS` completed settings, where it would be noise, or if nothing varied.
 
     """
     done = settings(trials, space, objective)
@@ -51,11 +51,10 @@ def importances(trials: Sequence[TrialRecord], space: Space, objective: Objectiv
 
 @functools.lru_cache(maxsize=4)
 def _shares(levels: tuple[int, ...], measured: tuple[Measured, ...]) -> list[float] | None:
-    """Return each parameter's share, computed once in a process: the page and the files for MLflow both show it.
+    """Return each parameter's share, cached: the report and the files for MLflow both show it.
 
     The forest is that of `optuna.importance.FanovaImportanceEvaluator`, and so are the shares (a test compares them). Optuna
-    walks each tree once for every place where it splits; here all leaves of all trees are summed at once, which takes a
-    fiftieth of the time.
+    traverses each tree once per split; here all leaves of all trees are summed at once, which takes a fiftieth of the time.
     """
     import numpy as np
     from sklearn.ensemble import RandomForestRegressor
@@ -76,38 +75,38 @@ def _shares(levels: tuple[int, ...], measured: tuple[Measured, ...]) -> list[flo
     if not varied.any():
         return None
     shares = np.zeros(len(levels))
-    for place in range(len(levels)):
-        # The mean over all other parameters is constant between the borders of leaves: one entry where a leaf begins, one
-        # where it ends, and their running sum is that mean in each interval.
-        borders = np.unique(np.concatenate([low[:, place], high[:, place]]))
-        height = value * np.delete(width, place, axis=1).prod(axis=1)
+    for index in range(len(levels)):
+        # The mean over all other parameters is piecewise constant, with steps at the borders of leaves: add each leaf's height
+        # at its lower border, subtract it at the upper one, and the cumulative sum is the mean in each interval.
+        borders = np.unique(np.concatenate([low[:, index], high[:, index]]))
+        height = value * np.delete(width, index, axis=1).prod(axis=1)
         steps = np.zeros((_TREES, len(borders)))
-        np.add.at(steps, (tree, np.searchsorted(borders, low[:, place])), height)
-        np.add.at(steps, (tree, np.searchsorted(borders, high[:, place])), -height)
+        np.add.at(steps, (tree, np.searchsorted(borders, low[:, index])), height)
+        np.add.at(steps, (tree, np.searchsorted(borders, high[:, index])), -height)
         marginal = steps.cumsum(axis=1)[:, :-1]
         effect = ((marginal - mean[:, None]) ** 2 * np.diff(borders)).sum(axis=1)
-        shares[place] = (effect[varied] / variance[varied]).mean()
+        shares[index] = (effect[varied] / variance[varied]).mean()
     total = shares.sum()
-    if total < 1e-9:  # parameters that matter only together
+    if total < 1e-9:  # no main effects: the parameters matter only in combination
         return [1 / len(levels)] * len(levels)
     return [float(share) for share in shares / total]
 
 
 def _leaves(trees: Sequence[Any], spans: Any) -> tuple[Any, Any, Any, Any]:
-    """Return the leaves of all trees: whose they are, their predictions, and their borders as shares of each parameter's span."""
+    """Return of all leaves the tree's number, the prediction, and both borders as shares of each parameter's span."""
     import numpy as np
 
     found = []
     for number, tree in enumerate(trees):
         low = np.zeros((tree.node_count, len(spans)))
         high = np.ones((tree.node_count, len(spans)))
-        here = np.zeros(1, dtype=int)
-        while len(here := here[tree.feature[here] >= 0]):  # one depth of the tree after the other
-            left, right, split = tree.children_left[here], tree.children_right[here], tree.feature[here]
+        nodes = np.zeros(1, dtype=int)
+        while len(nodes := nodes[tree.feature[nodes] >= 0]):  # one depth of the tree after the other
+            left, right, split = tree.children_left[nodes], tree.children_right[nodes], tree.feature[nodes]
             for child in (left, right):
-                low[child], high[child] = low[here], high[here]
-            high[left, split] = low[right, split] = tree.threshold[here] / spans[split]
-            here = np.concatenate([left, right])
+                low[child], high[child] = low[nodes], high[nodes]
+            high[left, split] = low[right, split] = tree.threshold[nodes] / spans[split]
+            nodes = np.concatenate([left, right])
         leaf = tree.feature < 0
         found.append((np.full(leaf.sum(), number), tree.value[leaf, 0, 0], low[leaf], high[leaf]))
     tree_of, value, low, high = (np.concatenate(parts) for parts in zip(*found, strict=True))

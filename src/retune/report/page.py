@@ -1,4 +1,4 @@
-"""The page of a study: one HTML file without a script, a network request or another file beside it."""
+"""The report of a study: one HTML file without scripts, network requests or other files."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def write_report(
     answers: AnswersRecord | None = None,
     drawn: dict[str, Figure] | None = None,
 ) -> None:
-    """Write the page to `out`.
+    """Write the report to `out`.
 
     Args:
         study: as it was run.
         mix: the record of the mixed data (`mix.json`).
         trials: all trials.
         benches: all scores.
-        selection: which trial was chosen; None while a study is not at its end: then as if it were.
+        selection: which trial was chosen; None for an unfinished study: then the selection from the results so far is shown.
         gate: None if nothing was registered.
         out: path or URI of the HTML file; written atomically.
         answers: of base, default and winner to held-out prompts; None where they were not recorded.
@@ -130,7 +130,7 @@ def render(
         comparison_notes=comparison_notes(selection),
         correlations=correlation_words(selection),
         answers=answers,
-        speakers=_speakers(answers, selection) if answers else {},
+        speakers=_answer_labels(answers, selection) if answers else {},
         failed=[t for t in trials if t.objective(selection.metric) is None and t.status != "early_stopped"],
         mix_facts=mix_facts,
         mix_tables=mix_tables,
@@ -142,8 +142,8 @@ def render(
     )
 
 
-def _speakers(answers: AnswersRecord, selection: Selection) -> dict[str, str]:
-    """Return what to call each model that answered, by its trial."""
+def _answer_labels(answers: AnswersRecord, selection: Selection) -> dict[str, str]:
+    """Return the label of each model that answered, by its trial."""
     roles = {selection.base: "untuned base", selection.default: "default setting", selection.chosen: "chosen"}
     if selection.chosen == selection.default:
         roles[selection.chosen] = "default setting, chosen"
@@ -176,8 +176,8 @@ def _headline(study: Study, trials: Sequence[TrialRecord], selection: Selection)
 
 
 def _settings_tried(trials: Sequence[TrialRecord]) -> int:
-    on_part = sum(trial.role == "proxy" for trial in trials)
-    return on_part or sum(trial.role in ("default", "search") for trial in trials)
+    proxies = sum(trial.role == "proxy" for trial in trials)
+    return proxies or sum(trial.role in ("default", "search") for trial in trials)
 
 
 def _cards(trials: Sequence[TrialRecord], selection: Selection) -> list[dict[str, str]]:
@@ -208,14 +208,14 @@ def _cards(trials: Sequence[TrialRecord], selection: Selection) -> list[dict[str
     failed = sum(t.status == "failed" for t in trials)
     time = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
     searched = _settings_tried(trials)
-    again = sum(t.role == "repeat" for t in trials)
+    repeats = sum(t.role == "repeat" for t in trials)
     whole = sum(t.role in ("default", "search") for t in trials) if selection.proxy_pairs else 0
     stopped = sum(t.status == "early_stopped" for t in trials)
     what = [
         f"{searched} settings",
         *([f"{whole} of them on all data"] if whole else []),
-        *([f"{again} repeats"] if again else []),
-        *(["the base"] if len(trials) > searched + whole + again else []),
+        *([f"{repeats} repeats"] if repeats else []),
+        *(["the base"] if len(trials) > searched + whole + repeats else []),
     ]
     ended = [f"{failed} failed", *([f"{stopped} stopped early"] if stopped else [])]
     note = f"in all: {', '.join(what)}; {', '.join(ended)}"
@@ -269,7 +269,7 @@ def _gate_title(gate: GateRecord) -> str:
 
 
 def _facts(study: Study, trials: Sequence[TrialRecord]) -> list[tuple[str, str]]:
-    """Return what a result depends on: base, data, software, machine; several values where trials differ."""
+    """Return what the results depend on (base, data, software, machine), with several values if trials differ."""
 
     def among(values: Sequence[Any]) -> str:
         return ", ".join(sorted({str(value) for value in values if value not in (None, "")})) or "–"

@@ -1,4 +1,4 @@
-"""The tables of a comparison as Markdown: to read in a terminal, to paste into a page."""
+"""The tables of a comparison as Markdown, for a terminal or a document."""
 
 from __future__ import annotations
 

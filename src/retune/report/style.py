@@ -40,7 +40,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def new_figure(height: float = _HEIGHT) -> tuple[Figure, Axes]:
-    """Return an empty figure of the house's size and style, and its axes; `height` in inches."""
+    """Return an empty figure of the common width and style, and its axes; `height` in inches."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -72,7 +72,7 @@ def rank_colours() -> Any:
 
 
 def words(name: str, gap: str = " ") -> str:
-    """Return a metric's or parameter's name as a person writes it."""
+    """Return a metric's or parameter's name without underscores."""
     return name.replace("_", gap)
 
 
@@ -104,7 +104,7 @@ def _svg_file(figure: Figure, name: str) -> str:
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    # Where things are is known now; finding it takes half the time of a drawing
+    # The layout is final now; computing it again for the PNG would take half the time of a drawing
     figure.set_layout_engine("none")
     return buffer.getvalue()
 

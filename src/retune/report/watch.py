@@ -1,6 +1,6 @@
-"""A live page of a running study: its progress and its trials, sent to browsers as they come (server-sent events).
+"""A live page of a running study: its progress and its trials, sent to browsers as server-sent events.
 
-Everything is read from the study's folder; the process that runs the study knows nothing of those who watch it.
+Everything is read from the study's folder; the process that runs the study is not involved.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from retune.web import HTML, Page, Server
 
 EVERY_SECONDS = 1.0
 _GPU_SECONDS = 2.0
-_MOST_POINTS = 500  # of one curve; beyond, every other point is left out
+_MAX_POINTS = 500  # of one curve; of a longer one every other point is dropped
 
 
 class Watched:
-    """The state of a study's folder, shared by all who watch. Records of finished trials are read once."""
+    """The state of a study's folder, shared by all connections. Records of finished trials are read once."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder.rstrip("/")
@@ -43,7 +43,7 @@ class Watched:
         self._next_look = 0.0
 
     def state(self) -> dict[str, Any]:
-        """Return what the page shows, as far as there is any yet.
+        """Return the data of the page, as far as it exists yet.
 
         Keys: `study`, `metric`, `goal`, `progress`, `trials`, `curves` (of running trials: epoch and loss), `importance`
         (share by hyper-parameter, None below `few` settings), `queue` and `gpus` (of the machine that serves the page).
@@ -83,12 +83,12 @@ class Watched:
         }
 
     def _may_change(self, name: str) -> bool:
-        """Return whether a record was not read yet, or is of a trial that was stopped early, which may go on."""
+        """Return whether a record was not read yet, or is of a trial that was stopped early, which may be continued."""
         record = self._records.get(name)
         return record is None or record.status == "early_stopped"
 
     def _queue(self, trials: str, names: list[str], progress: dict[str, Any]) -> dict[str, Any]:
-        """Return the trials that have a setting and no result, which of them run, and how many have no setting yet."""
+        """Return the trials with a setting but no result, which of them are running, and how many have no setting yet."""
         done = {name.rpartition("/")[0] for name in names if name.endswith("/trial.json")}
         for name in names:
             trial, _, file = name.rpartition("/")
@@ -101,8 +101,11 @@ class Watched:
             if name not in done
         ]
         known = len(done) + len(waiting)
-        told = progress.get("step") == "search"
-        return {"trials": waiting, "to_come": max(0, (progress.get("total") or 0) - known) if told else None}
+        searching = progress.get("step") == "search"
+        return {
+            "trials": waiting,
+            "to_come": max(0, (progress.get("total") or 0) - known) if searching else None,
+        }
 
     def _shares(self, records: list[TrialRecord], study: Study) -> dict[str, float] | None:
         """Return the importances, computed again whenever a trial is done."""
@@ -114,7 +117,7 @@ class Watched:
         return self._importance[1]
 
     def _running_curves(self, progress: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
-        """Return the losses of the running trials as far as they were seen: a page that is loaded later shows them too."""
+        """Return the losses of the running trials seen so far, so that a page that is loaded later shows them too."""
         running, epochs = progress.get("running") or {}, progress.get("epochs") or {}
         for name in [name for name in self._curves if name not in running]:
             del self._curves[name]
@@ -123,7 +126,7 @@ class Watched:
             point = (epochs.get(name) or 0.0, loss)
             if not curve or curve[-1] != point:
                 curve.append(point)
-            if len(curve) > _MOST_POINTS:
+            if len(curve) > _MAX_POINTS:
                 del curve[1::2]
         return self._curves
 
@@ -133,12 +136,12 @@ class Watched:
             try:
                 self._gpus = [asdict(use) for use in gpus.usage()]
             except (OSError, subprocess.SubprocessError):
-                self._gpus, self._next_look = [], math.inf  # a driver that hangs is not asked again
+                self._gpus, self._next_look = [], math.inf  # the driver may hang, so it is not asked again
         return self._gpus
 
     def _progress(self) -> dict[str, Any]:
         if "://" in self.folder:
-            return {}  # a study in a bucket keeps its progress on the machine that runs it
+            return {}  # of a study in a bucket, progress.json is on the machine that runs it
         try:
             found = json.loads(Path(self.folder, "progress.json").read_text())
         except (OSError, ValueError):
@@ -155,7 +158,7 @@ def _row(record: TrialRecord, metric: str) -> dict[str, Any]:
 
 
 def events(watched: Watched, every: float = EVERY_SECONDS) -> Iterator[bytes]:
-    """Yield the state as server-sent events, whenever it changed, and a comment where it did not for a while."""
+    """Yield the state as a server-sent event whenever it changes, and a comment every 15 s to keep the connection open."""
     last, quiet = "", 0.0
     while True:
         now = json.dumps(watched.state(), sort_keys=True)
@@ -169,17 +172,17 @@ def events(watched: Watched, every: float = EVERY_SECONDS) -> Iterator[bytes]:
         quiet += every
 
 
-def doubt(folder: str, every: bool) -> str | None:
-    """Return why there is nothing to show in a folder yet; a study may still begin there.
+def why_nothing_to_show(folder: str, every: bool) -> str | None:
+    """Return why a folder has nothing to show yet, None if it has; a study may still begin there.
 
     Args:
-        folder: of a study, or with `every` of many.
+        folder: of a study; with `every`, of many studies.
 
     Raises:
         InputError: if it is a file.
     """
     if "://" not in folder and Path(folder).is_file():
-        raise InputError("a study's folder is asked for, but this is a file", folder)
+        raise InputError("a study's folder is needed, but this is a file", folder)
     try:
         if every:
             return None if store.exists(folder) else f"{folder}: there is no such folder"

@@ -1,7 +1,7 @@
-"""Answers of the untuned base, the default setting and the winner to a few held-out prompts, written down once.
+"""Answers of the untuned base, the default setting and the winner to a few held-out prompts, generated once.
 
-They belong to the step `benchmark`, the one that has the models in memory: the winner is what the study's rule chooses
-from the scores so far. A report only reads them.
+They are part of the step `benchmark`, whose pod has the models: the winner is what the study's rule selects from the scores so
+far. A report only reads them.
 """
 
 from __future__ import annotations
@@ -33,41 +33,41 @@ _BATCH = 4
 
 
 def answers(study: Study, folder: SearchFolder) -> AnswersRecord | None:
-    """Let base, default and winner answer the first held-out prompts; None if the study asks for none, or has none.
+    """Return the answers of base, default and winner to the first held-out prompts; None if the study wants or has none.
 
-    What was made from the same trials and prompts is kept. A study does not fail for want of answers: the reason is logged.
+    Existing answers of the same trials and prompts are kept. Errors do not fail the study; they are logged.
     """
     if not study.report.answers:
         return None
     try:
-        trials = _who(folder, select.choice(study, folder).chosen)
-        ask = [
+        trials = _answering_trials(folder, select.choice(study, folder).chosen)
+        inputs = [
             folder.search.data_digest,
             study.report.model_dump(mode="json"),
             [[trial.trial, trial.adapter_digest] for trial in trials],
         ]
-        if folder.stamps.outputs("answers", ask) is not None:
+        if folder.stamps.outputs("answers", inputs) is not None:
             return folder.answers
-        with folder.stamps.step("answers", ask) as outputs:
-            record = _ask(study, folder, trials)
+        with folder.stamps.step("answers", inputs) as outputs:
+            record = _record(study, folder, trials)
             if record is not None:
                 folder.write(ANSWERS, record)
             outputs["questions"] = len(record.questions) if record else 0
     except Interrupted:
         raise
-    except (RetuneError, RuntimeError) as error:  # torch's own is a RuntimeError, as when memory is short
+    except (RetuneError, RuntimeError) as error:  # torch raises RuntimeError, also when memory runs out
         _LOG.warning("the report will have no answers of the models: %s", error)
         return None
     return record
 
 
-def _who(folder: SearchFolder, chosen: str | None) -> list[TrialRecord]:
-    """Return the trials that answer: the base, and of default and winner those whose adapters are there, winner last."""
+def _answering_trials(folder: SearchFolder, chosen: str | None) -> list[TrialRecord]:
+    """Return the trials that answer: the base, and default and winner if their adapters were kept; the winner is last."""
     names = dict.fromkeys(name for name in (BASE, DEFAULT, chosen) if name in folder.trials)
     return [folder.trials[n] for n in names if n == BASE or folder.trials[n].adapter_uri]
 
 
-def _ask(study: Study, folder: SearchFolder, trials: list[TrialRecord]) -> AnswersRecord | None:
+def _record(study: Study, folder: SearchFolder, trials: list[TrialRecord]) -> AnswersRecord | None:
     found = folder.data(folder.search.data_digest)
     if found is None:
         return None
@@ -82,7 +82,7 @@ def _ask(study: Study, folder: SearchFolder, trials: list[TrialRecord]) -> Answe
         prompt=mix.prompt.kind,
         new_tokens=study.report.new_tokens,
         data_digest=mix.digest,
-        questions=[_blank(example) for example in examples],
+        questions=[_question(example) for example in examples],
     )
     base = models.load_base(study.model)
     for trial, texts in _generated(study, base, trials, examples, mix.prompt):
@@ -95,7 +95,7 @@ def _ask(study: Study, folder: SearchFolder, trials: list[TrialRecord]) -> Answe
     return record
 
 
-def _blank(example: Example) -> Answered:
+def _question(example: Example) -> Answered:
     *earlier, (_, asked) = example.turns[:-1]
     return Answered(
         question=asked,
@@ -117,19 +117,21 @@ def _generated(
     prompter = Prompter(base.tokenizer, prompt)
     context = models.context(base.model.config) or models.DEFAULT_CONTEXT
     ids = [prompter.ids(prompter.prompt_for(example)) for example in examples]
-    short = [place for place, tokens in enumerate(ids) if len(tokens) < context]
+    short = [index for index, tokens in enumerate(ids) if len(tokens) < context]
     path = folders.work_folder(study) / "progress.json"
     for number, trial in enumerate(trials):
-        progress.write(path, _shown(trial.trial, number, len(trials)))
+        progress.write(path, _progress(trial.trial, number, len(trials)))
         folder = store.download(trial.adapter_uri) if trial.adapter_uri else None
         with ExitStack() as stack:
             tuned: Any = stack.enter_context(adapters.attached(base.model, folder))
             decoder, _ = stack.enter_context(decoding(tuned, base.tokenizer, base.device, context, _BATCH))
             decoder = replace(decoder, ends=prompter.ends)
-            made = decoder.complete([ids[k] for k in short], study.report.new_tokens, prompter.is_complete)
-        texts = dict(zip(short, map(prompter.response, made), strict=True))
-        yield trial.trial, [texts.get(place) for place in range(len(ids))]
+            generated = decoder.complete(
+                [ids[k] for k in short], study.report.new_tokens, prompter.is_complete
+            )
+        texts = dict(zip(short, map(prompter.response, generated), strict=True))
+        yield trial.trial, [texts.get(index) for index in range(len(ids))]
 
 
-def _shown(trial: str, number: int, count: int) -> progress.Progress:
+def _progress(trial: str, number: int, count: int) -> progress.Progress:
     return progress.Progress(step="benchmark", running={f"answers of {trial}": number / count})

@@ -1,7 +1,7 @@
-"""What the check must know of a base: its layers, its context and its rows, from its files where they suffice.
+"""What the check needs of a base: its layers, context and vocabulary size, from its files alone if possible.
 
-Importing torch and transformers' models takes seconds. Bases of the plain Llama design, which most are, are known by the
-shapes in the headers of their safetensors files and by their config.json. Every other base is built without weights.
+Importing torch and transformers' models takes seconds. For bases of Llama's architecture and its like, which most are, the
+shapes in the headers of their safetensors files and their config.json suffice. Any other base is built without weights.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from retune import models
 from retune.errors import InputError
 from retune.evaluation.decoding.adapters import tensor_shapes
 
-_PLAIN = {
+_ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
@@ -24,16 +24,16 @@ _PLAIN = {
 _ROTARY = ("default", "llama3")
 _ATTENTION, _MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 _TABLES = ("model.embed_tokens", "lm_head")
-_MOST_LAYERS = 10_000  # building more, even without weights, takes minutes
+_MAX_LAYERS = 10_000  # building more, even without weights, takes minutes
 
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """What a base is like.
+    """Properties of a base.
 
     Attributes:
         layers: the full names of the layers that can have an adapter, in the model's order.
-        context: the most tokens that it reads, None where it does not say. rows: embeddings of tokens.
+        context: its longest input in tokens; None if the config has no limit. rows: of the embedding matrix.
     """
 
     layers: list[str]
@@ -42,19 +42,19 @@ class BaseFacts:
 
 
 def read(base: Path) -> BaseFacts:
-    """Return what the base in a folder is like.
+    """Return the properties of the base in a folder.
 
     Raises:
-        InputError: if its config.json is none that a model can be built from, or its weights are damaged.
+        InputError: if no model can be built from its config.json, or its weights are damaged.
     """
     try:
-        found = _by_files(base)
+        facts = _from_files(base)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        found = None  # not of the plain design, or damaged: what is wrong is told by what reads all designs
-    if found is None:
-        found = _built(base)
+        facts = None  # another architecture, or damaged; then `_from_model` raises an error that tells what is wrong
+    if facts is None:
+        facts = _from_model(base)
         _require_weights(base)
-    return found
+    return facts
 
 
 def _require_weights(base: Path) -> None:
@@ -67,25 +67,25 @@ def _require_weights(base: Path) -> None:
             problems.append(str(error))
     if not any(base.glob("*.safetensors")) and not any(base.glob("pytorch_model*.bin")):
         problems.append(
-            f"a base model folder holds *.safetensors or pytorch_model*.bin, but {base} holds neither"
+            f"a base model folder must have *.safetensors or pytorch_model*.bin, but {base} has neither"
         )
     if problems:
         raise InputError(problems, "model.base")
 
 
-def _by_files(base: Path) -> BaseFacts | None:
-    """Return what the files tell of a base of the plain design, None unless every layer is where that design has it."""
+def _from_files(base: Path) -> BaseFacts | None:
+    """Return the properties from the files; None unless the weights are exactly those of Llama's architecture."""
     config = json.loads((base / "config.json").read_text())
     kind = config["model_type"]
     if (
-        config["architectures"] != [_PLAIN.get(kind)]
+        config["architectures"] != [_ARCHITECTURES.get(kind)]
         or "auto_map" in config
         or "quantization_config" in config
     ):
         return None
     rotary = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if config["hidden_act"] != "silu" or rotary.get("rope_type", "default") not in _ROTARY:
-        return None  # it may be right, but whoever builds it knows
+        return None  # not known here; building the model will tell
     shapes: dict[str, list[int]] = {}
     for file in sorted(base.glob("model*.safetensors")):
         shapes |= tensor_shapes(file)
@@ -104,7 +104,7 @@ def _by_files(base: Path) -> BaseFacts | None:
     if rows != config["vocab_size"] or wrong:
         name = wrong[0] if wrong else "model.embed_tokens"
         raise InputError(
-            f"the shapes of the weights must be those that config.json asks for, but {name}.weight is "
+            f"the shapes of the weights must be those of config.json, but {name}.weight is "
             f"{' x '.join(map(str, shapes[f'{name}.weight']))} in {base}",
             "model.base",
         )
@@ -115,7 +115,7 @@ def _fits(name: str, shape: list[int], config: dict[str, Any]) -> bool:
     """Return whether a layer's shape, (outputs, inputs), is what config.json asks for."""
     hidden, middle, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     width = config.get("head_dim") or hidden // heads
-    asked = {
+    expected = {
         "q_proj": [heads * width, hidden],
         "o_proj": [hidden, heads * width],
         "gate_proj": [middle, hidden],
@@ -123,10 +123,10 @@ def _fits(name: str, shape: list[int], config: dict[str, Any]) -> bool:
         "down_proj": [hidden, middle],
     }
     shared = [(config.get("num_key_value_heads") or heads) * width, hidden]
-    return shape == asked.get(name.rpartition(".")[2], shared)
+    return shape == expected.get(name.rpartition(".")[2], shared)
 
 
-def _built(base: Path) -> BaseFacts:
+def _from_model(base: Path) -> BaseFacts:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -134,12 +134,12 @@ def _built(base: Path) -> BaseFacts:
 
     config = models.config_of(base)
     layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0)
-    if isinstance(layers, int) and layers > _MOST_LAYERS:
+    if isinstance(layers, int) and layers > _MAX_LAYERS:
         raise InputError(
-            f"`num_hidden_layers` must be at most {_MOST_LAYERS:,}, but is {layers:,}", "model.base"
+            f"`num_hidden_layers` must be at most {_MAX_LAYERS:,}, but is {layers:,}", "model.base"
         )
     try:
-        with torch.device("meta"):  # shapes and names alone
+        with torch.device("meta"):  # shapes and names, without memory for the weights
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"the base cannot be built from its config.json: {error}", "model.base") from error

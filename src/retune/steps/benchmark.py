@@ -1,4 +1,4 @@
-"""Step `benchmark`: score the best trials beside the untuned base and the default setting, and let the winner speak."""
+"""Step `benchmark`: score the best trials, the untuned base and the default setting, and generate a few answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from retune.workspace.search_folder import SearchFolder
 
 
 def inputs(study: Study, folder: SearchFolder) -> dict[str, Any]:
-    """Return what decides the outcome of this step."""
+    """Return what determines the result of this step; the step is repeated when it changes."""
     return {
         "search": folder.search.digest,
         "benchmark": study.benchmark.model_dump(mode="json"),
@@ -26,30 +26,30 @@ def inputs(study: Study, folder: SearchFolder) -> dict[str, Any]:
 
 
 def benchmark(study: Study, folder: SearchFolder) -> list[BenchRecord]:
-    """Score the candidates of a finished search on every task of the study, and write down a few answers."""
+    """Score the candidates of a finished search on every task of the study, and generate a few answers."""
     records = _scores(study, folder)
     answers.answers(study, folder)
     return records
 
 
 def _scores(study: Study, folder: SearchFolder) -> list[BenchRecord]:
-    ask = inputs(study, folder)
-    if folder.stamps.outputs("benchmark", ask) is not None:
+    step_inputs = inputs(study, folder)
+    if folder.stamps.outputs("benchmark", step_inputs) is not None:
         return folder.benches(study)
-    with folder.stamps.step("benchmark", ask) as outputs:
+    with folder.stamps.step("benchmark", step_inputs) as outputs:
         candidates = [
             bench.Candidate(record.trial, record.adapter_uri, record.adapter_digest)
             for record in folder.candidates(study)
         ]
         path = folders.work_folder(study) / "progress.json"
-        shown = progress.Progress(step="benchmark")
+        display = progress.Progress(step="benchmark")
 
         def report(event: Event) -> None:
             if event.kind != "answering":
                 return
-            shown.running = {f"{event.model} {event.task}": event.done / max(1, event.total)}
-            shown.left = event.seconds_left
-            progress.write(path, shown)
+            display.running = {f"{event.model} {event.task}": event.done / max(1, event.total)}
+            display.left = event.seconds_left
+            progress.write(path, display)
 
         records: list[BenchRecord] = []
         if study.benchmark.tasks:

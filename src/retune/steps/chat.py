@@ -1,4 +1,4 @@
-"""The same question to the untuned base and to a tuned adapter."""
+"""Answers of the untuned base and of a tuned adapter to the same question."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from retune.steps.tuned import Tuned, require_fit
 
 
 class Pair:
-    """A base that stays loaded, and an adapter that is put on for its turn; both are asked by the same prompt."""
+    """A base that stays loaded, and an adapter that is attached for its turn; both are prompted with the same template."""
 
     def __init__(self, base: models.LoadedBase, adapter: Path, prompt: Prompt) -> None:
         self.base, self.adapter = base, adapter
@@ -40,11 +40,11 @@ class Pair:
 
 
 def open_pair(what: Tuned) -> Pair:
-    """Load the base of an adapter, to put the adapter on for its turns.
+    """Load the base of an adapter and return both as a `Pair`.
 
     Raises:
-        InputError: if the adapter is none of this base.
+        InputError: if the adapter does not fit its base.
     """
     models.skip_bitsandbytes(what.model)
     require_fit(what)
-    return Pair(models.load_base(what.model), what.adapter, what.how)
+    return Pair(models.load_base(what.model), what.adapter, what.template)

@@ -1,4 +1,4 @@
-"""The check before any work: everything a study points to, all problems at once, in seconds and without a GPU."""
+"""The check before any work: everything that a study refers to, all problems at once, in seconds and without a GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from retune.study import TASKS, File, Study, trainable
 from retune.study.scored import MEAN_SCORE
 from retune.study.training import EDITING
 from retune.tracking import boards, server
-from retune.tracking.runs import place_problem, tracking_uri
+from retune.tracking.runs import tracking_uri, uri_problem
 from retune.training.run_trial import METRICS
 from retune.training.targets import in_range, named
 from retune.workspace.search_folder import SEARCH, SearchFolder
@@ -36,7 +36,6 @@ def check(study: Study, network: bool = True, tracking: bool = False) -> list[st
 
     Raises:
         InputError: with every problem found.
-
     """
     notes: list[str] = []
     problems = list(dict.fromkeys(_problems(study, network, tracking, notes)))
@@ -46,33 +45,33 @@ def check(study: Study, network: bool = True, tracking: bool = False) -> list[st
 
 
 def _problems(study: Study, network: bool, tracking: bool, notes: list[str]) -> Iterator[str]:
-    far = [] if network else remote.left_out(study)
-    if far:
-        notes.append(f"not checked (--offline): {', '.join(far)}")
+    skipped = [] if network else remote.network_uris(study)
+    if skipped:
+        notes.append(f"not checked (--offline): {', '.join(skipped)}")
     yield from search_problems(study)
-    base_is_here = study.model.base not in far
-    if base_is_here:
-        yield from _of(lambda: models.locate(study.model))
-    if not any(source.uri in far for source in study.data.sources) and _held_out(study) not in far:
-        yield from _of(lambda: notes.extend(_data(study, base_is_here)))
+    base_is_local = study.model.base not in skipped
+    if base_is_local:
+        yield from _problems_of(lambda: models.locate(study.model))
+    if not any(source.uri in skipped for source in study.data.sources) and _held_out(study) not in skipped:
+        yield from _problems_of(lambda: notes.extend(_data(study, base_is_local)))
     for uri in study.search.warm_start:
-        if uri not in far and not store.exists(store.join(uri, "search.json")):
+        if uri not in skipped and not store.exists(store.join(uri, "search.json")):
             yield f"`search.warm_start` names finished searches, but there is no search.json in {uri}"
-    if base_is_here:
+    if base_is_local:
         yield from _quantization(study)
-        yield from _of(lambda: _base(study))
-    if study.benchmark.tasks and not any(uri in far for uri in study.benchmark.data.values()):
+        yield from _problems_of(lambda: _base(study))
+    if study.benchmark.tasks and not any(uri in skipped for uri in study.benchmark.data.values()):
         yield from bench.check(study.benchmark)
-        if network and base_is_here:
-            yield from _of(lambda: _candidates(study))
-    if study.scored and not any(uri in far for uri in study.benchmark.data.values()):
+        if network and base_is_local:
+            yield from _problems_of(lambda: _candidates(study))
+    if study.scored and not any(uri in skipped for uri in study.benchmark.data.values()):
         yield from bench.check(study.scored)
-    if study.artifacts.uri not in far:
+    if study.artifacts.uri not in skipped:
         yield from remote.artifacts(study)
     yield from boards.problems(study.tracking)
-    if study.tracking.uri not in far:
-        yield from _old_server(study)
-    if tracking and study.tracking.uri not in far:
+    if study.tracking.uri not in skipped:
+        yield from _unusable_server(study)
+    if tracking and study.tracking.uri not in skipped:
         yield from remote.tracking(study)
 
 
@@ -81,7 +80,7 @@ def search_problems(study: Study) -> Iterator[str]:
     if study.engine.kind == "katib":
         from retune.engines.katib import manifest
 
-        yield from _of(lambda: manifest.check(study))
+        yield from _problems_of(lambda: manifest.check(study))
     else:
         wanted = study.search
         objective = search.Objective.of(wanted)
@@ -94,14 +93,14 @@ def _held_out(study: Study) -> str | None:
 
 
 def _metrics(study: Study) -> Iterator[str]:
-    """Yield the names of metrics that no trial measures; otherwise every trial would count as failed."""
-    named = {
+    """Yield the metrics that no trial measures; with them every trial would count as failed."""
+    metrics = {
         f"search.objective{f'.{k}' if k else ''}.metric": o.metric
         for k, o in enumerate(study.search.objectives)
     }
-    named |= {f"search.constraints.{k}.metric": c.metric for k, c in enumerate(study.search.constraints)}
+    metrics |= {f"search.constraints.{k}.metric": c.metric for k, c in enumerate(study.search.constraints)}
     known = (*METRICS, *study.search.scored_tasks, MEAN_SCORE)
-    for key, metric in named.items():
+    for key, metric in metrics.items():
         if metric in known:
             continue
         near = {
@@ -113,30 +112,33 @@ def _metrics(study: Study) -> Iterator[str]:
         yield f"{key}: unknown metric {metric!r}; {hint}"
 
 
-def _data(study: Study, base_is_here: bool) -> list[str]:
-    """Return a line for each file with its detected format and what is dropped, and how long the study will take."""
+def _data(study: Study, base_is_local: bool) -> list[str]:
+    """Return a line for each file with its detected format and dropped records, and the estimated duration of the study."""
     base = None
-    if base_is_here:
-        # Reported above; the rest can still be checked
+    if base_is_local:
+        # A missing base is reported by the caller; the data can be checked without it
         with contextlib.suppress(FileNotFoundError, RetuneError):
             base = models.locate(study.model)
-    seen = mixing.preview(study.data, study.seed, base)
-    lasts = duration.told(study, seen, base)
-    return [*seen.lines, *([lasts] if lasts else [])]
+    preview = mixing.preview(study.data, study.seed, base)
+    estimate = duration.estimate(study, preview, base)
+    return [*preview.lines, *([estimate] if estimate else [])]
 
 
-def _old_server(study: Study) -> list[str]:
-    """Return why MLflow keeps no runs there, or why the server is too old. One that is away is not: results wait for it."""
+def _unusable_server(study: Study) -> list[str]:
+    """Return why MLflow cannot keep runs at `tracking.uri`, or refuses us, or is too old.
+
+    A server that does not answer is no problem: the outbox keeps the data until it does.
+    """
     used = tracking_uri(study.tracking.uri)
     try:
-        problem = place_problem(used) or server.problem(used)
+        problem = uri_problem(used) or server.problem(used)
     except server.Unreachable:
         return []
     return [f"tracking.uri: {problem}"] if problem else []
 
 
 def _quantization(study: Study) -> list[str]:
-    """Return why the base cannot be loaded in 4 bits where the trials run: in Katib's pods, or on this machine."""
+    """Return why the base cannot be loaded in 4 bits where the trials run, in Katib's pods or on this machine."""
     if study.model.quantization is None:
         return []
     inits = {study.training.init} | {
@@ -144,7 +146,7 @@ def _quantization(study: Study) -> list[str]:
     }
     if editing := sorted(inits & set(EDITING)):
         return [
-            f"`init: {editing[0]}` edits the base's weights, which `model.quantization` keeps in 4 bits: drop one of the two"
+            f"`init: {editing[0]}` edits the base's weights, which `model.quantization` keeps in 4 bits: remove one of the two"
         ]
     if study.engine.kind == "katib":
         lacks = f"`model.quantization: {study.model.quantization}` needs `cluster.gpus` above 0, but got 0"
@@ -155,32 +157,32 @@ def _quantization(study: Study) -> list[str]:
 
 
 def _base(study: Study) -> None:
-    """Refuse a base whose tokenizer does not fit, or without the target modules: nothing could be trained on it."""
+    """Refuse a base that cannot be trained on: without the target modules, or with a tokenizer that does not fit."""
     try:
         base = models.locate(study.model)
     except (InputError, FileNotFoundError):
         return  # reported above
-    known = base_facts.read(base)
+    facts = base_facts.read(base)
     problems = []
     for assignment in trainable.settings(study.search.space, ("target_modules", "first_layer", "last_layer")):
-        problems += _of(lambda given=assignment: _targets(study, known.layers, given))  # type: ignore[misc]
+        problems += _problems_of(lambda given=assignment: _targets(study, facts.layers, given))  # type: ignore[misc]
     problems = list(dict.fromkeys(problems))
-    if known.context and study.data.max_length > known.context:
+    if facts.context and study.data.max_length > facts.context:
         problems.append(
-            f"`data.max_length <= {known.context}` must hold, the context of the base, but got {study.data.max_length}"
+            f"`data.max_length <= {facts.context}` must hold, the context of the base, but got {study.data.max_length}"
         )
     try:
-        tokenizer = plain_tokenizer.of(base) or models.load_tokenizer(study.model)
+        tokenizer = plain_tokenizer.load(base) or models.load_tokenizer(study.model)
     except InputError as error:
         problems += [f"{error.subject}: {problem}" for problem in error.problems]
     else:
-        problems += [f"model.base: {problem}" for problem in models.tokenizer_problems(tokenizer, known.rows)]
+        problems += [f"model.base: {problem}" for problem in models.tokenizer_problems(tokenizer, facts.rows)]
     if problems:
         raise InputError(problems)
 
 
 def _targets(study: Study, layers: list[str], assignment: Assignment) -> None:
-    """Refuse target modules or a range of blocks that the base has not, in one of the settings that can be tried."""
+    """Refuse target modules or a range of blocks that the base does not have, in one assignment of the search space."""
     try:
         chosen = study.training.tuned(assignment)
     except ValidationError:
@@ -190,7 +192,7 @@ def _targets(study: Study, layers: list[str], assignment: Assignment) -> None:
 
 
 def _candidates(study: Study) -> None:
-    """Refuse adapters that are gone or fit another base, where a finished search is yet to be benchmarked."""
+    """Refuse adapters that are missing or fit another base, if a finished search is yet to be benchmarked."""
     try:
         folder = SearchFolder.of(study)
     except (RetuneError, FileNotFoundError):
@@ -205,8 +207,8 @@ def _candidates(study: Study) -> None:
         raise InputError(problems)
 
 
-def _of(action: Callable[[], object]) -> list[str]:
-    """Return the problems that an action raises."""
+def _problems_of(action: Callable[[], object]) -> list[str]:
+    """Return the problems of the errors that an action raises; none if it raises none."""
     try:
         action()
     except InputError as error:

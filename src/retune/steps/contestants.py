@@ -17,21 +17,21 @@ UNTUNED = "base"
 
 @dataclass(frozen=True)
 class Contestant:
-    """One of the two. `prompt` is None for the untuned base, and where nothing tells how an adapter was tuned."""
+    """One of the two models; `prompt` is None for the untuned base, and if an adapter has no recorded prompt."""
 
     candidate: Candidate
     prompt: Prompt | None = None
 
 
 def find(text: str, tracking: str = "sqlite:///mlflow.db") -> Contestant:
-    """Return the model that is meant: `base`, an adapter's folder, a study's, or a registered `model@alias`.
+    """Return the model that a person names: `base`, an adapter's folder, a study's, or a registered `model@alias`.
 
     Args:
-        text: ``[NAME=]WHAT``; without a name it has the last part of what it names that says anything.
+        text: ``[NAME=]WHAT``; the default name is the last telling part of WHAT.
         tracking: MLflow's URI.
 
     Raises:
-        InputError: if a study or a registered version is named that is not there.
+        InputError: if there is no such study or registered version.
     """
     if text == UNTUNED:
         return Contestant(Candidate(UNTUNED))
@@ -63,7 +63,7 @@ def prompts(a: Contestant, b: Contestant, given: str | None = None) -> tuple[Pro
     if given is not None:
         if given == "auto":
             raise InputError(
-                "a prompt is chat, alpaca, none or a file with a template, but got 'auto'", "--prompt"
+                "a prompt must be chat, alpaca, none or a file with a template, but got 'auto'", "--prompt"
             )
         how = resolve(given, False)
         return {"a": how, "b": how}, ""
@@ -73,8 +73,8 @@ def prompts(a: Contestant, b: Contestant, given: str | None = None) -> tuple[Pro
     note = ""
     if unknown:
         note = (
-            f"nothing tells how {' and '.join(unknown)} was tuned to be asked, so Alpaca's prompt is taken; "
-            "say it by --prompt"
+            f"there is no record of the prompt that {' and '.join(unknown)} was tuned with, so Alpaca's is used; "
+            "name another with --prompt"
         )
     return {"a": a.prompt or other, "b": b.prompt or other}, note
 

@@ -1,4 +1,4 @@
-"""How long a study takes on a machine without a GPU, roughly: enough to see an hour from a week before it begins."""
+"""A rough estimate of a study's duration on a machine without a GPU, to tell an hour from a week before it begins."""
 
 from __future__ import annotations
 
@@ -12,38 +12,40 @@ from retune.data.mixing import Preview
 from retune.evaluation.decoding.adapters import tensor_shapes
 from retune.study import Study
 
-# What training reached on a core of an AMD EPYC: the demo's base, 999 records of Alpaca, 20,000 tokens a second on two cores
-_FLOPS_OF_A_CORE = 30e9
-_START = 20.0  # seconds: processes, the base, benchmarks of nothing, the report
+# Measured on an AMD EPYC: the demo's base on 999 records of Alpaca trained at 20,000 tokens per second on two cores
+_FLOPS_PER_CORE = 30e9
+_FIXED_SECONDS = 20.0  # starting processes, loading the base, the steps after the search, the report
 
 
 def parameters(base: str, folder: Path | None) -> float | None:
-    """Return the parameters of a base, by its files or else by its name (``SmolLM2-135M``); None where neither tells."""
+    """Return the number of parameters of a base, from its files or its name (``SmolLM2-135M``); None if neither has it."""
     if folder is not None:
         try:
             shapes = [
                 shape for file in folder.glob("*.safetensors") for shape in tensor_shapes(file).values()
             ]
         except (OSError, ValueError):
-            shapes = []  # damaged files are told of elsewhere
+            shapes = []  # damaged files are reported by `base_facts`
         if shapes:
             return float(sum(prod(shape) for shape in shapes))
-    named = re.findall(
+    sizes = re.findall(
         r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([mb])(?![A-Za-z0-9])", base.rpartition("/")[2], re.IGNORECASE
     )
-    return float(named[-1][0]) * (1e6 if named[-1][1].lower() == "m" else 1e9) if named else None
+    return float(sizes[-1][0]) * (1e6 if sizes[-1][1].lower() == "m" else 1e9) if sizes else None
 
 
-def seconds(study: Study, seen: Preview, size: float) -> float:
-    """Return how long the trials of a study take on the cores of this machine, without its benchmarks.
+def seconds(study: Study, preview: Preview, size: float) -> float:
+    """Return the estimated seconds of a study's trials on the cores of this machine, without its benchmarks.
 
     A token costs 4 floating-point operations per parameter in training, since gradients of the frozen weights are not
     computed, and 2 in validation (Kaplan et al. 2020, section 2.1, counts 2 each for the forward pass, for the gradients of
     the activations and for those of the weights).
     """
     search = study.search
-    tokens = 4 * study.training.epochs * seen.train + 2 * seen.validation
-    return _START + search.planned_trials * tokens * seen.tokens * size / (_FLOPS_OF_A_CORE * cores())
+    tokens = 4 * study.training.epochs * preview.train + 2 * preview.validation
+    return _FIXED_SECONDS + search.planned_trials * tokens * preview.tokens * size / (
+        _FLOPS_PER_CORE * cores()
+    )
 
 
 def cores() -> int:
@@ -51,14 +53,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def told(study: Study, seen: Preview, folder: Path | None) -> str | None:
-    """Return a line for people; None where nothing is known: trials on a GPU or a cluster, a base of unknown size."""
+def estimate(study: Study, preview: Preview, folder: Path | None) -> str | None:
+    """Return the estimate as a line for people; None if there is none: on a GPU or a cluster, or a base of unknown size."""
     size = parameters(study.model.base, folder)
     if size is None or study.engine.kind != "local" or gpus.visible():
         return None
     trials = study.search.planned_trials
     longer = ", benchmarks aside" if study.benchmark.tasks or study.scored else ""
-    needed = words(seconds(study, seen, size))
+    needed = words(seconds(study, preview, size))
     return f"about {needed} on the {cores()} cores of this machine{longer}: {trials} trials with base and repeats"
 
 

@@ -21,7 +21,7 @@ CONVERTER = "convert_hf_to_gguf.py"
 
 
 def card(what: Tuned, licence: str | None) -> str:
-    """Return the model card: the front matter that Hugging Face hubs read, and the facts as a table."""
+    """Return the model card: front matter for Hugging Face hubs, and the facts as a table."""
     base = what.model.base
     local = base.startswith(("/", ".")) or "://" in base
     named = ({} if local else {"base_model": base}) | ({"license": licence} if licence else {})
@@ -35,8 +35,8 @@ def card(what: Tuned, licence: str | None) -> str:
         "chat": "Prompt it with the chat template of its tokenizer.",
         "alpaca": "Prompt it with Alpaca's template: the instruction under `### Instruction:`, the answer after `### Response:`.",
         "none": "Prompt it with plain text, without a template.",
-        "fields": f"Prompt it with this template:\n\n{block(what.how.text or '')}",
-    }[what.how.kind]
+        "fields": f"Prompt it with this template:\n\n{block(what.template.text or '')}",
+    }[what.template.kind]
     table = ["| | |", "|---|---|", *rows, row(["Licence", terms])]
     lines = [
         *head,
@@ -62,24 +62,24 @@ def write(what: Tuned, out: Path, licence: str | None = None, merge: bool = Fals
     store.require_writable(out, "--out")
     if out.exists() and any(out.iterdir()):
         raise InputError("a folder to export to must be empty or new", str(out))
-    made = Path(tempfile.mkdtemp(prefix=".retune-export-", dir=_existing(out.resolve().parent)))
+    temporary = Path(tempfile.mkdtemp(prefix=".retune-export-", dir=_existing(out.resolve().parent)))
     try:
         if merge:
-            _merge(what, made)
+            _merge(what, temporary)
         else:
             for path in what.adapter.iterdir():
                 _require_own(path, what.adapter)
-                shutil.copy(path, made / path.name)
-            _tokenizer(what).save_pretrained(made)
+                shutil.copy(path, temporary / path.name)
+            _tokenizer(what).save_pretrained(temporary)
         if what.prompt is not None:
-            (made / PROMPT).write_text(what.prompt.model_dump_json() + "\n", encoding="utf-8")
-        (made / "README.md").write_text(card(what, licence), encoding="utf-8")
-        made.chmod(0o755)
+            (temporary / PROMPT).write_text(what.prompt.model_dump_json() + "\n", encoding="utf-8")
+        (temporary / "README.md").write_text(card(what, licence), encoding="utf-8")
+        temporary.chmod(0o755)
         if out.exists():
             out.rmdir()
-        os.replace(made, out)
+        os.replace(temporary, out)
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         if what.temporary:
             shutil.rmtree(what.temporary, ignore_errors=True)
     return out
@@ -101,17 +101,17 @@ def converter() -> Path:
     Raises:
         InputError: if it is not installed.
     """
-    named = os.environ.get("LLAMA_CPP")
-    found = Path(named, CONVERTER) if named else Path(shutil.which(CONVERTER) or CONVERTER)
-    if not found.is_file():
+    configured = os.environ.get("LLAMA_CPP")
+    path = Path(configured, CONVERTER) if configured else Path(shutil.which(CONVERTER) or CONVERTER)
+    if not path.is_file():
         raise InputError(
             f"--gguf needs llama.cpp's {CONVERTER}: put it on the PATH, or set LLAMA_CPP to the folder of llama.cpp"
         )
-    return found
+    return path
 
 
 def to_gguf(merged: Path, kind: str) -> Path:
-    """Convert a merged model by llama.cpp's own converter; return the file.
+    """Convert a merged model with llama.cpp's converter; return the GGUF file.
 
     Raises:
         InputError: if the converter is not installed.
@@ -137,8 +137,8 @@ def _existing(folder: Path) -> Path:
 
 def _tokenizer(what: Tuned) -> Any:
     tokenizer = models.load_tokenizer(what.model)
-    if what.how.kind == "chat" and what.how.text:
-        tokenizer.chat_template = what.how.text
+    if what.template.kind == "chat" and what.template.text:
+        tokenizer.chat_template = what.template.text
     return tokenizer
 
 

@@ -1,4 +1,4 @@
-"""The study file that `retune init` writes: one that runs as it is, on the data and the base that it names."""
+"""The study file that `retune init` writes: one that runs without changes, on the given data and base."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from retune.steps import base_facts, check, duration, remote
 from retune.study import Study, loads
 
 SAMPLE = "sample.jsonl"
-MOST_SECONDS = 3600.0  # a first study on a machine without a GPU is made to fit into this
-FEWEST = 200  # records that training is not cut below to fit
+MAX_SECONDS = (
+    3600.0  # on a machine without a GPU a first study is reduced until it is estimated to end within this
+)
+MIN_RECORDS = 200  # the training data is not reduced below this
 MAX_LENGTH = 512
 
 _TEMPLATE = """\
@@ -71,7 +73,7 @@ _WORDS = (
 
 @dataclass(frozen=True)
 class _Size:
-    """How much a study trains: records (or ``all``), epochs, settings, and seeds for the best."""
+    """The size of a study: training records (or ``all``), epochs, trials, and repeats of the best."""
 
     train: str = "all"
     epochs: int = 2
@@ -81,35 +83,35 @@ class _Size:
 
 @dataclass(frozen=True)
 class FirstStudy:
-    """The text of a study file, and lines for people: the data as it was read, and how long the study takes."""
+    """The text of a study file, and lines for people: the data as it was read, and the estimated duration."""
 
     text: str
     notes: list[str]
 
 
 def sample() -> str:
-    """Return a small data set to try things with: 200 questions about numbers."""
+    """Return a small data set to experiment with: 200 questions about numbers, as JSONL."""
     pairs = [(n, words) for n in range(1, 51) for words in _WORDS]
     rows = [
-        {"prompt": asked.format(n, n + 1), "completion": said.format(n, n + 1)} for n, (asked, said) in pairs
+        {"prompt": asked.format(n, n + 1), "completion": answer.format(n, n + 1)}
+        for n, (asked, answer) in pairs
     ]
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def write(file: Path, name: str, base: str, source: Mapping[str, object] | None) -> FirstStudy:
-    """Return a study that runs as it is.
+    """Return a study that runs without changes.
 
-    Without a GPU it is made as small as it takes to end within about an hour: fewer settings first, then fewer records.
+    Without a GPU it is reduced until it is estimated to end within about an hour: fewer trials first, then fewer records.
 
     Args:
         file: where the study will be written; its paths are relative to there.
-        name: of the study and of its model. base: as the study names it.
-        source: `uri` of the data as the study names it, with `format`, `columns` and `split` where given; None for the
-            sample, which will lie beside the study.
+        name: of the study and of its registered model. base: as in the study file.
+        source: `uri` of the data as in the study file, with `format`, `columns` and `split` if given; None for the
+            sample, which will be beside the study.
 
     Raises:
-        InputError: with all that would keep it from running, as far as it can be told without the network.
-
+        InputError: with everything that would keep it from running, as far as that is known without the network.
     """
     with tempfile.TemporaryDirectory() as beside:
         trial = {"uri": str(Path(beside) / SAMPLE)} if source is None else source
@@ -127,7 +129,7 @@ def write(file: Path, name: str, base: str, source: Mapping[str, object] | None)
             raise InputError([_with_option(problem) for problem in error.problems], "retune init") from error
         cut = None
         if source is None or not remote.is_remote(str(source["uri"])):
-            size, cut = _fitting(study)
+            size, cut = _reduced(study)
             if cut is not None:  # the notes count records, and must be those of the smaller study
                 notes = check.check(study(size), network=False)
     notes = [note.replace("not checked (--offline)", "left to `retune validate`") for note in notes]
@@ -150,7 +152,7 @@ def _text(
 
 
 def _scalar(value: object) -> str:
-    """Return a value as YAML in one line, in quotes where it needs them."""
+    """Return a value as YAML in one line, quoted if necessary."""
     return (
         yaml.safe_dump(value, default_flow_style=True, width=1 << 20, allow_unicode=True)
         .removesuffix("...\n")
@@ -159,8 +161,8 @@ def _scalar(value: object) -> str:
 
 
 def _context(study: Study) -> int | None:
-    """Return how many tokens the base reads, if it lies here; what is wrong with it is told by the check."""
-    if study.model.base in remote.left_out(study):
+    """Return the context of the base in tokens, if it is on this machine; the check reports what is wrong with it."""
+    if study.model.base in remote.network_uris(study):
         return None
     try:
         return base_facts.read(models.locate(study.model)).context
@@ -168,29 +170,31 @@ def _context(study: Study) -> int | None:
         return None
 
 
-def _fitting(study: Callable[[_Size], Study]) -> tuple[_Size, str | None]:
-    """Return the largest size that fits into `MOST_SECONDS` here, and a line that says what was cut and why."""
+def _reduced(study: Callable[[_Size], Study]) -> tuple[_Size, str | None]:
+    """Return the largest size that fits into `MAX_SECONDS` here, and a line about what was reduced and why."""
     first = study(_Size())
-    base = None if first.model.base in remote.left_out(first) else models.locate(first.model)
-    seen = mixing.preview(first.data, first.seed, base)
+    base = None if first.model.base in remote.network_uris(first) else models.locate(first.model)
+    preview = mixing.preview(first.data, first.seed, base)
     parameters = duration.parameters(first.model.base, base)
-    if parameters is None or duration.told(first, seen, base) is None:
+    if parameters is None or duration.estimate(first, preview, base) is None:
         return _Size(), None
-    needed = duration.seconds(first, seen, parameters)
-    if needed <= MOST_SECONDS:
+    needed = duration.seconds(first, preview, parameters)
+    if needed <= MAX_SECONDS:
         return _Size(), None
     size = _Size(trials=10, repeats=1)
-    needed_now = duration.seconds(study(size), seen, parameters)
-    if needed_now > MOST_SECONDS:
-        count = max(FEWEST, int(2 * seen.train * MOST_SECONDS / needed_now))  # of one epoch instead of two
-        size = _Size(str(count) if count < seen.train else "all", 1, 10, 1)
-    long = f"20 settings on all {seen.train:,} records need {duration.words(needed)} here"
+    needed_now = duration.seconds(study(size), preview, parameters)
+    if needed_now > MAX_SECONDS:
+        count = max(
+            MIN_RECORDS, int(2 * preview.train * MAX_SECONDS / needed_now)
+        )  # of one epoch instead of two
+        size = _Size(str(count) if count < preview.train else "all", 1, 10, 1)
+    long = f"20 settings on all {preview.train:,} records need {duration.words(needed)} here"
     whole = "`train: all`, `epochs: 2`, `trials: 20`, `repeats: 2`"
     return size, f"made smaller for this machine: {long}; with a GPU set {whole}"
 
 
 def _with_option(problem: str) -> str:
-    """Return a problem whose remedy is a key of the study with the option of `retune init` that writes it."""
+    """Return a problem whose remedy is the study's `columns` together with the option of `retune init` for it."""
     found = re.search(r"`columns: \{([^}]*)\}`", problem)
     if not found:
         return problem

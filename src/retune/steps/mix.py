@@ -1,4 +1,4 @@
-"""Step `mix`: one instruction data set out of several, split into train and validation."""
+"""Step `mix`: mix several instruction data sets into one, split into train and validation."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from retune.workspace import folders
 
 
 class Recipe(BaseModel):
-    """All that decides the mixed data: the argument, and so the cache key, of the pipeline's first step.
+    """Everything that determines the mixed data: the argument, and so the cache key, of the pipeline's first step.
 
-    `folder` names the content of the source files too, so that changed data is mixed again.
+    The name of `folder` has a digest of the source files' content, so that changed data is mixed again.
     """
 
     data: Data

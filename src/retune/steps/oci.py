@@ -1,4 +1,4 @@
-"""A folder as an OCI image layout, which registries take and clusters pull."""
+"""Writes a folder as an OCI image layout, for container registries and clusters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def to_oci(folder: Path, layout: Path, name: str) -> str:
     """Write a folder as an OCI image layout with one layer below ``/models``; return the manifest's digest.
 
     ``skopeo copy oci:<layout>:latest docker://…`` pushes it; KServe mounts it as ``oci://…``, and vLLM reads the folder.
-    The same files give the same bytes.
+    The same files give the same bytes: entries have no times and owners.
     """
     blobs = layout / "blobs" / "sha256"
     blobs.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A study as one of Optuna, in a storage of its own, for optuna-dashboard and Optuna's analyses and plots."""
+"""Exports a study into an Optuna storage, for optuna-dashboard and Optuna's analyses and plots."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ SEARCH_ATTR = "retune.search"
 
 
 def export(folder: str, storage: str) -> tuple[str, int, int]:
-    """Write the finished trials of a study into an Optuna storage; those that are there stay as they are.
+    """Add the finished trials of a study to an Optuna storage; existing ones are not changed.
 
-    The default setting and the search's are trials of Optuna: their states, values, constraints, distributions, times and
-    validation curves. The untuned base has no setting, and a repeat is the same setting again, so both are
-    attributes of the study, where they do not mislead `best_trial` and importances.
+    The default and the search's trials become trials of Optuna, with states, values, constraints, distributions, times and
+    validation curves. The untuned base has no setting, and a repeat has that of another trial, so both become
+    attributes of the study, where they do not distort `best_trial` and importances.
 
     Args:
-        folder: of a study or one of its searches. storage: SQLAlchemy's URL of a database, or the path of an SQLite file.
+        folder: of a study or one of its searches. storage: SQLAlchemy URL of a database, or path of an SQLite file.
 
     Returns:
-        the study's name there, how many trials were added, and how many it has now.
+        the study's name there, the number of added trials, and that of all its trials.
 
     Raises:
         InputError: if Optuna is not installed, or the storage has a study of that name from another search.
@@ -47,37 +47,37 @@ def export(folder: str, storage: str) -> tuple[str, int, int]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     url = storage if "://" in storage else f"sqlite:///{storage}"
     try:
-        kept = optuna.create_study(
+        optuna_study = optuna.create_study(
             study_name=study.name,
             storage=url,
             directions=[objective.goal for objective in study.search.objectives],
             load_if_exists=True,
         )
-    except Exception as error:  # whatever the database's driver raises
+    except Exception as error:  # each database driver has its own exceptions
         why = error.__cause__ or error
         raise RetuneError(f"the storage {storage} cannot be opened: {first_line(why)}") from error
-    owner = kept.user_attrs.get(SEARCH_ATTR)
-    if owner not in (None, search.name) or (owner is None and kept.trials):
+    search_name = optuna_study.user_attrs.get(SEARCH_ATTR)
+    if search_name not in (None, search.name) or (search_name is None and optuna_study.trials):
         raise InputError(
-            f"{storage} has a study {study.name!r} already, of {owner or 'another program'}, but this is {search.name}: name "
-            "another storage, or delete it by `optuna delete-study`"
+            f"{storage} has a study {study.name!r} already, of {search_name or 'another program'}, but this is {search.name}: "
+            "name another storage, or delete that study with `optuna delete-study`"
         )
-    kept.set_user_attr(SEARCH_ATTR, search.name)
+    optuna_study.set_user_attr(SEARCH_ATTR, search.name)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # names are experimental there
-        kept.set_metric_names([objective.metric for objective in study.search.objectives])
+        warnings.simplefilter("ignore")  # Optuna warns that `set_metric_names` is experimental
+        optuna_study.set_metric_names([objective.metric for objective in study.search.objectives])
     records = sorted(search.trials.values(), key=lambda record: (record.number, record.trial))
-    _describe(kept, study, search.uri, records)
+    _describe(optuna_study, study, search.uri, records)
     benches = search.benches(study) if search.has(SEARCH) else []
-    there = {trial.user_attrs.get("trial") for trial in kept.trials}
-    new = [r for r in records if r.role in ("default", "search") and r.trial not in there]
+    existing = {trial.user_attrs.get("trial") for trial in optuna_study.trials}
+    new = [r for r in records if r.role in ("default", "search") and r.trial not in existing]
     for record in new:
-        kept.add_trial(_trial(record, study, [b for b in benches if b.model == record.trial]))
-    return study.name, len(new), len(there) + len(new)
+        optuna_study.add_trial(_trial(record, study, [b for b in benches if b.model == record.trial]))
+    return study.name, len(new), len(existing) + len(new)
 
 
 def distribution(parameter: Parameter) -> Any:
-    """Return a parameter's range in Optuna's terms; ordered lists are categories, since their gaps differ."""
+    """Return a parameter's Optuna distribution; ordered lists become categories, since their steps may differ."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if parameter.values is not None:
@@ -93,7 +93,7 @@ def distribution(parameter: Parameter) -> Any:
     return IntDistribution(int(low), int(high), log=log, step=step if on_grid else 1)
 
 
-def _describe(kept: Any, study: Study, uri: str, records: Sequence[TrialRecord]) -> None:
+def _describe(optuna_study: Any, study: Study, uri: str, records: Sequence[TrialRecord]) -> None:
     metric = study.search.objective.metric
     repeats: dict[str, list[float]] = defaultdict(list)
     for record in records:
@@ -101,7 +101,7 @@ def _describe(kept: Any, study: Study, uri: str, records: Sequence[TrialRecord])
         if value is not None and record.role == "repeat":
             repeats[record.trial.rpartition("-seed-")[0]].append(value)
         elif value is not None and record.role == "base":
-            kept.set_user_attr("untuned_base", value)
+            optuna_study.set_user_attr("untuned_base", value)
     facts: dict[str, Any] = {
         "folder": uri if "://" in uri else str(Path(uri).resolve()),
         "base": study.model.base,
@@ -109,7 +109,7 @@ def _describe(kept: Any, study: Study, uri: str, records: Sequence[TrialRecord])
         "repeats": dict(repeats),
     }
     for name, fact in facts.items():
-        kept.set_user_attr(name, fact)
+        optuna_study.set_user_attr(name, fact)
 
 
 def _trial(record: TrialRecord, study: Study, benches: Sequence[BenchRecord]) -> Any:
@@ -118,8 +118,8 @@ def _trial(record: TrialRecord, study: Study, benches: Sequence[BenchRecord]) ->
 
     objectives = study.search.objectives
     values = [record.objective(objective.metric) for objective in objectives]
-    whole = all(value is not None for value in values)
-    state = TrialState.COMPLETE if whole else TrialState.FAIL
+    complete = all(value is not None for value in values)
+    state = TrialState.COMPLETE if complete else TrialState.FAIL
     curve = {point.step: point.value for point in record.curves.get(objectives[0].metric, [])}
     if record.status == "early_stopped" and len(objectives) == 1:
         state = TrialState.PRUNED
@@ -132,15 +132,15 @@ def _trial(record: TrialRecord, study: Study, benches: Sequence[BenchRecord]) ->
     limits = [_violation(record, constraint) for constraint in study.search.constraints]
     made = optuna.trial.create_trial(
         state=state,
-        values=values if whole else None,
+        values=values if complete else None,
         params=params,
         distributions=distributions,
         user_attrs={name: value for name, value in facts.items() if value is not None},
         system_attrs={"constraints": limits} if limits else {},  # the form that Optuna 4 and 5 both read
         intermediate_values=curve if len(objectives) == 1 else None,
     )
-    begun, ended = _time(record.started), _time(record.finished)
-    made.datetime_start = begun or made.datetime_start
+    started, ended = _time(record.started), _time(record.finished)
+    made.datetime_start = started or made.datetime_start
     made.datetime_complete = ended or made.datetime_complete
     return made
 
@@ -149,10 +149,10 @@ def _params(assignment: dict[str, Value], space: Space) -> tuple[dict[str, Any],
     params: dict[str, Any] = {}
     distributions: dict[str, Any] = {}
     known = {name: value for name, value in assignment.items() if name in space.names}
-    varied = space.active(space.encode(known)) if space.contains(known) else [True] * len(space.names)
-    for parameter, on in zip(space.parameters, varied, strict=True):
+    active = space.active(space.encode(known)) if space.contains(known) else [True] * len(space.names)
+    for parameter, is_active in zip(space.parameters, active, strict=True):
         value = assignment.get(parameter.name)
-        if value is None or not on or not parameter.contains(value):
+        if value is None or not is_active or not parameter.contains(value):
             continue
         if parameter.values is not None:
             value = next(known for known in parameter.values if known == value or str(known) == str(value))
@@ -162,7 +162,7 @@ def _params(assignment: dict[str, Value], space: Space) -> tuple[dict[str, Any],
 
 
 def _violation(record: TrialRecord, constraint: Constraint) -> float:
-    """Return by how much a trial breaks a constraint, in units of its metric; 0 and less is kept, 1 if it was not measured."""
+    """Return by how much a trial violates a constraint, in units of its metric: above 0 is violated; 1 if not measured."""
     value = measured(record, constraint.metric)
     if value is None:
         return 1.0
@@ -170,7 +170,7 @@ def _violation(record: TrialRecord, constraint: Constraint) -> float:
 
 
 def _time(rfc3339: str) -> datetime | None:
-    """Return a record's time as Optuna keeps times: local, without a zone."""
+    """Return a record's time as Optuna stores times: local, without time zone."""
     try:
         return datetime.fromisoformat(rfc3339).astimezone().replace(tzinfo=None)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a study came to, gathered from its records: what `retune run` prints at its end."""
+"""The outcome of a study, gathered from its records: what `retune run` prints at its end."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ class Outcome(BaseModel):
     """The end of a study.
 
     Attributes:
-        folder: URI of the search, where its records are. report: the page to open.
+        folder: URI of the search with its records. report: URI of the HTML report.
         model: the registered model. tracking: MLflow's URI. stopped_by: ``trials``, ``failures`` or ``hours``.
-        trials, failed: settings that were tried, and how many of them failed. hours: spent on the search.
+        trials, failed: trials of the search, and how many of them failed. hours: spent on the search.
         adapter: URI of the chosen adapter, PEFT's own files; None if no trial completed.
         selection: the chosen trial and why. gate: whether it became champion and why.
-        pareto: of a study with several objectives, the trials that none beats in all of them.
-
+        pareto: the Pareto set of a study with several objectives.
     """
 
     study: str
@@ -50,7 +49,6 @@ def read(study: Study) -> Outcome:
 
     Raises:
         RetuneError: if it is not finished.
-
     """
     folder = SearchFolder.of(study, at_once=True)
     if folder is None or not folder.has(GATE):

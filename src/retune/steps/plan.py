@@ -24,7 +24,7 @@ _INPUTS: dict[str, Callable[[Study, SearchFolder], object]] = {
 
 
 def plan(study: Study) -> dict[str, bool]:
-    """Return for every step, in order, whether it is up to date; what follows a step that is not, is not either."""
+    """Return for every step, in order, whether it is up to date; after one that is not, no step is."""
     states = _states(study)
     found: dict[str, bool] = {}
     for step in STEPS:
@@ -33,14 +33,14 @@ def plan(study: Study) -> dict[str, bool]:
 
 
 def checked(study: Study) -> dict[str, bool]:
-    """Check a study, unless nothing of it is left to do, and return its `plan`.
+    """Check a study, unless all its steps are up to date, and return its `plan`.
 
-    A step that is up to date was checked before it was done, and its stamp names what it was made from.
+    A step that is up to date was checked before it ran, and its stamp has its inputs.
 
     Raises:
         InputError: as `retune.steps.check.check`, with everything that is wrong with the study.
     """
-    with suppress(Exception):  # whatever it is, the check names it, or the plan below raises it again
+    with suppress(Exception):  # the check reports what is wrong, or the plan below raises it again
         found = plan(study)
         if all(found.values()):
             return found

@@ -1,4 +1,4 @@
-"""Step `promote`: the gate between challenger and champion, and the alias that moves if it opens."""
+"""Step `promote`: decide by the gate whether the challenger becomes champion, and move the alias if so."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from retune.workspace.search_folder import GATE, SELECTION, SearchFolder
 
 
 def inputs(study: Study, folder: SearchFolder) -> dict[str, Any]:
-    """Return what decides the outcome of this step."""
+    """Return what determines the result of this step; the step is repeated when it changes."""
     selection = digest(folder.read(SELECTION))
     version = (folder.stamps.last("register") or {}).get("version")
     asked = study.promote.model_dump(mode="json")
-    if asked["automatic"] == "passed":  # what older studies did: their stamps stay valid
+    if (
+        asked["automatic"] == "passed"
+    ):  # the default, and the only way in older releases, whose stamps must stay valid
         del asked["automatic"]
     return {"selection": selection, "version": version, "promote": asked}
 
@@ -32,15 +34,14 @@ def promote(study: Study, folder: SearchFolder, data_uri: str) -> GateRecord:
     """Decide on the challenger, write `gate.json`, and make it champion if all rules pass.
 
     Raises:
-        RetuneError: if the registry cannot be reached, or another promotion came in between.
-
+        RetuneError: if the registry cannot be reached, or the champion changed in the meantime.
     """
-    ask = inputs(study, folder)
-    if folder.stamps.outputs("promote", ask) is not None:
+    step_inputs = inputs(study, folder)
+    if folder.stamps.outputs("promote", step_inputs) is not None:
         return folder.gate
-    with folder.stamps.step("promote", ask) as outputs:
+    with folder.stamps.step("promote", step_inputs) as outputs:
         uri, model = study.tracking.uri, study.promote.model
-        carried_out = _carried_out(study, folder, str(ask["version"]))
+        carried_out = _carried_out(study, folder, str(step_inputs["version"]))
         if carried_out:
             promotion.note_gate(uri, carried_out)
             outputs["decision"] = carried_out.decision
@@ -53,7 +54,7 @@ def promote(study: Study, folder: SearchFolder, data_uri: str) -> GateRecord:
             study.promote.gate,
             study.search.objective,
             model,
-            str(ask["version"]),
+            str(step_inputs["version"]),
             challenger,
             [bench for bench in benches if bench.model == challenger.trial],
             trials.get(BASE),
@@ -71,9 +72,9 @@ def promote(study: Study, folder: SearchFolder, data_uri: str) -> GateRecord:
 
 
 def _carried_out(study: Study, folder: SearchFolder, version: str) -> GateRecord | None:
-    """Return the decision that made this version the champion, if this step was killed right after that.
+    """Return the decision that made this version the champion, if this step was killed between the promotion and its stamp.
 
-    Any other decision that was written down and not stamped is made anew: champion or rules may have changed since.
+    Any other decision without a stamp is made again: champion or rules may have changed since.
     """
     if folder.stamps.last("promote") is not None or not folder.has(GATE):
         return None
@@ -86,22 +87,22 @@ def _carried_out(study: Study, folder: SearchFolder, version: str) -> GateRecord
 
 
 def _carry_out(uri: str, record: GateRecord) -> None:
-    # First: a decision that comes too late is not noted either
+    # First: `promote` raises if the champion has changed, and then the outdated decision must not be noted
     if record.decision == "promote" and not record.waits:
         promotion.promote(uri, record.model, record.challenger, record.champion)
     promotion.note_gate(uri, record)
 
 
 def _automatic(study: Study, record: GateRecord) -> bool:
-    """Return whether the champion may move without a person."""
+    """Return whether the promotion needs no confirmation by a person."""
     wanted = study.promote.automatic
     return wanted == "passed" or (wanted == "beyond-noise" and gate.beyond_noise(record))
 
 
 def _on_this_data(study: Study, champion: ChampionFacts, data_uri: str) -> ChampionFacts:
-    """Return the champion with its objective on this study's validation data: measured anew where that is other data.
+    """Return the champion with its objective on this study's validation data, measured again if it was on other data.
 
-    A champion on another base cannot be loaded onto this one; it then has no objective, which fails the rule.
+    A champion of another base cannot be loaded on this one; it then has no objective, which fails the rule.
     """
     if champion.data_digest == mixing.read_mix_record(data_uri).digest:
         return champion
@@ -109,7 +110,7 @@ def _on_this_data(study: Study, champion: ChampionFacts, data_uri: str) -> Champ
     scored = study.scored is not None and metric in (*study.scored.tasks, MEAN_SCORE)
     if (metric != "validation_loss" and not scored) or not _same_base(study, champion):
         return replace(champion, objective=None)
-    from retune.training.resident import ResidentBase  # torch, which a run with nothing to do does without
+    from retune.training.resident import ResidentBase  # imports torch, which a run without work does not need
 
     with tempfile.TemporaryDirectory() as folder:
         adapter = promotion.download_adapter(

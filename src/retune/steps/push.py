@@ -1,4 +1,4 @@
-"""An exported folder as a repository of a Hugging Face hub, by huggingface_hub; private unless told otherwise."""
+"""Pushes an exported folder to a repository of a Hugging Face hub; a new one is private unless requested otherwise."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Target:
 
 
 def target(repo: str, public: bool = False) -> Target:
-    """Return the repository that a person names, checked as far as its name tells.
+    """Return the repository that a person names, after a check of the name.
 
     Raises:
-        InputError: if a hub knows no such name.
+        InputError: if no hub accepts such a name.
     """
     if not _NAME.fullmatch(repo) or ".." in repo or "--" in repo:
-        raise InputError(f"a repository of a hub is `owner/name`, but got {repo!r}", "--push")
+        raise InputError(f"a repository of a hub must be `owner/name`, but got {repo!r}", "--push")
     return Target(repo, public)
 
 
@@ -54,26 +54,26 @@ def check(where: Target) -> None:
         raise InputError(
             "a push needs a token that may write: set HF_TOKEN, or log in by `hf auth login`", "--push"
         )
-    with _told(where):
+    with _hub_errors(where):
         try:
             found = _api().repo_info(where.repo, timeout=30)
         except errors.RepositoryNotFoundError:
-            return  # it will be made
+            return  # `push` creates it
     if not found.private and not where.public:
         raise InputError(
-            f"{where.url} is there and public: give --public to push to it, or name another one", "--push"
+            f"{where.url} exists and is public: give --public to push to it, or name another one", "--push"
         )
 
 
 def push(folder: Path, where: Target, message: str) -> str:
-    """Make the repository if there is none, upload the folder as one commit, and return the commit's URL.
+    """Create the repository if there is none, upload the folder as one commit, and return the commit's URL.
 
     Raises:
         RetuneError: if the hub refuses, or cannot be reached; the folder is still there.
     """
     from huggingface_hub.utils import disable_progress_bars
 
-    with _told(
+    with _hub_errors(
         where, f"; what was exported is in {folder}, to push later by `hf upload {where.repo} {folder}`"
     ):
         disable_progress_bars()
@@ -90,8 +90,8 @@ def files(folder: Path) -> dict[str, int]:
 
 
 @contextmanager
-def _told(where: Target, more: str = "") -> Iterator[None]:
-    """Say in words what the hub, or the way to it, refused."""
+def _hub_errors(where: Target, more: str = "") -> Iterator[None]:
+    """Raise errors of the hub and of the network as RetuneError, with the remedy; `more` is appended to the message."""
     from huggingface_hub import errors
 
     try:

@@ -1,4 +1,4 @@
-"""Step `register`: put the chosen adapter into the model registry, as challenger."""
+"""Step `register`: register the chosen adapter in the model registry, as challenger."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FLUSH_SECONDS = 60.0
 
 
 def inputs(study: Study, folder: SearchFolder) -> dict[str, Any]:
-    """Return what decides the outcome of this step."""
+    """Return what determines the result of this step; the step is repeated when it changes."""
     chosen = folder.trials[_chosen(folder)]
     return {"adapter": chosen.adapter_digest, "model": study.promote.model, "tracking": study.tracking.uri}
 
@@ -25,21 +25,21 @@ def register(study: Study, folder: SearchFolder) -> str:
 
     Raises:
         RetuneError: if the registry cannot be reached, or there is nothing to register.
-
     """
-    ask = inputs(study, folder)
-    done = folder.stamps.outputs("register", ask)
+    step_inputs = inputs(study, folder)
+    done = folder.stamps.outputs("register", step_inputs)
     if done is not None:
         return str(done["version"])
-    with folder.stamps.step("register", ask) as outputs:
+    with folder.stamps.step("register", step_inputs) as outputs:
         tracker = open_tracker(study, folder)
         promotion.wait_for_server(study.tracking.uri)
-        tracker.flush(FLUSH_SECONDS)  # the version belongs to its trial's run, which must be there first
+        tracker.flush(FLUSH_SECONDS)  # the version refers to its trial's run, which must exist first
         tracker.close(0)
         trial = folder.trials[_chosen(folder)]
         if trial.adapter_uri is None:
             raise RetuneError(
-                f"the adapter of {trial.trial} is gone; `artifacts.keep` ({study.artifacts.keep}) was too small"
+                f"the adapter of {trial.trial} must still exist, but it was deleted: raise `artifacts.keep` "
+                f"({study.artifacts.keep}), or choose another trial"
             )
         mix = folder.mix(folder.search.data_digest)
         outputs["version"] = promotion.register(

@@ -1,4 +1,4 @@
-"""Checks of what a study uses over the network: artifacts and tracking, before compute is spent."""
+"""Checks of what a study uses over the network, artifacts and tracking, before compute is spent."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ def is_remote(uri: str) -> bool:
     return "://" in uri and not uri.startswith(("file://", "sqlite:"))
 
 
-def left_out(study: Study) -> list[str]:
-    """Return the URIs of a study that are only reachable over the network; `--offline` skips them."""
-    found = [source.uri for source in study.data.sources]
+def network_uris(study: Study) -> list[str]:
+    """Return the URIs of a study that need the network; `--offline` does not check them."""
+    uris = [source.uri for source in study.data.sources]
     if isinstance(study.data.validation, File):
-        found.append(study.data.validation.uri)
-    found += [
+        uris.append(study.data.validation.uri)
+    uris += [
         study.artifacts.uri,
         study.tracking.uri,
         *study.search.warm_start,
         *study.benchmark.data.values(),
     ]
     base = study.model.base
-    here = is_remote(base) or Path(base).exists() or not _HUB_NAME.fullmatch(base)
-    hub = [] if here else [base]
-    return [*dict.fromkeys([*hub, *(uri for uri in (base, *found) if is_remote(uri))])]
+    is_local = is_remote(base) or Path(base).exists() or not _HUB_NAME.fullmatch(base)
+    hub_names = [] if is_local else [base]
+    return [*dict.fromkeys([*hub_names, *(uri for uri in (base, *uris) if is_remote(uri))])]
 
 
 def artifacts(study: Study) -> Iterator[str]:
-    """Yield why results cannot be written to `artifacts.uri`."""
+    """Yield the reason why results cannot be written to `artifacts.uri`, if there is one."""
     uri = study.artifacts.uri
     if is_remote(uri):
         try:
@@ -54,7 +54,10 @@ def artifacts(study: Study) -> Iterator[str]:
 
 
 def tracking(study: Study) -> Iterator[str]:
-    """Yield why MLflow cannot be reached. A run would continue and send its data once the server is back."""
+    """Yield the reason why MLflow cannot be reached, if there is one.
+
+    A run would continue nevertheless, and send its data once the server is back.
+    """
     uri = study.tracking.uri
     if uri.startswith("sqlite:///"):
         yield from _writable(Path(uri.removeprefix("sqlite:///").partition("?")[0]).parent, "tracking.uri")

@@ -1,4 +1,4 @@
-"""Step `report`: the page a person reads, and its figures on the study's MLflow run."""
+"""Step `report`: the HTML report, and its figures in the study's MLflow run."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ FLUSH_SECONDS = 30.0
 
 
 def inputs(study: Study, folder: SearchFolder) -> dict[str, Any]:
-    """Return what decides the outcome of this step."""
+    """Return what determines the result of this step; the step is repeated when it changes."""
     return {
         name: digest(folder.read(name)) for name in (SEARCH, SELECTION, GATE, ANSWERS) if folder.has(name)
     }
 
 
 def report(study: Study) -> str | None:
-    """Write the report from whatever records there are; return its URI, or None if no trial was ever issued."""
+    """Write the report from the records so far; return its URI, or None if the search has not begun."""
     with gc_paused():
         return _report(study)
 
@@ -42,21 +42,25 @@ def _report(study: Study) -> str | None:
     folder = SearchFolder.of(study)
     if folder is None:
         return None
-    out, ask = folder.path(PAGE), inputs(study, folder)
-    if folder.stamps.outputs("report", ask) is not None:
+    out, step_inputs = folder.path(PAGE), inputs(study, folder)
+    if folder.stamps.outputs("report", step_inputs) is not None:
         return out
     trials = list(folder.trials.values())
-    benches = folder.benches(study) if SEARCH in ask else []
-    selection = folder.selection if SELECTION in ask else None
-    gate = folder.gate if GATE in ask else None
+    benches = folder.benches(study) if SEARCH in step_inputs else []
+    selection = folder.selection if SELECTION in step_inputs else None
+    gate = folder.gate if GATE in step_inputs else None
     mix = mixing.read_mix_record(folders.data_folder(study))
     search = study.search
-    shown = selection or choose(trials, benches, search.objective, study.select, study.benchmark.tasks)
-    drawn = figures.draw(trials, search.space, search.objective, shown)  # once, for the page and for MLflow
+    shown_selection = selection or choose(
+        trials, benches, search.objective, study.select, study.benchmark.tasks
+    )
+    drawn = figures.draw(
+        trials, search.space, search.objective, shown_selection
+    )  # once, for the page and for MLflow
     page.write_report(study, mix, trials, benches, selection, gate, out, folder.answers, drawn)
     _track(study, folder, mix.digest, selection, out, drawn)
-    if gate is not None:  # an unfinished study is reported anew each time
-        with folder.stamps.step("report", ask):
+    if gate is not None:  # no stamp for an unfinished study: its report is written again each time
+        with folder.stamps.step("report", step_inputs):
             pass
     folder.gather()
     return out
@@ -76,4 +80,5 @@ def _track(
             tracker.artifact(path, f"figures/{path.name}")
         tracker.artifact(store.download(out), PAGE)
         tracker.finish_study("FINISHED" if selection else "FAILED")
-        tracker.close(max(FLUSH_SECONDS, outages.flush_seconds()))  # the figures are gone after this block
+        # Wait for the upload: the temporary folder is deleted after this block
+        tracker.close(max(FLUSH_SECONDS, outages.flush_seconds()))

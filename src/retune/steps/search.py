@@ -1,4 +1,4 @@
-"""Step `search`: run the trials of a study and say what came out."""
+"""Step `search`: run the trials of a study and record the result."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from retune.workspace.ledger import Ledger
 from retune.workspace.search_folder import SEARCH, SearchFolder, SearchRecord
 
 STOP_FILE = "stop"
-"""While this file is in the work folder, a running search saves its trials and ends."""
+"""A running search saves its trials and stops while a file of this name is in the work folder."""
 
 
 def inputs(study: Study, folder: SearchFolder) -> dict[str, Any]:
-    """Return what decides the outcome of this step."""
+    """Return what determines the result of this step; the step is repeated when it changes."""
     budget = study.search.model_dump(
         mode="json", include={"trials", "repeats", "finalists", "max_failed", "max_hours"}
     )
@@ -37,15 +37,14 @@ def inputs(study: Study, folder: SearchFolder) -> dict[str, Any]:
 
 
 def search(study: Study, data_uri: str, should_stop: Callable[[], bool] = lambda: False) -> SearchFolder:
-    """Run what is missing of the search and return its folder.
+    """Run the missing trials of the search and return its folder.
 
     Args:
         study: the resolved study. data_uri: its mixed data.
-        should_stop: asked several times a second; so is the stop file.
+        should_stop: called several times a second; the stop file is looked for as often.
 
     Raises:
-        Interrupted: if one of both says so, after running trials saved a checkpoint.
-
+        Interrupted: after `should_stop` or the stop file, when the running trials have saved a checkpoint.
     """
     mix = mixing.read_mix_record(data_uri)
     folder = SearchFolder(folders.search_folder(study, mix.digest))
@@ -65,7 +64,7 @@ def search(study: Study, data_uri: str, should_stop: Callable[[], bool] = lambda
 
 
 def _parallel_before(folder: SearchFolder) -> int | None:
-    """Return how many trials at a time the search began with; None if it is new."""
+    """Return the number of parallel trials that the search was started with; None if it is new."""
     uri = folder.path("study.json")
     found = json.loads(store.read(uri))["search"]["parallel"] if store.exists(uri) else None
     return found if isinstance(found, int) else None
@@ -79,16 +78,16 @@ def _run(
     data_digest: str,
     should_stop: Callable[[], bool],
 ) -> SearchRecord:
-    spent = work / "logs" / f"{folder.name}.seconds"
-    spent.parent.mkdir(parents=True, exist_ok=True)
-    before = float(spent.read_text()) if spent.exists() else 0.0
-    done = list(Ledger(folder.uri).records.values())
-    shown = progress.SearchProgress(
+    seconds_file = work / "logs" / f"{folder.name}.seconds"
+    seconds_file.parent.mkdir(parents=True, exist_ok=True)
+    before = float(seconds_file.read_text()) if seconds_file.exists() else 0.0
+    finished = list(Ledger(folder.uri).records.values())
+    display = progress.SearchProgress(
         work / "progress.json",
         study.search.objective,
         study.search.planned_trials,
         study.search.at_once,
-        done,
+        finished,
         before,
         study.search.trials,
         study.search.proxy is not None,
@@ -96,16 +95,16 @@ def _run(
     tracker = open_tracker(study, folder, data_digest)
     boards = open_boards(study.tracking, study.name, folder.name, work)
     tracker.start_study(params=_params(study))
-    for record in done:  # a killed run may have died between a record and its tracking
-        for told in (tracker, boards):
-            if record.status != "early_stopped":  # it may go on: they are told of it when it does
-                told.start_trial(record.trial, record.number, record.role, record.assignment, record.seed)
-            told.finish_trial(record)
+    for record in finished:  # an earlier run may have been killed between writing a record and tracking it
+        for observer in (tracker, boards):
+            if record.status != "early_stopped":  # such a trial is started again only if it is continued
+                observer.start_trial(record.trial, record.number, record.role, record.assignment, record.seed)
+            observer.finish_trial(record)
 
     def observe(event: Event) -> None:
-        shown(event)
+        display(event)
         if event.kind == "finished":
-            spent.write_text(f"{shown.seconds:.1f}\n")
+            seconds_file.write_text(f"{display.seconds:.1f}\n")
         track(tracker, event)
         track(boards, event)
 
@@ -115,11 +114,11 @@ def _run(
     try:
         job = SearchJob(study, data_uri, folder.uri, work, observe, stop, before / 3600)
         outcome = engines.start(job).run()
-        spent.write_text(f"{shown.seconds:.1f}\n")
+        seconds_file.write_text(f"{display.seconds:.1f}\n")
     finally:
         tracker.close()
         boards.close()
-    return _record(study, folder.ledger, outcome.stopped_by, data_digest, shown.seconds / 3600)
+    return _record(study, folder.ledger, outcome.stopped_by, data_digest, display.seconds / 3600)
 
 
 def _record(study: Study, ledger: Ledger, stopped_by: str, data_digest: str, hours: float) -> SearchRecord:
@@ -153,15 +152,14 @@ def track(tracker: Tracker | Boards, event: Event) -> None:
     elif event.kind == "metric":
         tracker.metric(event.trial, event.name, event.value, event.step)
     elif event.kind == "finished":
-        tracker.finish_trial(event.record)  # without its adapter: only a registered one is copied to MLflow
+        tracker.finish_trial(event.record)  # without the adapter: only a registered one is copied to MLflow
 
 
 def open_tracker(study: Study, folder: SearchFolder, data_digest: str | None = None) -> Tracker:
     """Return the tracker of a search; every step of the search writes to the same outbox and parent run.
 
     Args:
-        study, folder: the search. data_digest: of its data; default: as the finished search says.
-
+        study, folder: the search. data_digest: of its data; by default that of the finished search.
     """
     tags = {**_tags(study, data_digest or folder.search.data_digest), "search_digest": folder.name}
     return Tracker(
@@ -170,7 +168,7 @@ def open_tracker(study: Study, folder: SearchFolder, data_digest: str | None = N
 
 
 def _tags(study: Study, data_digest: str) -> dict[str, str]:
-    """Return the tags of the study's parent run (DESIGN §3.6)."""
+    """Return the tags of the study's parent run."""
     found = {
         "algorithm": study.search.algorithm,
         "seed": str(study.seed),
@@ -187,12 +185,12 @@ def _tags(study: Study, data_digest: str) -> dict[str, str]:
 
 
 def _commit() -> str:
-    """Return the commit of the folder we stand in; empty where there is none, or no git, as in the images."""
+    """Return the git commit of the current folder; empty without a repository, or without git, as in the images."""
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return result.stdout.strip() if result.returncode == 0 else ""
 
 
 def _params(study: Study) -> dict[str, str]:

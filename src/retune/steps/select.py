@@ -1,4 +1,4 @@
-"""Step `select`: choose one adapter by the study's rule, from the numbers of the search and the benchmarks."""
+"""Step `select`: choose one adapter by the study's rule, from the results of the search and the benchmarks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from retune.workspace.search_folder import SELECTION, SearchFolder
 
 
 def inputs(study: Study, folder: SearchFolder) -> dict[str, Any]:
-    """Return what decides the outcome of this step."""
+    """Return what determines the result of this step; the step is repeated when it changes."""
     benches = [(r.model, r.task, r.score, r.prompt_digest) for r in folder.benches(study)]
     return {
         "search": folder.search.digest,
@@ -26,12 +26,11 @@ def select(study: Study, folder: SearchFolder) -> Selection:
 
     Raises:
         RetuneError: if no trial completed.
-
     """
-    ask = inputs(study, folder)
-    if folder.stamps.outputs("select", ask) is not None:
+    step_inputs = inputs(study, folder)
+    if folder.stamps.outputs("select", step_inputs) is not None:
         return folder.selection
-    with folder.stamps.step("select", ask) as outputs:
+    with folder.stamps.step("select", step_inputs) as outputs:
         selection = choice(study, folder)
         folder.write(SELECTION, selection)
         outputs["digest"] = digest(selection.to_json())
@@ -40,7 +39,7 @@ def select(study: Study, folder: SearchFolder) -> Selection:
 
 
 def choice(study: Study, folder: SearchFolder) -> Selection:
-    """Return what the rule chooses from the trials and scores that are there; nothing is written."""
+    """Return the rule's selection from the trials and scores so far; write nothing."""
     search = study.search
     return choose(
         list(folder.trials.values()),

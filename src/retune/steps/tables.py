@@ -1,4 +1,4 @@
-"""The tables of a finished search, for a person to choose from; nothing is written."""
+"""The tables of a finished search, for a person to choose from."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from retune.workspace.search_folder import SEARCH, SELECTION, SearchFolder
 
 
 def tables(study: Study, best: int = 10, worst: int = 10) -> Scoreboard:
-    """Return the tables of a finished search and the choice by the study's rule as it stands now; nothing is written.
+    """Return the tables of a finished search, and the selection by the study's current rule; write nothing.
 
     Raises:
         RetuneError: if the search is not finished.
         InputError: if the rule is unusable, or scores were made from different questions.
-
     """
     folder = SearchFolder.of(study)
     if folder is None or not folder.has(SEARCH):
@@ -29,7 +28,7 @@ def tables(study: Study, best: int = 10, worst: int = 10) -> Scoreboard:
         before = folder.selection.chosen
         if before != board.selection.chosen:
             board.notes.append(
-                f"The study itself chose {before}: by another rule, or before these scores were there. `retune run` with "
-                "the same overrides takes the choice above over."
+                f"The study itself chose {before}: by another rule, or before these scores existed. `retune run` with "
+                "the same overrides applies the choice above."
             )
     return board

@@ -1,4 +1,4 @@
-"""Steps for one setting without a search: train it, validate the adapter anew, benchmark it."""
+"""Steps for one setting without a search: train it, validate its saved adapter, benchmark it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from retune.training.run_trial import TrialTask, run_trial
 
 
 def train(study: Study, data_uri: str, assignment: Assignment) -> TrialRecord:
-    """Train one setting; the same setting on the same data is not trained twice.
+    """Train one setting and return its record; the same setting on the same data is not trained twice.
 
     Raises:
         RetuneError: if the trial failed, with its reason.
-
     """
     name = f"tune-{digest([assignment, study.seed])}"
     folder = store.join(study.root, name)

@@ -19,17 +19,17 @@ from retune.study import Model, Study
 from retune.workspace.search_folder import GATE, SEARCH, SELECTION, SearchFolder
 
 PROMPT = promotion.PROMPT
-"""The file in an exported folder that says how the model is asked."""
+"""The file in an exported folder with the prompt template of the model."""
 
 
 @dataclass
 class Tuned:
-    """An adapter with what its study knows of it.
+    """An adapter with what its study recorded of it.
 
     Attributes:
         name: of the study or the registered model. adapter: the local folder with PEFT's files.
-        model: the base. prompt: how it was tuned to be asked; None where that was not recorded.
-        facts: what the card tells, a line each. temporary: a folder to delete afterwards.
+        model: the base. prompt: the template it was tuned with; None if that was not recorded.
+        facts: the rows of the model card. temporary: a folder to delete afterwards.
     """
 
     name: str
@@ -40,24 +40,24 @@ class Tuned:
     temporary: Path | None = None
 
     def __post_init__(self) -> None:
-        """Let the card say how the model is asked."""
+        """Add the prompt to the model card."""
         self.facts["Prompt"] = self.prompt.kind if self.prompt else "not recorded; Alpaca's is assumed"
 
     @property
-    def how(self) -> Prompt:
-        """The prompt to ask with: the recorded one, else Alpaca's, which was the only one before there were records."""
+    def template(self) -> Prompt:
+        """The prompt to use: the recorded one, else Alpaca's, the only one before prompts were recorded."""
         return self.prompt or Prompt()
 
 
 def find(
     what: str, trial: str | None = None, tracking: str = "sqlite:///mlflow.db", base: str | None = None
 ) -> Tuned:
-    """Return what a person names: the folder of a study, or `model@alias` of the registry.
+    """Return the adapter that a person names: by the folder of a study, or as `model@alias` of the registry.
 
     Args:
-        what: a path or URI, or a registered model with an alias (`champion`) or number behind the @.
+        what: a path or URI, or a registered model with an alias (`champion`) or number after the @.
         trial: another trial of the study than the chosen one. tracking: MLflow's URI.
-        base: where the base is on this machine; default: where the study had it.
+        base: the base on this machine; by default the one that the study names.
 
     Raises:
         InputError: as `from_run` and `from_registry`.
@@ -66,7 +66,7 @@ def find(
         found = from_run(what, trial)
     elif trial:
         raise InputError(
-            f"a trial is one of a study, but {what} names a registered version: leave --trial out"
+            f"--trial needs the folder of a study, but {what} is a registered version: leave --trial out"
         )
     else:
         model, _, alias = what.partition("@")
@@ -77,7 +77,7 @@ def find(
 
 
 def require_fit(what: Tuned) -> None:
-    """Refuse an adapter that cannot be put on its base, before the base is loaded.
+    """Refuse an adapter that does not fit its base, before the base is loaded.
 
     Raises:
         InputError: with the reason.
@@ -87,7 +87,7 @@ def require_fit(what: Tuned) -> None:
 
 
 def is_registered(what: str) -> bool:
-    """Return whether a person means a registered version, `model@alias`, and no path or URI."""
+    """Return whether a text is a registered version, `model@alias`, and not a path or URI."""
     return "@" in what and "://" not in what and not Path(what).exists()
 
 
@@ -103,7 +103,7 @@ def from_run(folder: str, trial: str | None = None) -> Tuned:
     record = search.trials.get(chosen)
     if record is None or not record.adapter_uri:
         kept = [name for name, one in search.trials.items() if one.adapter_uri]
-        raise InputError(f"a trial with an adapter is one of {kept}, but got {chosen!r}", search.uri)
+        raise InputError(f"a trial with an adapter must be one of {kept}, but got {chosen!r}", search.uri)
     wanted = record.data_digest or (search.search.data_digest if search.has(SEARCH) else "")
     mix = search.mix(wanted)
     setting = [f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.assignment.items()]
@@ -158,9 +158,9 @@ def from_registry(model: str, alias: str, uri: str) -> Tuned:
 
 
 def prompt_of(adapter_uri: str) -> Prompt | None:
-    """Return the prompt that the adapter in a folder was tuned with; None where nothing tells.
+    """Return the prompt that the adapter in a folder was tuned with; None if it is not recorded.
 
-    An exported folder says it itself; of one in a study's folder the mixed data does.
+    An exported folder has it in a file; for an adapter in a study's folder it is in the record of the mixed data.
     """
     try:
         return Prompt.model_validate_json(store.read(store.join(adapter_uri, PROMPT)))
@@ -179,7 +179,7 @@ def prompt_of(adapter_uri: str) -> Prompt | None:
 
 
 def _named(study: Study) -> Prompt | None:
-    """Return the prompt that a study names, without its mixed data; None for `auto`, which looks at that data."""
+    """Return the prompt that a study names, without its mixed data; None for `auto`, which depends on that data."""
     try:
         return None if study.data.prompt == "auto" else resolve(study.data.prompt, False)
     except InputError:

@@ -1,4 +1,4 @@
-"""Tracking in MLflow: study = parent run, trial = child run; it never stops or delays a training."""
+"""Tracking in MLflow: a study is a parent run, a trial a child run. Tracking never stops or delays a training."""
 
 from retune.tracking.boards import Boards, open_boards
 from retune.tracking.runs import tracking_uri, trial_run

@@ -1,7 +1,6 @@
 """Applies the operations of the outbox to MLflow.
 
-Applying an operation a second time changes nothing: that is what makes it safe to send again after a crash
-that fell between sending and noting that it was sent.
+Operations are idempotent. So it is safe to send one again after a crash between sending it and saving the position.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _RECORD_TAGS = (
 
 
 class StudyOnServer:
-    """One study as MLflow holds it.
+    """One study in MLflow.
 
     Args:
         outbox: where the ids of the runs are kept.
@@ -58,7 +57,7 @@ class StudyOnServer:
         self.position = Position()
         self._connected: Any = None
         self._known: dict[str, dict[str, set[tuple[int, float]]]] = {}
-        self._doubtful: set[str] = set()
+        self._maybe_duplicated: set[str] = set()
 
     @property
     def client(self) -> Any:
@@ -67,11 +66,11 @@ class StudyOnServer:
             self._connected = runs.connect(self.uri)
         return self._connected
 
-    def ask(self) -> None:
-        """Ask the server for something harmless.
+    def ping(self) -> None:
+        """Make a read-only request to see whether the server works.
 
         Raises:
-            Exception: if it does not answer.
+            Exception: if it does not.
 
         """
         self.client.search_experiments(max_results=1)
@@ -81,8 +80,8 @@ class StudyOnServer:
         parent = self.position.parent
         return parent is not None and not runs.is_active(self.client, parent)
 
-    def forget(self) -> None:
-        """Start from nothing: every operation is to be applied again."""
+    def reset(self) -> None:
+        """Forget the position and all run ids, so that every operation is applied again."""
         self.position = Position()
         self._known = {}
         self.outbox.save(self.position)
@@ -145,7 +144,7 @@ class StudyOnServer:
             try:
                 run_id, found = runs.ensure_run(self.client, self._experiment(), match, trial, tags, at)
             except Exception:
-                self._doubtful.add(trial)  # the server may still make the run that we got no answer for
+                self._maybe_duplicated.add(trial)  # the server may still create the run after our time-out
                 raise
             if found:
                 self._known[run_id] = {}
@@ -175,10 +174,13 @@ class StudyOnServer:
             by_trial[op["trial"]].append(_point(op))
         for trial, points in by_trial.items():
             run_id = self._trial(trial, points[0][2])
-            runs.log(self.client, run_id, metrics=self._fresh(run_id, points))
+            runs.log(self.client, run_id, metrics=self._new_points(run_id, points))
 
-    def _fresh(self, run_id: str, points: list[Point]) -> list[Point]:
-        """Leave out what a run found on the server already has: a lost spool would log it at other times."""
+    def _new_points(self, run_id: str, points: list[Point]) -> list[Point]:
+        """Return the points that a run found on the server does not have yet.
+
+        MLflow identifies points by their time as well. After the loss of a spool the times differ, and points would be doubled.
+        """
         known = self._known.get(run_id)
         if known is None:
             return points
@@ -192,7 +194,7 @@ class StudyOnServer:
         run_id = self._trial(record["trial"], at)
         tags = {name: record[name] for name in _RECORD_TAGS if record.get(name) not in (None, "")}
         tags |= {"retune.status": record["status"], "trial.number": record["number"], "role": record["role"]}
-        points = self._fresh(run_id, [_point(point) for point in operation["points"]])
+        points = self._new_points(run_id, [_point(point) for point in operation["points"]])
         runs.log(self.client, run_id, points, record["assignment"], tags)
         self.client.log_dict(run_id, record, "trial.json")
         self._delete_duplicates(record["trial"], at)
@@ -201,7 +203,7 @@ class StudyOnServer:
             self._upload(run_id, Path(operation["adapter"]), "adapter")
 
     def _delete_duplicates(self, trial: str, at: int) -> None:
-        if trial in self._doubtful:
+        if trial in self._maybe_duplicated:
             known = self.position.runs
             runs.delete_duplicates(self.client, self._experiment(), self._parent(at), known, trial)
 
@@ -210,7 +212,7 @@ class StudyOnServer:
         run_id = self._trial(operation["trial"], at)
         points = [(name, operation["score"], at, 0), (f"{name}_stderr", operation["stderr"], at, 0)]
         tags = {f"bench.{operation['task']}": json.dumps(operation["protocol"])}
-        runs.log(self.client, run_id, self._fresh(run_id, points), tags=tags)
+        runs.log(self.client, run_id, self._new_points(run_id, points), tags=tags)
 
     def _upload(self, run_id: str, path: Path, name: str) -> None:
         if not path.exists():
@@ -221,7 +223,7 @@ class StudyOnServer:
         elif last == path.name:
             self.client.log_artifact(run_id, str(path), folder or None)
         else:
-            with tempfile.TemporaryDirectory() as temporary:  # MLflow keeps the local name
+            with tempfile.TemporaryDirectory() as temporary:  # MLflow names an artifact as the local file
                 renamed = os.path.join(temporary, last)
                 os.symlink(path.resolve(), renamed)
                 self.client.log_artifact(run_id, renamed, folder or None)

@@ -1,7 +1,7 @@
-"""TensorBoard and Weights & Biases beside MLflow, each by its own library, where a study asks for them.
+"""TensorBoard and Weights & Biases beside MLflow, each by its own library, if a study enables them.
 
-Like the tracker they never stop or delay a training: calls are put into a queue that a thread works off, and a board
-that fails is dropped with a warning. The records are the truth; a board can be filled from them again.
+Like the tracker they never stop or delay a training: calls are queued and made by a thread, and a board that fails is dropped
+with a warning. The records have all data; a board can be filled from them again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class TensorBoard:
         self._open: dict[str, Any] = {}
 
     def start(self, trial: str, number: int, role: str, assignment: Assignment, seed: int) -> None:
-        """Begin a trial anew: what an interrupted run wrote of it is deleted."""
+        """Start a trial; delete the event files of an interrupted attempt."""
         if writer := self._open.pop(trial, None):
             writer.close()
         shutil.rmtree(self.folder / trial, ignore_errors=True)
@@ -98,7 +98,7 @@ class WandB:
         self._open: dict[str, Any] = {}
 
     def start(self, trial: str, number: int, role: str, assignment: Assignment, seed: int) -> None:
-        """Begin a trial, or carry on with it: the same trial has the same run."""
+        """Start a trial or resume its run: the run's id is made from the trial's name."""
         self._run(trial).config.update({**assignment, "role": role, "seed": seed}, allow_val_change=True)
 
     def metric(self, trial: str, name: str, value: float, step: int) -> None:
@@ -106,7 +106,7 @@ class WandB:
         self._run(trial).log({name: value, "optimiser_step": step})
 
     def finish(self, record: TrialRecord) -> None:
-        """Set final values and end the run; a failed trial's is marked so."""
+        """Set final values and end the run, with exit code 1 unless the trial completed."""
         run = self._run(record.trial)
         run.summary.update({name: value for name, value in record.values.items() if math.isfinite(value)})
         run.summary.update({"status": record.status, "seconds": record.seconds})
@@ -124,7 +124,7 @@ class WandB:
         import wandb
 
         for run in self._open.values():
-            run.finish(exit_code=255)  # interrupted: it goes on under the same id
+            run.finish(exit_code=255)  # marks it as crashed; a later run resumes it by its id
         self._open.clear()
         wandb.teardown()
 
@@ -156,8 +156,8 @@ class Boards:
     """The boards of a study, behind the tracker's own methods.
 
     Args:
-        boards: by name. done: a local file that names what was shown whole, so that a run that is started again does not
-            show it twice.
+        boards: by name. done: a local file with the names of what was sent completely, so that a repeated run of the study does
+            not send it twice.
     """
 
     def __init__(self, boards: dict[str, Board], done: Path) -> None:
@@ -170,7 +170,7 @@ class Boards:
             self._thread.start()
 
     def start_trial(self, trial: str, number: int, role: str, assignment: Assignment, seed: int) -> None:
-        """Begin a trial, unless it was shown whole; one that goes on after a stop is shown anew."""
+        """Start a trial, unless it was sent completely; one that is continued after early stopping is sent again."""
         self._shown = {point for point in self._shown if point[0] != trial}
         self._each(trial, lambda board: board.start(trial, number, role, assignment, seed))
 
@@ -181,7 +181,7 @@ class Boards:
             self._each(trial, lambda board: board.metric(trial, name, float(value), int(step)))
 
     def finish_trial(self, record: TrialRecord) -> None:
-        """End a trial: first all its measurements that `metric` was not told of."""
+        """End a trial, after sending those of its measurements that `metric` was not called with."""
         for name, curve in record.curves.items():
             for point in curve:
                 if (record.trial, name, point.step) not in self._shown:
@@ -198,7 +198,7 @@ class Boards:
         )
 
     def close(self) -> None:
-        """Wait for what is left, and end."""
+        """Wait up to `_CLOSE_SECONDS` for the queued calls, and end."""
         if self._thread.is_alive():
             for name in list(self._boards):
                 self._calls.put(self._call(name, lambda board: board.close()))
@@ -217,8 +217,8 @@ class Boards:
                 return
             try:
                 action(board)
-            except Exception as error:  # a board is not worth a training
-                log.warning("%s is given up: %s: %s", name, type(error).__name__, error)
+            except Exception as error:  # whatever the library raises: a board must not stop a training
+                log.warning("%s is not used any more in this run: %s: %s", name, type(error).__name__, error)
                 self._boards.pop(name, None)
                 return
             if done:
@@ -234,7 +234,7 @@ class Boards:
 
 
 def open_boards(asked: Tracking, study: str, search: str, work: Path) -> Boards:
-    """Return the boards that a study asks for; none is opened before something is shown.
+    """Return the boards that a study enables; a board is opened at its first call.
 
     Args:
         asked: the study's section. study, search: their names. work: the study's local folder.
@@ -248,14 +248,14 @@ def open_boards(asked: Tracking, study: str, search: str, work: Path) -> Boards:
 
 
 def problems(asked: Tracking) -> Iterator[str]:
-    """Yield why a board that is asked for could not be filled from here; nothing is imported."""
+    """Yield the reasons why an enabled board cannot be used on this machine, without importing its library."""
     for key in ("tensorboard", "wandb"):
         if getattr(asked, key) and importlib.util.find_spec(key) is None:
-            yield f"tracking.{key}: the package {key} is not installed: pip install 'retune[{key}]', or leave the key out"
+            yield f"tracking.{key}: the package {key} is not installed: pip install 'retune[{key}]', or remove the key"
     if asked.wandb and importlib.util.find_spec("wandb") and not _knows_key():
         yield (
-            "tracking.wandb: Weights & Biases asks who you are: `wandb login`, or set WANDB_API_KEY, or WANDB_MODE=offline to "
-            "keep the runs here"
+            "tracking.wandb: Weights & Biases needs a login: `wandb login`, or set WANDB_API_KEY, or WANDB_MODE=offline to "
+            "keep the runs on this machine"
         )
 
 

@@ -1,4 +1,4 @@
-"""MLflow's SQLite database, made whole or not at all."""
+"""Creates MLflow's SQLite database atomically."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def path_of(uri: str) -> Path | None:
 
 
 def create_if_missing(uri: str) -> None:
-    """Make MLflow's tables in the SQLite database at `uri` if it is not there yet; other URIs are left alone.
+    """Create MLflow's SQLite database at `uri` if it does not exist yet; do nothing for other URIs.
 
-    MLflow makes them by dozens of migrations, each in a transaction of its own. A process killed among them leaves a database
-    that MLflow never opens again ("table _alembic_tmp_experiments already exists"). So they are made beside it, and the
-    whole file then gets its name. If two processes do so at once, the first one's database stays.
+    MLflow creates its tables by dozens of migrations, each in a transaction of its own. A process killed among them leaves a
+    database that MLflow never opens again ("table _alembic_tmp_experiments already exists"). So the database is created under
+    a temporary name and then renamed. If two processes do so at once, the first one's database stays.
     """
     path = path_of(uri)
     if path is None or path.exists() or not path.parent.is_dir():
@@ -32,21 +32,21 @@ def create_if_missing(uri: str) -> None:
     from mlflow import MlflowClient
 
     host = socket.gethostname()
-    begun = f".{path.name}.{host}."
-    # Of processes of this machine that were killed
-    for left in path.parent.glob(f"{glob.escape(begun)}*.new*"):
-        if (owner := re.match(r"\d+", left.name.removeprefix(begun))) and not alive(int(owner[0])):
-            left.unlink(missing_ok=True)
-    made = path.with_name(f"{begun}{os.getpid()}.new")
-    made.unlink(missing_ok=True)
+    prefix = f".{path.name}.{host}."
+    # Left by killed processes of this machine; processes of other hosts cannot be looked up
+    for leftover in path.parent.glob(f"{glob.escape(prefix)}*.new*"):
+        if (owner := re.match(r"\d+", leftover.name.removeprefix(prefix))) and not alive(int(owner[0])):
+            leftover.unlink(missing_ok=True)
+    temporary = path.with_name(f"{prefix}{os.getpid()}.new")
+    temporary.unlink(missing_ok=True)
     try:
-        whole = f"{SQLITE}{made}"
-        MlflowClient(tracking_uri=whole, registry_uri=whole).search_experiments(max_results=1)
+        temporary_uri = f"{SQLITE}{temporary}"
+        MlflowClient(tracking_uri=temporary_uri, registry_uri=temporary_uri).search_experiments(max_results=1)
         try:
-            os.link(made, path)
+            os.link(temporary, path)
         except FileExistsError:
             pass  # another process was faster
         except OSError:  # a file system without hard links
-            made.rename(path)
+            temporary.rename(path)
     finally:
-        made.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

@@ -1,13 +1,12 @@
 """The append-only file between a training and the tracking server.
 
-    <spool>/outbox.jsonl   one operation a line, in the order of the calls; never rewritten
-    <spool>/position.json  how much of it the server has, and the ids of the runs there
+    <spool>/outbox.jsonl   one operation per line, in the order of the calls; never rewritten
+    <spool>/position.json  how much of it was sent, and the ids of the runs on the server
     <spool>/files/         copies of the files that operations name
-    <spool>/refused.jsonl  operations that the server will never take, with its reason
+    <spool>/refused.jsonl  operations that the server will never accept, with its reason
     <spool>/sender.lock    held (flock) by the one process that sends
 
-Several processes may append to one outbox. A line that a crash cut short was never promised to anyone;
-readers skip it.
+Several processes may append to one outbox. A line that a crash truncated belongs to a call that never returned; readers skip it.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class Outbox:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX)
             size = os.fstat(self._file).st_size
-            if size and os.pread(self._file, 1, size - 1) != b"\n":  # a writer died in mid-line
+            if size and os.pread(self._file, 1, size - 1) != b"\n":  # a killed writer left part of a line
                 os.write(self._file, b"\n")
             while self._unwritten:
                 size = os.fstat(self._file).st_size
@@ -77,8 +76,8 @@ class Outbox:
                     os.ftruncate(self._file, size)
                     return
                 self._unwritten.popleft()
-        except OSError:
-            return  # kept in memory
+        except OSError:  # e.g. a full disk: the operations stay in `_unwritten`
+            return
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
 
@@ -103,10 +102,7 @@ class Outbox:
                 self._synced = size
 
     def read(self, offset: int, limit: int) -> list[tuple[Operation | None, int]]:
-        """Return up to `limit` operations from byte `offset`, each with the offset behind it.
-
-        A broken line comes as None, so that the reader can pass it.
-        """
+        """Return up to `limit` operations from byte `offset`, each with the offset after it; None for a broken line."""
         found: list[tuple[Operation | None, int]] = []
         with self._path.open("rb") as file:
             file.seek(offset)
@@ -138,13 +134,13 @@ class Outbox:
             return Position()  # sending everything again is safe: operations are idempotent
 
     def save(self, position: Position) -> None:
-        """Keep `position`, atomically. A lost one costs time, never data, so it is not forced to the disk."""
+        """Save `position` atomically, but without fsync: losing it costs time, never data."""
         temporary = self.folder / "position.json.new"
         temporary.write_text(json.dumps(asdict(position)))
         os.replace(temporary, self.folder / "position.json")
 
     def refuse(self, operation: Operation, reason: str) -> None:
-        """Set an operation aside that the server will never take."""
+        """Set aside an operation that the server will never accept."""
         with (self.folder / "refused.jsonl").open("a") as file:
             file.write(json.dumps({"reason": reason, "operation": operation}, default=str) + "\n")
 
@@ -158,7 +154,7 @@ class Outbox:
 
     @contextmanager
     def sending(self) -> Iterator[bool]:
-        """Hold the right to send; gives False where another process has it."""
+        """Hold the lock for sending; yields False if another process holds it."""
         lock = os.open(self.folder / "sender.lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:

@@ -1,7 +1,7 @@
-"""The MLflow side of tracking: experiment, parent run and child runs, each found before it is made.
+"""The MLflow side of tracking: experiment, parent run and child runs, each looked up before it is created.
 
-The same call made twice leaves MLflow as one call does. MLflow chooses run ids itself, so a run is recognised
-by its tags: ``retune.key`` names the study's parent run, ``retune.trial`` a trial below it.
+All functions are idempotent. MLflow assigns run ids itself, so a run is identified by its tags: ``retune.key`` for the study's
+parent run, ``retune.trial`` for a trial below it.
 
 mlflow is imported inside the functions: it takes seconds.
 """
@@ -22,45 +22,45 @@ if TYPE_CHECKING:
 PARENT = "mlflow.parentRunId"
 KEY = "retune.key"
 TRIAL = "retune.trial"
-_MAX_BATCH = 500  # MLflow takes at most 1000 metrics and 100 params or tags in one call
-_MAX_VALUE = 5000
+_MAX_BATCH = 500  # MLflow accepts at most 1000 metrics, and 100 params or tags, in one call
+_MAX_VALUE = 5000  # characters of a tag or param
 
 
 def tracking_uri(uri: str) -> str:
-    """Return the tracking URI to use: ``MLFLOW_TRACKING_URI``, which a pipeline sets, goes before `uri`.
+    """Return the tracking URI to use: ``MLFLOW_TRACKING_URI``, which a pipeline sets, takes precedence over `uri`.
 
-    A password in it is hidden (`retune.uris`); `connect` knows it.
+    A password in it is masked (`retune.uris`); `connect` uses the real one.
     """
     return uris.hide(os.environ.get("MLFLOW_TRACKING_URI") or uri)
 
 
 def address(uri: str) -> str:
-    """Return the address to connect to: of a server without name and password, which go into MLflow's own variables.
+    """Return the address to connect to; user name and password of a server are moved into MLflow's own variables.
 
-    MLflow prints addresses in its errors.
+    In the address MLflow would print them in its errors.
 
     Raises:
         InputError: if the password in `uri` was masked, and this process does not know it.
 
     """
-    whole = uris.reveal(uri)
-    if whole is None:
+    revealed = uris.reveal(uri)
+    if revealed is None:
         raise InputError(
             f"the password in {uri} is masked and not known here; set MLFLOW_TRACKING_URI to the whole address",
             "tracking.uri",
         )
-    parts = urlsplit(whole)
+    parts = urlsplit(revealed)
     if parts.scheme in ("http", "https") and "@" in parts.netloc:
-        who, _, place = parts.netloc.rpartition("@")
-        name, _, password = who.partition(":")
+        credentials, _, host = parts.netloc.rpartition("@")
+        name, _, password = credentials.partition(":")
         os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(name)
         os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(password)
-        return urlunsplit(parts._replace(netloc=place))
-    return whole
+        return urlunsplit(parts._replace(netloc=host))
+    return revealed
 
 
-def place_problem(uri: str) -> str | None:
-    """Return why MLflow cannot keep runs at `uri`, which is no server or database; None if it can."""
+def uri_problem(uri: str) -> str | None:
+    """Return why MLflow cannot keep runs at `uri`, if it is neither a server nor a database; else None."""
     scheme, mark, rest = uri.partition("://")
     if (mark and scheme != "file") or uri.startswith(("databricks", "sqlite:")):
         return None
@@ -86,9 +86,9 @@ def connect(uri: str) -> MlflowClient:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    found = address(uri)
-    database.create_if_missing(found)
-    return MlflowClient(tracking_uri=found, registry_uri=found)
+    result = address(uri)
+    database.create_if_missing(result)
+    return MlflowClient(tracking_uri=result, registry_uri=result)
 
 
 def artifact_root(uri: str, study: str) -> str | None:
@@ -98,23 +98,23 @@ def artifact_root(uri: str, study: str) -> str | None:
 
 
 def ensure_experiment(client: MlflowClient, uri: str, study: str) -> str:
-    """Return the id of the study's experiment, making it if need be."""
+    """Return the id of the study's experiment, creating or restoring it if necessary."""
     from mlflow.exceptions import MlflowException
 
     adopted = os.environ.get("MLFLOW_EXPERIMENT_ID")
     if adopted:
         return adopted
-    found = client.get_experiment_by_name(study)
-    if found is None:
+    result = client.get_experiment_by_name(study)
+    if result is None:
         try:
             return str(client.create_experiment(study, artifact_location=artifact_root(uri, study)))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(study)  # another process was faster
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return str(found.experiment_id)
+            result = client.get_experiment_by_name(study)  # another process was faster
+    if result.lifecycle_stage == "deleted":
+        client.restore_experiment(result.experiment_id)
+    return str(result.experiment_id)
 
 
 def is_active(client: MlflowClient, run_id: str) -> bool:
@@ -130,51 +130,50 @@ def is_active(client: MlflowClient, run_id: str) -> bool:
 
 
 def find(client: MlflowClient, experiment: str, **tags: str) -> list[Any]:
-    """Return the runs that carry all `tags` (``key``, ``trial``, ``parent``), the oldest first."""
+    """Return the runs that have all `tags` (``key``, ``trial``, ``parent``), the oldest first."""
     names = {"key": KEY, "trial": TRIAL, "parent": PARENT}
     terms = [f"tags.`{names[tag]}` = '{value}'" for tag, value in tags.items()]
-    found: list[Any] = []
+    result: list[Any] = []
     token = None
     while True:
         page = client.search_runs(
             [experiment], " and ".join(terms), order_by=["attributes.start_time ASC"], page_token=token
         )
-        found += page
+        result += page
         token = page.token
         if not token:
-            return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+            return sorted(result, key=lambda run: (run.info.start_time, run.info.run_id))
 
 
 def ensure_run(
     client: MlflowClient, experiment: str, match: dict[str, str], name: str, tags: dict[str, str], start: int
 ) -> tuple[str, bool]:
-    """Return the id of the run that carries the tags in `match`, and whether it was there before."""
-    found = find(client, experiment, **match)
-    if found:
-        return str(found[0].info.run_id), True
+    """Return the id of the run with the tags in `match`, creating it if necessary, and whether it existed."""
+    result = find(client, experiment, **match)
+    if result:
+        return str(result[0].info.run_id), True
     names = {"key": KEY, "trial": TRIAL, "parent": PARENT}
-    marks = {names[tag]: value for tag, value in match.items()}
-    run = client.create_run(experiment, start_time=start, run_name=name, tags={**tags, **marks})
+    match_tags = {names[tag]: value for tag, value in match.items()}
+    run = client.create_run(experiment, start_time=start, run_name=name, tags={**tags, **match_tags})
     return str(run.info.run_id), False
 
 
 def delete_duplicates(
     client: MlflowClient, experiment: str, parent: str, runs: dict[str, str], trial: str | None = None
 ) -> int:
-    """Delete runs of `trial`, else of any trial, that we have another run for; return how many.
+    """Delete runs of `trial`, or of any trial, that are not the known one in `runs`; return how many.
 
-    A request that timed out here may still be carried out by the server later: then a run appears that nobody
-    asked for twice.
+    A server may still carry out a request that timed out here. After the retry there are then two runs.
     """
     match = {"parent": parent} if trial is None else {"parent": parent, "trial": trial}
-    doubles = [
+    duplicates = [
         run.info.run_id
         for run in find(client, experiment, **match)
         if runs.get(run.data.tags.get(TRIAL, ""), run.info.run_id) != run.info.run_id
     ]
-    for run_id in doubles:
+    for run_id in duplicates:
         client.delete_run(run_id)
-    return len(doubles)
+    return len(duplicates)
 
 
 def log(
@@ -186,7 +185,7 @@ def log(
 ) -> None:
     """Send metrics (name, value, time in ms, step), params and tags of one run.
 
-    A param is for ever in MLflow; one that has changed since goes to the tag ``param.<name>``.
+    MLflow does not allow a param to change, so a changed one becomes the tag ``param.<name>``.
     """
     from mlflow.entities import Metric, Param, RunTag
 
@@ -211,17 +210,17 @@ def trial_run(client: MlflowClient, study: str, trial: str, key: str | None = No
 
     Args:
         client: of `connect`.
-        study: name of the experiment, unless ``MLFLOW_EXPERIMENT_ID`` says otherwise.
+        study: name of the experiment, unless ``MLFLOW_EXPERIMENT_ID`` is set.
         trial: its name.
-        key: the study's ``search_digest`` (tag ``retune.key`` of the parent), to tell searches apart.
+        key: the study's ``search_digest`` (tag ``retune.key`` of the parent), to distinguish searches.
 
     """
     experiment = os.environ.get("MLFLOW_EXPERIMENT_ID")
     if experiment is None:
-        found = client.get_experiment_by_name(study)
-        if found is None:
+        result = client.get_experiment_by_name(study)
+        if result is None:
             return None
-        experiment = found.experiment_id
+        experiment = result.experiment_id
     if key is None:
         runs = find(client, experiment, trial=trial)
         return runs[-1] if runs else None

@@ -1,11 +1,11 @@
 """Sends the outbox to MLflow, in order, from a daemon thread.
 
-What goes wrong is one of three things:
+There are three kinds of errors:
 
-* the server is away, slow or asks for patience: the same operation is tried again, later and with more time;
-* the server will never take the operation (a param too long, an artifact that is gone): it is set aside in
+* the server is unreachable, slow or overloaded: the same operation is tried again, later and with a longer time-out;
+* the server will never accept the operation (a param that is too long, an artifact that is missing): it is set aside in
   ``refused.jsonl`` and the next one is sent;
-* the server forgot the study (a new database): everything is sent again from the start.
+* the server does not have the study any more (a new database): everything is sent again from the start.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ FIRST_TIMEOUT = 10  # seconds for one request; doubled each time the same operat
 LONGEST_TIMEOUT = 320
 FIRST_WAIT = 0.5  # seconds before the second try; doubled each time
 LONGEST_WAIT = 30.0
-POISON_TRIES = 8  # tries before an operation is suspected to be the cause itself
+POISON_TRIES = 8  # tries before the operation itself is suspected, as with a request that crashes the server
 _BATCH = 2000
-_NEVER = {
+_PERMANENT_ERRORS = {
     "BAD_REQUEST",
     "INVALID_PARAMETER_VALUE",
     "NOT_FOUND",
@@ -59,11 +59,11 @@ class Sender:
         self._thread = threading.Thread(target=self._run, name="retune-tracking", daemon=True)
 
     def start(self) -> None:
-        """Begin to send."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self, timeout: float) -> None:
-        """End the thread after the operation in hand, waiting at most `timeout` seconds."""
+        """End the thread after its current operation, waiting at most `timeout` seconds."""
         self._stopping.set()
         self.wake.set()
         self._thread.join(timeout)
@@ -102,10 +102,10 @@ class Sender:
             self.outbox.save(position)
 
     def _send(self, operations: list[Operation]) -> None:
-        """Send operations of one kind; return once they need not be sent again.
+        """Send operations of one kind; return when they were applied or set aside.
 
         Raises:
-            Exception: whatever the server or the network said; to be tried again.
+            Exception: of the server or the network; the operations are to be sent again.
 
         """
         if not operations:
@@ -118,7 +118,7 @@ class Sender:
             self._tries += 1
             if not self._is_permanent(error):
                 raise
-            if len(operations) > 1:  # find the one that is at fault
+            if len(operations) > 1:  # send them one by one, to find the one at fault
                 self._tries = 0
                 for operation in operations:
                     self._send([operation])
@@ -128,7 +128,7 @@ class Sender:
         self._tries = 0
 
     def _allow_time(self) -> None:
-        """Set the patience of the next requests: MLflow's own is 120 s, seven times over."""
+        """Set the time-out of the next request, without retries: MLflow's default is seven retries of 120 s each."""
         if self._timeout_is_ours:
             seconds = min(FIRST_TIMEOUT * 2 ** min(self._tries, 10), LONGEST_TIMEOUT)
             os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(seconds)
@@ -141,8 +141,10 @@ class Sender:
             self._checked = True
 
     def _forget(self) -> None:
-        log.warning("the tracking server has forgotten study %s: sending all of it again", self.study.study)
-        self.study.forget()
+        log.warning(
+            "the tracking server does not have study %s any more: sending all of it again", self.study.study
+        )
+        self.study.reset()
         raise RunDeleted
 
     def _is_permanent(self, error: Exception) -> bool:
@@ -156,8 +158,8 @@ class Sender:
             return False
         if isinstance(error, FileNotFoundError):
             return True
-        if getattr(error, "error_code", None) in _NEVER or self._tries >= POISON_TRIES:
-            self.study.ask()  # raises while the server is not well: then it is not the operation's fault
+        if getattr(error, "error_code", None) in _PERMANENT_ERRORS or self._tries >= POISON_TRIES:
+            self.study.ping()  # raises if the server does not work: then the operation is not at fault
             if self.study.is_deleted():
                 self._forget()
             return True

@@ -1,4 +1,4 @@
-"""Checks the MLflow server first: whether it lets us in, and its version, as old servers lack calls that the registry needs."""
+"""Checks an MLflow server before it is used: the credentials, and the version, since old servers lack calls of the registry."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import re
 from retune.errors import RetuneError
 from retune.tracking.runs import address, is_remote
 
-OLDEST = 3
-"""The first major version whose servers answer what a client of this version asks: 2.x has no such address for the
-artifacts of a logged model, so that listing a run's artifacts ends with 404."""
+MIN_MAJOR_VERSION = 3
+"""The first major version whose servers have all endpoints that the client uses: in 2.x the one for a logged model's artifacts
+is missing, so that listing a run's artifacts ends with 404."""
 _SECONDS = 10
 
 
 class Unreachable(RetuneError):
-    """The server gives no answer; it may later."""
+    """The server does not answer; it may do so later."""
 
 
 def version(uri: str) -> str | None:
@@ -33,7 +33,7 @@ def version(uri: str) -> str | None:
 
 
 def _get(uri: str, path: str) -> tuple[int, str]:
-    """Return status and text of an answer, asked with the credentials of the environment, as MLflow's client does."""
+    """Return status and text of a GET request, made with the environment's credentials, as MLflow's client does."""
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
@@ -51,7 +51,7 @@ def _get(uri: str, path: str) -> tuple[int, str]:
 
 @functools.lru_cache(maxsize=8)
 def problem(uri: str) -> str | None:
-    """Return why the server cannot be used, None if it can; asked once in a process.
+    """Return why the server cannot be used, None if it can; cached for the process.
 
     Raises:
         Unreachable: if it does not answer.
@@ -59,15 +59,15 @@ def problem(uri: str) -> str | None:
     """
     if not is_remote(uri):
         return None
-    # Of one's own runs, since an address that hosted servers do not have may be forbidden to everyone.
+    # This endpoint exists on every server. One that a hosted server lacks may answer 403 to everyone.
     status, _ = _get(uri, "/api/2.0/mlflow/experiments/search?max_results=1")
     if status in (401, 403):
         return _refusal(uri, status)
     found = version(uri)
-    if found is None or int(found.split(".")[0]) >= OLDEST:
+    if found is None or int(found.split(".")[0]) >= MIN_MAJOR_VERSION:
         return None
     return (
-        f"the MLflow server must be {OLDEST}.0 or newer, but {uri} is {found}: upgrade it "
+        f"the MLflow server must be {MIN_MAJOR_VERSION}.0 or newer, but {uri} is {found}: upgrade it "
         "(its database by `mlflow db upgrade`), or name another in `tracking.uri`"
     )
 
@@ -77,7 +77,7 @@ def _refusal(uri: str, status: int) -> str:
     given = [name for name in names if os.environ.get(name)]
     if not given:
         return (
-            f"{uri} wants to know who asks ({status}); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+            f"{uri} requires a login ({status}); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
             "or MLFLOW_TRACKING_TOKEN; on a cluster they come from a Secret of `cluster.secrets`"
         )
-    return f"{uri} does not let us in with the given {' and '.join(given)} ({status}); check them"
+    return f"{uri} rejects the given {' and '.join(given)} ({status}); check them"

@@ -27,7 +27,7 @@ log = logging.getLogger("retune.tracking")
 P = ParamSpec("P")
 
 
-def _harmless(method: Callable[Concatenate[Tracker, P], None]) -> Callable[Concatenate[Tracker, P], None]:
+def _never_raises(method: Callable[Concatenate[Tracker, P], None]) -> Callable[Concatenate[Tracker, P], None]:
     """Turn every error of a tracking call into a warning: a lost metric is cheaper than a lost training."""
 
     @wraps(method)
@@ -41,13 +41,13 @@ def _harmless(method: Callable[Concatenate[Tracker, P], None]) -> Callable[Conca
 
 
 class Tracker:
-    """Tells MLflow about one study: an experiment with a parent run, and a child run for each trial.
+    """Logs one study to MLflow: an experiment with a parent run, and a child run for each trial.
 
-    Every call appends one operation to a file in `spool` and returns; a thread sends them in order. What was
-    not sent when the process ends, is killed or finds no server is sent by the next tracker on the same
+    Every call appends one operation to a file in `spool` and returns; a thread sends them in order. Operations that are
+    unsent when the process ends, is killed or finds no server are sent by the next tracker on the same
     spool. Sending is idempotent: no run, param or metric is doubled.
 
-    The environment of a pipeline is respected: ``MLFLOW_TRACKING_URI`` goes before `uri`, ``MLFLOW_RUN_ID``
+    The environment of a pipeline is respected: ``MLFLOW_TRACKING_URI`` takes precedence over `uri`, ``MLFLOW_RUN_ID``
     is adopted as the parent run, ``MLFLOW_EXPERIMENT_ID`` is used instead of an experiment named after the
     study.
 
@@ -56,8 +56,7 @@ class Tracker:
         study: name of the study; that of the experiment too.
         spool: folder of the outbox, one for each study. If it cannot be written, a temporary one is used.
         tags: of the parent run: ``algorithm``, ``seed``, ``git_commit``, ``data_digest``, ``base_revision``.
-            ``search_digest`` also identifies the parent run, so that the study carries on in it even when the
-            spool was lost.
+            ``search_digest`` also identifies the parent run, so that the study continues in it even if the spool was lost.
 
     """
 
@@ -91,37 +90,37 @@ class Tracker:
         except OSError:
             return uuid.uuid4().hex
 
-    @_harmless
+    @_never_raises
     def start_study(self, params: dict[str, Any], tags: dict[str, str] | None = None) -> None:
-        """Begin the study, or carry on with it: its parent run is RUNNING.
+        """Start or resume the study: its parent run is RUNNING.
 
         Args:
-            params: what was asked for, e.g. the study file's main settings.
+            params: the study's main settings.
             tags: in addition to those of the tracker.
 
         """
         self._add({"op": "study", "params": params, "tags": {**self._tags, **(tags or {})}})
 
-    @_harmless
+    @_never_raises
     def start_trial(self, trial: str, number: int, role: str, assignment: Assignment, seed: int) -> None:
-        """Begin a trial, or carry on with one that was interrupted or stopped early; one that has ended is left alone."""
+        """Start a trial, or resume one that was interrupted or stopped early; do nothing for one that has ended."""
         if self._state.get(trial, "interrupted") not in ("interrupted", "early_stopped"):
             return
         start = {"trial": trial, "number": number, "role": role, "assignment": assignment, "seed": seed}
         self._add({"op": "start", **start})
 
-    @_harmless
+    @_never_raises
     def metric(self, trial: str, name: str, value: float, step: int) -> None:
-        """Note one measurement; the same one (trial, name, step and value) counts once."""
+        """Log one measurement; the same one (trial, name, step and value) is logged once."""
         self._add({"op": "metric", "trial": trial, "name": name, "value": float(value), "step": int(step)})
 
-    @_harmless
+    @_never_raises
     def finish_trial(self, record: TrialRecord, adapter: Path | None = None) -> None:
-        """End a trial: its status, reason, final values and all measurements that `metric` was not told of.
+        """End a trial with its status, reason, final values and all measurements that `metric` was not called with.
 
         Args:
-            record: what the trial gave; kept as the artifact ``trial.json``.
-            adapter: folder to keep as the artifact ``adapter``; it must still be there when it is sent.
+            record: of the trial; logged as the artifact ``trial.json``.
+            adapter: folder to log as the artifact ``adapter``; it must still exist when it is sent.
 
         """
         points = [point for point in _points(record) if _key(point) not in self._seen]
@@ -131,9 +130,9 @@ class Tracker:
             {"op": "finish", "trial": record.trial, "record": content, "points": points, "adapter": where}
         )
 
-    @_harmless
+    @_never_raises
     def benchmark(self, record: BenchRecord) -> None:
-        """Note a score and its stderr as ``bench/<task>`` on the run of the trial that it belongs to."""
+        """Log a score and its standard error as ``bench/<task>`` in the run of its trial."""
         protocol = {"n", "shots", "limit", "protocol", "prompt_digest", "data_digest", "batch_size", "dtype"}
         self._add(
             {
@@ -147,9 +146,9 @@ class Tracker:
             at=record.finished,
         )
 
-    @_harmless
+    @_never_raises
     def artifact(self, path: Path, name: str | None = None) -> None:
-        """Keep a file or folder on the parent run as `name`, e.g. ``figures/history.png``.
+        """Log a file or folder to the parent run as `name`, e.g. ``figures/history.png``.
 
         A file is copied into the spool first, so that it may be changed or deleted after this call. A folder
         is read when it is sent.
@@ -163,13 +162,13 @@ class Tracker:
         kept = self._outbox.keep(data)
         self._add({"op": "artifact", "path": str(kept), "name": name, "content": digest(data)})
 
-    @_harmless
+    @_never_raises
     def finish_study(self, status: str = "FINISHED") -> None:
         """End the parent run: ``FINISHED``, ``FAILED`` or ``KILLED``; `start_study` opens it again."""
         self._add({"op": "finish_study", "status": status})
 
     def flush(self, timeout: float) -> int:
-        """Wait until all is sent, at most `timeout` seconds; return how many operations are left."""
+        """Wait at most `timeout` seconds until everything is sent; return how many operations are left."""
         end = time.monotonic() + timeout
         while (left := self.left) and time.monotonic() < end:
             self._sender.wake.set()
@@ -177,11 +176,10 @@ class Tracker:
         return left
 
     def close(self, timeout: float | None = None) -> int:
-        """Try to send what is left, then stop; return how many operations wait for the next start.
+        """Try to send what is left, then stop; return how many operations remain for the next tracker.
 
         Args:
-            timeout: seconds to try for; by default 10, and in a pod, whose outbox goes with it, as long as
-                `retune.outages` says.
+            timeout: seconds to try for; by default that of `retune.outages.farewell`: longer in a pod, whose outbox is lost.
 
         """
         left = self.flush(outages.flush_seconds() if timeout is None else timeout)
@@ -202,7 +200,7 @@ class Tracker:
 
     @property
     def refused(self) -> list[dict[str, Any]]:
-        """The operations that the server would never take: `reason` and `operation` of each."""
+        """The operations that the server would never accept: `reason` and `operation` of each."""
         return self._outbox.refused()
 
     def _add(self, operation: dict[str, Any], at: str = "") -> None:
@@ -216,7 +214,7 @@ class Tracker:
         self._sender.wake.set()
 
     def _remember(self, operation: dict[str, Any]) -> None:
-        """Keep what is needed to know a repeated call: a study that is run again repeats most of them."""
+        """Store what is needed to recognise a repeated call: a study that is run again repeats most of its calls."""
         kind = operation.get("op")
         if kind == "start":
             self._state[operation["trial"]] = "running"
@@ -238,7 +236,7 @@ def _key(operation: dict[str, Any]) -> str:
 
 
 def _points(record: TrialRecord) -> list[dict[str, Any]]:
-    """Return all measurements of a record: its curves, then final values and costs that no curve holds."""
+    """Return all measurements of a record: its curves, then the final values and costs that are in no curve."""
     found = []
     ended = milliseconds(record.finished)
     for name, curve in record.curves.items():
@@ -261,7 +259,7 @@ def _points(record: TrialRecord) -> list[dict[str, Any]]:
 
 
 def milliseconds(rfc3339: str = "") -> int:
-    """Return a record's time in ms since 1970; the present one, if it is empty or broken."""
+    """Return a record's time in ms since 1970; the current time, if it is empty or invalid."""
     try:
         return int(datetime.fromisoformat(rfc3339).timestamp() * 1000)
     except ValueError:

@@ -1,8 +1,8 @@
 """Restores a loaded base bit for bit after an adapter, whatever the adapter changed.
 
-An adapter can do more to a base than stand beside a linear layer: replace whole modules (`modules_to_save`), overwrite
-biases, norms and embeddings, or begin by editing the base's own weights (PiSSA, OLoRA, LoftQ, CorDA). So everything that
-makes up the model is noted before, put back afterwards, and the weights' bits are compared.
+An adapter can do more than add layers beside linear ones: replace whole modules (`modules_to_save`), overwrite biases, norms and
+embeddings, or edit the base's own weights at its initialisation (PiSSA, OLoRA, LoftQ, CorDA). So all attributes of the model's
+modules are saved before and restored after, and the bits of the weights are compared.
 """
 
 from __future__ import annotations
@@ -19,32 +19,31 @@ from retune.errors import RetuneError
 
 
 class BaseChanged(RetuneError):
-    """The base is not what it was before the adapter and cannot be brought back: it has to be loaded again."""
+    """An adapter changed the base, and the change cannot be undone: the base has to be loaded again."""
 
 
 @contextmanager
 def preserved(base: nn.Module, copied: Callable[[str], bool] = lambda name: False) -> Iterator[None]:
-    """Bring the base back at the end of the block, however it ends: modules, weights, hooks, flags and settings.
+    """Restore the base at the end of the block, however it ends: modules, weights, hooks, flags and settings.
 
-    No copy is made of large weights: a weight that was exchanged is put back from the storage it had before. Vectors
-    and buffers (biases, norms, rotary frequencies) are copied, and so is what `copied` says, for what is written in
-    place.
+    Large weights are not copied: a weight that was replaced is restored from its original storage. Copies are made of what may
+    be overwritten in place: vectors and buffers (biases, norms, rotary frequencies), and the weights chosen by `copied`.
 
     Args:
         base: the loaded base, without an adapter.
-        copied: tells by its name whether a weight is going to be overwritten.
+        copied: whether the weight of this name is going to be overwritten.
 
     Raises:
-        BaseChanged: at the end, if bits of a weight differ all the same.
+        BaseChanged: at the end, if bits of a weight differ after all.
     """
     _reshard(base)
     structure = [_Attributes(part) for part in _parts(base)]
     sharded = any(hasattr(parameter, "to_local") for parameter in base.parameters())
-    tensors = {} if sharded else _tensors(base)  # FSDP exchanges the tensors of its modules all the time
+    tensors = {} if sharded else _tensors(base)  # FSDP replaces the tensors of its modules in every pass
     weights = set(dict(base.named_parameters()))
     storages = {name: tensor.detach() for name, tensor in tensors.items()}
     flags = {name: tensor.requires_grad for name, tensor in tensors.items()}
-    sums = _sums(storages)
+    checksums = _checksums(storages)
     copies = {
         name: storage.to("cpu", copy=True)
         for name, storage in storages.items()
@@ -62,35 +61,36 @@ def preserved(base: nn.Module, copied: Callable[[str], bool] = lambda name: Fals
                     tensor.data = storages[name]
                 tensor.grad = None
                 tensor.requires_grad_(flags[name])
-            for name in _differing(sums, storages, copies):
+            for name in _differing(checksums, storages, copies):
                 storages[name].copy_(copies[name])
         if sharded:
             base.requires_grad_(False)
-        lost = _differing(sums, storages, storages)
-        if lost:
-            some = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+        changed = _differing(checksums, storages, storages)
+        if changed:
+            some = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
             raise BaseChanged(
-                f"an adapter must leave the base as it was, but it changed {some}: the base must be loaded again"
+                f"an adapter must leave the base unchanged, but it changed {some}; the base will be loaded again"
             )
 
 
 @contextmanager
 def reload_if_changed(forget: Callable[[], None]) -> Iterator[None]:
-    """Wrap `preserved`: call `forget` to drop a base that could not be restored, so that it is loaded again.
+    """Catch the `BaseChanged` of `preserved` in the block and call `forget`, so that the base is loaded again.
 
-    Results computed before, with the adapter on the intact base, stay valid. An error in the block propagates.
+    Results of the block stay valid: they were computed with the adapter on the intact base. Other errors propagate.
     """
     try:
         yield
     except BaseChanged as error:
         forget()
         logging.getLogger(__name__).warning("%s", error)
+        # `preserved` raises in its `finally`: an error of the block, now the context, must not be lost.
         if not isinstance(error.__context__, BaseChanged | None):
             raise error.__context__ from None
 
 
 class _Attributes:
-    """What an object's attributes were; of containers (modules, parameters, hooks) also what was in them."""
+    """A snapshot of an object's attributes, and of the contents of those that are containers (modules, parameters, hooks)."""
 
     def __init__(self, owner: Any) -> None:
         self.owner, self.kind = owner, type(owner)
@@ -102,10 +102,10 @@ class _Attributes:
     def restore(self) -> None:
         if type(self.owner) is not self.kind:
             self.owner.__class__ = self.kind
-        now = vars(self.owner)
-        for name in set(now) - set(self.values):
-            del now[name]
-        now.update(self.values)
+        current = vars(self.owner)
+        for name in set(current) - set(self.values):
+            del current[name]
+        current.update(self.values)
         for name, content in self.contents.items():
             container = self.values[name]
             if isinstance(container, list):
@@ -116,7 +116,7 @@ class _Attributes:
 
 
 def _parts(base: nn.Module) -> Iterator[Any]:
-    """Give every object whose attributes make up the model: its modules and their settings, each once."""
+    """Yield every object whose attributes make up the model, each once: its modules and their configs."""
     seen: set[int] = set()
     for module in base.modules():
         found = [module, *(v for k, v in vars(module).items() if k in ("config", "generation_config"))]
@@ -127,7 +127,7 @@ def _parts(base: nn.Module) -> Iterator[Any]:
 
 
 def _reshard(base: nn.Module) -> None:
-    """Let a base under FSDP put its gathered weights away: which of the two stand in a module is part of its state."""
+    """Drop the gathered weights of an FSDP base: its modules must hold their shards when their state is saved or compared."""
     module: Any
     for module in base.modules():
         if hasattr(module, "reshard"):
@@ -138,20 +138,20 @@ def _tensors(base: nn.Module) -> dict[str, Tensor]:
     return {**dict(base.named_parameters()), **dict(base.named_buffers())}
 
 
-def _differing(sums: dict[str, int], storages: dict[str, Tensor], names: Iterable[str]) -> list[str]:
-    """Return which of the named tensors have other bits than when their sums were taken."""
-    now = _sums({name: storages[name] for name in names})
-    return [name for name, total in now.items() if total != sums[name]]
+def _differing(checksums: dict[str, int], storages: dict[str, Tensor], names: Iterable[str]) -> list[str]:
+    """Return which of the named tensors have another checksum than before."""
+    current = _checksums({name: storages[name] for name in names})
+    return [name for name, total in current.items() if total != checksums[name]]
 
 
-def _sums(storages: dict[str, Tensor]) -> dict[str, int]:
-    """Return a sum over the bits of each tensor: one pass over the memory, as long as a short forward takes."""
-    made = [_sum(storage) for storage in storages.values()]
+def _checksums(storages: dict[str, Tensor]) -> dict[str, int]:
+    """Return the checksum of each tensor: one pass over the memory, which takes about as long as a short forward."""
+    made = [_checksum(storage) for storage in storages.values()]
     return dict(zip(storages, [int(total) for total in made], strict=True))
 
 
-def _sum(tensor: Tensor) -> Tensor:
-    """Return the sum of a tensor's bits, read as whole numbers; it wraps around."""
+def _checksum(tensor: Tensor) -> Tensor:
+    """Return the sum of a tensor's memory, read as 64-bit integers (bytes if that is not possible), modulo 2**64."""
     flat = tensor.contiguous().view(-1)
     size = flat.numel() * flat.element_size()
     if flat.dtype == torch.bool or size == 0:

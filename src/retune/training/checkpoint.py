@@ -1,7 +1,7 @@
-"""Checkpoints of a training: one file, written atomically, that proves itself whole and its own.
+"""Checkpoints of a training: one file, written atomically, with a checksum and the identity of its training.
 
-The file is the SHA-256 of the rest, followed by what `torch.save` wrote. A checkpoint that is cut short, has a flipped
-bit or belongs to another trial is refused with the reason; the training then starts anew.
+The file is the SHA-256 of the rest, followed by what `torch.save` wrote. A checkpoint that is truncated, has a flipped
+bit or belongs to another trial is not used, and the reason is reported; the training then starts from step 0.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ import torch
 from retune import store
 from retune.records import digest
 
-_FORMAT = 2
-_SHA = 32
+_FORMAT = 2  # part of the identity: raise it when the content changes, and older checkpoints are not used
+_SHA = 32  # bytes
 
 
-class Refused(Exception):
+class UnusableCheckpoint(Exception):
     """A checkpoint that cannot be used; the message says why."""
 
 
 def uri(folder: str) -> str:
-    """Return where the checkpoint of the trial in `folder` lies."""
+    """Return the URI of the checkpoint of the trial in `folder`."""
     return store.join(folder, "checkpoint", "state.pt")
 
 
 def identity(**parts: Any) -> str:
-    """Return the digest of everything a resumed training must share with the one that was interrupted."""
+    """Return the digest of everything that a resumed training must share with the interrupted one."""
     return digest({"format": _FORMAT, "torch": torch.__version__, **parts})
 
 
 def save(folder: str, identity: str, state: dict[str, Any]) -> None:
-    """Write the checkpoint, in place of an older one.
+    """Write the checkpoint, replacing an older one.
 
     Raises:
-        RetuneError: if it cannot be written, e.g. a full disk; the older one is still there.
+        RetuneError: if it cannot be written, e.g. for a full disk; an older one is kept.
     """
     buffer = io.BytesIO()
     torch.save({"identity": identity, "state": state}, buffer)
@@ -49,19 +49,21 @@ def load(folder: str, identity: str, device: torch.device) -> dict[str, Any] | N
     """Return the state in the checkpoint, or None if there is none.
 
     Raises:
-        Refused: if it is damaged, or of another trial.
+        UnusableCheckpoint: if it is damaged, or of another trial.
     """
     if not store.exists(uri(folder)):
         return None
     content = store.read(uri(folder))
     if hashlib.sha256(content[_SHA:]).digest() != content[:_SHA]:
-        raise Refused(f"it is damaged ({len(content)} bytes)")
+        raise UnusableCheckpoint(
+            f"its checksum does not match its content ({len(content)} bytes): it is damaged"
+        )
     try:
         saved = torch.load(io.BytesIO(content[_SHA:]), map_location=device, weights_only=True)
     except Exception as error:
-        raise Refused(f"it cannot be read: {error}") from error
+        raise UnusableCheckpoint(f"it cannot be read: {error}") from error
     if saved.get("identity") != identity:
-        raise Refused("it belongs to another trial, data, base model or torch version")
+        raise UnusableCheckpoint("it belongs to another trial, data, base model or torch version")
     state: dict[str, Any] = saved["state"]
     return state
 

@@ -1,7 +1,7 @@
-"""A LoRA adapter away from its base, so that those of several trials can compute on one base at once.
+"""A LoRA adapter that is kept apart from its base, so that the adapters of several trials can share one base.
 
-It begins as PEFT makes it (same draws, same names) and is saved as PEFT saves it. In between its matrices are lent to the base's
-layers for a pass (`retune.training.lora_linear.lend`).
+PEFT creates it (with the same random numbers and names as usual), and it is saved as PEFT saves it. In between its matrices are
+attached to the base's layers for each pass (`retune.training.lora_linear.attach`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from retune.study import Training
 from retune.study.training import EDITING
 from retune.training import lora, lora_linear
-from retune.training.dropout import Draws
-from retune.training.inits import Records
+from retune.training.dropout import DropoutSource
+from retune.training.inits import FirstRecords
 from retune.training.lora_linear import Weights
 
 
@@ -31,10 +31,10 @@ class Adapter:
 
     Attributes:
         config: PEFT's settings.
-        named: what is trained, under PEFT's names and in PEFT's order.
-        saved: the name in the adapter's file of each of them.
+        named: the trained parameters, under PEFT's names and in PEFT's order.
+        saved: their names in the adapter's file.
         layers: by the name of the base's layer: the names of A and B, and the scale.
-        dropout: of its input, in training.
+        dropout: probability on its input, in training.
     """
 
     config: Any
@@ -43,18 +43,18 @@ class Adapter:
     layers: dict[str, tuple[str, str, float]]
     dropout: float
 
-    def on(self, layer: str, module: nn.Linear, draws: Draws | None) -> Weights:
-        """Return the named layer of the base with this adapter; bare, if it has nothing there.
+    def on(self, layer: str, module: nn.Linear, source: DropoutSource | None) -> Weights:
+        """Return a layer of the base with this adapter, or without one if the adapter has nothing on this layer.
 
         Args:
-            layer, module: of the base.
+            layer: the name of the base's layer. module: the layer.
             draws: where dropout draws from; None for evaluation, without dropout.
         """
         if layer not in self.layers:
             return Weights(module.weight, module.bias)
         a, b, scale = self.layers[layer]
-        dropout = self.dropout if draws else 0.0
-        return Weights(module.weight, module.bias, self.named[a], self.named[b], scale, dropout, draws)
+        dropout = self.dropout if source else 0.0
+        return Weights(module.weight, module.bias, self.named[a], self.named[b], scale, dropout, source)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield what is trained, as a module does."""
@@ -65,25 +65,25 @@ class Adapter:
         yield from self.named.values()
 
     def train(self) -> None:
-        """Do nothing: whether dropout is on is said for each pass."""
+        """Do nothing: each pass decides on dropout (`on`)."""
 
     def files(self) -> dict[str, bytes]:
         """Return the two files of the adapter, as `retune.training.lora.files` does."""
         weights: dict[str, Tensor] = {
             self.saved[name]: parameter.detach().cpu().contiguous() for name, parameter in self.named.items()
         }
-        return lora.packed(self.config, dict(sorted(weights.items())), nn.Module())
+        return lora.to_files(self.config, dict(sorted(weights.items())), nn.Module())
 
 
-def new(
+def new_adapter(
     base: nn.Module,
     chosen: Training,
     base_name: str,
     seed: int,
     revision: str | None = None,
-    records: Records | None = None,
+    records: FirstRecords | None = None,
 ) -> Adapter:
-    """Return a new adapter; the arguments are those of `retune.training.lora.adapted`. The base is untouched.
+    """Return a new adapter, leaving the base unchanged; the arguments are those of `retune.training.lora.adapted`.
 
     Raises:
         CannotShare: if the adapter is more than A and B beside plain linear layers.
@@ -102,23 +102,24 @@ def new(
         layers: dict[str, tuple[str, str, float]] = {}
         for layer, module in model.get_base_model().named_modules():
             if isinstance(module, LoraLayer):
-                read = lora_linear.read(module)
-                if not isinstance(read, Weights) or read.a is None or read.b is None:
+                weights = lora_linear.weights_of(module)
+                if not isinstance(weights, Weights) or weights.a is None or weights.b is None:
                     raise CannotShare(f"the adapter on {layer} is of the kind {type(module).__name__}")
-                layers[layer] = names[id(read.a)], names[id(read.b)], read.scale
+                layers[layer] = names[id(weights.a)], names[id(weights.b)], weights.scale
         if extra := sorted(set(named) - {name for a, b, _ in layers.values() for name in (a, b)}):
             raise CannotShare(f"more is trained than the adapter's A and B: {extra[0]}")
         state = get_peft_model_state_dict(model, save_embedding_layers=False)
-        places = {tensor.data_ptr(): name for name, tensor in state.items()}
-        saved = {name: places[parameter.data_ptr()] for name, parameter in named.items()}
+        # PEFT's names in the file are matched by the memory of the tensors: their spelling differs between releases.
+        file_names = {tensor.data_ptr(): name for name, tensor in state.items()}
+        saved = {name: file_names[parameter.data_ptr()] for name, parameter in named.items()}
         if len(saved) != len(state):
             raise CannotShare("the adapter's file holds more than what is trained")
         config = model.peft_config["default"]
     return Adapter(config, named, saved, layers, chosen.dropout)
 
 
-def reason_alone(core: Any) -> str:
-    """Return why no two trials can share a pass over a transformers model; empty if nothing is known against it."""
+def unshareable_reason(core: Any) -> str:
+    """Return why trials cannot share passes over a transformers model; empty if its config shows no reason."""
     if core.dtype == torch.float16:
         return "the base is in float16, whose gradients are scaled by trial"
     if getattr(core, "quantization_method", None) is not None or getattr(core, "is_quantized", False):

@@ -1,9 +1,9 @@
 """The processes that train one trial together: one on a laptop, several under torchrun or `accelerate launch`.
 
-Each process takes its share of the records of every step. The adapter lies whole in every process and its gradients,
-a few MiB, are averaged once a step. The frozen base lies whole in every process too (as in DDP), or is spread over them
-layer by layer (FSDP2, torch's `fully_shard`) if ``accelerate launch --use_fsdp`` or ``ACCELERATE_USE_FSDP=true`` says
-so. One process takes the same path.
+Each process takes its share of the records of every step. Every process holds the whole adapter; its gradients, a few MiB,
+are summed over the processes once a step. Every process holds the whole frozen base too (as in DDP), or a shard of each
+layer (FSDP2, torch's `fully_shard`) with ``accelerate launch --use_fsdp`` or ``ACCELERATE_USE_FSDP=true``. A single process
+runs the same code.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def _hosts() -> Any:
 
 
 class Devices:
-    """The device of this process, and its place among the others.
+    """The device of this process, and the collective operations over all processes of the trial.
 
     Attributes:
-        rank, world: this process's number and how many there are.
+        rank: this process's number, from 0. world: the number of processes.
         device: where this process computes.
-        sharded: whether the base model's weights are spread over the processes.
+        sharded: whether the base's weights are sharded over the processes (FSDP).
     """
 
     def __init__(self) -> None:
@@ -55,9 +55,9 @@ class Devices:
         return self.rank == 0
 
     def load(self, folder: Path, dtype: torch.dtype, attention: str | None) -> Any:
-        """Return the model of a folder with its weights spread over the processes; no device ever holds all of them.
+        """Return the model of a folder, sharded over the processes; no device ever holds all of its weights.
 
-        While a layer computes, its weights are gathered; an adapter that is put in later is not spread.
+        A layer's weights are gathered while it computes. An adapter that is added later is not sharded.
         """
         from torch.distributed.device_mesh import init_device_mesh
 
@@ -73,10 +73,10 @@ class Devices:
             distributed.all_reduce(tensor)
         return tensor
 
-    def most(self, count: int) -> int:
-        """Return the largest of the processes' counts, if they must all take part equally often, else `count`.
+    def max_count(self, count: int) -> int:
+        """Return the largest count of all processes if the base is sharded, else `count`.
 
-        Every pass over a sharded base gathers weights from all processes.
+        Every pass over a sharded base gathers weights from all processes, so all must run the same number of passes.
         """
         if not self.sharded:
             return count
@@ -84,25 +84,25 @@ class Devices:
         distributed.all_reduce(largest, distributed.ReduceOp.MAX)
         return int(largest)
 
-    def least(self, count: int | None) -> int | None:
-        """Return the smallest of the processes' counts where they must all have the same, else `count`."""
+    def min_count(self, count: int | None) -> int | None:
+        """Return the smallest count of all processes if the base is sharded, else `count`."""
         if not self.sharded or count is None:
             return count
         smallest = torch.tensor(count, device=self.device)
         distributed.all_reduce(smallest, distributed.ReduceOp.MIN)
         return int(smallest)
 
-    def same(self, tensors: Sequence[Tensor]) -> None:
-        """Give all processes the values of the first, in place."""
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
+        """Copy the values of the first process to all others, in place."""
         if self.world > 1:
             for tensor in tensors:
                 distributed.broadcast(tensor.data, 0)
 
-    def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Sum the parameters' gradients over all processes, in place; one that a process lacks counts as zeros there.
 
-        A process lacks one where its records left a layer out, chose other experts, or where it has no record in this step.
-        What all lack stays missing: AdamW passes over it, as it does with one process.
+        A process lacks one if its records skipped a layer or chose other experts, or if it has no record in this step.
+        One that all lack stays None: AdamW skips it, as it does with one process.
         """
         if self.world == 1:
             return
@@ -110,6 +110,7 @@ class Devices:
         used = [parameter for parameter, count in zip(parameters, there, strict=True) if count]
         if not used:
             return
+        # One message instead of one per matrix: an adapter has hundreds of small ones.
         flat = torch.cat(
             [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in used]
         )
@@ -119,10 +120,10 @@ class Devices:
 
     def gather_object(self, value: Any) -> list[Any]:
         """Return the values of all processes, by rank."""
-        found: list[Any] = [value] * self.world
+        values: list[Any] = [value] * self.world
         if self.world > 1:
-            distributed.all_gather_object(found, value, self._group)
-        return found
+            distributed.all_gather_object(values, value, self._group)
+        return values
 
     def of_first(self, value: _T) -> _T:
         """Return the first process's value: files may look different to the others, as on a machine of their own."""
@@ -171,6 +172,6 @@ class Devices:
         return counts.tolist()
 
     def barrier(self) -> None:
-        """Wait for the others."""
+        """Wait until every process has come here."""
         if self.world > 1:
             distributed.barrier()

@@ -1,8 +1,8 @@
-"""Dropout whose draws do not depend on how the records of a batch are split into passes.
+"""Dropout whose masks do not depend on how the records of a batch are split into passes.
 
-A batch of records is one unit of drawing: whatever part of it a pass computes, each layer draws for all of the unit's
-tokens, from the same state of the generator, and takes its own. So a pass that was too large for the memory can be repeated
-in halves, and a machine with less memory learns the same.
+The records of a batch form a unit. Whatever part of the unit a pass computes, each layer draws masks for all of the unit's
+tokens, from the same generator state, and uses its own rows of them. So a pass that was too large for the memory can be
+repeated in halves, and a machine with less memory learns the same.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Window:
-    """The records that a pass computes, of all in a unit.
+    """The records that a pass computes, among all records of its unit.
 
     Attributes:
-        before, mine, all: tokens of the records before them, of theirs, and of the unit.
-        before_tails, mine_tails, all_tails: the same counted in tails, see `retune.training.attention.Segments`.
+        before, mine, all: tokens of the records before them, of their own, and of the whole unit.
+        before_tails, mine_tails, all_tails: the same for tails only, see `retune.training.attention.Segments`.
     """
 
     before: int
@@ -39,26 +39,25 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Draws:
-    """Where the draws of one of several trials in a pass come from: its own generator, and its own unit of records.
+class DropoutSource:
+    """Where one of several trials in a pass draws its masks from: its own generator, and its own unit of records.
 
     Attributes:
-        generator: on the device of what is dropped.
-        window: the trial's records in this pass, of all in its unit; None if they are the whole unit.
+        generator: on the device of the input.
+        window: the trial's records in this pass, among all of its unit; None if they are the whole unit.
     """
 
     generator: torch.Generator
     window: Window | None = None
 
 
-_window: Window | None = (
-    None  # not a ContextVar: on a GPU the backward pass runs in a thread of autograd's own
-)
+# A module variable, not a ContextVar: on a GPU the backward pass runs in a thread of autograd's own, which would not see it.
+_window: Window | None = None
 
 
 @contextmanager
-def drawing(window: Window | None) -> Iterator[None]:
-    """Draw as the whole unit would inside the block; None draws for what is computed."""
+def dropout_window(window: Window | None) -> Iterator[None]:
+    """Draw masks for the whole unit inside the block; with None, for the tokens that are computed."""
     global _window
     before, _window = _window, window
     try:
@@ -68,82 +67,82 @@ def drawing(window: Window | None) -> Iterator[None]:
 
 
 @dataclass
-class Watch:
-    """What a check sees of the draws in a block.
+class Observer:
+    """What a check observes of the calls of `drop` in a block.
 
     Attributes:
-        generator: draws for `drop` in place of the default one, which then nothing should draw from.
-        strays: whether something was dropped whose records are not known, as tokens that were routed to an expert.
+        generator: used by `drop` in place of the default one, so that any use of the default one shows.
+        unassigned: whether `drop` got tokens whose records are not known, as those routed to one expert.
     """
 
     generator: torch.Generator
-    strays: bool = False
+    unassigned: bool = False
 
 
-_watch: Watch | None = None
+_observer: Observer | None = None
 
 
 @contextmanager
-def watching(device: torch.device) -> Iterator[Watch]:
-    """Let a check see the draws of `drop` inside the block."""
-    global _watch
-    before, _watch = _watch, Watch(torch.Generator(device).manual_seed(0))
+def observing(device: torch.device) -> Iterator[Observer]:
+    """Observe the calls of `drop` inside the block."""
+    global _observer
+    before, _observer = _observer, Observer(torch.Generator(device).manual_seed(0))
     try:
-        yield _watch
+        yield _observer
     finally:
-        _watch = before
+        _observer = before
 
 
-def drop(x: Tensor, chance: float, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
+def drop(x: Tensor, p: float, source: DropoutSource | None = None) -> tuple[Tensor, Tensor]:
     """Return `x`, shape ``(tokens, size)``, after dropout, and the mask, true where an element was kept.
 
     Args:
-        x, chance: what is dropped, and each element's probability of it.
-        draws: where from; the device's default generator and `drawing` if None. Equal states give equal masks either way.
+        x: the input. p: probability of zeroing an element.
+        source: generator and window; if None, the device's default generator and the window of `dropout_window`. Equal
+            generator states give equal masks either way.
     """
-    if _watch is None or draws is not None:
-        return _drop(x, chance, draws)
-    _watch.strays |= _window is not None and len(x) not in (_window.mine, _window.mine_tails)
-    with drawn_by(_watch.generator):
-        return _drop(x, chance, None)
+    if _observer is None or source is not None:
+        return _drop(x, p, source)
+    _observer.unassigned |= _window is not None and len(x) not in (_window.mine, _window.mine_tails)
+    with as_default_generator(_observer.generator):
+        return _drop(x, p, None)
 
 
-def _drop(x: Tensor, chance: float, draws: Draws | None) -> tuple[Tensor, Tensor]:
-    window = draws.window if draws else _window
+def _drop(x: Tensor, p: float, source: DropoutSource | None) -> tuple[Tensor, Tensor]:
+    window = source.window if source else _window
+    on_cpu = x.device.type == "cpu"
     if window is None or window.mine == window.all or len(x) not in (window.mine, window.mine_tails):
-        with _default(draws):
-            dropped, mask = (
-                _masked(x, chance, draws.generator)
-                if draws and x.device.type == "cpu"
-                else torch.native_dropout(x, chance, True)
-            )
+        if source and on_cpu:
+            # What `native_dropout`, which takes no generator, computes on a CPU
+            return _masked(x, _keep_mask(len(x), x.shape[1], p, source.generator), p)
+        with _source_as_default(source):
+            dropped, mask = torch.native_dropout(x, p, True)
         return dropped, mask
     if len(x) == window.mine:
         rows, start = window.all, window.before
     else:
         rows, start = window.all_tails, window.before_tails
-    if x.device.type == "cpu":  # the same draws as below, without a matrix of floats for all of the unit
-        mask = _kept(rows, x.shape[1], chance, draws.generator if draws else None)
+    if on_cpu:  # the same random numbers as below, without a matrix of floats for the whole unit
+        mask = _keep_mask(rows, x.shape[1], p, source.generator if source else None)
     else:
-        with _default(draws):
-            mask = torch.native_dropout(x.new_zeros(rows, x.shape[1]), chance, True)[1]
-    mask = mask[start : start + len(x)].clone()
-    return (x * mask).mul_(1 / (1 - chance)), mask
+        with _source_as_default(source):
+            mask = torch.native_dropout(x.new_zeros(rows, x.shape[1]), p, True)[1]
+    return _masked(
+        x, mask[start : start + len(x)].clone(), p
+    )  # a copy: the unit's mask need not stay in memory
 
 
-def _masked(x: Tensor, chance: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return what ``native_dropout``, which takes no generator, would on a CPU."""
-    mask = _kept(len(x), x.shape[1], chance, generator)
-    return (x * mask).mul_(1 / (1 - chance)), mask
+def _masked(x: Tensor, mask: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    return (x * mask).mul_(1 / (1 - p)), mask
 
 
-def _kept(rows: int, columns: int, chance: float, generator: torch.Generator | None) -> Tensor:
-    return torch.empty(rows, columns, dtype=torch.bool).bernoulli_(1 - chance, generator=generator)
+def _keep_mask(rows: int, columns: int, p: float, generator: torch.Generator | None) -> Tensor:
+    return torch.empty(rows, columns, dtype=torch.bool).bernoulli_(1 - p, generator=generator)
 
 
 @contextmanager
-def drawn_by(generator: torch.Generator) -> Iterator[None]:
-    """Let the default generator of a generator's device draw in its place inside the block."""
+def as_default_generator(generator: torch.Generator) -> Iterator[None]:
+    """Use `generator` as the default generator of its device inside the block; it advances, the default one does not."""
     device = generator.device
     default = (
         torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
@@ -157,5 +156,6 @@ def drawn_by(generator: torch.Generator) -> Iterator[None]:
         default.set_state(before)
 
 
-def _default(draws: Draws | None) -> AbstractContextManager[None]:
-    return drawn_by(draws.generator) if draws and draws.generator.device.type == "cuda" else nullcontext()
+def _source_as_default(source: DropoutSource | None) -> AbstractContextManager[None]:
+    on_gpu = source is not None and source.generator.device.type == "cuda"
+    return as_default_generator(source.generator) if source and on_gpu else nullcontext()

@@ -1,4 +1,4 @@
-"""What an error says of a trial: whether its setting is at fault, and how a record tells it."""
+"""What an error means for a trial: whether its setting may be at fault, and how the record describes it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from retune.errors import RetuneError, TrialFailed, is_out_of_memory
 
 
 def is_fault_of_setting(error: Exception) -> bool:
-    """Return whether another setting may do without this error; a full disk or a storage that is away is not of that kind."""
+    """Return whether an error may be due to the trial's setting, so that other trials may succeed.
+
+    It then becomes a failed record. Errors of the environment (a full disk, an unreachable store) and of the study stop the
+    search instead.
+    """
     if isinstance(error, OSError) and error.errno != errno.ENOMEM:
         return False
     return isinstance(error, TrialFailed) or not isinstance(error, RetuneError)
 
 
 def describe(error: Exception) -> tuple[str, str]:
-    """Return the stable word and the one-line reason of a failure."""
+    """Return the kind of a failure, one stable word, and its reason in one line."""
     if isinstance(error, TrialFailed):
         return error.kind, error.reason
     text = " ".join(str(error).split())

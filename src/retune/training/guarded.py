@@ -1,9 +1,9 @@
-"""Passes over a sharded base (FSDP) that run out of memory in one process, and end well in all.
+"""Lets a pass over a sharded base (FSDP) run out of memory in one process without a deadlock of the others.
 
-FSDP gathers a layer's weights from all processes when it comes to the layer, forward and backward. A process that left a pass
-with an error would let the others wait for it for ever. Inside `guarding` a layer that runs out of memory gives a stand-in
-instead, and the process takes part in what is left of the pass without computing. Then the processes tell each other
-whether the pass counts.
+FSDP gathers a layer's weights from all processes when it comes to the layer, forward and backward. If one process left a pass
+with an error, the others would wait for it for ever. Inside `guarding`, a layer that runs out of memory returns a placeholder
+instead, and the process takes part in the rest of the pass without computing. Then the processes agree on whether the pass
+counts.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from retune.training.devices import Devices
 _GUARD = "_retune_guard"
 
 
-class RanOut(torch.OutOfMemoryError):
-    """A pass ran out of memory, and all processes know it. `here`: whether in this process."""
+class OutOfMemory(torch.OutOfMemoryError):
+    """A pass ran out of memory in some process, and all processes raise this. `local`: whether it was this process."""
 
     def __init__(self, text: str | None) -> None:
         super().__init__(text or "another process of this trial ran out of memory")
-        self.here = text is not None
+        self.local = text is not None
 
 
 class Guard:
-    """What is known of the current pass.
+    """The state of the current pass.
 
     Attributes:
-        error: the message of the allocator, if this process ran out of memory.
-        layers: those that are guarded; none unless the base is sharded. passed: how many of them were called in the forward.
+        error: the allocator's message, if this process ran out of memory.
+        layers: the guarded layers; none unless the base is sharded. passed: how many of them this forward has called.
     """
 
     def __init__(self, layers: list[nn.Module]) -> None:
@@ -45,7 +45,7 @@ class Guard:
 
     @contextmanager
     def catching(self) -> Iterator[None]:
-        """Keep an error of memory from leaving the block."""
+        """Catch out-of-memory errors of the block and note them; raise all others."""
         try:
             yield
         except Exception as error:
@@ -57,10 +57,10 @@ class Guard:
         """Wait for the other processes of a sharded base.
 
         Raises:
-            RanOut: if any of them ran out of memory.
+            OutOfMemory: if any process, this one included, ran out of memory.
         """
-        if devices.most(int(self.error is not None)):
-            raise RanOut(self.error)
+        if devices.max_count(int(self.error is not None)):
+            raise OutOfMemory(self.error)
 
 
 @contextmanager
@@ -68,9 +68,9 @@ def guarding(core: Any) -> Iterator[Guard]:
     """Guard the layers of a transformers model inside the block if it is sharded; inside of `recompute.recomputing`."""
     guard = Guard(recompute.layers(core) if is_sharded(core) else [])
     before = [vars(layer).get("forward") for layer in guard.layers]
-    plain: set[type] = set()
+    unsupported: set[type] = set()
     for layer in guard.layers:
-        layer.forward = partial(_forward, guard, plain, layer, layer.forward)
+        layer.forward = partial(_forward, guard, unsupported, layer, layer.forward)
     vars(core)[_GUARD] = guard
     try:
         yield guard
@@ -88,9 +88,9 @@ def is_sharded(core: Any) -> bool:
 
 
 def within(core: Any, compute: Callable[[], Tensor]) -> Tensor:
-    """Return the number that `compute` gives; of a sharded model inside of its forward, where its own weights are whole.
+    """Return `compute()`; for a sharded model, run it inside the model's forward, where FSDP has gathered its own weights.
 
-    If memory runs out there inside `guarding`, the guard knows it and the number is zero, without gradient.
+    If memory runs out there inside `guarding`, the guard notes it and zero without a gradient is returned.
     """
     if not is_sharded(core):
         return compute()
@@ -101,25 +101,27 @@ def within(core: Any, compute: Callable[[], Tensor]) -> Tensor:
             return compute()
         guard.passed = 0
         with guard.catching():
-            found = compute()
+            result = compute()
             if guard.error is None:
-                return found
+                return result
         device = next(iter(core.parameters())).device
-        for layer in guard.layers[guard.passed :]:  # the others wait for this process at each of them
+        for layer in guard.layers[
+            guard.passed :
+        ]:  # the other processes wait at each of them for this one's shard
             layer(torch.zeros(1, 1, 1, device=device))
         return torch.zeros((), device=device)
 
     core.forward = forward
     try:
-        made: Tensor = core()
-        return made
+        result: Tensor = core()
+        return result
     finally:
         del core.forward
 
 
 def _forward(
     guard: Guard,
-    plain: set[type],
+    unsupported: set[type],
     layer: Any,
     own: Callable[..., Any],
     hidden: Tensor,
@@ -130,7 +132,7 @@ def _forward(
     guard.passed += 1
     if guard.error is not None:
         return hidden
-    if type(layer) in plain:
+    if type(layer) in unsupported:
         return own(hidden, *args, **kwargs)
     trained = recompute.trained_in(layer)
 
@@ -144,39 +146,39 @@ def _forward(
     try:
         return _Guarded.apply(hidden, run, guard, *trained)  # type: ignore[no-untyped-call]
     except recompute.NoTensor as error:
-        # Such a layer is left as it is: what could stand in for its output is not known
-        plain.add(type(layer))
-        recompute.set_generators(error.state, hidden.device)
+        # No placeholder is known for such an output, so these layers stay unguarded
+        unsupported.add(type(layer))
+        recompute.set_rng_states(error.state, hidden.device)
         return run(hidden)
 
 
 class _Guarded(torch.autograd.Function):
-    """A layer as one node of the graph; its own graph is kept inside, so that errors in it can be caught."""
+    """A layer as one node of the graph. Its own graph is a separate one, so that errors of its backward can be caught here."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, run: Any, guard: Guard, *trained: Tensor) -> Tensor:
         """Return ``run(hidden)``, or zeros of that shape; `trained` are the parameters in it that need a gradient."""
-        ctx.guard, ctx.trained, ctx.made = guard, trained, None
-        state = recompute.generators(hidden.device)
+        ctx.guard, ctx.trained, ctx.out = guard, trained, None
+        state = recompute.rng_states(hidden.device)
         part = hidden.detach().requires_grad_(hidden.requires_grad)
         ctx.wanted = [part, *trained] if hidden.requires_grad else list(trained)
         with guard.catching(), torch.enable_grad():
-            ctx.made = run(part)
-        if ctx.made is None:
-            return hidden.new_zeros(1).expand(hidden.shape)
-        if not isinstance(ctx.made, Tensor):
+            ctx.out = run(part)
+        if ctx.out is None:
+            return hidden.new_zeros(1).expand(hidden.shape)  # takes no memory
+        if not isinstance(ctx.out, Tensor):
             raise recompute.NoTensor(state)
-        return ctx.made.detach()
+        return ctx.out.detach()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        """Return the gradients of the input and of the trained parameters; zeros and none if memory ran out."""
+        """Return the gradients of the input and of the trained parameters; if memory ran out, zeros and None."""
         with_input = len(ctx.wanted) > len(ctx.trained)
-        found: list[Tensor | None] = [None] * len(ctx.wanted)
+        grads: list[Tensor | None] = [None] * len(ctx.wanted)
         if ctx.guard.error is None:
             with ctx.guard.catching():
-                found = list(torch.autograd.grad(ctx.made, ctx.wanted, gradient, allow_unused=True))
-        ctx.made = None
-        if with_input and found[0] is None:
-            found[0] = gradient.new_zeros(1).expand(gradient.shape)
-        return found.pop(0) if with_input else None, None, None, *found
+                grads = list(torch.autograd.grad(ctx.out, ctx.wanted, gradient, allow_unused=True))
+        ctx.out = None
+        if with_input and grads[0] is None:  # the earlier layers' nodes must run too: they communicate
+            grads[0] = gradient.new_zeros(1).expand(gradient.shape)
+        return grads.pop(0) if with_input else None, None, None, *grads

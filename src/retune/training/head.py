@@ -1,9 +1,8 @@
-"""The loss behind the last layer, without a matrix of tokens x vocabulary.
+"""Chunked cross-entropy: the loss from the last hidden states, without a matrix of tokens x vocabulary.
 
-Logits are made for some tokens at a time, together with the gradient of the hidden states that they come from, and
-forgotten at once: what stays is of the size of the hidden states. The logits are the model's own, made by its own forward
-with what its decoder gave, so that what it does behind its head (a cap as in Gemma 2, a factor as in Granite and Cohere) is in
-them.
+Logits are computed for a chunk of tokens at a time, together with the gradient of its hidden states, and dropped at once: what
+stays is of the size of the hidden states. The logits come from the model's own forward, called with its decoder's output, so
+that what the model does after its output layer (a cap as in Gemma 2, a factor as in Granite and Cohere) is included.
 """
 
 from __future__ import annotations
@@ -20,16 +19,18 @@ from torch.nn.functional import cross_entropy
 
 from retune.training.guarded import is_sharded
 
-LOGITS = 1 << 26
-"""Logits that are there at once, at most: 256 MiB in float32, and a few times that in what is computed of them."""
+MAX_LOGITS = 1 << 26
+"""The most logits in a chunk: 256 MiB in float32, and a few times that in what is computed from them."""
 
 
 def decoder(core: Any) -> nn.Module | None:
-    """Return what lies before the head of a transformers model; None if the two cannot be called apart."""
+    """Return the part of a transformers model before its output layer; None if it cannot be called separately."""
     body = getattr(core, "base_model", None)
     if not isinstance(body, nn.Module) or body is core:
         return None
-    inner = getattr(body, "decoder", None)  # OPT and Bart call it themselves
+    inner = getattr(
+        body, "decoder", None
+    )  # the causal models of OPT and Bart call this one, not `base_model`
     return inner if isinstance(inner, nn.Module) and inner is core.get_decoder() else body
 
 
@@ -37,17 +38,17 @@ def loss_sum(core: Any, body: nn.Module, output: Any, rows: Tensor, targets: Ten
     """Return the sum of -log p of `targets`, a float32 scalar with gradient.
 
     Args:
-        core: the transformers model. body: its `decoder`. output: what that gave for ``(records, tokens)``.
-        rows: the places in those, flat, whose prediction is counted, shape ``(counted,)``.
+        core: the transformers model. body: its `decoder`. output: of `body`, for ids of shape ``(records, tokens)``.
+        rows: indices into the flattened ids whose prediction is counted, shape ``(counted,)``.
         targets: the token that each should predict, shape ``(counted,)``.
     """
     hidden = output.last_hidden_state.flatten(0, 1)[rows]
     logits_of = _logits(core, body, output, targets)
-    size = max(1, LOGITS // _vocabulary(core))
+    size = max(1, MAX_LOGITS // _vocabulary(core))
     if not torch.is_grad_enabled():
         parts = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
         return torch.stack([_loss(logits_of(part), wanted) for part, wanted in parts]).sum()
-    total: Tensor = _InParts.apply(hidden, targets, logits_of, size, *_trained(core, body))  # type: ignore[no-untyped-call]
+    total: Tensor = _ChunkedLossSum.apply(hidden, targets, logits_of, size, *_trained(core, body))  # type: ignore[no-untyped-call]
     return total
 
 
@@ -58,30 +59,30 @@ def losses(core: Any, body: nn.Module, output: Any, rows: Tensor, targets: Tenso
         core, body, output, rows, targets: as in `loss_sum`.
     """
     hidden = output.last_hidden_state[0][rows]
-    size = max(1, LOGITS // _vocabulary(core))
-    each: Tensor = _Each.apply(hidden, targets, _logits(core, body, output, targets), size)  # type: ignore[no-untyped-call]
+    size = max(1, MAX_LOGITS // _vocabulary(core))
+    each: Tensor = _ChunkedLosses.apply(hidden, targets, _logits(core, body, output, targets), size)  # type: ignore[no-untyped-call]
     return each
 
 
 @contextmanager
-def in_parts_of(core: Any, tokens: int) -> Iterator[None]:
-    """Let logits be made for so many tokens at a time inside the block: a check sees several parts, as long records have them."""
-    global LOGITS
-    before, LOGITS = LOGITS, tokens * _vocabulary(core)
+def chunks_of(core: Any, tokens: int) -> Iterator[None]:
+    """Use chunks of at most this many tokens inside the block: short records of a check then need several, as long ones do."""
+    global MAX_LOGITS
+    before, MAX_LOGITS = MAX_LOGITS, tokens * _vocabulary(core)
     try:
         yield
     finally:
-        LOGITS = before
+        MAX_LOGITS = before
 
 
 def _logits(core: Any, body: nn.Module, output: Any, targets: Tensor) -> Callable[[Tensor], Tensor]:
     takes_cache = "use_cache" in inspect.signature(core.forward).parameters
     options: dict[str, Any] = {"use_cache": False} if takes_cache else {}
-    # Of a sharded model this runs inside of its forward (`guarded.within`), which must not be entered once more.
+    # With FSDP this already runs inside the model's forward (`guarded.within`), which must not be entered a second time.
     call = partial(type(core).forward, core) if is_sharded(core) else core
 
     def logits_of(part: Tensor) -> Tensor:
-        with _giving(body, type(output)(**{**output, "last_hidden_state": part.unsqueeze(0)})):
+        with _returning(body, type(output)(**{**output, "last_hidden_state": part.unsqueeze(0)})):
             made: Tensor = call(input_ids=targets[: len(part)].unsqueeze(0), **options).logits
         return made[0]
 
@@ -89,7 +90,7 @@ def _logits(core: Any, body: nn.Module, output: Any, targets: Tensor) -> Callabl
 
 
 def _trained(core: Any, body: nn.Module) -> list[nn.Parameter]:
-    """Return the trained parameters that logits are made by, though they may be embeddings of the body too."""
+    """Return the trained parameters of the output layer; tied ones are embeddings of the body as well."""
     inside = {id(parameter) for parameter in body.parameters()}
     outside = [parameter for parameter in core.parameters() if id(parameter) not in inside]
     last = core.get_output_embeddings()
@@ -99,8 +100,8 @@ def _trained(core: Any, body: nn.Module) -> list[nn.Parameter]:
     return list(found.values())
 
 
-class _InParts(torch.autograd.Function):
-    """The sum of -log p; its gradients are computed on the way forward, while each part's logits are there."""
+class _ChunkedLossSum(torch.autograd.Function):
+    """The sum of -log p; gradients are computed in the forward pass, while each chunk's logits are in memory."""
 
     @staticmethod
     def forward(
@@ -109,7 +110,7 @@ class _InParts(torch.autograd.Function):
         targets: Tensor,
         logits_of: Callable[[Tensor], Tensor],
         size: int,
-        *own: Tensor,
+        *parameters: Tensor,
     ) -> Tensor:
         """Return the sum over `targets` for `hidden`, shape ``(counted, size of a hidden state)``.
 
@@ -117,53 +118,59 @@ class _InParts(torch.autograd.Function):
             ctx: autograd's.
             hidden, targets: of the counted predictions.
             logits_of: from hidden states to logits, shape ``(tokens, vocabulary)``.
-            size: tokens at once.
-            own: the head's parameters that are trained.
+            size: tokens in a chunk.
+            parameters: the output layer's trained ones.
         """
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        of_hidden = torch.empty_like(hidden)
-        of_own = [torch.zeros_like(parameter) for parameter in own]
+        grad_hidden = torch.empty_like(hidden)
+        grad_parameters = [torch.zeros_like(parameter) for parameter in parameters]
         for start in range(0, len(hidden), size):
             part = hidden[start : start + size].detach().requires_grad_()
             with torch.enable_grad():
                 loss = _loss(logits_of(part), targets[start : start + size])
-            of_part, *more = torch.autograd.grad(loss, (part, *own), allow_unused=True)
-            of_hidden[start : start + size] = of_part
-            _add(of_own, more)
+            grad_part, *more = torch.autograd.grad(loss, (part, *parameters), allow_unused=True)
+            grad_hidden[start : start + size] = grad_part
+            _add(grad_parameters, more)
             total += loss.detach()
-        ctx.save_for_backward(of_hidden, *of_own)
+        ctx.save_for_backward(grad_hidden, *grad_parameters)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        """Return the gradients of `hidden` and of the head's own parameters."""
-        of_hidden, *of_own = ctx.saved_tensors
-        return of_hidden * gradient, None, None, None, *(of_parameter * gradient for of_parameter in of_own)
+        """Return the gradients of `hidden` and of the output layer's parameters: the stored ones, scaled (the chain rule)."""
+        grad_hidden, *grad_parameters = ctx.saved_tensors
+        return (
+            grad_hidden * gradient,
+            None,
+            None,
+            None,
+            *(grad_parameter * gradient for grad_parameter in grad_parameters),
+        )
 
 
-class _Each(torch.autograd.Function):
-    """-log p of each target: the same as `_InParts`, but for a gradient of its own for each."""
+class _ChunkedLosses(torch.autograd.Function):
+    """-log p of each target: as `_ChunkedLossSum`, but the backward pass takes one gradient per target."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, targets: Tensor, logits_of: Callable[[Tensor], Tensor], size: int
     ) -> Tensor:
         """Return -log p, shape ``(counted,)``; the arguments are those of `_InParts`."""
-        found, of_hidden = [], torch.empty_like(hidden)
+        found, grad_hidden = [], torch.empty_like(hidden)
         for start in range(0, len(hidden), size):
             part = hidden[start : start + size].detach().requires_grad_()
             with torch.enable_grad():
                 each = cross_entropy(logits_of(part).float(), targets[start : start + size], reduction="none")
-            (of_hidden[start : start + size],) = torch.autograd.grad(each, part, torch.ones_like(each))
+            (grad_hidden[start : start + size],) = torch.autograd.grad(each, part, torch.ones_like(each))
             found.append(each.detach())
-        ctx.save_for_backward(of_hidden)
+        ctx.save_for_backward(grad_hidden)
         return torch.cat(found)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """Return the gradient of `hidden`."""
-        (of_hidden,) = ctx.saved_tensors
-        return of_hidden * gradient.unsqueeze(1).to(of_hidden.dtype), None, None, None
+        (grad_hidden,) = ctx.saved_tensors
+        return grad_hidden * gradient.unsqueeze(1).to(grad_hidden.dtype), None, None, None
 
 
 def _add(sums: Sequence[Tensor], more: Sequence[Tensor | None]) -> None:
@@ -181,8 +188,8 @@ def _vocabulary(core: Any) -> int:
 
 
 @contextmanager
-def _giving(module: nn.Module, output: Any) -> Iterator[None]:
-    """Let a module give this output inside the block, whatever it is called with."""
+def _returning(module: nn.Module, output: Any) -> Iterator[None]:
+    """Let a module return this output inside the block, whatever its inputs."""
     own = module.__dict__.get("forward")
     module.forward = lambda *args, **kwargs: output
     try:

@@ -1,8 +1,8 @@
-"""The steps of a decoder layer between its matrix products: norm, rotary positions, gated activation, forward and backward.
+"""The steps of a decoder layer between its matrix products: RMS norm, rotary embedding, gated activation, forward and backward.
 
-There are two versions. The plain one is done in place, as is best on a CPU. In the compiled one each step is one kernel, made by
-torch.compile for any number of tokens: on a GPU a layer of a small batch takes as long as launching its kernels, and plain steps
-are most of them. torch keeps what it compiled in its own cache on disk (TORCHINDUCTOR_CACHE_DIR).
+There are two versions. The plain one works in place, which is best on a CPU. In the compiled one each step is one kernel, made by
+torch.compile for any number of tokens: on a GPU a layer of a small batch takes as long as launching its kernels, and the plain
+steps are most of them. torch caches what it compiled on disk (TORCHINDUCTOR_CACHE_DIR).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from torch.nn.functional import silu
 from retune.errors import is_out_of_memory
 from retune.training import products
 
-SECONDS = 60.0
-"""Compiling begins no further step after so many seconds in all; those left stay plain."""
+COMPILE_SECONDS = 60.0
+"""After this many seconds of compiling in this process no further step is compiled; the remaining ones stay plain."""
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Steps:
-    """The functions of one version; those of the plain one say what each computes.
+    """The functions of one version; the docstrings of the plain ones tell what each computes.
 
     Attributes:
         name: for the log.
@@ -64,7 +64,10 @@ def norm_backward(gradient: Tensor, x: Tensor, r: Tensor, weight: Tensor) -> Ten
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair of a head's halves by its position's angle; ``-sin`` turns back. Shape ``(tokens, heads, size)``."""
+    """Apply the rotary embedding to `x`, shape ``(tokens, heads, size)``; with ``-sin`` undo it.
+
+    RoPE (Su et al. 2021, arXiv:2104.09864) in the layout of Llama: the first half of a head is paired with the second.
+    """
     first, second = x.chunk(2, -1)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     out_1, out_2 = out.chunk(2, -1)
@@ -74,15 +77,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def gate(x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``silu(x) * up`` and ``silu(x)``, or anything in its place that `gate_backward` of the same version wants."""
-    opened = silu(x)
-    return torch.mul(opened, up, out=products.empty_like(up)), opened
+    """Return ``silu(x) * up`` and what this version's `gate_backward` needs: here ``silu(x)``, in the compiled one `x`."""
+    activated = silu(x)
+    return torch.mul(activated, up, out=products.empty_like(up)), activated
 
 
-def gate_backward(gradient: Tensor, x: Tensor, up: Tensor, opened: Tensor) -> tuple[Tensor, Tensor]:
+def gate_backward(gradient: Tensor, x: Tensor, up: Tensor, activated: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of `x` and `up`. May overwrite `gradient`."""
-    of_up = torch.mul(gradient, opened, out=products.empty_like(gradient))
-    return torch.ops.aten.silu_backward(gradient.mul_(up), x), of_up
+    grad_up = torch.mul(gradient, activated, out=products.empty_like(gradient))
+    return torch.ops.aten.silu_backward(gradient.mul_(up), x), grad_up
 
 
 PLAIN = Steps("plain", norm, norm_backward, rotate, gate, gate_backward)
@@ -109,30 +112,32 @@ def _gate(x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     return silu(x) * up, x
 
 
-def _gate_backward(gradient: Tensor, x: Tensor, up: Tensor, opened: Tensor) -> tuple[Tensor, Tensor]:
+def _gate_backward(gradient: Tensor, x: Tensor, up: Tensor, activated: Tensor) -> tuple[Tensor, Tensor]:
     share = torch.sigmoid(x.float())
-    of_x = gradient * up * share * (1 + x * (1 - share))
-    return of_x.to(x.dtype), (gradient * x * share).to(x.dtype)
+    grad_x = gradient * up * share * (1 + x * (1 - share))
+    return grad_x.to(x.dtype), (gradient * x * share).to(x.dtype)
 
 
 class _Compiled:
-    """A step that is compiled when it is first called; the plain one takes its place if that fails or time is up."""
+    """A step that is compiled at its first call; the plain one replaces it if that fails or the time is used up."""
 
     spent = 0.0
 
     def __init__(self, pure: Callable[..., Any], plain: Callable[..., Any]) -> None:
-        self.made = torch.compile(pure, dynamic=True, fullgraph=True)
+        self.function = torch.compile(pure, dynamic=True, fullgraph=True)
         self.plain, self.name = plain, plain.__name__
         self.called = self.failed = False
 
     def __call__(self, *arguments: Any) -> Any:
-        if not self.called and _Compiled.spent > SECONDS:
-            self._give_up(f"compiling has taken {_Compiled.spent:.0f} s so far")
+        if not self.called and _Compiled.spent > COMPILE_SECONDS:
+            self._give_up(
+                f"compiling may take {COMPILE_SECONDS:.0f} s in all and has taken {_Compiled.spent:.0f} s"
+            )
         if self.failed:
             return self.plain(*arguments)
         begin = time.monotonic()
         try:
-            found = self.made(*arguments)
+            found = self.function(*arguments)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -145,7 +150,7 @@ class _Compiled:
 
     def _give_up(self, reason: str) -> None:
         self.failed = True
-        _LOG.warning("the step %s of a layer is not compiled: %s", self.name, reason)
+        _LOG.warning("the step `%s` of the decoder layers is not compiled: %s", self.name, reason)
 
 
 @lru_cache(maxsize=1)
@@ -162,8 +167,10 @@ def compiled() -> Steps:
 
 
 def _plain_gate(x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    return gate(x, up)[0], x  # the other half may be compiled: it wants what `_gate` gives
+    return gate(x, up)[
+        0
+    ], x  # not silu(x): the backward step may be compiled, and then needs what `_gate` returns
 
 
-def _plain_gate_backward(gradient: Tensor, x: Tensor, up: Tensor, opened: Tensor) -> tuple[Tensor, Tensor]:
+def _plain_gate_backward(gradient: Tensor, x: Tensor, up: Tensor, activated: Tensor) -> tuple[Tensor, Tensor]:
     return gate_backward(gradient, x, up, silu(x))

@@ -1,9 +1,9 @@
-"""The training of one adapter, from the first step or from a checkpoint, to the last validation.
+"""The training loop of one adapter, from the first step or a checkpoint to the last validation.
 
-A step takes `batch_size` times `gradient_accumulation_steps` records, over all processes, as one sequence without padding;
-its loss is the mean over the counted tokens of the step, so neither the number of processes nor the split into passes
+A step takes `batch_size` times `gradient_accumulation_steps` records, over all processes, as one sequence without padding.
+Its loss is the mean over the counted tokens of the step, so neither the number of processes nor the split into passes
 changes what is learnt.
-Order of things as in transformers' Trainer: backward, clip, AdamW, schedule; validation after each epoch.
+The order is that of transformers' Trainer: backward, clip, AdamW, schedule; validation after each epoch.
 """
 
 from __future__ import annotations
@@ -26,17 +26,26 @@ from retune.study import Training
 from retune.training import checkpoint, schedule
 from retune.training.devices import Devices
 from retune.training.loss import layout, loss_sum
-from retune.training.one_by_one import transformers_model
 from retune.training.passes import Passes
+from retune.training.plain_forward import transformers_model
 from retune.training.validate import validation_loss
 
-_DRAIN_STEPS = 16  # on a GPU, reading a number waits for all queued work: losses are read every so many steps
-_REPORT_SECONDS = 0.2
+_DRAIN_STEPS = (
+    16  # on a GPU, reading a number waits for all queued kernels, so losses are read every 16 steps
+)
+_REPORT_SECONDS = 0.2  # between two progress events, at least
 
 
 @dataclass
 class State:
-    """Where a training stands; saved in its checkpoint."""
+    """The progress of a training; saved in its checkpoint.
+
+    Attributes:
+        step: optimiser steps done. tokens: trained on so far, prompts included.
+        seconds: charged to the trial. train_seconds: the same without validation.
+        losses, counted: mean loss and counted tokens of each step.
+        validation: the loss after each epoch. rungs: share, step and loss of each rung reached.
+    """
 
     step: int = 0
     tokens: int = 0
@@ -50,11 +59,11 @@ class State:
 
 @dataclass
 class Loop:
-    """One training. `model` is the base with its new adapter, inside `by_segments`.
+    """One training. `model` is the base with its new adapter, inside `retune.training.self_check.reading`.
 
     Attributes:
-        training: the study's with the trial's own values (`lora.setting`).
-        folder: URI where the checkpoint is kept. identity: who may resume from it.
+        training: the study's section with the trial's own values (`lora.setting`).
+        folder: URI of the trial; the checkpoint lies below it. identity: of the checkpoint (`checkpoint.identity`).
         rungs: shares of all steps after which the validation loss is measured, besides the ends of epochs.
         until: the share of all steps after which to stop, with a checkpoint.
     """
@@ -80,12 +89,12 @@ class Loop:
         self.warmup = schedule.warmup_steps(self.steps, self.training.warmup_share)
         self.named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.parameters = list(self.named.values())
-        self.devices.same(self.parameters)
+        self.devices.broadcast(self.parameters)
         self.optimiser = torch.optim.AdamW(
             self._groups(), lr=self.training.learning_rate, weight_decay=self.training.weight_decay,
             betas=(self.training.beta1, self.training.beta2), fused=True,
         )  # fmt: skip
-        # float16 ends at 6e-8 below: gradients are scaled up, and a step whose gradients then reach infinity is left out.
+        # Below 6e-8 float16 is zero. So gradients are scaled up, and a step whose gradients become infinite by it is skipped.
         half = any(parameter.dtype == torch.float16 for parameter in self.model.parameters())
         self._scaler = torch.amp.GradScaler(self.devices.device.type, init_scale=2.0**12, enabled=half)
         self._lengths = self.train.lengths.tolist()
@@ -95,14 +104,14 @@ class Loop:
         self._reported = -math.inf
 
     def _groups(self) -> list[dict[str, Any]]:
-        """Return the parameters with the ratio of their learning rate to the setting's: B has LoRA+'s (Hayou et al. 2024)."""
+        """Return AdamW's parameter groups; `ratio` multiplies the learning rate: of B, with LoRA+ (Hayou et al. 2024)."""
         ratio = self.training.lora_plus_ratio
         if ratio == 1:
             return [{"params": self.parameters, "ratio": 1.0}]
-        of_b = {name for name in self.named if "lora_B" in name or "lora_embedding_B" in name}
+        b_names = {name for name in self.named if "lora_B" in name or "lora_embedding_B" in name}
         return [
-            {"params": [p for name, p in self.named.items() if name not in of_b], "ratio": 1.0},
-            {"params": [p for name, p in self.named.items() if name in of_b], "ratio": ratio},
+            {"params": [p for name, p in self.named.items() if name not in b_names], "ratio": 1.0},
+            {"params": [p for name, p in self.named.items() if name in b_names], "ratio": ratio},
         ]
 
     def run(self) -> State:
@@ -127,10 +136,11 @@ class Loop:
         return self.state
 
     def begin(self) -> None:
-        """Start anew or from a checkpoint; then come `at_end`, `records` and `step` in turn."""
+        """Start anew or resume; then call `at_end`, `records` and `step` in turn."""
         with self.devices.together():
             self._allocate()
-        # Dropout differs between processes, as it does between the records of one.
+        # A seed per process: processes must not drop the same elements of their different records. 1009, a prime, keeps the
+        # seeds of neighbouring trials apart.
         self._seed(self.seed * 1009 + self.devices.rank)
         self._resume()
         self.model.train()
@@ -151,7 +161,7 @@ class Loop:
         self.optimiser.load_state_dict({"state": state, "param_groups": groups})
 
     def at_end(self) -> bool:
-        """Do what is due between two steps (stop, save, validate) and return whether the training is over.
+        """Stop, save or validate if it is due between two steps; return whether the training is over.
 
         Raises:
             Interrupted, TrialFailed: as `run`.
@@ -169,10 +179,11 @@ class Loop:
         return True
 
     def _step_of(self, share: float) -> int:
+        """Return the step after which this share of all steps is done; 1e-9 absorbs the rounding of the product."""
         return min(self.steps, max(1, math.ceil(share * self.steps - 1e-9)))
 
     def _measure_rungs(self, at_epoch: bool) -> None:
-        """Note the validation loss for the rungs that have been reached and not been measured."""
+        """Store the validation loss for the rungs that were just reached."""
         done = {share for share, *_ in self.state.rungs}
         due = [rung for rung in self.rungs if rung not in done and self._step_of(rung) == self.state.step]
         if not due:
@@ -186,13 +197,13 @@ class Loop:
 
     def records(self) -> list[int]:
         """Return the records of the next step."""
-        epoch, place = divmod(self.state.step, self.per_epoch)
+        epoch, index = divmod(self.state.step, self.per_epoch)
         if self._batches[0] != epoch:
             self._batches = (
                 epoch,
                 epoch_batches(len(self.train), self.training.step_records, self.seed, epoch),
             )
-        return self._batches[1][place]
+        return self._batches[1][index]
 
     def counted(self, records: Sequence[int]) -> int:
         """Return how many tokens of these records the loss counts."""
@@ -203,27 +214,29 @@ class Loop:
         return sum(self._lengths[record] for record in records)
 
     def step(self, loss: Tensor) -> None:
-        """Take the optimiser step whose gradients were added up; `loss` is the sum of -log p over this process's records.
+        """Take an optimiser step with the accumulated gradients; `loss` is the sum of -log p over this process's records.
 
         Raises:
             TrialFailed: if a loss or gradient is not finite.
         """
         records = self.records()
-        self.devices.add_gradients(self.parameters)
+        self.devices.sum_gradients(self.parameters)
         norm = self._update()
         self.state.step += 1
         self.state.tokens += self.tokens(records)
         self.state.counted.append(self.counted(records))
-        if self._scaler.is_enabled():
+        if (
+            self._scaler.is_enabled()
+        ):  # if it is infinite, the scaler has skipped the step and lowers its scale
             norm = norm.nan_to_num(0.0, 0.0)
         self._pending.append((loss, norm))
         if self.devices.device.type == "cpu" or len(self._pending) >= _DRAIN_STEPS:
             self._drain()
 
     def _update(self) -> Tensor:
-        """Take an optimiser step by the gradients, forget them, and return their norm before it was clipped."""
+        """Take an optimiser step by the gradients, clear them, and return their norm before it was clipped."""
         if all(parameter.grad is None for parameter in self.parameters):
-            # The base left out all adapted layers: AdamW would do nothing, and a `GradScaler` refuses to
+            # The base skipped all adapted layers: AdamW would do nothing, and a `GradScaler` raises
             return torch.zeros((), device=self.devices.device)
         self._scaler.unscale_(self.optimiser)
         norm = clip_grad_norm_(self.parameters, self.training.max_grad_norm)
@@ -236,7 +249,7 @@ class Loop:
         return norm.detach()
 
     def _drain(self) -> None:
-        """Read the losses of the steps since the last time, and look for what is not finite."""
+        """Read the losses and gradient norms of the pending steps; fail if one is not finite."""
         if not self._pending:
             return
         losses = self.devices.sum(torch.stack([loss for loss, _ in self._pending])).tolist()
@@ -244,18 +257,19 @@ class Loop:
         first = self.state.step - len(self._pending)
         self._pending.clear()
         for step, loss, norm in zip(range(first, self.state.step), losses, norms, strict=True):
-            self._watch("loss", loss, step + 1)
-            self._watch("gradient's norm", norm, step + 1)
+            self._require_finite("loss", loss, step + 1)
+            self._require_finite("gradient's norm", norm, step + 1)
             self.state.losses.append(loss / self.state.counted[step])
+        # No overflow of the scaling if even gradients that were scaled down are infinite
         if self._scaler.is_enabled() and self._scaler.get_scale() < 1:
-            self._watch("gradient's norm", math.inf, self.state.step)
+            self._require_finite("gradient's norm", math.inf, self.state.step)
         self._clock(training=True)
         if time.monotonic() - self._reported >= _REPORT_SECONDS or self.state.step == self.steps:
             self._reported = time.monotonic()
             speed = self.state.tokens / max(self.state.train_seconds, 1e-9)
             self.report(Progress(self.state.step, self.steps, self._epoch, self.state.losses[-1], speed))
 
-    def _watch(self, what: str, value: float, step: int) -> None:
+    def _require_finite(self, what: str, value: float, step: int) -> None:
         if not math.isfinite(value):
             reason = (
                 f"the {what} must be finite, but it is {value} in step {step} of {self.steps} "
@@ -282,22 +296,22 @@ class Loop:
         self.report(Measured("validation_loss", loss, self.state.step, self._epoch))
 
     def _measured_loss(self) -> float:
-        """Return the validation loss, which must be finite; the time that it takes is charged."""
+        """Return the validation loss, charging the time it takes; fail if it is not finite."""
         self._drain()
         loss = self._validation_loss()
         self._clock()
-        self._watch("validation loss", loss, self.state.step)
+        self._require_finite("validation loss", loss, self.state.step)
         return loss
 
     def _validation_loss(self) -> float:
         return validation_loss(self.model, self.validation, self.devices, poll=self._poll)
 
     def _now(self) -> float:
-        """Return the seconds that the trial is charged with, from some moment on."""
+        """Return the clock that time is charged by, in seconds from an arbitrary start."""
         return time.monotonic()
 
     def train_loss(self) -> float:
-        """Return the mean over the counted tokens of the latest epoch."""
+        """Return the mean training loss over the counted tokens of the current epoch, the last one if it just ended."""
         first = (self.state.step - 1) // self.per_epoch * self.per_epoch
         counted = self.state.counted[first:]
         return sum(loss * n for loss, n in zip(self.state.losses[first:], counted, strict=True)) / sum(
@@ -305,10 +319,11 @@ class Loop:
         )
 
     def _stop_or_save(self) -> None:
-        """Between two steps: stop if any process was asked to, or save if it is time, for all processes alike."""
+        """Stop if any process was asked to, or save if it is time; all processes decide the same."""
         due = self.state.step > 0 and time.monotonic() - self._saved > self.training.checkpoint_minutes * 60
         asked = self.should_stop()
         if self.devices.world > 1:
+            # Agreeing waits for all queued kernels, so on GPUs it is done as rarely as reading the losses.
             if self.devices.device.type != "cpu" and self.state.step % _DRAIN_STEPS:
                 return
             flags = torch.tensor([asked, due], dtype=torch.float32, device=self.devices.device)
@@ -320,7 +335,7 @@ class Loop:
             self._save()
 
     def _poll(self) -> None:
-        """Inside the validation; processes take different numbers of passes, so several are not asked there."""
+        """Stop during a validation, with one process only: several have different numbers of passes and could not agree."""
         if self.devices.world == 1 and self.should_stop():
             self._interrupt()
 
@@ -332,15 +347,15 @@ class Loop:
         )
 
     def save(self) -> bool:
-        """Save a checkpoint between two steps, if there is anything to save; return whether it was."""
+        """Save a checkpoint between two steps; return False if there was no step yet or it could not be written."""
         self._drain()
         self._clock()
         return self._save() if self.state.step else False
 
     def _save(self) -> bool:
-        """Write a checkpoint; a full disk or too little memory for it costs the checkpoint, not the training."""
+        """Write a checkpoint; if the disk or the memory does not suffice, report it and let the training continue."""
         self._saved = time.monotonic()
-        rngs = self.devices.gather_object(self._draws())
+        rngs = self.devices.gather_object(self._rng_states())
         if not self.devices.first:
             return True
         try:
@@ -355,7 +370,9 @@ class Loop:
         except Exception as error:
             if not isinstance(error, OSError | RetuneError) and not is_out_of_memory(error):
                 raise
-            self.report(Note(f"no checkpoint after step {self.state.step}, the training goes on: {error}"))
+            self.report(
+                Note(f"no checkpoint was saved after step {self.state.step}; the training continues: {error}")
+            )
             return False
         return True
 
@@ -365,8 +382,8 @@ class Loop:
             if self.devices.first:  # which wrote it: others may not see its folder
                 try:
                     content = checkpoint.load(self.folder, self.identity, torch.device("cpu"))
-                except checkpoint.Refused as error:
-                    self.report(Note(f"the checkpoint is not used, the training starts anew: {error}"))
+                except checkpoint.UnusableCheckpoint as error:
+                    self.report(Note(f"the checkpoint is not used, the training starts from step 0: {error}"))
         content = self.devices.of_first(content)
         if content is None:
             return
@@ -375,22 +392,22 @@ class Loop:
                 self.named[name].copy_(value)
         self.optimiser.load_state_dict(content["optimiser"])
         self._scaler.load_state_dict(content["scaler"])
-        self._set_draws(content["rng"][self.devices.rank])
+        self._set_rng_states(content["rng"][self.devices.rank])
         self.state = State(**content["state"])
         self.report(Note(f"carrying on after step {self.state.step} of {self.steps}"))
 
     def _seed(self, seed: int) -> None:
-        """Let dropout draw by this seed."""
+        """Seed the generator of dropout."""
         torch.manual_seed(seed)
 
-    def _draws(self) -> dict[str, Tensor]:
-        """Return the states of the generators that dropout draws from."""
+    def _rng_states(self) -> dict[str, Tensor]:
+        """Return the states of the generators that dropout uses, by device type."""
         states = {"cpu": torch.get_rng_state()}
         if self.devices.device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self.devices.device)
         return states
 
-    def _set_draws(self, states: dict[str, Tensor]) -> None:
+    def _set_rng_states(self, states: dict[str, Tensor]) -> None:
         torch.set_rng_state(states["cpu"])
         if "cuda" in states:
             torch.cuda.set_rng_state(states["cuda"], self.devices.device)

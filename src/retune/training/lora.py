@@ -1,7 +1,7 @@
-"""LoRA adapters on a base model that stays loaded: insert, remove, save, load.
+"""LoRA adapters on a base model that stays loaded: add, remove, save, load.
 
-Weights and files are PEFT's own, so that ``PeftModel.from_pretrained`` loads what a trial saved. Taking an adapter out
-puts the very modules back that were there before, so the next trial starts from the untouched base.
+Weights and files are PEFT's own, so that ``PeftModel.from_pretrained`` loads what a trial saved. When an adapter is removed, the
+original modules are put back, so the next trial starts from the unchanged base.
 """
 
 from __future__ import annotations
@@ -26,20 +26,22 @@ from retune.study.sentences import sentences
 from retune.study.training import EDITING, FROM_DATA
 from retune.training import inits
 from retune.training.base_state import preserved
-from retune.training.inits import Records
+from retune.training.inits import FirstRecords
 from retune.training.targets import excluded_modules, peft_targets, target_names
 
-models.quiet()  # importing PEFT imports bitsandbytes where it is installed, which gives advice
+models.quiet()  # importing PEFT imports bitsandbytes, if installed, which prints advice
 
 
 def setting(training: Training, assignment: Mapping[str, Value]) -> Training:
-    """Return what a trial trains with: the assignment's values, and the study's own for what it leaves out.
+    """Return a trial's training settings: the study's, with the values of the assignment.
 
     Raises:
-        InputError: naming every value that cannot be trained with.
+        InputError: naming every value that is not allowed.
     """
     problems = [
-        f"a trial can tune {list(TUNABLE)}, but got {name!r}" for name in assignment if name not in TUNABLE
+        f"a trial can tune {list(TUNABLE)}, but the assignment has {name!r}"
+        for name in assignment
+        if name not in TUNABLE
     ]
     known = {name: value for name, value in assignment.items() if name in TUNABLE}
     try:
@@ -58,26 +60,28 @@ def adapted(
     base_name: str,
     seed: int,
     revision: str | None = None,
-    records: Records | None = None,
+    records: FirstRecords | None = None,
 ) -> Iterator[Any]:
-    """Yield the base with a new LoRA adapter, float32 and trainable; takes it out at the end.
+    """Yield the base with a new LoRA adapter, float32 and trainable; remove it at the end.
 
-    Its settings name the base as `base_name`, at `revision`. The base must be in its own way of reading
-    (`retune.training.self_check.reading` comes after): an initialisation may read `records` with it.
+    Enter `retune.training.self_check.reading` inside this block, not around it: an initialisation may run the base's own
+    forward on `records`.
 
     Args:
-        base: the loaded base. chosen: rank, targets, variant and initialisation. seed: draws A.
-        records: what the initialisations `eva` and `lora-ga` read.
+        base: the loaded base. chosen: rank, targets, variant and initialisation.
+        base_name, revision: of the base, for the adapter's settings. seed: of the random numbers in A.
+        records: for the initialisations `eva` and `lora-ga`.
 
     Raises:
-        InputError: if the target modules do not fit the model, or the initialisation cannot be had.
+        InputError: if the target modules do not fit the model, or the initialisation is not possible.
     """
     from peft import LoraConfig, get_peft_model
 
     sharded = any(hasattr(parameter, "to_local") for parameter in base.parameters())
     if sharded and chosen.init in (*EDITING, *FROM_DATA):
         raise InputError(
-            f"`init: {chosen.init}` needs the whole base in each process, but this one is sharded (FSDP)",
+            f"`init: {chosen.init}` needs the whole base in each process, but this one is sharded (FSDP); choose another `init` "
+            "or do not shard",
             "training",
         )
     config = LoraConfig(
@@ -89,7 +93,7 @@ def adapted(
         use_dora=chosen.variant == "dora",
         exclude_modules=excluded_modules(base),
         task_type="CAUSAL_LM",
-        **inits.settings(chosen.init),
+        **inits.peft_options(chosen.init),
     )
     edited = set(target_names(base, chosen)) if chosen.init in EDITING else set()
     with preserved(base, lambda name: name.removesuffix(".weight") in edited):
@@ -102,49 +106,49 @@ def adapted(
         yield model
 
 
-def refused(settings: Mapping[str, Any]) -> list[str]:
-    """Return why an adapter with these settings (its `adapter_config.json`) cannot be scored by itself."""
+def unsupported(settings: Mapping[str, Any]) -> list[str]:
+    """Return every reason why an adapter with these settings (`adapter_config.json`) cannot be scored here."""
     kind = settings.get("peft_type")
     if kind != "LORA":
         return [f"an adapter must have peft_type 'LORA', but it has {kind!r}"]
-    found = [rule for name, rule in _REFUSED.items() if settings.get(name)]
+    found = [rule for name, rule in _UNSUPPORTED.items() if settings.get(name)]
     start = settings.get("init_lora_weights")
-    if isinstance(start, str) and (edit := next((e for e in _EDITS if start.startswith(e)), None)):
+    if isinstance(start, str) and (edit := next((e for e in _DATA_EDITS if start.startswith(e)), None)):
         found.append(
-            f"an adapter with init_lora_weights {start!r} stands on a base that was edited {_EDITS[edit]}, which cannot be done "
-            "again here: save it with PEFT's `path_initial_model_for_weight_conversion`, or save that base, name it as the "
+            f"an adapter with init_lora_weights {start!r} belongs to a base that was edited {_DATA_EDITS[edit]}, which cannot be "
+            "repeated here: save it with PEFT's `path_initial_model_for_weight_conversion`, or save that base, name it as the "
             "base and set init_lora_weights to true"
         )
     return found
 
 
-# Initialisations that edit the base by something that the adapter's files do not hold.
-_EDITS = {
+# Initialisations that edit the base by something that the adapter's files do not contain.
+_DATA_EDITS = {
     "pissa_niter": "at random",
     "corda": "by activations on the data of its training (CorDA)",
     "lora_ga": "by gradients on the data of its training (LoRA-GA)",
     "loftq": "by a quantisation on its GPU (LoftQ)",
 }
-_REFUSED = {
-    "alora_invocation_tokens": "an activated LoRA (`alora_invocation_tokens`) works only behind its invocation tokens, "
-    "which no record or question here holds",
+_UNSUPPORTED = {
+    "alora_invocation_tokens": "an activated LoRA (`alora_invocation_tokens`) works only after its invocation tokens, "
+    "which no record or question here contains",
     "arrow_config": "an Arrow router (`arrow_config`) needs the other adapters that it routes to",
     "megatron_config": "an adapter for Megatron layers (`megatron_config`) fits no transformers model",
-    "monteclora_config": "MonteCLoRA (`monteclora_config`) draws its weights at random; its answers are no fixed numbers",
+    "monteclora_config": "MonteCLoRA (`monteclora_config`) draws its weights at random, so its answers are not reproducible",
 }
-# Initialisations that leave the base's weights alone.
-_HARMLESS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+# Values of `init_lora_weights` that leave the base's weights unchanged.
+_KEEP_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 @contextmanager
 def loaded(base: nn.Module, folder: Path) -> Iterator[Any]:
-    """Yield the base with the adapter saved in `folder`, for inference; takes it out at the end.
+    """Yield the base with the adapter saved in `folder`, for inference; remove it at the end.
 
-    The adapter is put on by PEFT's own loader, whatever kind of LoRA it is, and what came to lie on the model is
-    compared with what the file holds.
+    PEFT's own loader adds the adapter, whatever kind of LoRA it is. Then the tensors on the model are compared with those in
+    the file.
 
     Raises:
-        InputError: if the folder holds no adapter, one of another base model, or one of a kind that is refused.
+        InputError: if the folder has no adapter, one of another base model, or one of an unsupported kind.
         BaseChanged: at the end, if the base has to be loaded again.
     """
     from peft import PeftModel
@@ -153,16 +157,16 @@ def loaded(base: nn.Module, folder: Path) -> Iterator[Any]:
     try:
         content = json.loads((folder / CONFIG).read_text())
         if not isinstance(content, dict):
-            raise ValueError(f"{CONFIG} holds no settings by name")
-        held = load_file(folder / WEIGHTS)
+            raise ValueError(f"{CONFIG} must be a JSON object")
+        saved = load_file(folder / WEIGHTS)
     except Exception as error:  # safetensors has errors of its own for a file that is cut off
         raise InputError(
-            f"an adapter folder holds {CONFIG} and {WEIGHTS}, but {folder} does not: {error}"
+            f"an adapter folder must have a readable {CONFIG} and {WEIGHTS}, but {folder} has not: {error}"
         ) from error
-    if problems := refused(content):
+    if problems := unsupported(content):
         raise InputError([f"{problem} ({folder})" for problem in problems])
-    edits = content.get("init_lora_weights") not in _HARMLESS
-    own = {_plain_name(name) for name in held if "lora_" not in name}
+    edits = content.get("init_lora_weights") not in _KEEP_BASE
+    own = {_plain_name(name) for name in saved if "lora_" not in name}
     with preserved(base, lambda name: edits or name in own):
         try:
             model = PeftModel.from_pretrained(base, folder).eval()
@@ -171,10 +175,10 @@ def loaded(base: nn.Module, folder: Path) -> Iterator[Any]:
                 raise
             reason = " ".join(str(error).split())
             raise InputError(f"the adapter in {folder} does not fit the base model: {reason}") from error
-        if lacking := _not_on(model, held):
+        if lacking := _unmatched(model, saved):
             raise InputError(
-                f"the adapter in {folder} does not fit the base model: {len(lacking)} of its {len(held)} tensors found "
-                f"no place on it, among them {lacking[0]}"
+                f"the adapter in {folder} does not fit the base model: {len(lacking)} of its {len(saved)} tensors were not "
+                f"loaded, among them {lacking[0]}"
             )
         yield model
 
@@ -184,17 +188,17 @@ def _plain_name(name: str) -> str:
     return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
-def _not_on(model: Any, held: Mapping[str, Tensor]) -> list[str]:
+def _unmatched(model: Any, saved: Mapping[str, Tensor]) -> list[str]:
     """Return the names of a file's tensors that are not on the model, or not with these values.
 
-    PEFT warns of those at most, and the adapter would be scored as something that it is not.
+    PEFT at most warns of them, and the scores would be those of an incomplete adapter.
     """
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     base = {_plain_name(name): tensor for name, tensor in model.named_parameters()}
     lacking = []
-    for name, tensor in held.items():
+    for name, tensor in saved.items():
         there = state.get(name, base.get(_plain_name(name)))
         if there is None or there.shape != tensor.shape:
             lacking.append(name)
@@ -205,13 +209,13 @@ def _not_on(model: Any, held: Mapping[str, Tensor]) -> list[str]:
     return sorted(lacking)
 
 
-def disturb(model: Any) -> None:
-    """Give all that an adapter trains some noise, the same each time: a new adapter changes nothing yet."""
-    draws = torch.Generator().manual_seed(0)
+def add_noise(model: Any) -> None:
+    """Add noise to all trained parameters, the same each time: with B = 0 a new adapter would have no effect to check."""
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                noise = torch.randn(parameter.shape, generator=draws) * 0.05
+                noise = torch.randn(parameter.shape, generator=generator) * 0.05
                 parameter.add_(noise.to(parameter.device, parameter.dtype))
 
 
@@ -226,16 +230,16 @@ def weights(model: Any) -> dict[str, Tensor]:
 def files(model: Any) -> dict[str, bytes]:
     """Return the two files of the adapter; the same weights and setting give the same bytes.
 
-    An adapter that began by editing the base is written as one for the base as it was (`inits.plain`).
+    An adapter whose initialisation edited the base is written as one for the unedited base (`inits.to_plain_adapter`).
     """
-    return packed(model.peft_config["default"], weights(model), model)
+    return to_files(model.peft_config["default"], weights(model), model)
 
 
-def packed(config: Any, weights: dict[str, Tensor], model: nn.Module) -> dict[str, bytes]:
+def to_files(config: Any, weights: dict[str, Tensor], model: nn.Module) -> dict[str, bytes]:
     """Return the two files of an adapter.
 
     Args:
-        config: PEFT's settings of it. weights: under PEFT's names, on the CPU. model: with the adapter on.
+        config: PEFT's settings of it. weights: under PEFT's names, on the CPU. model: with the adapter.
     """
     from safetensors.torch import save
 
@@ -244,8 +248,10 @@ def packed(config: Any, weights: dict[str, Tensor], model: nn.Module) -> dict[st
         config.save_pretrained(folder)
         content = json.loads(Path(folder, CONFIG).read_text())
     config.inference_mode = before
-    if not isinstance(content["target_modules"], str):  # PEFT keeps a set: its order differs by process
+    if not isinstance(
+        content["target_modules"], str
+    ):  # PEFT has a set, whose order differs between processes
         content["target_modules"] = sorted(content["target_modules"])
-    tensors, content = inits.plain(model, weights, content)
+    tensors, content = inits.to_plain_adapter(model, weights, content)
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     return {WEIGHTS: save(tensors, metadata={"format": "pt"}), CONFIG: text.encode()}

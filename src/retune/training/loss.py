@@ -8,36 +8,36 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from retune.data.batches import Batch
-from retune.training import head, one_by_one
+from retune.training import head, plain_forward
 from retune.training.attention import segments
 from retune.training.guarded import within
-from retune.training.model_attention import flattens
-from retune.training.one_by_one import transformers_model
+from retune.training.model_attention import is_flattened
 from retune.training.passes import Layout
+from retune.training.plain_forward import transformers_model
 
 
 def layout(model: Any) -> Layout:
     """Return how `loss_sum` reads the records of a batch: one behind the other, padded, or each by itself."""
-    if flattens(model):
+    if is_flattened(model):
         return "flattened"
-    return "padded" if one_by_one.reading_of(model).padded else "alone"
+    return "padded" if plain_forward.reading_of(model).padded else "alone"
 
 
 def loss_sum(model: Any, batch: Batch) -> Tensor:
     """Return the sum of -log p over the counted tokens of `batch`, a float32 scalar with gradient.
 
-    Logits are computed only where a prediction is counted: on instruction data more than half of the positions belong
-    to prompts, and for a small model the vocabulary is most of the work. They are never all there at once, see
+    Logits are computed only where a prediction is counted: in instruction data more than half of the positions belong
+    to prompts, and in a small model the output layer is most of the work. They are computed in chunks, see
     `retune.training.head`.
 
     Args:
         model: a causal language model, bare or wrapped for adapters or several devices. Inside
-            `retune.training.model_attention.by_segments` the batch is one sequence; else its records are read by
-            transformers' own forward, see `retune.training.one_by_one`.
+            `retune.training.model_attention.by_segments` the batch is one sequence; else transformers' own forward
+            computes its records, see `retune.training.plain_forward`.
         batch: on the model's device.
     """
-    if not flattens(model):
-        return one_by_one.loss_sum(model, batch)
+    if not is_flattened(model):
+        return plain_forward.loss_sum(model, batch)
     core = transformers_model(model)
     body, inputs = head.decoder(core), _inputs(batch)
     if body is not None:

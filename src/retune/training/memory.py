@@ -13,29 +13,32 @@ import torch
 from retune import free_memory
 
 _GIB = 1 << 30
-_highest = 0  # bytes on the GPU, before the count was reset to measure a pass
+_highest = 0  # bytes: the peak on the GPU up to the last reset of torch's own counter, which `allocated` resets for each pass
 
 
 def free(device: torch.device) -> int | None:
-    """Return the bytes that a process may still take, None where nothing says.
+    """Return the bytes that this process may still allocate; None if that is unknown.
 
-    On a GPU: what the driver has free and what torch holds in reserve. Else see `retune.free_memory.available`.
+    On a GPU: what the driver has free, plus what torch's allocator has cached. Else see `retune.free_memory.available`.
     """
     if device.type == "cuda":
-        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + reserve
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     return free_memory.available()
 
 
-def give_back(device: torch.device) -> None:
-    """Free what a failed pass left behind; call it outside the block that caught the error, which holds the pass."""
+def release_cached(device: torch.device) -> None:
+    """Free what a failed pass left behind.
+
+    Call it outside the block that caught the error: inside, the error's traceback keeps the tensors of the pass alive.
+    """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def allocated(device: torch.device) -> int:
-    """Return the bytes in use on the GPU, and start to measure what is used on top of them."""
+    """Return the bytes in use on the GPU, and reset torch's peak counter to measure what is allocated on top of them."""
     global _highest
     _highest = max(_highest, torch.cuda.max_memory_allocated(device))
     torch.cuda.reset_peak_memory_stats(device)
@@ -43,27 +46,27 @@ def allocated(device: torch.device) -> int:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Start measuring anew. The kernel's mark is reset on Linux only; elsewhere it spans the process."""
+    """Start to measure a new peak. Resident memory has a peak that can be reset on Linux only; elsewhere it spans the process."""
     global _highest
     _highest = 0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5")  # 5 resets VmHWM, see proc(5)
 
 
 def peak(device: torch.device) -> dict[str, float]:
     """Return the peak since `reset_peak` in GiB: ``peak_memory_gib``, and ``peak_gpu_gib`` on a GPU."""
-    found = {"peak_memory_gib": _resident() / _GIB}
+    peaks = {"peak_memory_gib": _peak_resident() / _GIB}
     if device.type == "cuda":
-        found["peak_gpu_gib"] = max(_highest, torch.cuda.max_memory_allocated(device)) / _GIB
-    return found
+        peaks["peak_gpu_gib"] = max(_highest, torch.cuda.max_memory_allocated(device)) / _GIB
+    return peaks
 
 
-def _resident() -> int:
-    """Return the highest resident set in bytes."""
+def _peak_resident() -> int:
+    """Return the peak of the resident set in bytes."""
     fields = free_memory.fields(Path("/proc/self/status"))
     if "VmHWM" in fields:
         return fields["VmHWM"]
-    unit = 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, other systems KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

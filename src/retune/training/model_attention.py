@@ -1,7 +1,7 @@
-"""Lets a transformers model attend by `retune.training.attention`.
+"""Registers `retune.training.attention` as an attention implementation of transformers.
 
 transformers looks an attention implementation up by name (``config._attn_implementation``). The one registered here
-reads the records' borders from the keyword argument ``segments`` that the model passes down to every layer.
+reads the records' borders from the keyword argument ``segments``, which the model passes on to every layer.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from retune.errors import RetuneError
 from retune.training import attention
-from retune.training.attention import Form, Pattern, Segments
+from retune.training.attention import AttentionOptions, Pattern, Segments
 from retune.training.llama_layer import installed
 
 NAME = "retune_segments"
 
 
 class ForeignAttention(RetuneError):
-    """The model's attention is not one that can keep the records of a flattened batch apart."""
+    """The model's attention cannot keep the records of a flattened batch apart."""
 
 
 def _transformers_attention(
@@ -38,69 +38,74 @@ def _transformers_attention(
     segments: Segments | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """The signature that transformers calls; shapes as in `attend`. Which tokens are seen is said by the mask alone.
+    """Compute attention as transformers calls it; shapes as in `attend`.
+
+    A sliding window or chunks come with `attention_mask` alone, see `_transformers_mask`.
 
     Raises:
-        ForeignAttention: if the model asks for a kind of attention that this one is not; a wrong sum would go unseen.
+        ForeignAttention: if the model needs a kind of attention that is not implemented here, rather than compute another one.
     """
     if segments is None:
         raise ForeignAttention(
-            f"the borders of the records do not reach the attention of {type(module).__name__}"
+            f"{type(module).__name__} must get the argument `segments`, but its model does not pass it on"
         )
     foreign = [name for name in ("position_bias", "indices", "block_mask") if options.get(name) is not None]
     if attention_mask is not None and not isinstance(attention_mask, Pattern):
         foreign.append("a mask of its own")
     if options.get("is_causal") is False or not getattr(module, "is_causal", True):
-        foreign.append("a view of later tokens")
+        foreign.append("later tokens")
     if foreign or query.shape[2] != key.shape[2]:
         raise ForeignAttention(
-            f"{type(module).__name__} attends with {', '.join(foreign) or 'keys of other places'}"
+            f"{type(module).__name__} must attend to earlier tokens of its own record alone, but it uses "
+            f"{', '.join(foreign) or 'another number of keys than of queries'}"
         )
-    masks, chance = None, dropout if module.training else 0.0
+    masks, dropout_p = None, dropout if module.training else 0.0
     if attention_mask is not None and attention_mask.narrows(segments):
         masks = attention_mask.masks(segments)
-    return attention.attend(query, key, value, segments, Form(scaling, masks, softcap, s_aux, chance)), None
+    return attention.attend(
+        query, key, value, segments, AttentionOptions(scaling, masks, softcap, s_aux, dropout_p)
+    ), None
 
 
 def _transformers_mask(
     mask_function: Callable[..., Any], local_size: int | None = None, use_vmap: bool = False, **options: Any
 ) -> Pattern | None:
-    """Stand in for transformers' making of a mask of tokens x tokens.
+    """Return the pattern of a layer in place of transformers' mask of tokens x tokens; None for plain causal attention.
 
     Raises:
-        ForeignAttention: if the mask is one of the model's own.
+        ForeignAttention: if the mask function is the model's own.
     """
-    if use_vmap:
-        raise ForeignAttention("the model attends by a mask of its own")
+    if use_vmap:  # transformers sets it for mask functions that are not its own
+        raise ForeignAttention("the model must use one of transformers' masks, but it has a mask of its own")
     return None if local_size is None else Pattern(mask_function, local_size)
 
 
-def flattens(model: Any) -> bool:
+def is_flattened(model: Any) -> bool:
     """Return whether the model is inside `by_segments`."""
     return bool(model.config._attn_implementation == NAME)
 
 
 @contextmanager
 def by_segments(model: Any, longest: int | None = None) -> Iterator[None]:
-    """Let a transformers model attend by segments inside the block; its own attention is back afterwards.
+    """Use attention by segments in a transformers model inside the block; restore its own attention afterwards.
 
     Args:
         model: the transformers model.
-        longest: tokens of the longest record of all that are read inside the block; None if it does not matter what is
-            computed alike for all of them, as without dropout.
+        longest: tokens of the longest record inside the block; see `retune.training.llama_layer.installed`. None without
+            dropout, where it does not matter.
     """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ALL_ATTENTION_FUNCTIONS[NAME] = _transformers_attention
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _transformers_mask)
-    with attending(model, NAME), installed(model, longest):
+    with using_attention(model, NAME), installed(model, longest):
         yield
 
 
 @contextmanager
-def attending(model: Any, implementation: str) -> Iterator[None]:
-    """Let a transformers model, with all its parts, attend by the named implementation inside the block."""
+def using_attention(model: Any, implementation: str) -> Iterator[None]:
+    """Use the named attention implementation in all parts of a transformers model inside the block."""
     configs = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
     before = {key: getattr(config, "_attn_implementation", None) for key, config in configs.items()}
     try:
@@ -109,4 +114,5 @@ def attending(model: Any, implementation: str) -> Iterator[None]:
         yield
     finally:
         for key, config in configs.items():
-            config._attn_implementation_internal = before[key]  # of this one alone, not of those in it
+            # The private attribute: setting `_attn_implementation` would also set that of the configs inside this one.
+            config._attn_implementation_internal = before[key]

@@ -21,13 +21,13 @@ from retune.study.training import EDITING
 from retune.training import inits, lora, lora_linear, self_check
 from retune.training.base_state import reload_if_changed
 from retune.training.devices import Devices
-from retune.training.inits import Records
+from retune.training.inits import FirstRecords
 from retune.training.self_check import Checked, reading
 from retune.training.validate import validation_loss
 
-TRIED = {"rank": 4, "alpha": 8.0, "alpha_ratio": None, "dropout": 0.0, "init": "default"}
-"""What the adapters of checks differ in from a trial's."""
-_DROPOUT = 0.1  # where a trial has some: how it is drawn is checked too
+CHECK_OVERRIDES = {"rank": 4, "alpha": 8.0, "alpha_ratio": None, "dropout": 0.0, "init": "default"}
+"""Settings that the adapters of checks have in place of a trial's."""
+_CHECK_DROPOUT = 0.1  # if a trial has dropout: then its randomness is checked too
 
 
 def data_digest(data_uri: str) -> str:
@@ -42,8 +42,11 @@ def data_digest(data_uri: str) -> str:
 class ResidentBase:
     """The frozen base model of a study, loaded once, when it is first needed.
 
-    Between trials the base is exactly as it was loaded: same modules, same bits. Tokenised splits are kept, so that a
+    Between trials the base is exactly as it was loaded: the same modules and the same bits. Tokenised splits are kept, so that a
     trial on a loaded base starts at once.
+
+    Args:
+        model: which base, in which precision.
     """
 
     def __init__(self, model: Model) -> None:
@@ -51,7 +54,7 @@ class ResidentBase:
         self._base: LoadedBase | None = None
         self._devices: Devices | None = None
         self._splits: dict[tuple[Any, ...], Tokens] = {}
-        self._parts: dict[tuple[Any, ...], tuple[Tokens, Subset]] = {}
+        self._proxy_subsets: dict[tuple[Any, ...], tuple[Tokens, Subset]] = {}
         self._checked: dict[tuple[Any, ...], Checked] = {}
 
     @property
@@ -71,15 +74,15 @@ class ResidentBase:
             sharded = self.devices.sharded
             if sharded and self.model.quantization:
                 raise InputError(
-                    f"`model.quantization: {self.model.quantization}` cannot be spread over processes (ACCELERATE_USE_FSDP); "
-                    "in 4 bits each GPU holds the whole base",
+                    f"`model.quantization: {self.model.quantization}` cannot be combined with sharding (ACCELERATE_USE_FSDP): "
+                    "in 4 bits each GPU holds the whole base; remove one of the two",
                     "model.quantization",
                 )
             self._base = load_base(self.model, load=self.devices.load if sharded else None)
         return self._base
 
     def tokens(self, data_uri: str, split: Literal["train", "validation"], data: Data) -> Tokens:
-        """Return a tokenised split of mixed data, as `mix` stored it; else tokenised once as long as the data stays the same.
+        """Return a tokenised split of mixed data: as `mix` stored it, else tokenised here, once per content of the data.
 
         Raises:
             InputError: if there is no mixed data at `data_uri`, it is damaged, or the tokenizer does not fit the base.
@@ -95,51 +98,53 @@ class ResidentBase:
             )
         return self._splits[key]
 
-    def part(self, data_uri: str, study: Study) -> tuple[Tokens, Subset]:
-        """Return the part of the training data that trials of `search.proxy` train on, and which part it is.
+    def proxy_subset(self, data_uri: str, study: Study) -> tuple[Tokens, Subset]:
+        """Return the training records of proxy trials (`search.proxy`), and the description of this subset.
 
         Raises:
             InputError: as `tokens`.
         """
         proxy, data = study.search.proxy, study.data
-        assert proxy is not None  # only such trials ask for it
+        assert proxy is not None  # only proxy trials call this
         key = (data_digest(data_uri), proxy.share, study.seed, data.max_length, data.loss_on)
-        if key not in self._parts:
-            self.tokens(data_uri, "validation", data)  # which looks whether the tokenizer fits
+        if key not in self._proxy_subsets:
+            self.tokens(data_uri, "validation", data)  # raises if the tokenizer does not fit the base
             chosen, subset = choose(mixing.load_split(data_uri, "train"), proxy.share, study.seed)
-            how = mixing.read_mix_record(data_uri).prompt
+            template = mixing.read_mix_record(data_uri).prompt
             tokenizer = self.load().tokenizer
-            tokens = tokenize_examples(chosen, tokenizer, how, data.max_length, data.loss_on)
-            self._parts[key] = tokens, subset
-        return self._parts[key]
+            tokens = tokenize_examples(chosen, tokenizer, template, data.max_length, data.loss_on)
+            self._proxy_subsets[key] = tokens, subset
+        return self._proxy_subsets[key]
 
     def checked(self, training: Training, longest: int) -> Checked:
-        """Return in which way losses are computed on this base, found by a check on made-up records when first asked.
+        """Return how losses are computed on this base, from a check on generated records at the first call.
 
         Args:
-            training: whose target modules and variant the check's adapter has. longest: tokens of the longest record.
+            training: its target modules and variant are those of the check's adapter. longest: tokens of the longest record.
 
         Raises:
             InputError: if the base gives no losses that one can train or judge by.
         """
-        tried = training.model_copy(update=TRIED | ({"dropout": _DROPOUT} if training.dropout else {}))
+        probe = training.model_copy(
+            update=CHECK_OVERRIDES | ({"dropout": _CHECK_DROPOUT} if training.dropout else {})
+        )
         key = (
-            str(tried.target_modules), tried.first_layer, tried.last_layer, tried.variant, longest, tried.dropout
+            str(probe.target_modules), probe.first_layer, probe.last_layer, probe.variant, longest, probe.dropout
         )  # fmt: skip
         if key not in self._checked:
             base = self.load()
             with (
                 self.devices.together(),
                 reload_if_changed(self.forget),
-                lora.adapted(base.model, tried, self.model.base, 0) as model,
+                lora.adapted(base.model, probe, self.model.base, 0) as model,
             ):
-                lora.disturb(model)
+                lora.add_noise(model)
                 found = self_check.check(model, base.tokenizer, longest, train=True)
-            self._checked[key] = self._agreed(found)
+            self._checked[key] = self._slowest(found)
         return self._checked[key]
 
-    def _agreed(self, found: Checked) -> Checked:
-        """Return the check of the process that found the slowest way: all must take the same."""
+    def _slowest(self, found: Checked) -> Checked:
+        """Return the result of the process that found the slowest way: all processes must compute in the same way."""
         all_found: list[Checked] = self.devices.gather_object(found)
         return max(all_found, key=lambda each: self_check.WAYS.index(each.way))
 
@@ -155,7 +160,7 @@ class ResidentBase:
         """
         checked = self.checked(chosen, longest)
         base = self.load().model
-        records = None if train is None else Records(train, chosen.step_records, seed)
+        records = None if train is None else FirstRecords(train, chosen.step_records, seed)
         with ExitStack() as stack:
             with self.devices.together():
                 stack.enter_context(reload_if_changed(self.forget))
@@ -163,7 +168,7 @@ class ResidentBase:
                 model = stack.enter_context(made)
                 stack.enter_context(reading(model, checked))
             if chosen.init in EDITING:
-                self.devices.same(inits.edited(model))
+                self.devices.broadcast(inits.edited(model))
             if checked.way == "flattened":
                 lora_linear.install(model)
             yield model
@@ -187,19 +192,19 @@ class ResidentBase:
                 stack.enter_context(reload_if_changed(self.forget))
                 model = stack.enter_context(lora.loaded(base, folder))
                 found = self_check.check(model, self.load().tokenizer, study.data.max_length, train=False)
-            with reading(model, self._agreed(found)):
+            with reading(model, self._slowest(found)):
                 loss = validation_loss(model, tokens, self.devices)
         return loss
 
     def forget(self) -> None:
-        """Load the base anew when it is next needed: it is no longer what it was."""
+        """Drop the base, since it is no longer what it was; it is loaded again when it is next needed."""
         self._base = None
 
     def release(self, failed: bool = False) -> None:
         """Free what the last trial held.
 
         Args:
-            failed: also look for cycles of garbage, as exceptions leave them; it takes a good part of a second.
+            failed: also collect reference cycles, as exceptions leave them; this takes a good part of a second.
         """
         if failed:
             gc.collect()

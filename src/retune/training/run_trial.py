@@ -28,11 +28,11 @@ METRICS = (
     "validation_loss", "best_validation_loss", "train_loss", "adapter_mib", "tokens_per_second", "seconds",
     "peak_memory_gib", "peak_gpu_gib",
 )  # fmt: skip
-"""What a trial measures: names that a search can improve or limit, besides scores; the last one on GPUs only."""
+"""What a trial measures: metrics that a search can optimise or limit, besides scores; the last one on GPUs only."""
 
 
 class TrialTask(BaseModel):
-    """What is to be tried: `folder` is the URI for everything the trial writes."""
+    """A trial to run. `folder` is the URI below which the trial writes everything."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,7 +45,7 @@ class TrialTask(BaseModel):
     rungs: tuple[float, ...] = ()
     """Shares of the whole training after which the validation loss is measured for the search."""
     until: float = 1.0
-    """The share to train to; the trial stops there, keeps its checkpoint and may be told to go on."""
+    """The share to train to; the trial stops there and keeps its checkpoint, so that it can be continued later."""
 
 
 def run_trial(
@@ -56,35 +56,35 @@ def run_trial(
     report: Callable[[Event], None] = lambda event: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrialRecord:
-    """Run a trial to its record, carry it on from its checkpoint, or return the record that is already there.
+    """Run a trial and return its record; resume from its checkpoint, or return an existing record, if there is one.
 
     Role ``base`` validates the base without an adapter. A trial that fails gets a record too, with status ``failed``; one
-    that stands at the task's `until` has ``early_stopped`` and its checkpoint.
+    that stopped at the task's `until` gets the status ``early_stopped`` and keeps its checkpoint.
 
     Args:
         study: the whole study.
         data_uri: folder of mixed data.
-        task: what is tried, and where it is written.
-        base: the loaded base; as it was before, when this returns.
+        task: the setting, and where to write.
+        base: the resident base; unchanged when this returns.
         report: called with each `Event`.
         should_stop: asked after every step; if true, a checkpoint is saved.
 
     Raises:
-        Interrupted: after a checkpoint; run again to carry on.
-        DiskFull, RetuneError: if what it writes cannot be written; run again to carry on. Nothing is recorded.
-        InputError: if study, data, model or assignment can never work, or a GPU is asked for and there is none. Nothing is
+        Interrupted: after a checkpoint; run again to resume.
+        DiskFull, RetuneError: if a file cannot be written; run again to resume. Nothing is recorded.
+        InputError: if study, data, model or assignment can never work, or a GPU is required and there is none. Nothing is
             written.
     """
     from retune.training import memory
 
     if study.engine.kind == "katib" or gpus.in_pipeline_step():
         gpus.require(study.cluster.gpus)
-    decides = digest(study, data_uri, task, base)
-    if (done := base.devices.of_first(finished(task, decides))) is not None:
+    settings_digest = digest(study, data_uri, task, base)
+    if (done := base.devices.of_first(finished(task, settings_digest))) is not None:
         return done
     check_scoring(study)
     memory.reset_peak(base.load().device)
-    record = begin(study, data_uri, task, base, decides)
+    record = new_record(study, data_uri, task, base, settings_digest)
     start = time.monotonic()
     try:
         if task.role == "base":
@@ -95,18 +95,18 @@ def run_trial(
     except Exception as error:
         if not is_fault_of_setting(error):
             raise
-        failed(record, error, task)
+        mark_failed(record, error, task)
         record.seconds = round(time.monotonic() - start, 3)
     finally:
         base.release(failed=record.status == "failed")
-    return write(record, task, base)
+    return write_record(record, task, base)
 
 
 def check_scoring(study: Study) -> None:
-    """Refuse a study whose scores cannot be had, before a trial trains.
+    """Check, before a trial trains, that the benchmarks it will be scored on can run.
 
     Raises:
-        InputError: with what is wrong with the benchmarks.
+        InputError: with every problem of the benchmarks.
     """
     if study.scored is not None:
         from retune.evaluation import bench
@@ -118,23 +118,23 @@ def check_scoring(study: Study) -> None:
 def score(
     study: Study, task: TrialTask, base: ResidentBase, record: TrialRecord, report: Callable[[Event], None]
 ) -> None:
-    """Add the scores that the search asks for to the record's values."""
-    # One that was stopped early is compared by its loss
+    """Add the scores that the search asks for to the record's values, if the trial completed."""
+    # Not after early stopping: `search.stopping` compares trials by their losses.
     if study.scored is None or record.status != "completed":
         return
     from retune.evaluation import scoring
 
-    base.devices.barrier()  # the adapter is written by the first process
-    place = store.join(task.folder, "scores")
+    base.devices.barrier()  # the first process writes the adapter that all of them read now
+    scores_uri = store.join(task.folder, "scores")
     with base.devices.together():
-        found = scoring.scores(study, base, task.trial, record.adapter_uri, place)
-    record.values |= found
-    for name, value in found.items():
+        scores = scoring.scores(study, base, task.trial, record.adapter_uri, scores_uri)
+    record.values |= scores
+    for name, value in scores.items():
         report(Measured(name, value, record.steps, 0.0))
 
 
 def finished(task: TrialTask, settings_digest: str) -> TrialRecord | None:
-    """Return the record in the task's folder if it is of this very trial, else None."""
+    """Return the record in the task's folder if it is a finished one of this same trial, else None."""
     uri = store.join(task.folder, RECORD)
     if not store.exists(uri):
         return None
@@ -151,19 +151,19 @@ def finished(task: TrialTask, settings_digest: str) -> TrialRecord | None:
 
 
 def digest(study: Study, data_uri: str, task: TrialTask, base: ResidentBase) -> str:
-    """Return the digest of all that decides the result of the trial's setting."""
+    """Return the digest of everything, besides assignment and seed, that determines the trial's result."""
     from retune.training import resident
 
     data = resident.data_digest(data_uri)
     if task.role == "proxy":
-        data = f"{data}-{base.part(data_uri, study)[1].digest}"
+        data = f"{data}-{base.proxy_subset(data_uri, study)[1].digest}"
     return study.settings_digest(data, base.load().digest)
 
 
-def begin(
+def new_record(
     study: Study, data_uri: str, task: TrialTask, base: ResidentBase, settings_digest: str
 ) -> TrialRecord:
-    """Return the record of a trial that begins: failed, until it is known better. `settings_digest`: what `digest` gave."""
+    """Return the record of a trial that starts, with status ``failed`` until it ends well. `settings_digest`: from `digest`."""
     from retune.training import lora, resident
 
     loaded = base.load()
@@ -182,7 +182,7 @@ def begin(
         device=_device_name(loaded.device),
         dtype=" ".join([str(loaded.dtype).removeprefix("torch."), study.model.quantization or ""]).strip(),
         versions=_versions(),
-        proxy=base.part(data_uri, study)[1].model_dump(mode="json") if task.role == "proxy" else {},
+        proxy=base.proxy_subset(data_uri, study)[1].model_dump(mode="json") if task.role == "proxy" else {},
         self_check=base.checked(chosen, study.data.max_length).record(),
         started=records.now(),
     )
@@ -226,39 +226,39 @@ def _train(
     from retune.training.loop import Loop
 
     chosen = lora.setting(study.training, task.assignment)
-    train = records_of(study, data_uri, task, base)
+    train = training_tokens(study, data_uri, task, base)
     validation = base.tokens(data_uri, "validation", study.data)
     with base.adapter(chosen, study.data.max_length, task.seed, train) as model:
         loop = Loop(
             model, train, validation, chosen, task.seed, base.devices, task.folder,
-            identity(task, record, base), report, should_stop, rungs(task), task.until,
+            identity(task, record, base), report, should_stop, due_rungs(task), task.until,
         )  # fmt: skip
         try:
             loop.run()
         finally:
-            record.rungs = passed(loop)
-        ended(record, loop, lora.files(model), task, base, report)
+            record.rungs = measured_rungs(loop)
+        complete(record, loop, lora.files(model), task, base, report)
 
 
-def records_of(study: Study, data_uri: str, task: TrialTask, base: ResidentBase) -> Tokens:
-    """Return what a trial trains on: all of the data, or a proxy's part of it."""
+def training_tokens(study: Study, data_uri: str, task: TrialTask, base: ResidentBase) -> Tokens:
+    """Return the records that a trial trains on: all, or the subset of a proxy trial."""
     if task.role == "proxy":
-        return base.part(data_uri, study)[0]
+        return base.proxy_subset(data_uri, study)[0]
     return base.tokens(data_uri, "train", study.data)
 
 
-def rungs(task: TrialTask) -> list[float]:
-    """Return the shares of the training after which the loss is measured, the one to stop at among them."""
+def due_rungs(task: TrialTask) -> list[float]:
+    """Return the shares of the training after which the validation loss is measured, including the one to stop at."""
     return sorted({*task.rungs, *([task.until] if task.until < 1 else [])})
 
 
-def passed(loop: Loop) -> list[Rung]:
-    """Return the rungs that a training has passed, for its record."""
+def measured_rungs(loop: Loop) -> list[Rung]:
+    """Return the rungs that a training has reached, with their losses, for its record."""
     return [Rung(share=rung, step=step, loss=loss) for rung, step, loss in loop.state.rungs]
 
 
 def identity(task: TrialTask, record: TrialRecord, base: ResidentBase) -> str:
-    """Return who may resume from the trial's checkpoint."""
+    """Return the digest of what a training must share with a checkpoint to resume from it."""
     from retune.training import checkpoint
 
     return checkpoint.identity(
@@ -269,7 +269,7 @@ def identity(task: TrialTask, record: TrialRecord, base: ResidentBase) -> str:
     )
 
 
-def ended(
+def complete(
     record: TrialRecord,
     loop: Loop,
     files: dict[str, bytes],
@@ -277,10 +277,10 @@ def ended(
     base: ResidentBase,
     report: Callable[[Event], None],
 ) -> None:
-    """Enter what a training that came to its end gave into the record, and write the adapter.
+    """Fill in the record of a training that reached its end, and write the adapter.
 
     Args:
-        record: filled in. loop: the training. files: the adapter's, by name.
+        record: to fill in. loop: the training. files: the adapter's, by name.
         task, base, report: as in `run_trial`.
 
     Raises:
@@ -288,13 +288,15 @@ def ended(
     """
     state = loop.state
     record.trainable_parameters = sum(p.numel() for p in loop.parameters)
-    _measured(record, loop, state, len(files[adapter.WEIGHTS]))
+    _fill_measurements(record, loop, state, len(files[adapter.WEIGHTS]))
     if loop.end < loop.steps:
         record.status = "early_stopped"
-        record.reason = f"stopped after step {loop.end} of {loop.steps} by `search.stopping`; it may go on"
+        record.reason = (
+            f"stopped after step {loop.end} of {loop.steps} by `search.stopping`; it can be continued"
+        )
         return
     record.status = "completed"
-    if task.role == "proxy":  # such an adapter is never used: it is not even kept
+    if task.role == "proxy":  # only its loss is used, so its adapter is not written
         return
     record.adapter_digest, record.adapter_files = adapter.digest(files), adapter.sums(files)
     record.adapter_uri = store.join(task.folder, "adapter")
@@ -306,7 +308,7 @@ def ended(
                 store.write(store.join(record.adapter_uri, name), content)
 
 
-def _measured(record: TrialRecord, loop: Loop, state: State, adapter_bytes: int) -> None:
+def _fill_measurements(record: TrialRecord, loop: Loop, state: State, adapter_bytes: int) -> None:
     now = records.now()
     record.steps = state.step
     record.tokens = state.tokens
@@ -327,11 +329,11 @@ def _measured(record: TrialRecord, loop: Loop, state: State, adapter_bytes: int)
             Metric(step=step, value=loss, epoch=step / per_epoch, time=now)
             for step, loss in sorted(losses.items())
         ],
-        "train_loss": thin(state.losses, per_epoch),
+        "train_loss": downsample(state.losses, per_epoch),
     }
 
 
-def thin(losses: list[float], per_epoch: int) -> list[Metric]:
+def downsample(losses: list[float], per_epoch: int) -> list[Metric]:
     """Return at most `CURVE_POINTS` points: means over equally long runs of steps, each at its last step."""
     stride = -(-len(losses) // CURVE_POINTS) or 1
     points = []
@@ -342,8 +344,8 @@ def thin(losses: list[float], per_epoch: int) -> list[Metric]:
     return points
 
 
-def failed(record: TrialRecord, error: Exception, task: TrialTask) -> None:
-    """Turn an exception into the record's status, reason and failure, and remove what there is of an adapter."""
+def mark_failed(record: TrialRecord, error: Exception, task: TrialTask) -> None:
+    """Set the record's status, failure and reason from an exception, and remove an adapter that was already written."""
     record.status = "failed"
     record.values, record.curves, record.adapter_uri, record.adapter_digest = {}, {}, None, None
     record.adapter_files = {}
@@ -351,7 +353,7 @@ def failed(record: TrialRecord, error: Exception, task: TrialTask) -> None:
     store.remove(store.join(task.folder, "adapter"))
 
 
-def write(record: TrialRecord, task: TrialTask, base: ResidentBase) -> TrialRecord:
+def write_record(record: TrialRecord, task: TrialTask, base: ResidentBase) -> TrialRecord:
     """Write the record of a trial that ended, remove its checkpoint, and return the record."""
     from retune.training import checkpoint, memory
 

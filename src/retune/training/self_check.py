@@ -1,11 +1,10 @@
 """Selects how a base's losses are computed, by a check on generated records before the first trial.
 
-Our way reads a batch as one flattened sequence, with attention and layers of our own. What transformers' plain forward
-gives for each record alone, with eager attention, is right by definition. Both are asked for the losses of some made-up
-records and for the gradients of an adapter; where they differ beyond rounding, transformers' own forward is taken, over
-padded batches if that gives the same, else one record at a time, and where that is no fixed number either, the base is
-refused. What a few short records cannot show (a window longer than they are,
-rotary frequencies that change with the length) is read from the base's config.
+The fast way computes a batch as one flattened sequence, with our own attention and layers. The reference is transformers' plain
+forward of each record alone, with eager attention. Both compute the losses of some generated records and the gradients of an
+adapter. If they differ by more than rounding, transformers' own forward is used: on padded batches if that agrees with the
+reference, else on one record at a time. If even the reference is not reproducible, the base is refused. What a few short records
+cannot show (a window longer than they are, rotary frequencies that change with the length) is read from the base's config.
 """
 
 from __future__ import annotations
@@ -24,48 +23,59 @@ from torch.nn.functional import cross_entropy
 
 from retune.data.batches import Batch, flatten
 from retune.data.tokens import Tokens, pack
-from retune.errors import InputError, is_out_of_memory
-from retune.training import draws_check, head, llama_layer, lora_linear, memory, one_by_one, reach
+from retune.errors import InputError, is_out_of_memory, one_line
+from retune.training import (
+    check_lengths,
+    head,
+    llama_layer,
+    lora_linear,
+    memory,
+    plain_forward,
+    randomness_check,
+)
 from retune.training.attention import segments
 from retune.training.layer_steps import PLAIN, compiled
 from retune.training.loss import loss_sum
 from retune.training.model_attention import by_segments
-from retune.training.one_by_one import Reading, by_record, transformers_model
+from retune.training.plain_forward import Reading, by_plain_forward, transformers_model
 
 Way = Literal["flattened", "padded", "padded, eager", "one by one", "one by one, eager"]
 WAYS: tuple[Way, ...] = get_args(Way)
 """From fast to slow."""
-LENGTHS = (11, reach.NEAR, 3, 22)
-# What a token's loss may differ by at least, in nats, and by how much a record's may change with its neighbours.
-_LEAST: dict[torch.dtype | None, tuple[float, float]] = {
+LENGTHS = (11, check_lengths.MIN_LENGTH, 3, 22)
+"""Tokens of the generated records."""
+# Minimum tolerances in nats: of a token's loss, and of its change with the other records of the batch.
+_MIN_TOLERANCES: dict[torch.dtype | None, tuple[float, float]] = {
     torch.float64: (1e-9, 1e-9),
     torch.float32: (1e-5, 3e-6),
     torch.float16: (4e-3, 2e-3),
     torch.bfloat16: (2e-2, 1e-2),
     None: (2e-2, 1e-2),
 }
-_ROUNDINGS = 30  # a model rounds at every step of every layer; how much one at its input changes is measured
-_GRADIENTS = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
-_KINDS_OF_LAYERS = {"full_attention", "attention", "sliding_attention", "chunked_attention"}
-_EAGER_BYTES = 16  # for each score of a head: itself, its share in float32, and copies of both
-_USUAL = 10.0  # nats, as an even guess among 22,000 tokens has
+_ROUNDINGS = (
+    30  # tolerance over the effect of one rounding at the input: a model rounds at every step of every layer
+)
+_GRADIENT_TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+_LAYER_TYPES = {"full_attention", "attention", "sliding_attention", "chunked_attention"}
+_EAGER_BYTES = 16  # of eager attention per score: the score, its probability in float32, and copies of both
+_TYPICAL_LOSS = 10.0  # nats: that of a uniform guess among 22,000 tokens
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What the check found.
+    """The result of the check.
 
     Attributes:
-        way: how losses are computed from here on.
+        way: how losses are computed from now on.
         reason: why not by flattened batches; empty if they are used.
-        difference: of the largest token's loss between that way and the plain one, in nats. allowed: what is rounding.
-        gradients: norm of the difference of an adapter's gradients over their norm; None where none were asked for.
-        slower: how many times longer the made-up records took one by one than flattened; None if it was not measured.
-        seconds: what the check took.
-        in_parts: whether logits are made for some tokens at a time (`retune.training.head`).
-        layers: why layers that `retune.training.llama_layer` knows are not written out; empty if they are or it knows none.
-        compared: tokens of the longest record that was compared. longest: of the longest that will be read.
+        difference: the largest of a token's loss from the reference, in nats. allowed: the tolerance.
+        gradients: difference of an adapter's gradients from the reference, as a share of their norm; None if not compared.
+        slower: time of one record at a time over that of a flattened batch; None if not measured.
+        seconds: duration of the check.
+        in_parts: whether logits are computed in chunks (`retune.training.head`).
+        layers: why layers supported by `retune.training.llama_layer` are not fused; empty if they are, or none is supported.
+        compared: tokens of the longest generated record. longest: tokens of the longest record in training.
     """
 
     way: Way
@@ -81,16 +91,16 @@ class Checked:
     longest: int | None = None
 
     def record(self) -> dict[str, Any]:
-        """Return it as it is written into a trial's record."""
+        """Return the fields for a trial's record."""
         return asdict(self)
 
     @property
     def note(self) -> str:
-        """One line for the log: what is done instead and what it costs; empty where nothing is lost."""
+        """One line for the log: what is used instead of flattened batches, why, and what it costs; empty if they are used."""
         if self.way == "flattened":
             return ""
         if self.way.startswith("padded"):
-            cost = ", which computes what is padded too"
+            cost = ", which also computes the padding"
         elif self.slower:
             cost = f", which took {self.slower:.1f} times as long on generated records"
         else:
@@ -100,24 +110,24 @@ class Checked:
 
 
 def reading(model: Any, checked: Checked) -> AbstractContextManager[None]:
-    """Return the context in which `retune.training.loss.loss_sum` computes as the check decided."""
+    """Return the context in which `retune.training.loss.loss_sum` computes in the way that the check selected."""
     if checked.way == "flattened":
         return by_segments(transformers_model(model), checked.longest)
     reading = Reading(checked.way.startswith("padded"), checked.in_parts)
-    return by_record(transformers_model(model), checked.way.endswith("eager"), reading)
+    return by_plain_forward(transformers_model(model), checked.way.endswith("eager"), reading)
 
 
 def check(model: Any, tokenizer: Any, longest: int, train: bool) -> Checked:
-    """Compare our way with the plain one on made-up records, and say which is taken.
+    """Compare the ways of computing losses with the reference on generated records, and return the fastest that agrees.
 
     Args:
-        model: the base, best with an adapter on it, outside of any of the two ways; as it was afterwards.
-        tokenizer: the base's; None if any token may be made up.
-        longest: the longest record that will be read, in tokens.
+        model: the base, with an adapter if one is used later; outside of `reading`. Unchanged afterwards.
+        tokenizer: the base's; None if there are no special tokens to avoid.
+        longest: the longest record in training, in tokens.
         train: whether the adapter is going to be trained: then gradients are compared too.
 
     Raises:
-        InputError: if the plain forward gives no losses that one can train or judge by.
+        InputError: if the reference itself fails, is not finite, not reproducible or not causal.
     """
     begin = time.monotonic()
     core = transformers_model(model)
@@ -138,43 +148,41 @@ def check(model: Any, tokenizer: Any, longest: int, train: bool) -> Checked:
 
 
 def generated_tokens(core: Any, tokenizer: Any, longest: int) -> Tokens:
-    """Return random records of ordinary tokens. The seed is fixed, and none is longer than the base allows."""
-    room = _room(core, longest)
-    return _generated(core, tokenizer, [max(2, min(length, room)) for length in LENGTHS])
+    """Return random records of ordinary tokens, always the same ones, none longer than `longest` or than the base supports."""
+    limit = _length_limit(core, longest)
+    return _generated(core, tokenizer, [max(2, min(length, limit)) for length in LENGTHS])
 
 
-def _room(core: Any, longest: int) -> int:
-    """Return the longest record that can be made up for a base, if those that will be read have up to `longest` tokens."""
+def _length_limit(core: Any, longest: int) -> int:
+    """Return the tokens that a generated record may have: `longest`, or less if the base supports less."""
     config = text_config(core)
     table = getattr(config, "max_position_embeddings", None) or 0
-    return int(min(longest, fixed_rotary(config), table if table > 0 else longest))
+    return int(min(longest, rotary_limit(config), table if table > 0 else longest))
 
 
 def _generated(core: Any, tokenizer: Any, lengths: Sequence[int]) -> Tokens:
     drawn = ordinary_tokens(core, tokenizer, sum(lengths))
     records, start = [], 0
     for length in lengths:
-        records.append(
-            (
-                drawn[start : start + length],
-                [place >= max(min(2, length - 1), length // 3) for place in range(length)],
-            )
-        )
+        prompt = max(min(2, length - 1), length // 3)  # about a third of a record; the rest is counted
+        records.append((drawn[start : start + length], [index >= prompt for index in range(length)]))
         start += length
     return pack(records)
 
 
 def ordinary_tokens(core: Any, tokenizer: Any, count: int) -> list[int]:
-    """Return tokens that mean nothing special to the model, drawn at random; always the same ones.
+    """Return random tokens that are not special tokens; always the same ones.
 
     Args:
         core: the transformers model. tokenizer: its own; None if there is none.
-        count: how many.
+        count: how many tokens.
     """
     size = int(core.get_input_embeddings().weight.shape[0])
     if hasattr(tokenizer, "__len__"):
         size = min(size, len(tokenizer))
-    special = set(getattr(tokenizer, "all_special_ids", range(4)))
+    special = set(
+        getattr(tokenizer, "all_special_ids", range(4))
+    )  # without a tokenizer, where they usually are
     ordinary = [token for token in range(size) if token not in special][: 1 << 16]
     draws = torch.randint(len(ordinary), (count,), generator=torch.Generator().manual_seed(0))
     return [ordinary[draw] for draw in draws.tolist()]
@@ -185,28 +193,32 @@ class _Check:
 
     def __init__(self, model: Any, core: Any, tokenizer: Any, longest: int, train: bool) -> None:
         self.model, self.core, self.longest, self.train = model, core, longest, train
-        device = next(core.parameters()).device
-        self.tokens = tokens = generated_tokens(core, tokenizer, longest)
-        self.batch = flatten(tokens, list(range(len(LENGTHS)))).to(device)
-        self.singles = [flatten(tokens, [record]).to(device) for record in range(len(LENGTHS))]
-        self.dtype = next(core.parameters()).dtype
-        self.allowed, self.beside = least(core)
-        self.gradients = gradients_allowed(self.dtype)
+        self.device = next(core.parameters()).device
+        self.tokens = generated_tokens(core, tokenizer, longest)
+        self.batch = self._flatten(self.tokens)
+        self.singles = _singles(self.batch)
+        dtype = next(core.parameters()).dtype
+        self.tolerance, self.neighbour_tolerance = min_tolerances(core)
+        self.gradient_tolerance = gradient_tolerance(dtype)
         self.adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.kind = core.config.model_type
         self.compared = max(self.batch.lengths)
-        self.far = self._far(tokenizer, device)
+        self.long_batch = self._generate_long(tokenizer)
 
-    def _far(self, tokenizer: Any, device: torch.device) -> Batch | None:
-        """Return a batch with a record that is long enough for what a base does to long ones (`reach`); None if there is none.
+    def _flatten(self, tokens: Tokens) -> Batch:
+        return flatten(tokens, list(range(len(tokens)))).to(self.device)
 
-        Its losses alone are compared. One for which eager attention has not the memory is left out, with a line in the log.
+    def _generate_long(self, tokenizer: Any) -> Batch | None:
+        """Return a batch with a record long enough for what the base does only to long ones; None if that is not needed.
+
+        Only its losses are compared. If eager attention has not enough memory for it, it is left out, with a warning.
         """
-        wanted = min(_room(self.core, self.longest), reach.of(text_config(self.core), self.longest))
+        config = text_config(self.core)
+        wanted = min(_length_limit(self.core, self.longest), check_lengths.needed(config, self.longest))
         if wanted <= self.compared:
             return None
-        heads = int(getattr(text_config(self.core), "num_attention_heads", None) or 1)
-        free = memory.free(device)
+        heads = int(getattr(config, "num_attention_heads", None) or 1)
+        free = memory.free(self.device)
         if free is not None and heads * wanted**2 * _EAGER_BYTES > free:
             _LOG.warning(
                 "records of more than %d tokens are not compared with transformers' own forward: for one of %d, which the "
@@ -215,181 +227,166 @@ class _Check:
             )  # fmt: skip
             return None
         self.compared = wanted
-        return flatten(_generated(self.core, tokenizer, [9, wanted]), [0, 1]).to(device)
+        return self._flatten(_generated(self.core, tokenizer, [9, wanted]))
 
     def run(self) -> Checked:
-        with by_record(self.core, eager=True):
-            right = self._right()
-            self.right_far = self._right_far()
-            of_right = (
-                self._read(lambda: self._gradients(self._one_by_one), "training") if self.train else None
-            )
-        plain, seconds = self._plain(right)
-        eager = not plain <= self.allowed
+        with by_plain_forward(self.core, eager=True):
+            reference = self._reference()
+            self.long_reference = self._long_reference()
+            reference_gradients = None
+            if self.train:
+                reference_gradients = self._run_plain(lambda: self._gradients(self._one_by_one), "training")
+        plain, seconds = self._plain(reference)
+        eager = not plain <= self.tolerance
         reason = unsupported_reason(self.core, self.longest)
         if not reason:
-            layers = self._layers(right, of_right)
-            reason, difference, gradients = self._flattened(right, of_right)
+            layers = self._fuse_layers(reference, reference_gradients)
+            reason, difference, gradients = self._flattened(reference, reference_gradients)
             if not reason:
                 return Checked(
-                    "flattened", "", difference, self.allowed, gradients, layers=layers,
+                    "flattened", "", difference, self.tolerance, gradients, layers=layers,
                     compared=self.compared, longest=self.longest,
                 )  # fmt: skip
         flat_seconds = self._flat_seconds()
         slower = round(seconds / flat_seconds, 1) if flat_seconds else None
         if self.train:
-            with by_record(self.core, eager), self._training():
-                self._read(
-                    lambda: one_by_one.logits(self.model, self.singles[0].ids, self.singles[0].rows),
-                    "training",
-                )
+            # Some models take another path in training mode: refuse those that fail on it
+            with by_plain_forward(self.core, eager), self._training():
+                first = self.singles[0]
+                self._run_plain(lambda: plain_forward.logits(self.model, first.ids, first.rows), "training")
         ways: list[Way] = ["padded, eager", "one by one, eager"] if eager else ["padded", "one by one"]
-        limit = fixed_rotary(text_config(self.core))
-        if self.longest > limit:
-            ways = ways[1:]  # padding would change the length
+        if self.longest > rotary_limit(text_config(self.core)):
+            ways = ways[1:]  # padding would change a record's length, and so its rotary frequencies
         for way in ways:
             for in_parts in (True, False):
                 found = Checked(
-                    way, reason, 0.0 if eager else plain, self.allowed, None, slower, in_parts=in_parts,
+                    way, reason, 0.0 if eager else plain, self.tolerance, None, slower, in_parts=in_parts,
                     compared=self.compared, longest=self.longest,
                 )  # fmt: skip
                 if way == ways[-1] and not in_parts:
-                    return found  # which is what was compared with the plain forward above
-                difference, gradients = self._plain_sums(found, right, of_right)
-                close = gradients is None or gradients <= self.gradients
-                if difference <= self.allowed and close:
+                    return found  # this is what `_plain` compared with the reference
+                difference, gradients = self._compare(found, reference, reference_gradients)
+                gradients_agree = gradients is None or gradients <= self.gradient_tolerance
+                if difference <= self.tolerance and gradients_agree:
                     return replace(found, difference=max(found.difference, difference), gradients=gradients)
         raise AssertionError("the last way is always taken")
 
-    def _plain_sums(
-        self, tried: Checked, right: Tensor, of_right: Tensor | None
+    def _compare(
+        self, candidate: Checked, reference: Tensor, reference_gradients: Tensor | None
     ) -> tuple[float, float | None]:
-        """Return how far a way through transformers' own forward is from the right losses, and its gradients."""
+        """Return how far a way through transformers' own forward is from the reference, in losses and in gradients."""
         gradients = None
         try:
-            with reading(self.model, tried):
+            with reading(self.model, candidate):
                 with torch.no_grad():
-                    with head.in_parts_of(self.core, len(right) // 3):
-                        difference = abs(
-                            float(loss_sum(self.model, self.batch)) - float(right.double().sum())
-                        )
-                    difference /= len(right)
-                    if tried.way.startswith("padded"):
-                        difference = max(difference, apart(right, self._padded(self.batch.ids)))
-                        difference = max(difference, self._far_apart(lambda b: self._padded(b.ids, b)))
-                        if self._beside(self._padded) > self.beside:
+                    with head.chunks_of(self.core, len(reference) // 3):
+                        total = float(loss_sum(self.model, self.batch))
+                    difference = abs(total - float(reference.double().sum())) / len(reference)
+                    if candidate.way.startswith("padded"):
+                        difference = max(difference, max_difference(reference, self._padded(self.batch)))
+                        difference = max(difference, self._long_difference(self._padded))
+                        if self._neighbour_effect(self._padded) > self.neighbour_tolerance:
                             return math.inf, None
-                if of_right is not None:
-                    made = self._gradients(lambda: loss_sum(self.model, self.batch) / len(right))
-                    gradients = float((made - of_right).norm() / of_right.norm())
-                    if self._draws_differ():
+                if reference_gradients is not None:
+                    own = self._gradients(lambda: loss_sum(self.model, self.batch) / len(reference))
+                    gradients = float((own - reference_gradients).norm() / reference_gradients.norm())
+                    if self._randomness_differs():
                         return math.inf, None
-        except Exception as error:
+        except Exception as error:  # whatever a model's own code raises: this way is not possible with it
             if is_out_of_memory(error):
                 raise
             return math.inf, None
         return difference, gradients
 
-    def _padded(self, ids: Tensor, batch: Batch | None = None) -> Tensor:
-        """Return the loss of each counted token of the padded batch with other tokens in it."""
-        batch = replace(batch or self.batch, ids=ids)
-        return _losses(one_by_one.logits(self.model, *one_by_one.pad(batch)), batch.targets)
+    def _padded(self, batch: Batch) -> Tensor:
+        """Return the loss of each counted token of a batch, computed with padding."""
+        return _losses(plain_forward.logits(self.model, *plain_forward.pad(batch)), batch.targets)
 
-    def _right(self) -> Tensor:
-        """Return the losses that are right by definition, after looking whether they are losses at all."""
-        right, again, cut = (self._read(read) for read in (self._one_by_one, self._one_by_one, self._cut))
-        if not bool(torch.isfinite(right).all()):
-            raise self._refused("finite losses, but it does not")
-        if not apart(right, again) <= self.allowed:
-            raise self._refused(
-                f"the same losses to the same records, but two readings differ by {apart(right, again):.2g}"
-            )
-        self.allowed = allowed(self.core, right, lambda: self._read(self._one_by_one))
-        later = apart(right[: len(cut)], cut)
-        if not later <= self.allowed:
-            raise self._refused(
-                f"losses that depend on earlier tokens alone, but they change by {later:.2g} with what follows"
-            )
-        return right
-
-    def _right_far(self) -> Tensor | None:
-        """Return the right losses of the far batch; what rounding changes there is allowed from here on."""
-        if self.far is None:
-            return None
-        singles = self._singles_of(self.far)
-        right, again = (self._read(lambda: self._one_by_one(singles)) for _ in range(2))
-        if not bool(torch.isfinite(right).all()):
-            raise self._refused("finite losses, but it does not")
-        self.allowed = max(
-            self.allowed, allowed(self.core, right, lambda: self._read(lambda: self._one_by_one(singles)))
+    def _reference(self) -> Tensor:
+        """Return the reference losses; refuse a base whose plain forward is not finite, reproducible and causal."""
+        reference, again, shortened = (
+            self._run_plain(losses) for losses in (self._one_by_one, self._one_by_one, self._shortened)
         )
-        if not apart(right, again) <= self.allowed:
+        self._require_same(reference, again)
+        self.tolerance = rounding_tolerance(self.core, reference, lambda: self._run_plain(self._one_by_one))
+        change = max_difference(reference[: len(shortened)], shortened)
+        if not change <= self.tolerance:
             raise self._refused(
-                f"the same losses to the same records, but two readings differ by {apart(right, again):.2g}"
+                f"losses that depend on earlier tokens alone, but they change by {change:.2g} with what follows"
             )
-        return right
+        return reference
 
-    def _far_apart(self, read: Callable[[Batch], Tensor]) -> float:
-        """Return how far a way's losses are from the right ones on the far batch; 0 if there is none."""
-        if self.far is None or self.right_far is None:
+    def _long_reference(self) -> Tensor | None:
+        """Return the reference losses of the long batch, and raise the tolerance to that of its rounding."""
+        if self.long_batch is None:
+            return None
+        singles = _singles(self.long_batch)
+
+        def losses() -> Tensor:
+            return self._run_plain(lambda: self._one_by_one(singles))
+
+        reference, again = losses(), losses()
+        self.tolerance = max(self.tolerance, rounding_tolerance(self.core, reference, losses))
+        self._require_same(reference, again)
+        return reference
+
+    def _require_same(self, losses: Tensor, again: Tensor) -> None:
+        """Refuse a base whose losses are not finite, or not the same in two computations."""
+        if not bool(torch.isfinite(losses).all()):
+            raise self._refused("finite losses, but it does not")
+        difference = max_difference(losses, again)
+        if not difference <= self.tolerance:
+            raise self._refused(
+                f"the same losses to the same records, but two readings differ by {difference:.2g}"
+            )
+
+    def _long_difference(self, losses: Callable[[Batch], Tensor]) -> float:
+        """Return how far a way's losses of the long batch are from the reference; 0 if there is none."""
+        if self.long_batch is None or self.long_reference is None:
             return 0.0
-        return apart(self.right_far, read(self.far))
-
-    def _singles_of(self, batch: Batch) -> list[Batch]:
-        """Return the records of a batch by themselves."""
-        found, start = [], 0
-        for length in batch.lengths:
-            mine = (batch.rows >= start) & (batch.rows < start + length)
-            found.append(
-                replace(
-                    batch, ids=batch.ids[:, start : start + length], rows=batch.rows[mine] - start, lengths=[length],
-                    positions=batch.positions[:, start : start + length], targets=batch.targets[mine],
-                )
-            )  # fmt: skip
-            start += length
-        return found
+        return max_difference(self.long_reference, losses(self.long_batch))
 
     def _refused(self, rule: str) -> InputError:
         return InputError(f"a base (here of type {self.kind}) must give {rule}", "model.base")
 
-    def _read(self, read: Callable[[], Tensor], what: str = "evaluation") -> Tensor:
-        """Return what the plain forward gives, without gradients; refuse a base with which it fails."""
+    def _run_plain(self, compute: Callable[[], Tensor], mode: str = "evaluation") -> Tensor:
+        """Return what `compute` does with the plain forward, without gradients; refuse a base with which it fails."""
         try:
             with torch.no_grad():
-                return read()
+                return compute()
         except Exception as error:
             if isinstance(error, InputError) or is_out_of_memory(error):
                 raise
             raise InputError(
-                f"a base (here of type {self.kind}) must read single records, but in {what} its forward failed: "
-                f"{_line(error)}",
+                f"a base (here of type {self.kind}) must read single records, but in {mode} its forward failed: "
+                f"{one_line(error)}",
                 "model.base",
             ) from error
 
-    def _cut(self) -> Tensor:
-        """Return the losses of the first record's first counted tokens, with what follows them cut off."""
+    def _shortened(self) -> Tensor:
+        """Return the losses of the first half of the first record's counted tokens, with all later tokens removed."""
         single = self.singles[0]
-        kept = max(1, len(single.rows) // 2)
-        ids = single.ids[:, : int(single.rows[kept - 1]) + 1]
-        return _losses(one_by_one.logits(self.model, ids, single.rows[:kept]), single.targets[:kept])
+        count = max(1, len(single.rows) // 2)
+        ids = single.ids[:, : int(single.rows[count - 1]) + 1]
+        return _losses(plain_forward.logits(self.model, ids, single.rows[:count]), single.targets[:count])
 
     def _one_by_one(self, singles: Sequence[Batch] | None = None) -> Tensor:
-        """Return the loss of each counted token, each record read by itself."""
+        """Return the loss of each counted token, with one record per forward."""
         return torch.cat(
             [
-                _losses(one_by_one.logits(self.model, each.ids, each.rows), each.targets)
+                _losses(plain_forward.logits(self.model, each.ids, each.rows), each.targets)
                 for each in singles or self.singles
             ]
         )
 
-    def _plain(self, right: Tensor) -> tuple[float, float]:
+    def _plain(self, reference: Tensor) -> tuple[float, float]:
         """Return how far the loaded attention is from the eager one (infinity if it fails), and the seconds it took."""
         begin = time.monotonic()
         try:
-            with torch.no_grad(), by_record(self.core):
+            with torch.no_grad(), by_plain_forward(self.core):
                 difference = max(
-                    apart(right, self._one_by_one()),
-                    self._far_apart(lambda batch: self._one_by_one(self._singles_of(batch))),
+                    max_difference(reference, self._one_by_one()),
+                    self._long_difference(lambda batch: self._one_by_one(_singles(batch))),
                 )
         except Exception as error:
             if is_out_of_memory(error):
@@ -397,145 +394,147 @@ class _Check:
             difference = math.inf
         return difference, time.monotonic() - begin
 
-    def _flattened(self, right: Tensor, of_right: Tensor | None) -> tuple[str, float, float | None]:
-        """Return why flattened batches cannot be used (empty if they can), and the differences found."""
-        difference, gradients, drawn = math.inf, None, ""
+    def _flattened(
+        self, reference: Tensor, reference_gradients: Tensor | None
+    ) -> tuple[str, float, float | None]:
+        """Return why flattened batches cannot be used (empty if they can), and the differences in losses and gradients."""
+        difference, gradients, randomness = math.inf, None, ""
         try:
             with (
                 by_segments(self.core, self.longest),
                 lora_linear.installed(self.model) if self.train else nullcontext(),
             ):
                 with torch.no_grad():
-                    difference = apart(right, self._flat(self.batch.ids))
-                    difference = max(difference, self._far_apart(lambda batch: self._flat(batch.ids, batch)))
-                    beside = self._beside(self._flat)
-                    with head.in_parts_of(self.core, len(right) // 3):
-                        whole = float(loss_sum(self.model, self.batch))
-                if of_right is not None:
-                    made = self._gradients(lambda: loss_sum(self.model, self.batch) / len(right))
-                    gradients = float((made - of_right).norm() / of_right.norm())
-                    drawn = self._draws_differ()
+                    difference = max_difference(reference, self._flat(self.batch))
+                    difference = max(difference, self._long_difference(self._flat))
+                    neighbour_effect = self._neighbour_effect(self._flat)
+                    with head.chunks_of(self.core, len(reference) // 3):
+                        total = float(loss_sum(self.model, self.batch))
+                if reference_gradients is not None:
+                    own = self._gradients(lambda: loss_sum(self.model, self.batch) / len(reference))
+                    gradients = float((own - reference_gradients).norm() / reference_gradients.norm())
+                    randomness = self._randomness_differs()
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            return f"flattened batches do not pass through it: {_line(error)}", difference, gradients
-        difference = max(difference, abs(whole - float(right.double().sum())) / len(right))
+            return f"flattened batches do not pass through it: {one_line(error)}", difference, gradients
+        difference = max(difference, abs(total - float(reference.double().sum())) / len(reference))
         rules = [
             (
-                difference <= self.allowed,
+                difference <= self.tolerance,
                 f"a token's loss in a flattened batch differs by {difference:.2g} from the plain forward, "
-                f"rounding allows {self.allowed:.2g}",
+                f"rounding allows {self.tolerance:.2g}",
             ),
             (
-                beside <= self.beside,
-                f"in a flattened batch a record's losses change by {beside:.2g} with those before it",
+                neighbour_effect <= self.neighbour_tolerance,
+                f"in a flattened batch a record's losses change by {neighbour_effect:.2g} with those before it",
             ),
             (
-                gradients is None or gradients <= self.gradients,
+                gradients is None or gradients <= self.gradient_tolerance,
                 f"in a flattened batch the adapter's gradients differ by {gradients or 0.0:.2g} of their size",
             ),
-            (not drawn, drawn),
+            (not randomness, randomness),
         ]
         return next((reason for holds, reason in rules if not holds), ""), difference, gradients
 
-    def _layers(self, right: Tensor, of_right: Tensor | None) -> str:
-        """Let layers be written out (`retune.training.llama_layer`) if that gives the right losses, and on a GPU is faster.
+    def _fuse_layers(self, reference: Tensor, reference_gradients: Tensor | None) -> str:
+        """Allow fused layers (`retune.training.llama_layer`) if they agree with the reference and, on a GPU, are faster.
 
         Returns:
-            why they are not; empty if they are, or always are, or there are none that could be.
+            why they are not used; empty if they are, if they always are, or if the model has no such layers.
         """
-        if llama_layer.certain(self.core) or not llama_layer.known(self.core):
+        if llama_layer.trusted(self.core) or not llama_layer.supported(self.core):
             return ""
-        if llama_layer.refused(self.core):
+        if llama_layer.disabled(self.core):
             return "they were found wrong or slower before"
         if any(hasattr(parameter, "to_local") for parameter in self.core.parameters()):
             reason = "the base is sharded"
         else:
-            reason = self._best_steps(right, of_right)
+            reason = self._select_steps(reference, reference_gradients)
         if reason:
-            llama_layer.allow(self.core, None)
+            llama_layer.set_steps(self.core, None)
             _LOG.warning("layers are computed by transformers' own code: %s", reason)
         return reason
 
-    def _best_steps(self, right: Tensor, of_right: Tensor | None) -> str:
-        """Let layers be written out by those steps that are right and, on a GPU, take the least time; return why none are."""
-        timed = of_right is not None and self.batch.ids.device.type == "cuda"
+    def _select_steps(self, reference: Tensor, reference_gradients: Tensor | None) -> str:
+        """Set the steps of fused layers that agree with the reference and, on a GPU, are fastest; return why none are set."""
+        timed = reference_gradients is not None and self.batch.ids.device.type == "cuda"
         reason, times = "", {}
-        for how in [PLAIN, compiled()] if timed else [PLAIN]:
-            llama_layer.allow(self.core, how)
-            wrong = self._flattened(right, of_right)[0]
+        for steps in [PLAIN, compiled()] if timed else [PLAIN]:
+            llama_layer.set_steps(self.core, steps)
+            wrong = self._flattened(reference, reference_gradients)[0]
             if not wrong:
-                times[how.name] = (self._seconds() if timed else 0.0), how
+                times[steps.name] = (self._pass_seconds() if timed else 0.0), steps
             reason = reason or wrong
         if not times:
             return reason
-        seconds, how = min(times.values(), key=lambda found: found[0])
-        llama_layer.allow(self.core, None)
-        own = self._seconds() if timed else math.inf
-        if own < seconds:
-            return f"written out, a pass takes {seconds * 1e3:.1f} ms, as they are {own * 1e3:.1f} ms"
-        llama_layer.allow(self.core, how)
+        seconds, steps = min(times.values(), key=lambda timing: timing[0])
+        llama_layer.set_steps(self.core, None)
+        own_seconds = self._pass_seconds() if timed else math.inf
+        if own_seconds < seconds:
+            return f"fused, a pass takes {seconds * 1e3:.1f} ms, by transformers {own_seconds * 1e3:.1f} ms"
+        llama_layer.set_steps(self.core, steps)
         if timed:
             _LOG.info(
-                "layers are written out, with %s steps: %.1f ms a pass, not %.1f",
-                how.name,
-                seconds * 1e3,
-                own * 1e3,
-            )
+                "layers are fused, with %s steps: a pass takes %.1f ms, by transformers %.1f ms",
+                steps.name, seconds * 1e3, own_seconds * 1e3,
+            )  # fmt: skip
         return ""
 
-    def _seconds(self) -> float:
-        """Return the least seconds of five training passes over the made-up records; reading gradients waits for the device."""
-        found = []
+    def _pass_seconds(self) -> float:
+        """Return the shortest duration of five training passes; `_gradients` reads values, so it waits for the GPU."""
+        seconds = []
         with by_segments(self.core), lora_linear.installed(self.model):
             for _ in range(5):
                 begin = time.monotonic()
                 self._gradients(lambda: loss_sum(self.model, self.batch))
-                found.append(time.monotonic() - begin)
-        return min(found)
+                seconds.append(time.monotonic() - begin)
+        return min(seconds)
 
-    def _draws_differ(self) -> str:
-        """Return how what a training pass draws depends on what shares it; empty if it does not."""
+    def _randomness_differs(self) -> str:
+        """Return how the randomness of a training pass depends on which records share it; empty if it does not."""
         with self._training(), torch.enable_grad():
-            return draws_check.differs(self.model, self.tokens, self.adapter, self.allowed, self.gradients)
+            return randomness_check.difference(
+                self.model, self.tokens, self.adapter, self.tolerance, self.gradient_tolerance
+            )
 
-    def _flat(self, ids: Tensor, batch: Batch | None = None) -> Tensor:
-        """Return the loss of each counted token of the flattened batch with other tokens in it."""
-        batch = batch or self.batch
+    def _flat(self, batch: Batch) -> Tensor:
+        """Return the loss of each counted token of a batch, computed as one flattened sequence."""
         out = self.model(
-            input_ids=ids,
+            input_ids=batch.ids,
             position_ids=batch.positions,
             logits_to_keep=batch.rows,
             use_cache=False,
-            segments=segments(batch.lengths, batch.tails, ids.device),
+            segments=segments(batch.lengths, batch.tails, batch.ids.device),
         ).logits[0]
         return _losses(out, batch.targets)
 
-    def _beside(self, losses: Callable[[Tensor], Tensor]) -> float:
-        """Return how much the last record's losses change with the tokens of the others: 0 is right."""
-        other, before = self.batch.ids.clone(), self.batch.ids.shape[1] - self.batch.lengths[-1]
-        own = other[0, before:]
-        other[0, :before] = own.repeat(-(-before // len(own)))[:before]
-        mine = -len(self.singles[-1].rows)
-        return apart(losses(self.batch.ids)[mine:], losses(other)[mine:])
+    def _neighbour_effect(self, losses: Callable[[Batch], Tensor]) -> float:
+        """Return how much the last record's losses change with the tokens of the other records: 0 is right."""
+        ids, before = self.batch.ids.clone(), self.batch.ids.shape[1] - self.batch.lengths[-1]
+        own = ids[0, before:]
+        ids[0, :before] = own.repeat(-(-before // len(own)))[:before]
+        own_losses = -len(self.singles[-1].rows)
+        changed = losses(replace(self.batch, ids=ids))
+        return max_difference(losses(self.batch)[own_losses:], changed[own_losses:])
 
     def _gradients(self, loss: Callable[[], Tensor]) -> Tensor:
-        """Return the gradients of the adapter's weights for the mean loss, one behind the other, in float32."""
+        """Return the concatenated gradients of the adapter's weights for the mean loss, in float32."""
         with torch.enable_grad():
-            made = torch.autograd.grad(loss().mean(), self.adapter, allow_unused=True)
-        whole = torch.cat(
+            found = torch.autograd.grad(loss().mean(), self.adapter, allow_unused=True)
+        gradients = torch.cat(
             [
                 (torch.zeros_like(parameter) if gradient is None else gradient).float().flatten()
-                for parameter, gradient in zip(self.adapter, made, strict=True)
+                for parameter, gradient in zip(self.adapter, found, strict=True)
             ]
         )
-        if not bool(torch.isfinite(whole).all()) or not bool(whole.any()):
+        if not bool(torch.isfinite(gradients).all()) or not bool(gradients.any()):
             raise InputError(
                 f"an adapter on `target_modules` must have a gradient, but in this base (of type {self.kind}) it is zero "
                 "or not finite",
                 "training",
             )
-        return whole
+        return gradients
 
     @contextmanager
     def _training(self) -> Iterator[None]:
@@ -546,28 +545,43 @@ class _Check:
             self.model.eval()
 
     def _flat_seconds(self) -> float | None:
-        """Return the seconds that a flattened batch takes, right or wrong; None if it does not pass."""
+        """Return the seconds of a flattened batch, right or wrong; None if it fails."""
         try:
             with by_segments(self.core), torch.no_grad():
                 begin = time.monotonic()
-                self._flat(self.batch.ids)
+                self._flat(self.batch)
                 return time.monotonic() - begin
         except Exception:
             return None
 
 
+def _singles(batch: Batch) -> list[Batch]:
+    """Return each record of a flattened batch as a batch of its own."""
+    singles, start = [], 0
+    for length in batch.lengths:
+        own = (batch.rows >= start) & (batch.rows < start + length)
+        singles.append(
+            replace(
+                batch, ids=batch.ids[:, start : start + length], rows=batch.rows[own] - start, lengths=[length],
+                positions=batch.positions[:, start : start + length], targets=batch.targets[own],
+            )
+        )  # fmt: skip
+        start += length
+    return singles
+
+
 def unsupported_reason(core: nn.Module, longest: int) -> str:
-    """Return why a base's config excludes flattened batches, even if short records pass; empty if it does not.
+    """Return why a base's config excludes flattened batches, even if short records agree; empty if it does not.
 
     Args:
         core: the transformers model.
-        longest: the longest record that will be read, in tokens.
+        longest: the longest record in training, in tokens.
     """
     config = text_config(core)
-    limit = fixed_rotary(config)
+    limit = rotary_limit(config)
     if longest > limit:
         return f"its rotary frequencies change with the length from {limit} tokens on, and records may have {longest}"
-    other = sorted(set(getattr(config, "layer_types", None) or ()) - _KINDS_OF_LAYERS)
+    other = sorted(set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES)
     if other:
         return f"it has layers of the kind {', '.join(other)}, which keep records apart in no flattened batch"
     if any(isinstance(part, nn.Conv1d) for part in core.modules()):
@@ -579,37 +593,37 @@ def unsupported_reason(core: nn.Module, longest: int) -> str:
     return ""
 
 
-def least(core: Any) -> tuple[float, float]:
-    """Return what rounding may change a token's loss by at least, and what its neighbours in a batch may, in nats."""
-    return _LEAST.get(next(core.parameters()).dtype, _LEAST[None])
+def min_tolerances(core: Any) -> tuple[float, float]:
+    """Return the minimum tolerances in nats: of a token's loss, and of its change with the other records of a batch."""
+    return _MIN_TOLERANCES.get(next(core.parameters()).dtype, _MIN_TOLERANCES[None])
 
 
-def gradients_allowed(dtype: torch.dtype) -> float:
-    """Return what rounding may change an adapter's gradients by, as a share of their norm."""
-    return _GRADIENTS.get(dtype, _GRADIENTS[torch.bfloat16])
+def gradient_tolerance(dtype: torch.dtype) -> float:
+    """Return how much rounding may change an adapter's gradients, as a share of their norm."""
+    return _GRADIENT_TOLERANCES.get(dtype, _GRADIENT_TOLERANCES[torch.bfloat16])
 
 
-def allowed(core: Any, right: Tensor, read: Callable[[], Tensor]) -> float:
-    """Return what rounding may change a model's numbers by, in nats.
+def rounding_tolerance(core: Any, reference: Tensor, compute: Callable[[], Tensor]) -> float:
+    """Return how much rounding may change a model's log-probabilities, in nats, from the effect of one perturbation.
 
     Args:
-        core: the transformers model. right: what `read` gave.
-        read: reads something with the model and returns logarithms of probabilities.
+        core: the transformers model. reference: from `compute`, without perturbation.
+        compute: returns log-probabilities of the model.
     """
     with perturbed(core):
-        return max(least(core)[0], _ROUNDINGS * apart(right, read()))
+        return max(min_tolerances(core)[0], _ROUNDINGS * max_difference(reference, compute()))
 
 
 @contextmanager
 def perturbed(core: Any) -> Iterator[None]:
-    """Perturb the embeddings' output by one rounding of its data type inside the block."""
-    draws = torch.Generator().manual_seed(0)
+    """Perturb the embeddings' output by about one rounding error of its data type inside the block."""
+    generator = torch.Generator().manual_seed(0)
 
-    def shake(module: nn.Module, given: Any, output: Tensor) -> Tensor:
-        noise = torch.randn(output.shape, generator=draws).to(output.device, output.dtype)
+    def perturb(module: nn.Module, given: Any, output: Tensor) -> Tensor:
+        noise = torch.randn(output.shape, generator=generator).to(output.device, output.dtype)
         return output + output * noise * torch.finfo(output.dtype).eps
 
-    handle = core.get_input_embeddings().register_forward_hook(shake)
+    handle = core.get_input_embeddings().register_forward_hook(perturb)
     try:
         yield
     finally:
@@ -621,8 +635,8 @@ def text_config(core: Any) -> Any:
     return core.config.get_text_config()
 
 
-def fixed_rotary(config: Any) -> float:
-    """Return up to how many tokens a base's rotary frequencies do not depend on the length; infinity if they never do."""
+def rotary_limit(config: Any) -> float:
+    """Return the tokens up to which a base's rotary frequencies do not depend on the length; infinity if they never do."""
     found: Any = getattr(config, "rope_parameters", None) or {}
     forms = [found, *(form for form in found.values() if isinstance(form, dict))]
     limits: list[float] = [math.inf]
@@ -638,15 +652,10 @@ def _losses(logits: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(logits.float(), targets, reduction="none")
 
 
-def apart(right: Tensor, other: Tensor) -> float:
-    """Return the largest difference between logarithms of probabilities; NaN if there is one.
+def max_difference(reference: Tensor, other: Tensor) -> float:
+    """Return the largest difference between log-probabilities, in nats; NaN if one of them is.
 
-    Rounding grows with the numbers: those beyond `_USUAL` nats count in proportion.
+    Rounding errors grow with the numbers, so if the largest is beyond `_TYPICAL_LOSS` nats, the result is scaled down by it.
     """
-    size = max(1.0, float(right.detach().abs().max()) / _USUAL)
-    return float((right.detach().double() - other.detach().double()).abs().max()) / size
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}"
+    scale = max(1.0, float(reference.detach().abs().max()) / _TYPICAL_LOSS)
+    return float((reference.detach().double() - other.detach().double()).abs().max()) / scale

@@ -1,9 +1,9 @@
-"""A base whose weights are spread over processes (FSDP2), loaded by shards.
+"""Loads a base sharded over processes (FSDP2).
 
-The model is built without memory for its weights (torch's device `meta`), its layers are declared sharded, and each
-process then reads its own rows of every weight from the safetensors files. Where the files name the weights otherwise
-than the model does (transformers then converts them while it loads), the base is read on the CPU and handed over layer
-by layer: also then a GPU holds its shards and one layer, never the whole base.
+The model is built without memory for its weights (torch's device `meta`), its layers are sharded, and each process then reads
+its own rows of every weight from the safetensors files. If the names in the files differ from the model's (transformers then
+converts the weights while loading), the base is read on the CPU and moved layer by layer. In both cases a GPU holds its shards
+and one layer, never the whole base.
 """
 
 from __future__ import annotations
@@ -23,12 +23,17 @@ _INDEX = "model.safetensors.index.json"
 
 
 def load(folder: Path, dtype: torch.dtype, attention: str | None, mesh: DeviceMesh) -> Any:
-    """Return transformers' model of a folder, frozen, its weights spread over the processes of a mesh of one dimension."""
+    """Return the transformers model in a folder, frozen and sharded.
+
+    Args:
+        folder: of the base. dtype: of the weights. attention: transformers' implementation; None for its default.
+        mesh: the processes, in one dimension.
+    """
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    with init_empty_weights(include_buffers=False):  # buffers are not in the files; they are computed here
+    with init_empty_weights(include_buffers=False):  # buffers are not in the files but computed
         model = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
         )
@@ -52,7 +57,7 @@ def _shard(model: Any, mesh: DeviceMesh) -> Any:
 
 
 def _names(model: nn.Module) -> dict[str, str]:
-    """Return for each parameter the name that its weight has in the files; one that is tied has that of the first."""
+    """Return for each parameter the name of its weight in the files; tied parameters share the name of the first."""
     first: dict[int, str] = {}
     return {
         name: first.setdefault(id(parameter), name)
@@ -95,9 +100,11 @@ def _shards(
             part = opened[files[source]].get_slice(source)  # type: ignore[no-untyped-call]
             if tuple(part.get_shape()) != tuple(wanted.shape):
                 raise ValueError(
-                    f"{source} must have the shape {tuple(wanted.shape)}, but has {part.get_shape()}"
+                    f"{source} in {files[source]} must have the shape {tuple(wanted.shape)}, but has {part.get_shape()}"
                 )
-            rows = -(-wanted.shape[0] // mesh.size())  # as `torch.chunk` counts, and FSDP with it
+            rows = -(
+                -wanted.shape[0] // mesh.size()
+            )  # rounded up, as `torch.chunk`, and with it FSDP, splits
             start = min(mesh.get_local_rank() * rows, wanted.shape[0])
             mine: Tensor = part[start : min(start + rows, wanted.shape[0])]
             mine = mine.to(device=mesh.device_type, dtype=wanted.dtype).contiguous()

@@ -18,11 +18,11 @@ def target_names(base: Any, training: Training) -> list[str]:
 
     Args:
         base: a causal language model.
-        training: whose `target_modules` are last parts of names; or a group of `retune.study.training.GROUPS`; or a
-            regular expression that must match a whole name. Of `excluded_modules` none is taken.
+        training: its `target_modules` are last parts of names; or a group of `retune.study.training.GROUPS`; or a
+            regular expression that must match a whole name. `excluded_modules` are never included.
 
     Raises:
-        InputError: if a name, or the expression, matches no layer that can have an adapter, with the names there are;
+        InputError: if a name, or the expression, matches no layer that can have an adapter, with the available names;
             or if no block is in the range.
     """
     targets = training.target_modules
@@ -31,9 +31,9 @@ def target_names(base: Any, training: Training) -> list[str]:
 
 
 def peft_targets(base: Any, training: Training) -> list[str] | str:
-    """Return the target modules as PEFT takes them: as they were given where that means the same to PEFT, else full names.
+    """Return `target_modules` for PEFT's config: as given, if PEFT selects the same layers by it, else their full names.
 
-    PEFT looks at all modules: a name may be that of a layer and of a block elsewhere, an expression may match both.
+    PEFT looks at all modules, not at layers alone: the same name may be that of a layer and of a block elsewhere.
     """
     names, targets = target_names(base, training), training.target_modules
     if targets in GROUPS[1:] or set(_matched(base, targets)) != set(names):
@@ -44,7 +44,7 @@ def peft_targets(base: Any, training: Training) -> list[str] | str:
 
 
 def _matched(base: Any, targets: Sequence[str] | str) -> list[str]:
-    """Return the names of all modules that PEFT would put an adapter on for `all-linear`, a list of names or an expression."""
+    """Return the names of all modules that PEFT would select for `all-linear`, a list of names or an expression."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
@@ -80,7 +80,9 @@ def in_range(names: Sequence[str], layers: Sequence[str], first: int, last: int)
     found = [name for name in names if (block := _block(name)) is not None and low <= block <= high]
     if not found:
         raise InputError(
-            f"no target module is in the blocks {low} to {high}: {list(names)[:3]} …", "training"
+            f"`first_layer` and `last_layer` must include a target module, but none of {list(names)[:3]} … is in the blocks "
+            f"{low} to {high}",
+            "training",
         )
     return found
 
@@ -113,7 +115,7 @@ def _layers(base: Any) -> dict[str, Any]:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    kinds = (nn.Linear, Conv1D, nn.Embedding)  # what PEFT has a LoRA for, of what language models are made of
+    kinds = (nn.Linear, Conv1D, nn.Embedding)  # the layers of language models for which PEFT has a LoRA
     excluded = excluded_modules(base)
     found = {
         name: module
@@ -129,11 +131,11 @@ def _last(name: str) -> str:
 
 
 def _refused_by_peft(base: Any, names: set[str]) -> set[str]:
-    """Return those last parts of layers' names which PEFT does not take for these layers.
+    """Return those last parts of layers' names that PEFT does not apply to these layers.
 
-    In mixtures of experts, names that the experts had before transformers joined them into one tensor (`down_proj`) mean that
-    tensor to PEFT, also where a shared expert or a dense block has a layer of this name: it would be left without an
-    adapter, and files of one that it had could not be loaded. Mamba's kernels go past an adapter on `out_proj`.
+    In mixtures of experts transformers joins the experts' layers (`down_proj`) into one tensor, and to PEFT their old names mean
+    that tensor, even if a shared expert or a dense block has a layer of this name: the layer would get no adapter, or one
+    whose files could not be loaded. In Mamba the kernels bypass an adapter on `out_proj`.
     """
     from peft import LoraConfig
     from peft.tuners import tuners_utils
@@ -159,7 +161,7 @@ def _rewritten_by_peft(base: Any, targets: Sequence[str] | str) -> bool:
 
     try:
         from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-    except ImportError:  # older ones read them as they are
+    except ImportError:  # older releases of PEFT do not rewrite them
         return False
     config = LoraConfig(target_modules=targets if isinstance(targets, str) else list(targets))
     before = config.target_modules
@@ -170,8 +172,8 @@ def _rewritten_by_peft(base: Any, targets: Sequence[str] | str) -> bool:
 def excluded_modules(base: Any) -> str | None:
     """Return a regular expression for the names of modules that never get an adapter, None if there are none.
 
-    These are the parts of a multimodal model beside its language model, which no text record reaches, and linear layers that
-    return more than one tensor, as Llama 4's routers, which PEFT's layer around them cannot pass on.
+    These are the parts of a multimodal model beside its language model, which text does not pass through, and linear layers that
+    return more than one tensor, as Llama 4's routers, which PEFT's layer around them does not support.
     """
     from torch import nn
 
@@ -186,9 +188,9 @@ def excluded_modules(base: Any) -> str | None:
 
 
 def _returns_one_tensor(module: Any) -> bool:
-    """Return whether a layer computes what a linear layer does, by trying it: Falcon's have a forward of their own, too.
+    """Return whether a layer maps a tensor to a tensor as a linear layer does, by calling it.
 
-    DeepSeek V4's wants more than a matrix of tokens: it is none that an adapter can stand beside.
+    Falcon's have a forward of their own and do. DeepSeek V4's need more inputs, so an adapter cannot be added beside them.
     """
     import torch
 
@@ -202,12 +204,12 @@ def _returns_one_tensor(module: Any) -> bool:
 
 
 def _has_own_forward(module: Any) -> bool:
-    """Return whether a linear layer is one of an architecture's own kind; those of quantisation have a forward too."""
+    """Return whether a linear layer's class is an architecture's own, with its own forward; quantised layers do not count."""
     return type(module).__module__.startswith("transformers.models.") and "forward" in vars(type(module))
 
 
 def _other_parts(base: Any) -> list[str]:
-    """Return the names of the largest parts of a multimodal model that hold neither its language model nor its head."""
+    """Return the names of the outermost parts of a multimodal model that contain neither its language model nor its head."""
     text = base.config.get_text_config() if hasattr(base, "config") else None
     if text is None or text is base.config:
         return []
@@ -243,7 +245,9 @@ def named(layers: Sequence[str], target_modules: Sequence[str] | str) -> list[st
         found = [name for name in found if _of_attention(name) == (target_modules == "attention")]
         if not found:
             raise InputError(
-                f"`target_modules: {target_modules}` finds no layer in {list(layers)[:3]} …", "training"
+                f"`target_modules: {target_modules}` must match a layer, but matches none of {list(layers)[:3]} …; name the "
+                "layers instead",
+                "training",
             )
         return found
     if isinstance(target_modules, str):
@@ -253,7 +257,7 @@ def named(layers: Sequence[str], target_modules: Sequence[str] | str) -> list[st
         return found
     if groups := [name for name in GROUPS if name in target_modules]:
         raise InputError(
-            f"`{groups[0]}` stands alone, not in a list: `target_modules: {groups[0]}`", "training"
+            f"`{groups[0]}` must not be in a list: write `target_modules: {groups[0]}`", "training"
         )
     found = [name for name in layers if any(name == t or name.endswith(f".{t}") for t in target_modules)]
     lacking = [t for t in target_modules if not any(name == t or name.endswith(f".{t}") for name in found)]
@@ -283,6 +287,6 @@ def _no_match(expression: str, layers: Sequence[str]) -> str:
     near = nearest(expression, [*GROUPS, *known])
     hint = f"; did you mean {near if near in GROUPS else [near]}?" if near else ""
     return (
-        f"`target_modules` as text is one of {list(GROUPS)} or a regular expression for whole names, as {layers[:1]}, but "
-        f"{expression!r} matches none of the layers {known}{hint}"
+        f"`target_modules` as text must be one of {list(GROUPS)} or a regular expression that matches a whole name, such as "
+        f"{layers[:1]}, but {expression!r} matches none of the layers {known}{hint}"
     )

@@ -1,6 +1,6 @@
-"""Validation loss (DESIGN 3.2): the sum of -log p over the counted tokens of a whole split, divided by their number.
+"""Validation loss: the mean of -log p over the counted tokens of a whole split.
 
-Sums are kept in float64, so the value does not depend on how the records are put together into passes, beyond the
+Sums over passes are in float64, so the value does not depend on how the records are grouped into passes, beyond the
 rounding of the float32 loss itself.
 """
 
@@ -15,9 +15,9 @@ from retune.data.batches import flatten, passes, share
 from retune.data.tokens import Tokens
 from retune.training import memory
 from retune.training.devices import Devices
-from retune.training.guarded import RanOut, guarding
+from retune.training.guarded import OutOfMemory, guarding
 from retune.training.loss import layout, loss_sum
-from retune.training.one_by_one import transformers_model
+from retune.training.plain_forward import transformers_model
 
 PASS_TOKENS = 4096
 
@@ -48,37 +48,37 @@ def validation_loss(
         with torch.no_grad():
             how = layout(model)
             runs = passes(lengths, 1 if how == "alone" else pass_tokens, how == "padded")
-            waiting = [[mine[place] for place in places] for places in runs]
+            waiting = [[mine[index] for index in indices] for indices in runs]
             waiting.reverse()
             with devices.together():
-                while devices.most(len(waiting)):
+                while devices.max_count(len(waiting)):
                     if poll is not None:
                         poll()
-                    # Without records it takes part in the others' exchange and adds nothing
+                    # A process without records left takes part in the communication (FSDP), with record 0, and adds nothing
                     records = waiting.pop() if waiting else []
-                    found = _sum(model, tokens, records or [0], devices)
-                    if not isinstance(found, torch.Tensor):
-                        memory.give_back(devices.device)
-                        waiting += reversed(found if records else [])
+                    result = _sum(model, tokens, records or [0], devices)
+                    if not isinstance(result, torch.Tensor):
+                        memory.release_cached(devices.device)
+                        waiting += reversed(result if records else [])
                     elif records:
-                        total += found
+                        total += result
     finally:
         model.train(training)
     return float(devices.sum(total)) / int(tokens.counts.sum())
 
 
 def _sum(model: Any, tokens: Tokens, records: list[int], devices: Devices) -> torch.Tensor | list[list[int]]:
-    """Return the sum of -log p over some records in one pass; if it ran out of memory, what to do instead.
+    """Return the sum of -log p over some records in one pass; if memory ran out, the records of the passes to try instead.
 
     Raises:
-        RanOut: if nothing is left to do.
+        OutOfMemory: if memory ran out on a single record, in any process.
     """
     with guarding(transformers_model(model)) as guard, guard.catching():
         loss = loss_sum(model, flatten(tokens, records).to(devices.device)).double()
     hopeless = guard.error is not None and len(records) == 1
-    if devices.most(int(hopeless)):
-        raise RanOut(guard.error)
-    if not devices.most(int(guard.error is not None)):
+    if devices.max_count(int(hopeless)):
+        raise OutOfMemory(guard.error)
+    if not devices.max_count(int(guard.error is not None)):
         return loss
     middle = len(records) // 2
     return [records] if guard.error is None else [records[:middle], records[middle:]]

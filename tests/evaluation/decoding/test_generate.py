@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from retune.errors import RetuneError, TrialFailed
 from retune.evaluation.decoding.generate import Decoder, Sampling, _draw, _Row
-from retune.evaluation.decoding.prefix import common_prefix, cost_apart, worth_sharing
+from retune.evaluation.decoding.prefix import common_prefix, separation_cost, worth_sharing
 from retune.models import load_base
 from retune.study import Model
 
@@ -99,12 +99,14 @@ def test_where_a_call_costs_much_passages_that_few_share_do_not_break_up_the_bat
 
 
 def test_what_it_costs_to_compute_rows_apart():
-    assert cost_apart("cpu", 128, rows=2, batch_size=32, steps=2) == 128
-    assert cost_apart("cuda", 2048, rows=32, batch_size=32, steps=2) == 2048  # a full batch loses nothing
-    assert cost_apart("cuda", 2048, rows=8, batch_size=32, steps=2) == 2048 * (1 + 2 * 0.75)
+    assert separation_cost("cpu", 128, rows=2, batch_size=32, steps=2) == 128
+    assert (
+        separation_cost("cuda", 2048, rows=32, batch_size=32, steps=2) == 2048
+    )  # a full batch loses nothing
+    assert separation_cost("cuda", 2048, rows=8, batch_size=32, steps=2) == 2048 * (1 + 2 * 0.75)
     two = [[*range(400), k] for k in (1, 2)]
-    assert worth_sharing(two, 0, cost_apart("cpu", 128, 2, 32, 2))
-    assert not worth_sharing(two, 0, cost_apart("cuda", 2048, 2, 32, 2))
+    assert worth_sharing(two, 0, separation_cost("cpu", 128, 2, 32, 2))
+    assert not worth_sharing(two, 0, separation_cost("cuda", 2048, 2, 32, 2))
 
 
 def test_equal_prompts_and_a_prompt_that_is_the_prefix(loaded):

@@ -15,7 +15,7 @@ from retune import models
 from retune.adapter import WEIGHTS
 
 _LONGEST_HEADER = 100 << 20  # bytes, as safetensors' own reader takes
-# Bytes of a number of each kind, by safetensors' names; kinds that are not here are not measured
+# Bytes of an element, by safetensors' names of data types; sizes of other types are not checked
 _BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I8": 1, "U8": 1,
     "BOOL": 1,
@@ -30,7 +30,7 @@ _NESTED = tuple(
 
 
 def problems(name: str, folder: Path, base: Path) -> list[str]:
-    """Return why the adapter in `folder` cannot be put on the base in `base`; nothing large is read.
+    """Return why the adapter in `folder` does not fit the base in `base`; no weights are read.
 
     The shapes of the adapter's factors are compared with those of the base's modules: names of bases differ between
     machines, shapes do not.
@@ -45,7 +45,7 @@ def problems(name: str, folder: Path, base: Path) -> list[str]:
         if inside:
             hint = f"; it holds others: name one, as {inside.parent}"
         return [
-            f"{name}: an adapter folder holds adapter_config.json and {WEIGHTS}, but {folder} lacks {lacking}{hint}"
+            f"{name}: an adapter folder must have adapter_config.json and {WEIGHTS}, but {folder} lacks {lacking}{hint}"
         ]
     try:
         settings = json.loads((folder / "adapter_config.json").read_bytes())
@@ -56,10 +56,10 @@ def problems(name: str, folder: Path, base: Path) -> list[str]:
         return [f"{name}: {folder}/adapter_config.json holds settings by name, but it does not"]
     from retune.training import lora
 
-    if refused := lora.refused(settings):
+    if refused := lora.unsupported(settings):
         return [f"{name}: {reason} ({folder})" for reason in refused]
     modules = _shapes(base)
-    # Their factors have shapes of their own
+    # The factors of QALoRA and BD-LoRA have other shapes
     blocks = settings.get("use_qalora") or settings.get("use_bdlora")
     replication = settings.get("layer_replication") or []
     layers = [layer for start, end in replication for layer in range(start, end)]
@@ -110,7 +110,7 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
     """Return the shapes in a safetensors file, from its header alone.
 
     Raises:
-        ValueError: if the file is cut off, no safetensors file, or its header lies.
+        ValueError: if the file is truncated, not a safetensors file, or its header contradicts its content.
 
     """
     try:
@@ -118,7 +118,7 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
             (length,) = struct.unpack("<Q", file.read(8))
             header = file.read(min(length, _LONGEST_HEADER))
         if len(header) != length:
-            raise ValueError(f"{path} is cut off in its header")
+            raise ValueError(f"{path} is truncated in its header")
         tensors = {key: entry for key, entry in json.loads(header).items() if key != "__metadata__"}
         shapes = {key: list(entry["shape"]) for key, entry in tensors.items()}
         if any(type(size) is not int for shape in shapes.values() for size in shape):
@@ -131,7 +131,7 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
         struct.error, json.JSONDecodeError, UnicodeDecodeError, RecursionError, AttributeError, KeyError, TypeError,
     ) as error:  # fmt: skip
         raise ValueError(f"{path} does not begin with the header of a safetensors file") from error
-    # Each tensor begins where another ends, so the whole file is told of, and nothing twice
+    # Each tensor must begin where another ends: then the header covers the whole file, and nothing twice
     ends = [0, *(end for _, end in spans)]
     if [start for start, _ in spans] != ends[:-1] or any(
         size < 0 for sizes in shapes.values() for size in sizes
@@ -155,7 +155,7 @@ def _as_long_as_its_shape(entry: dict[str, Any]) -> bool:
 
 @contextmanager
 def attached(model: Any, folder: Path | None) -> Iterator[Any]:
-    """Give the model with the adapter in `folder` on it (the bare base for None); it is taken off at the end."""
+    """Yield the model with the adapter in `folder` attached (the bare base for None); detach it at the end."""
     if folder is None:
         yield model
         return

@@ -1,6 +1,6 @@
-"""Decoding of many prompts: shared prefix computed once, batches of like lengths, rows leave when done.
+"""Decoding of many prompts: shared prefixes are computed once, batches have similar lengths, finished rows are removed.
 
-The checkpoint's own ``generation_config`` is not read: published scores were found to move with it.
+The checkpoint's own ``generation_config`` is ignored: scores would depend on it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from retune.evaluation.decoding.prefix import (
     Prefix,
     can_be_split,
     common_prefix,
-    cost_apart,
-    runs,
+    separation_cost,
+    split_by_prefix,
     worth_sharing,
 )
 
@@ -33,26 +33,21 @@ _T = TypeVar("_T")
 Way = Literal["shared", "padded", "one by one", "without cache"]
 """How prompts are read.
 
-* ``shared``: what they begin with in common is computed once, and on a CPU there is no padding; for caches of all keys.
+* ``shared``: common prefixes are computed once, and on a CPU there is no padding; for models that cache all keys.
 * ``padded``: in batches, padded on the left, through transformers' own forward and cache.
 * ``one by one``: each alone, through transformers' own forward and cache.
-* ``without cache``: each alone and read anew for every token, for models whose state cannot be carried on.
+* ``without cache``: each alone, and computed again for every token, for models whose state cannot be cached.
 """
 
-# What architectures call what they carry from token to token
-_STATES = (
-    "past_key_values",
-    "cache_params",
-    "state",
-)
+_STATES = ("past_key_values", "cache_params", "state")  # names that architectures give to their cache
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Draws tokens at a temperature above 0 instead of taking the likeliest.
+    """Samples tokens at a temperature above 0 instead of choosing the likeliest.
 
-    Each prompt has a name, unique among them, and its own random generator, used once per token: what it draws depends on seed,
-    name and the model alone, not on the batch it is in.
+    Each prompt has a unique name and its own random generator, used once per token: its samples depend on seed, name and model
+    alone, not on the batch it is in.
     """
 
     temperature: float
@@ -76,11 +71,10 @@ class Decoder:
         model: a transformers causal language model, with or without a PEFT adapter.
         context: the longest sequence in tokens, prompt and answer together.
         batch_size: rows computed at once, at most; halved as long as the device's memory is too small for it.
-        way: how prompts are read; `retune.evaluation.decoding.self_check` says which way is right for a model.
-        steady: tokens up to which rotary frequencies do not change with the length; longer prompts are read one by one.
+        way: how prompts are computed; `retune.evaluation.decoding.self_check` selects it.
+        rotary_limit: tokens up to which rotary frequencies do not change with the length; longer prompts are computed one by one.
         ends: tokens that end an answer besides the end of text.
-        call_tokens: what one call of the model costs beside its tokens, in tokens; None for what is usual on the device.
-
+        call_tokens: the overhead of one call of the model, in tokens; None for the device's default.
     """
 
     model: Any
@@ -89,7 +83,7 @@ class Decoder:
     context: int
     batch_size: int
     way: Way = "shared"
-    steady: float = math.inf
+    rotary_limit: float = math.inf
     ends: frozenset[int] = frozenset()
     call_tokens: float | None = None
 
@@ -104,15 +98,14 @@ class Decoder:
         """Return the continuation of each prompt as text, without special tokens.
 
         Args:
-            prompts: token ids. What all of them begin with is computed once.
-            new_tokens: the most tokens to add to each; fewer where `context` ends.
-            stop: tells from a row's text so far that it may end.
+            prompts: token ids. Their common prefixes are computed once.
+            new_tokens: the most tokens to generate for each; fewer if `context` ends before.
+            stop: whether, given a row's text so far, it may end.
             done: called after every batch with the number of prompts answered in it.
-            sampling: how tokens are drawn; greedy without.
+            sampling: None for greedy decoding.
 
         Raises:
             TrialFailed: if the model's output is not finite, or one row alone does not fit into memory.
-
         """
         return [self._text(made) for made in self.tokens(prompts, new_tokens, stop, done, sampling)]
 
@@ -124,7 +117,7 @@ class Decoder:
         done: Callable[[int], None] = lambda count: None,
         sampling: Sampling | None = None,
     ) -> list[list[int]]:
-        """Return what `complete` does, as token ids."""
+        """Return the continuations of `complete` as token ids."""
         if parts := self._parts([len(prompt) + new_tokens for prompt in prompts]):
             found: dict[int, list[int]] = {}
             for decoder, part in parts:
@@ -134,14 +127,14 @@ class Decoder:
             return [found[k] for k in range(len(prompts))]
 
         def answer(rows: list[int], shared: Prefix | None) -> list[list[int]]:
-            room = [min(new_tokens, self.context - len(prompts[k])) for k in rows]
-            asked = [
+            max_tokens = [min(new_tokens, self.context - len(prompts[k])) for k in rows]
+            requested = [
                 _Row(count, sampling.rng(k) if sampling else None, prompt=k)
-                for k, count in zip(rows, room, strict=True)
+                for k, count in zip(rows, max_tokens, strict=True)
             ]
-            return self._batch([prompts[k] for k in rows], asked, shared, stop, sampling)
+            return self._batch([prompts[k] for k in rows], requested, shared, stop, sampling)
 
-        return self._each(prompts, new_tokens, new_tokens, answer, done)
+        return self._in_batches(prompts, new_tokens, new_tokens, answer, done)
 
     def likelihoods(
         self,
@@ -171,18 +164,18 @@ class Decoder:
             whole = [[*contexts[k], *endings[k]] for k in rows]
             return self._measure(whole, [len(endings[k]) for k in rows], shared)
 
-        return self._each(contexts, max(map(len, endings)), 1, measure, done)
+        return self._in_batches(contexts, max(map(len, endings)), 1, measure, done)
 
     def _parts(self, lengths: Sequence[int]) -> list[tuple[Decoder, list[int]]]:
-        """Return who reads which prompts, if some are to be read one by one for their length, else nothing."""
-        long = [place for place, length in enumerate(lengths) if length > self.steady]
-        if not long or self._alone:
+        """Return a decoder for each part of the prompts if some are too long for `rotary_limit`, else nothing."""
+        long = [place for place, length in enumerate(lengths) if length > self.rotary_limit]
+        if not long or self._one_by_one:
             return []
-        short = [place for place, length in enumerate(lengths) if length <= self.steady]
-        alone = replace(self, way="one by one", steady=math.inf)
-        return [(replace(self, steady=math.inf), short)] * bool(short) + [(alone, long)]
+        short = [place for place, length in enumerate(lengths) if length <= self.rotary_limit]
+        alone = replace(self, way="one by one", rotary_limit=math.inf)
+        return [(replace(self, rotary_limit=math.inf), short)] * bool(short) + [(alone, long)]
 
-    def _each(
+    def _in_batches(
         self,
         prompts: Sequence[Sequence[int]],
         new_tokens: int,
@@ -190,24 +183,29 @@ class Decoder:
         work: Callable[[list[int], Prefix | None], list[_T]],
         done: Callable[[int], None],
     ) -> list[_T]:
-        """Do `work`, of so many steps a batch, on every prompt, in batches that share a prefix and are of like lengths."""
+        """Return the results of `work` on every prompt, in batches that share a prefix and have similar lengths.
+
+        Args:
+            new_tokens: as in `tokens`. steps: calls of the model per batch.
+            work: from the indices of a batch and its prefix to the results. done: as in `tokens`.
+        """
         import torch
 
         results: dict[int, _T] = {}
         crowded: list[int] = []
         with torch.inference_mode():
             order = sorted(range(len(prompts)), key=lambda k: list(prompts[k]))
-            for places, shared in self._leaves(prompts, order, new_tokens, steps):
+            for places, shared in self._prefix_tree(prompts, order, new_tokens, steps):
                 places.sort(key=lambda k: -len(prompts[k]))
-                size = 1 if self._alone else self.batch_size
+                size = 1 if self._one_by_one else self.batch_size
                 waiting = [places[k : k + size] for k in range(0, len(places), size)][::-1]
                 while waiting:
                     rows = waiting.pop()
-                    if self._alone:
-                        from retune.training.one_by_one import reset_rotary
+                    if self._one_by_one:
+                        from retune.training.plain_forward import reset_rotary
 
                         reset_rotary(self._core)
-                    made = self._tried(lambda rows=rows, shared=shared: work(rows, shared))  # type: ignore[misc]
+                    made = self._try(lambda rows=rows, shared=shared: work(rows, shared))  # type: ignore[misc]
                     if not isinstance(made, str):
                         results.update(zip(rows, made, strict=True))
                         done(len(rows))
@@ -220,15 +218,15 @@ class Decoder:
                         raise _no_room(prompts[rows[0]], made)
             shared = None
             for k in crowded:  # by now what was shared is gone
-                made = self._tried(lambda k=k: work([k], None))  # type: ignore[misc]
+                made = self._try(lambda k=k: work([k], None))  # type: ignore[misc]
                 if isinstance(made, str):
                     raise _no_room(prompts[k], made)
                 results[k] = made[0]
                 done(1)
         return [results[k] for k in range(len(prompts))]
 
-    def _tried(self, work: Callable[[], _T]) -> _T | str:
-        """Return what `work` gives; if memory ran out, the allocator's message, after freeing what it left."""
+    def _try(self, work: Callable[[], _T]) -> _T | str:
+        """Return the result of `work`; if memory ran out, the allocator's message, after freeing what it left."""
         from retune.training import memory
 
         try:
@@ -237,13 +235,13 @@ class Decoder:
             if not is_out_of_memory(error):
                 raise
             message = str(error) or type(error).__name__
-        memory.give_back(self.device)
+        memory.release_cached(self.device)
         return message
 
-    def _leaves(
+    def _prefix_tree(
         self, prompts: Sequence[Sequence[int]], places: list[int], new_tokens: int, steps: int
     ) -> Iterator[tuple[list[int], Prefix | None]]:
-        """Walk the tree of common prefixes; give the prompts that end at each node with the node's cached prefix.
+        """Traverse the tree of common prefixes; yield the prompts that belong to each node with the node's cached prefix.
 
         Args:
             places: all prompts, in lexicographic order, so that those with a common prefix are neighbours.
@@ -260,16 +258,18 @@ class Decoder:
         ) -> Iterator[tuple[list[int], Prefix | None]]:
             node, start = above, above.length if above else 0
             if worth_sharing([prompts[k] for k in places], start, cost):
-                made = self._tried(lambda: self._extended([prompts[k] for k in places], above, new_tokens))
-                if isinstance(made, str):  # there is no room to keep it: each reads it again
+                extended = self._try(lambda: self._extend([prompts[k] for k in places], above, new_tokens))
+                if isinstance(
+                    extended, str
+                ):  # no memory for the longer prefix: each prompt computes it itself
                     yield places, above
                     return
-                node, start = made, made.length
+                node, start = extended, extended.length
             alone: list[int] = []
-            for run in runs(prompts, places, start):
-                apart = cost_apart(self.device.type, call, len(run), self.batch_size, steps)
-                if len(run) < len(places) and worth_sharing([prompts[k] for k in run], start, apart):
-                    yield from below(run, node, apart)
+            for run in split_by_prefix(prompts, places, start):
+                cost = separation_cost(self.device.type, call, len(run), self.batch_size, steps)
+                if len(run) < len(places) and worth_sharing([prompts[k] for k in run], start, cost):
+                    yield from below(run, node, cost)
                 else:
                     alone += run
             if alone:
@@ -280,8 +280,8 @@ class Decoder:
         else:
             yield from below(places, None, call)
 
-    def _extended(self, prompts: Sequence[Sequence[int]], above: Prefix | None, new_tokens: int) -> Prefix:
-        """Return the cached common prefix of all prompts, which goes on from the one `above`."""
+    def _extend(self, prompts: Sequence[Sequence[int]], above: Prefix | None, new_tokens: int) -> Prefix:
+        """Return the cached common prefix of all prompts, which continues the one `above`."""
         start = above.length if above else 0
         length, room = common_prefix(prompts), max(map(len, prompts)) + new_tokens
         made = self._states(prompts[0][start:length], above)
@@ -296,7 +296,7 @@ class Decoder:
         return Prefix(length, room, layers)
 
     def _states(self, ids: Sequence[int], above: Prefix | None) -> Layers:
-        """Return keys and values of tokens that go on from the prefix `above`."""
+        """Return keys and values of tokens that continue the prefix `above`."""
         import torch
 
         before, start = (above.layers, above.length) if above else ([], 0)
@@ -311,7 +311,7 @@ class Decoder:
             input_ids=torch.tensor([list(ids)], device=self.device),
             past_key_values=cache,
             use_cache=True,
-            **self._keeping(1),
+            **self._logits_kept(1),
         )
         return [
             (layer.keys[0, :, start:], layer.values[0, :, start:]) for layer in out.past_key_values.layers
@@ -325,7 +325,7 @@ class Decoder:
         return self.way == "shared" and packed.fits(self.model) and can_be_split(self.model)
 
     @property
-    def _alone(self) -> bool:
+    def _one_by_one(self) -> bool:
         return self.way in ("one by one", "without cache")
 
     @cached_property
@@ -334,8 +334,8 @@ class Decoder:
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     @cached_property
-    def _takes(self) -> Callable[[str], bool]:
-        """Tells whether the model's forward takes an argument."""
+    def _accepts(self) -> Callable[[str], bool]:
+        """A function that tells whether the model's forward accepts an argument."""
         from torch import nn
 
         if not isinstance(self._core, nn.Module):
@@ -343,29 +343,29 @@ class Decoder:
         names = inspect.signature(self._core.forward).parameters
         return lambda name: name in names
 
-    def _keeping(self, count: int) -> dict[str, int]:
-        """Return what lets the model give the logits of the last places alone, if it can."""
-        return {"logits_to_keep": count} if self._takes("logits_to_keep") else {}
+    def _logits_kept(self, count: int) -> dict[str, int]:
+        """Return the argument by which the model computes only the last `count` logits, if it has one."""
+        return {"logits_to_keep": count} if self._accepts("logits_to_keep") else {}
 
     def _batch(
         self,
         prompts: Sequence[Sequence[int]],
-        asked: list[_Row],
+        requested: list[_Row],
         shared: Prefix | None,
         stop: Callable[[str], bool] | None,
         sampling: Sampling | None,
     ) -> list[list[int]]:
-        """Return the answers of one batch; `asked` has a row for each prompt."""
+        """Return the answers of one batch; `requested` has a row for each prompt."""
         import torch
 
-        rows = asked
-        if self._alone:
+        rows = requested
+        if self._one_by_one:
             return [
                 self._single(prompt, row, stop, sampling) for prompt, row in zip(prompts, rows, strict=True)
             ]
         ids, mask, places, cache = self._inputs(prompts, shared)
         if self._packs:
-            logits, cache = self._packed(prompts, shared, max(row.room for row in rows))
+            logits, cache = self._packed(prompts, shared, max(row.max_tokens for row in rows))
         else:
             logits, cache = self._step(ids, mask, places, cache)
         while True:
@@ -375,8 +375,9 @@ class Decoder:
                     self._add(row, token, stop)
             going = [place for place, row in enumerate(rows) if not row.ended]
             if not going:
-                return [row.made for row in asked]
-            if len(going) <= len(rows) // 2 and _supports_removal(cache):  # leaving costs a copy of the cache
+                return [row.made for row in requested]
+            # Removing finished rows copies the cache, so it is done when half of them are finished
+            if len(going) <= len(rows) // 2 and _supports_removal(cache):
                 kept = torch.tensor(going, device=self.device)
                 cache.batch_select_indices(kept)
                 chosen, mask, places, rows = (
@@ -392,11 +393,11 @@ class Decoder:
     def _single(
         self, prompt: Sequence[int], row: _Row, stop: Callable[[str], bool] | None, sampling: Sampling | None
     ) -> list[int]:
-        """Return the answer of one prompt, read as transformers reads one: no padding, no mask, no places."""
+        """Return the answer of one prompt, computed without padding, mask and explicit positions."""
         import torch
 
         cached = self.way == "one by one"
-        state = next((name for name in _STATES if self._takes(name)), _STATES[0])
+        state = next((name for name in _STATES if self._accepts(name)), _STATES[0])
         ids, cache = torch.tensor([list(prompt)], device=self.device), None
         places: dict[str, Any] = {}
         while True:
@@ -404,8 +405,8 @@ class Decoder:
                 input_ids=ids,
                 **places,
                 **({state: cache} if cached else {}),
-                **({"use_cache": cached} if self._takes("use_cache") else {}),
-                **self._keeping(1),
+                **({"use_cache": cached} if self._accepts("use_cache") else {}),
+                **self._logits_kept(1),
             )
             chosen = self._choose(out.logits[:, -1].float(), [row], sampling)
             self._add(row, int(chosen), stop)
@@ -413,7 +414,7 @@ class Decoder:
                 return row.made
             if cached:
                 ids, cache = chosen[:, None], out[state]
-                if self._takes("position_ids"):  # some count from 0 again without it
+                if self._accepts("position_ids"):  # without it some models count from 0 again
                     places = {"position_ids": torch.full_like(ids, len(prompt) + len(row.made) - 1)}
             else:
                 ids = torch.cat([ids, chosen[:, None]], dim=1)
@@ -423,17 +424,17 @@ class Decoder:
         out = self.model(
             input_ids=ids,
             attention_mask=mask,
-            **({"position_ids": places} if self._takes("position_ids") else {}),
+            **({"position_ids": places} if self._accepts("position_ids") else {}),
             past_key_values=cache,
             use_cache=True,
-            **self._keeping(1),
+            **self._logits_kept(1),
         )
         return out.logits[:, -1].float(), out.past_key_values
 
     def _packed(
         self, prompts: Sequence[Sequence[int]], shared: Prefix | None, new_tokens: int
     ) -> tuple[Any, Any]:
-        """Return what `_step` does on whole prompts, without padding."""
+        """Do what `_step` does, on whole prompts and without padding."""
         from retune.evaluation.decoding import packed
 
         before, start = (shared.layers, shared.length) if shared else ([], 0)
@@ -465,19 +466,19 @@ class Decoder:
             torch.tensor(prompt[-count:], device=self.device)
             for prompt, count in zip(prompts, counts, strict=True)
         ]
-        fed = [prompt[:-1] for prompt in prompts]  # a token's likelihood stands in the logits before it
+        fed = [prompt[:-1] for prompt in prompts]  # the logits of a position predict the next token
         if self._packs:
             from retune.evaluation.decoding import packed
 
             before, start = (shared.layers, shared.length) if shared else ([], 0)
             logits, _ = packed.first_pass(self.model, [row[start:] for row in fed], counts, before, start)
             parts = torch.split(logits, list(counts))
-        elif self._alone:
+        elif self._one_by_one:
             [row], [count] = fed, counts
             out = self.model(
                 input_ids=torch.tensor([list(row)], device=self.device),
-                **({"use_cache": False} if self._takes("use_cache") else {}),
-                **self._keeping(count),
+                **({"use_cache": False} if self._accepts("use_cache") else {}),
+                **self._logits_kept(count),
             )
             parts = (out.logits[0, -count:].float(),)
         else:
@@ -485,10 +486,10 @@ class Decoder:
             out = self.model(
                 input_ids=ids,
                 attention_mask=mask,
-                **({"position_ids": places} if self._takes("position_ids") else {}),
+                **({"position_ids": places} if self._accepts("position_ids") else {}),
                 past_key_values=cache,
                 use_cache=True,
-                **self._keeping(max(counts)),
+                **self._logits_kept(max(counts)),
             )
             parts = tuple(row[-count:].float() for row, count in zip(out.logits, counts, strict=True))
         sums = [
@@ -505,15 +506,15 @@ class Decoder:
 
         if not torch.isfinite(logits).all():
             raise TrialFailed("the model's output is not finite: it gives no answer to score", "nan")
-        return _draw(logits, rows, sampling) if sampling else logits.argmax(-1)
+        return _sample(logits, rows, sampling) if sampling else logits.argmax(-1)
 
     def _add(self, row: _Row, token: int, stop: Callable[[str], bool] | None) -> None:
-        """Add `token` to a row, and end the row at the end of text, of its room, or where `stop` says so."""
+        """Add `token` to a row; end the row at the end of text, at its limit, or if `stop` says so."""
         if token == self.tokenizer.eos_token_id or token in self.ends:
             row.ended = True
             return
         row.made.append(token)
-        row.ended = len(row.made) >= row.room or (stop is not None and stop(self._text(row.made)))
+        row.ended = len(row.made) >= row.max_tokens or (stop is not None and stop(self._text(row.made)))
 
     def _text(self, tokens: list[int]) -> str:
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
@@ -522,9 +523,9 @@ class Decoder:
 
 @dataclass
 class _Row:
-    """One prompt of a batch: how many tokens it may generate, its random generator, the tokens so far, its place among all."""
+    """One prompt of a batch: the most tokens to generate, its random generator, the tokens so far, its index among all."""
 
-    room: int
+    max_tokens: int
     rng: random.Random | None = None
     made: list[int] = field(default_factory=list)
     ended: bool = False
@@ -536,8 +537,8 @@ def _supports_removal(cache: Any) -> bool:
     return all(hasattr(layer, "batch_select_indices") for layer in getattr(cache, "layers", [None]))
 
 
-def _draw(logits: torch.Tensor, rows: Sequence[_Row], sampling: Sampling) -> torch.Tensor:
-    """Return one token for each row, drawn with its own generator from the distribution at the temperature."""
+def _sample(logits: torch.Tensor, rows: Sequence[_Row], sampling: Sampling) -> torch.Tensor:
+    """Return one token for each row, sampled with its own generator at the temperature, by inversion of the distribution."""
     import torch
 
     sums = torch.softmax(logits.double() / sampling.temperature, -1).cumsum(-1)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Layers of exactly this form: norm, attention with rotary positions, norm, feed-forward.
+# Layers of exactly this form: norm, attention with rotary embedding, norm, feed-forward.
 _KNOWN = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
 _BLOCK = 96  # queries at a time: their scores stay in the processor's cache
 

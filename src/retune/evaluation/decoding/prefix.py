@@ -1,4 +1,4 @@
-"""What prompts begin with in common: how much it is, when sharing it pays, and its keys and values for many batches."""
+"""Common prefixes of prompts: how long they are, when sharing them pays, and their cached keys and values."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
     from retune.evaluation.decoding.packed import Layers
 
-_SHORTEST_SHARED = 16
-# What a call of the model costs beside its tokens, in tokens. On a CPU that is little. A GPU has computed about so many before
-# the kernels of the next call are launched; its value is an estimate.
+_SHORTEST_SHARED = 16  # tokens
+# The overhead of a call of the model, in tokens. On a CPU that is little. A GPU computes about this many tokens in the time it
+# takes to launch the kernels of a call; its value is an estimate.
 CALL_TOKENS = {"cpu": 128, "cuda": 2048}
 
 
@@ -31,7 +31,7 @@ class Prefix:
         self._blocks: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def cache(self, rows: int) -> Any:
-        """Return a cache for a batch that begins behind the prefix. It is void once the next one is asked for."""
+        """Return a cache for a batch after the prefix. The next call reuses its memory, so it is invalid from then on."""
         from transformers import DynamicCache
 
         if not self._blocks or len(self._blocks[0][0]) < rows:
@@ -70,7 +70,7 @@ class Prefix:
 
 
 def _block_layer(keys: torch.Tensor, values: torch.Tensor, length: int) -> Any:
-    """Return a layer of a cache that writes into memory it is given, instead of copying all it has for every token."""
+    """Return a cache layer that writes into preallocated memory, where `DynamicLayer` copies everything for every token."""
     from transformers.cache_utils import DynamicLayer
 
     class Block(DynamicLayer):  # type: ignore[misc]
@@ -106,27 +106,27 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def worth_sharing(prompts: Sequence[Sequence[int]], start: int, cost: float) -> bool:
-    """Return whether computing the common prefix behind `start` once saves more tokens than it costs (`cost_apart`)."""
+    """Return whether computing the common prefix behind `start` once saves more tokens than it costs (`separation_cost`)."""
     gain = common_prefix(prompts) - start
     return len(prompts) > 1 and gain >= _SHORTEST_SHARED and gain * (len(prompts) - 1) >= cost
 
 
-def cost_apart(device: str, call_tokens: float, rows: int, batch_size: int, steps: int) -> float:
-    """Return what it costs, in tokens, to compute some of a batch's rows behind a longer prefix of their own.
+def separation_cost(device: str, call_tokens: float, rows: int, batch_size: int, steps: int) -> float:
+    """Return the cost, in tokens, of computing some of a batch's rows after a longer prefix of their own.
 
-    That is a call for the prefix. They also fill batches of their own, the last one only in part: each of its calls would
-    have been shared with others. On a CPU a call takes about as long as its rows, so there this costs nothing.
+    There is one call for the prefix. The rows also fill batches of their own, the last one only in part, so each of its calls is
+    not shared with other rows. On a CPU a call takes time in proportion to its rows, so this part costs nothing.
 
     Args:
         device: type of the device. call_tokens: what a call costs.
-        rows: how many go apart. batch_size: rows at once. steps: calls of a batch.
+        rows: how many are separated. batch_size: rows at once. steps: calls of a batch.
     """
     lost = 0.0 if device == "cpu" else -(-rows // batch_size) - rows / batch_size
     return call_tokens * (1 + steps * lost)
 
 
-def runs(prompts: Sequence[Sequence[int]], places: list[int], start: int) -> list[list[int]]:
-    """Cut sorted prompts wherever two neighbours have little in common behind `start`.
+def split_by_prefix(prompts: Sequence[Sequence[int]], places: list[int], start: int) -> list[list[int]]:
+    """Split sorted prompts wherever two neighbours have little in common after `start`.
 
     Args:
         places: which prompts, in lexicographic order.
@@ -141,13 +141,13 @@ def runs(prompts: Sequence[Sequence[int]], places: list[int], start: int) -> lis
 
 
 def can_be_split(model: Any) -> bool:
-    """Return whether every layer keeps all keys and values: a sliding window cannot be split at a prefix."""
+    """Return whether every layer caches all keys and values; the cache of a sliding window cannot be split at a prefix."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
     try:
         layers = DynamicCache(config=model.config).layers
-    except (AttributeError, KeyError, TypeError, ValueError):  # configs that say nothing of a cache
+    except (AttributeError, KeyError, TypeError, ValueError):  # configs without information about the cache
         return False
     return all(type(layer) is DynamicLayer for layer in layers)
 

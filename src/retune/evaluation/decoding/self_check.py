@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     import torch
 
 _PREFIX = 44  # with four prompts behind it, it is worth sharing
-_TAILS = (9, 9, 9, 2)  # rows of different room: some leave before others end
-_ALONE = (6, 13)
+_SUFFIXES = (9, 9, 9, 2)  # rows of different room: some leave before others end
+_UNSHARED = (6, 13)
 _NEW = 6
-_FARTHEST = {False: 5000, True: 1100}  # tokens of a prompt on a GPU and on a CPU, whatever is in the config
-_LOOKED_AT = 16  # of the likeliest tokens at each place
+_MAX_LONG_PROMPT = {
+    False: 5000,
+    True: 1100,
+}  # tokens of a prompt on a GPU and on a CPU, whatever is in the config
+_TOP_TOKENS = 16  # of the likeliest tokens at each place
 _LOG = logging.getLogger(__name__)
 
 
@@ -77,16 +80,16 @@ def decoding(
     Raises:
         InputError: if no way gives the numbers of the plain forward, or that is none to score by.
     """
-    from retune.training.model_attention import attending
-    from retune.training.self_check import fixed_rotary, text_config
+    from retune.training.model_attention import using_attention
+    from retune.training.self_check import rotary_limit, text_config
 
     decoder = Decoder(model, tokenizer, device, context, batch_size)
     found = check(decoder)
     if found.note:
         _LOG.warning("%s", found.note)
-    with attending(decoder._core, "eager") if found.eager else nullcontext():
-        steady = fixed_rotary(text_config(decoder._core))
-        yield replace(decoder, way=found.way, steady=steady), found
+    with using_attention(decoder._core, "eager") if found.eager else nullcontext():
+        limit = rotary_limit(text_config(decoder._core))
+        yield replace(decoder, way=found.way, rotary_limit=limit), found
 
 
 def check(decoder: Decoder) -> Answered:
@@ -115,14 +118,14 @@ class _NoEnd:
 class _Traced(Decoder):
     """A decoder that keeps the log-likelihoods that it chose each token by, by prompt, step by step."""
 
-    seen: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    traced: dict[int, list[torch.Tensor]] = field(default_factory=dict)
 
     def _choose(self, logits: torch.Tensor, rows: Sequence[_Row], sampling: Sampling | None) -> torch.Tensor:
         import torch
 
         for row, own in zip(rows, torch.log_softmax(logits, -1), strict=True):
             if not row.ended:
-                self.seen.setdefault(row.prompt, []).append(own)
+                self.traced.setdefault(row.prompt, []).append(own)
         return super()._choose(logits, rows, sampling)
 
 
@@ -130,44 +133,46 @@ class _Check:
     """The check of one model."""
 
     def __init__(self, decoder: Decoder) -> None:
-        from retune.training.self_check import fixed_rotary, text_config
+        from retune.training.self_check import rotary_limit, text_config
 
         self.decoder, self.core = decoder, decoder._core
         config = text_config(self.core)
-        self.steady = fixed_rotary(config)
-        self.room = int(min(decoder.context, self.steady, _PREFIX + max(_TAILS) + 2))
+        self.rotary_limit = rotary_limit(config)
+        self.context = int(min(decoder.context, self.rotary_limit, _PREFIX + max(_SUFFIXES) + 2))
         self.kind = self.core.config.model_type
         self.prompts = self._generated_prompts()
-        self.far = self._far_prompts(config)
-        self.allowed = 0.0
+        self.long_prompts = self._long_prompts(config)
+        self.tolerance = 0.0
 
     def _generated_prompts(self) -> list[list[int]]:
         """Return prompts of ordinary tokens, drawn at random; always the same ones."""
         from retune.training.self_check import ordinary_tokens
 
-        total = _PREFIX + sum(_TAILS) + sum(_ALONE)
+        total = _PREFIX + sum(_SUFFIXES) + sum(_UNSHARED)
         drawn = ordinary_tokens(self.core, self.decoder.tokenizer, total)
         prefix, place, prompts = drawn[:_PREFIX], _PREFIX, []
-        for length, start in [*((tail, prefix) for tail in _TAILS), *((alone, []) for alone in _ALONE)]:
+        for length, start in [*((tail, prefix) for tail in _SUFFIXES), *((alone, []) for alone in _UNSHARED)]:
             prompts.append([*start, *drawn[place : place + length]])
             place += length
-        longest = max(1, self.room - 2)
+        longest = max(1, self.context - 2)
         return [prompt[-longest:] if len(prompt) > longest else prompt for prompt in prompts]
 
-    def _far_prompts(self, config: Any) -> list[list[int]]:
+    def _long_prompts(self, config: Any) -> list[list[int]]:
         """Return a prompt that is long enough for what a base does to long ones, with a short one beside; none if it is not."""
-        from retune.training import reach
+        from retune.training import check_lengths
         from retune.training.self_check import ordinary_tokens
 
-        most = min(self.decoder.context, self.steady, _FARTHEST[self.decoder.device.type == "cpu"])
-        length = reach.of(config, int(most)) - 2
+        most = min(
+            self.decoder.context, self.rotary_limit, _MAX_LONG_PROMPT[self.decoder.device.type == "cpu"]
+        )
+        length = check_lengths.needed(config, int(most)) - 2
         if length <= max(map(len, self.prompts)):
             return []
-        drawn = ordinary_tokens(self.core, self.decoder.tokenizer, length + _ALONE[1])
+        drawn = ordinary_tokens(self.core, self.decoder.tokenizer, length + _UNSHARED[1])
         return [drawn[:length], drawn[length:]]
 
     def run(self) -> Answered:
-        from retune.training.model_attention import attending
+        from retune.training.model_attention import using_attention
 
         shares = can_be_split(self.decoder.model)
         reason = "" if shares else "what it keeps of a prompt cannot be shared by others that begin with it"
@@ -180,18 +185,19 @@ class _Check:
             ("without cache", True),
         ]
         for way, eager in ways:
-            with attending(self.core, "eager") if eager else nullcontext():
+            with using_attention(self.core, "eager") if eager else nullcontext():
                 difference, failed = self._difference(way)
-            if not failed and difference <= self.allowed:
-                if self.steady < self.decoder.context:
-                    long = f"prompts of more than {int(self.steady)} tokens are read one by one: its rotary frequencies change"
+            if not failed and difference <= self.tolerance:
+                if self.rotary_limit < self.decoder.context:
+                    limit = int(self.rotary_limit)
+                    long = f"prompts of more than {limit} tokens are read one by one: its rotary frequencies change"
                     reason = f"{reason}; {long}" if reason else long
-                return Answered(way, eager, reason, difference, self.allowed)
+                return Answered(way, eager, reason, difference, self.tolerance)
             how = f"{way}{', eager' if eager else ''}"
             reason = f"{how}: " + (
                 failed
                 or f"a token's log-likelihood differs by {difference:.2g} from the plain forward, "
-                f"rounding allows {self.allowed:.2g}"
+                f"rounding allows {self.tolerance:.2g}"
             )
         raise InputError(
             f"a base (here of type {self.kind}) must answer prompts as its plain forward does, but it does not; {reason}",
@@ -200,18 +206,18 @@ class _Check:
 
     def _difference(self, way: Way) -> tuple[float, str]:
         """Return how far a way is from the plain forward, or why it fails."""
-        self.allowed = 0.0
-        near, failed = self._of(way, self.prompts, self.room)
-        if failed or not self.far:
-            return near, failed
-        far, failed = self._of(way, self.far, max(map(len, self.far)) + 2)
-        return max(near, far), failed
+        self.tolerance = 0.0
+        of_short, failed = self._compare(way, self.prompts, self.context)
+        if failed or not self.long_prompts:
+            return of_short, failed
+        of_long, failed = self._compare(way, self.long_prompts, max(map(len, self.long_prompts)) + 2)
+        return max(of_short, of_long), failed
 
-    def _of(self, way: Way, prompts: Sequence[list[int]], room: int) -> tuple[float, str]:
-        """Return the same for some prompts that are read together, in a context of `room` tokens."""
+    def _compare(self, way: Way, prompts: Sequence[list[int]], context: int) -> tuple[float, str]:
+        """Return the same for some prompts that are read together, in a context of `context` tokens."""
         import torch
 
-        from retune.training.self_check import allowed, apart, least
+        from retune.training.self_check import max_difference, min_tolerances, rounding_tolerance
 
         given = self.decoder
         # A call at its price on a CPU, so that these few short prompts share their prefix on a GPU too.
@@ -219,7 +225,7 @@ class _Check:
             given.model,
             _NoEnd(given.tokenizer),
             given.device,
-            room,
+            context,
             8,
             way,
             call_tokens=CALL_TOKENS["cpu"],
@@ -234,38 +240,38 @@ class _Check:
             return 0.0, f"it fails with {type(error).__name__}: {text}"
         worst = 0.0
         for place, (prompt, answer) in enumerate(zip(prompts, made, strict=True)):
-            right = self._plain(prompt, answer)
-            likely = right.topk(min(_LOOKED_AT, right.shape[-1])).indices
-            right_there = right.gather(1, likely)
+            reference = self._plain(prompt, answer)
+            top = reference.topk(min(_TOP_TOKENS, reference.shape[-1])).indices
+            reference_top = reference.gather(1, top)
 
-            def read(prompt: list[int] = prompt, answer: list[int] = answer, k: Any = likely) -> torch.Tensor:
+            def read(prompt: list[int] = prompt, answer: list[int] = answer, k: Any = top) -> torch.Tensor:
                 return self._plain(prompt, answer).gather(1, k)
 
-            if not place and apart(right_there, again := read()) > least(self.core)[0]:
+            if not place and max_difference(reference_top, again := read()) > min_tolerances(self.core)[0]:
                 raise InputError(
                     f"a base (here of type {self.kind}) must give the same answer to the same prompt, but the log-likelihoods "
-                    f"of two readings differ by {apart(right_there, again):.2g}",
+                    f"of two readings differ by {max_difference(reference_top, again):.2g}",
                     "model.base",
                 )
-            rounding = allowed(self.core, right_there, read)
-            self.allowed = max(self.allowed, rounding)
-            seen = torch.stack(decoder.seen[place])
-            worst = max(worst, apart(right_there, seen.gather(1, likely)))
-            own = right.gather(1, torch.tensor(answer, device=right.device)[:, None])
-            worst = max(worst, apart(own.mean(), own.new_tensor(measured[place] / len(answer))))
+            rounding = rounding_tolerance(self.core, reference_top, read)
+            self.tolerance = max(self.tolerance, rounding)
+            traced = torch.stack(decoder.traced[place])
+            worst = max(worst, max_difference(reference_top, traced.gather(1, top)))
+            own = reference.gather(1, torch.tensor(answer, device=reference.device)[:, None])
+            worst = max(worst, max_difference(own.mean(), own.new_tensor(measured[place] / len(answer))))
         return worst, ""
 
     def _plain(self, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
         """Return the log-likelihood of every token at each place of an answer, shape ``(answer, vocabulary)``."""
         import torch
 
-        from retune.training import one_by_one
-        from retune.training.model_attention import attending
+        from retune.training import plain_forward
+        from retune.training.model_attention import using_attention
 
         ids = torch.tensor([[*prompt, *answer[:-1]]], device=self.decoder.device)
         rows = torch.arange(len(prompt) - 1, ids.shape[1], device=self.decoder.device)
-        with attending(self.core, "eager"):
-            logits = one_by_one.logits(self.decoder.model, ids, rows)
+        with using_attention(self.core, "eager"):
+            logits = plain_forward.logits(self.decoder.model, ids, rows)
         if not bool(torch.isfinite(logits).all()):
             raise TrialFailed("the model's output is not finite: it gives no answer to score", "nan")
         return torch.log_softmax(logits, -1)

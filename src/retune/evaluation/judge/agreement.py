@@ -44,9 +44,9 @@ def krippendorff_alpha(counts: Sequence[Sequence[int]], distance: Distance = nom
                 coincidence[c][k] += unit[c] * (unit[k] - (c == k)) / (sum(unit) - 1)
     totals = [sum(row) for row in coincidence]
     n = sum(totals)
-    apart = [[distance(c, k, totals) for k in categories] for c in categories]
-    observed = sum(coincidence[c][k] * apart[c][k] for c in categories for k in categories) / n
-    expected = sum(totals[c] * totals[k] * apart[c][k] for c in categories for k in categories) / (
+    distances = [[distance(c, k, totals) for k in categories] for c in categories]
+    observed = sum(coincidence[c][k] * distances[c][k] for c in categories for k in categories) / n
+    expected = sum(totals[c] * totals[k] * distances[c][k] for c in categories for k in categories) / (
         n * (n - 1)
     )
     return 1 - observed / expected if expected > 0 else None

@@ -157,9 +157,9 @@ def _tokens(model: Model, record: Generated, prompter: Prompter) -> dict[str, li
 
 def _batches(record: Generated, side: Side, tokens: dict[str, list[int]]) -> list[list[Answered]]:
     """Return the questions that lack this side's answer, longest first: a killed run carries on with equal batches."""
-    lacking = [question for question in record.questions if side not in question.answers]
-    lacking.sort(key=lambda question: -len(tokens[question.id]))
-    return [lacking[k : k + record.batch_size] for k in range(0, len(lacking), record.batch_size)]
+    missing = [question for question in record.questions if side not in question.answers]
+    missing.sort(key=lambda question: -len(tokens[question.id]))
+    return [missing[k : k + record.batch_size] for k in range(0, len(missing), record.batch_size)]
 
 
 def _answer(

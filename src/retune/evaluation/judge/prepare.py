@@ -84,11 +84,11 @@ def prepare(
         raise RetuneError(
             f"{a.name} and {b.name} answer all {count} questions alike: there is nothing to judge"
         )
-    the_key = key.fetch(record, store.join(out_uri, KEY))
-    store.write(store.join(out_uri, FORM), form.build(the_key, record).encode())
-    equal = [question.id for question in the_key.questions if question.token is None]
+    blind_key = key.fetch(record, store.join(out_uri, KEY))
+    store.write(store.join(out_uri, FORM), form.build(blind_key, record).encode())
+    equal = [question.id for question in blind_key.questions if question.token is None]
     return Prepared(
-        store.join(out_uri, FORM), store.join(out_uri, KEY), len(the_key.questions) - len(equal), equal
+        store.join(out_uri, FORM), store.join(out_uri, KEY), len(blind_key.questions) - len(equal), equal
     )
 
 

@@ -1,4 +1,4 @@
-"""Files of one JSON object a line, gzipped or not: every wrong line is told, with its number."""
+"""Files with one JSON object per line, gzipped or not; every wrong line is reported, with its number."""
 
 from __future__ import annotations
 
@@ -32,19 +32,18 @@ def read_text(path: Path) -> str:
                 raise ValueError(problem)
         return data.decode()
     except (OSError, ValueError) as error:
-        # Its words, not the error, which would hold this frame with the file's content
+        # The text, not the error itself, whose traceback would keep this frame, with the file's content, in memory
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise InputError(f"{path}: a file is asked for, but it cannot be read: {why}") from error
+        raise InputError(f"{path}: the file must be readable, but it is not: {why}") from error
 
 
 def parse(path: Path, text: str, form: str, read: Callable[[int, Any], _T]) -> list[_T]:
-    """Return what `read` makes of the number and the content of each line; empty lines are passed over.
+    """Return the results of `read` for the number and the content of each line; empty lines are skipped.
 
     Args:
-        path: named in the problems.
-        form: what a line needs, as the problems say it.
-        read: raises InputError for what it says itself, and KeyError, TypeError, ValueError or AttributeError where a
-            line is not of the form.
+        path: for the error messages. form: the rule for a line, for the error messages.
+        read: raises InputError with its own messages, and KeyError, TypeError, ValueError or AttributeError if a line
+            is not of the form.
 
     Raises:
         InputError: if lines are wrong.

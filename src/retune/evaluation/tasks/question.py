@@ -1,4 +1,4 @@
-"""What every benchmark task is made of: questions with shots, a rule for right answers, an average, a seeded draw."""
+"""The parts of a benchmark task: questions with shots, a grading rule, an average, a seeded draw."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PROBLEMS_SHOWN = 3
 
 @dataclass(frozen=True)
 class Question:
-    """One question and all that may stand before it.
+    """One question and the parts of its prompt.
 
     Attributes:
         id: unique in its task, e.g. ``astronomy/17``.
@@ -24,7 +24,7 @@ class Question:
         header: text before the shots. shots: solved examples, whole, in order. body: the question, without its answer.
         label: what the answer must start with.
         extra: what the task itself needs to grade the answer.
-        choices: texts of which the model finds one the likeliest; none where it writes the answer itself.
+        choices: texts whose likelihoods are compared; empty if the model generates the answer.
 
     """
 
@@ -70,17 +70,17 @@ Average = Callable[[Sequence[Question], Sequence[bool]], Score]
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark as the Instruct-Eval protocol states it.
+    """A benchmark as the Instruct-Eval protocol defines it.
 
     Attributes:
         shots: solved examples before a question. input_limit, new_tokens: in tokens.
         files: the files under a path that belong to the task. read: the questions in them; raises InputError with
             every problem.
         grade: from questions and predictions to verdicts. average: from verdicts to the score.
-        stop: tells from the text so far that nothing after it counts.
-        postprocess: the part of a prediction that counts and is kept.
-        protocol: whose prompts and rule these are.
-        choose: from the log-likelihoods of a question's choices to the prediction; then nothing is generated.
+        stop: whether, given the text so far, nothing after it counts.
+        postprocess: returns the part of a prediction that counts and is kept.
+        protocol: the source of prompts and grading rule.
+        choose: from the log-likelihoods of a question's choices to the prediction; with it nothing is generated.
         others: further scores from the log-likelihoods, by name.
 
     """
@@ -133,10 +133,10 @@ def mean(values: Sequence[float]) -> Score:
 
 
 def draw(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:
-    """Return at most `limit` questions, each group with its fair share, in their original order.
+    """Return at most `limit` questions, stratified by group, in their original order.
 
-    Every group is shuffled, and its k-th question gets the rank (k + u) / size with one random u per group; the
-    lowest ranks are taken. A larger limit contains every smaller one of the same seed.
+    Systematic sampling: every group is shuffled, its k-th question gets the rank (k + u) / size with one random u per group, and
+    the lowest ranks are drawn. A larger draw contains every smaller one of the same seed.
     """
     if limit is None or limit >= len(questions):
         return list(questions)
@@ -161,7 +161,7 @@ def file_digest(files: Sequence[Path]) -> str:
 
 
 def first_few(problems: Sequence[str]) -> list[str]:
-    """Return the first problems of one file and how many more there are: a wrong file is wrong on every line."""
+    """Return the first problems of one file and the number of the others: a file of a wrong format is wrong on every line."""
     shown = list(problems[:_PROBLEMS_SHOWN])
     more = len(problems) - len(shown)
     return [*shown, f"… and {more} more like these in the same file"] if more > 0 else shown

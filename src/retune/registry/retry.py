@@ -1,4 +1,4 @@
-"""Operations that wait for an MLflow server which is away, as `retune.outages` says."""
+"""Repeats operations of the registry while the MLflow server is unreachable, for as long as `retune.outages` says."""
 
 from __future__ import annotations
 
@@ -20,44 +20,43 @@ T = TypeVar("T")
 _PAUSE = 2.0
 
 
-def outlasts(operation: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P], T]:
-    """Repeat an operation as a whole while the server that its first argument names is away.
+def retries_outages(operation: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P], T]:
+    """Decorate an operation so that it is repeated as a whole while the server in its first argument is unreachable.
 
-    Only for an operation that finds what an earlier attempt left behind and carries on from there: the answer to a
-    request that the server has carried out may be what was lost.
+    The operation must be idempotent: the server may have carried out a request whose answer was lost.
 
     Raises:
-        Unreachable: if the server stays away.
+        Unreachable: if the server stays unreachable.
 
     """
 
     @functools.wraps(operation)
     def call(uri: str, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        limit, begun = outages.retry_seconds(), time.monotonic()
-        told = False
+        limit, begin = outages.retry_seconds(), time.monotonic()
+        warned = False
         while True:
             try:
                 return operation(uri, *args, **kwargs)
             except Exception as error:
                 if limit == 0 or not is_remote(tracking_uri(uri)) or not _is_passing(error):
                     raise
-                if time.monotonic() - begun >= limit:
+                if time.monotonic() - begin >= limit:
                     raise server.Unreachable(
                         f"{first_line(error)[:500]} (tried for {limit:.0f} s, {outages.MLFLOW})"
                     ) from error
-                if not told:
+                if not warned:
                     log.warning("waiting for the MLflow server: %s", first_line(error)[:500])
-                told = True
+                warned = True
             time.sleep(min(_PAUSE, limit / 10))
 
     return call
 
 
 def _is_passing(error: Exception) -> bool:
-    """Return whether the same request may succeed later.
+    """Return whether the same operation may succeed later.
 
-    A server that cannot reach its own storage or database answers 500; one that was away for longer than half of a lock's
-    life may have given the lock to another.
+    A server that cannot reach its own storage or database answers 500. `Expired`: during a longer outage the lock may have been
+    broken by another, so the operation has to acquire it again.
     """
     import requests  # type: ignore[import-untyped]
     from mlflow.exceptions import MlflowException

@@ -1,9 +1,9 @@
-"""Losses through transformers' own forward and PEFT's own layers, for bases that cannot read flattened batches.
+"""Losses by transformers' own forward and PEFT's own layers, for bases that do not support flattened batches.
 
-One record at a time nothing is shared between records, so whatever a base does inside (recurrent states, convolutions,
-position tables, rotary frequencies that depend on the length) it does as it was made to. It costs speed: small records do
-not fill a GPU. Where `retune.training.self_check` finds that it changes nothing, the records of a pass are read together,
-padded on the right: a causal model's earlier tokens know nothing of what follows them, padding included.
+With one record at a time nothing is shared between records, so whatever a base does inside (recurrent states, convolutions,
+position tables, rotary frequencies that depend on the length) is right. It is slow: short records do not fill a GPU. If
+`retune.training.self_check` finds that it changes nothing, the records of a pass are computed together, padded on the right: in
+a causal model a token does not depend on later ones, padding included.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from torch.nn.functional import cross_entropy
 from retune.data.batches import Batch
 from retune.training import head
 from retune.training.guarded import within
-from retune.training.model_attention import attending
+from retune.training.model_attention import using_attention
 
 _READING = "_retune_reading"
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How the plain forward is asked for losses.
+    """How the plain forward computes losses.
 
     Attributes:
-        padded: the records of a pass together; else each by itself.
-        in_parts: logits for some tokens at a time (`retune.training.head`); else all that a pass counts at once.
+        padded: the records of a pass together; else one by one.
+        in_parts: logits in chunks (`retune.training.head`); else those of all counted tokens of a pass at once.
     """
 
     padded: bool = False
@@ -40,16 +40,18 @@ class Reading:
 
 
 @contextmanager
-def by_record(model: Any, eager: bool = False, reading: Reading | None = None) -> Iterator[None]:
-    """Let `loss_sum` compute so inside the block, with the attention that the base was loaded with, or eager.
+def by_plain_forward(model: Any, eager: bool = False, reading: Reading | None = None) -> Iterator[None]:
+    """Set how `loss_sum` computes inside the block.
 
     Args:
         model: the transformers model.
+        eager: use eager attention instead of the implementation that the base was loaded with.
+        reading: by default one record at a time, all logits at once.
     """
     before = vars(model).get(_READING)
     vars(model)[_READING] = reading or Reading()
     try:
-        with attending(model, "eager") if eager else nullcontext():
+        with using_attention(model, "eager") if eager else nullcontext():
             yield
     finally:
         if before is None:
@@ -59,9 +61,9 @@ def by_record(model: Any, eager: bool = False, reading: Reading | None = None) -
 
 
 def reading_of(model: Any) -> Reading:
-    """Return how a model is read inside `by_record`; outside of it, one record at a time."""
-    found: Reading = vars(transformers_model(model)).get(_READING) or Reading()
-    return found
+    """Return the `Reading` that `by_plain_forward` set; outside of it, the default one."""
+    reading: Reading = vars(transformers_model(model)).get(_READING) or Reading()
+    return reading
 
 
 def loss_sum(model: Any, batch: Batch) -> Tensor:
@@ -82,9 +84,9 @@ def loss_sum(model: Any, batch: Batch) -> Tensor:
 
 
 def pad(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return a batch's records padded on the right, shape ``(records, longest)``, and its `rows` in that, flat.
+    """Return a batch's records padded on the right, shape ``(records, longest)``, and its `rows` as indices into that, flattened.
 
-    Each is filled with its own last token: an ordinary one, since some models give tokens named `pad` a place of their own.
+    Each is padded with its own last token, an ordinary one: some models treat their `pad` token in a special way.
     """
     longest = max(batch.lengths)
     records = torch.split(batch.ids[0], batch.lengths)
@@ -109,7 +111,7 @@ def logits(model: Any, ids: Tensor, rows: Tensor) -> Tensor:
     """Return the float32 logits at `rows`, shape ``(rows, vocabulary)``.
 
     Args:
-        ids: shape ``(records, tokens)``. rows: places in it, flat.
+        ids: shape ``(records, tokens)``. rows: indices into the flattened ids.
     """
     core = transformers_model(model)
     reset_rotary(core)
@@ -122,29 +124,29 @@ def logits(model: Any, ids: Tensor, rows: Tensor) -> Tensor:
 
 
 def _options(module: nn.Module, ids: Tensor, training: bool) -> dict[str, Any]:
-    """Return the arguments that a model's forward wants besides the tokens."""
+    """Return the arguments that a model's forward needs besides the tokens."""
     takes = inspect.signature(module.forward).parameters
     options: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
     for name in ("token_type_ids", "mm_token_type_ids"):
-        if name in takes and training:  # models for images too ask for them in training: 0 is text
+        if name in takes and training:  # multimodal models need them in training; 0 is text
             options[name] = torch.zeros_like(ids)
     return options
 
 
 def transformers_model(model: Any) -> Any:
-    """Return the transformers model under an adapter; the adapter's layers stand in it."""
+    """Return the transformers model inside a PEFT model, with the adapter's layers in it; any other model as it is."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def reset_rotary(model: nn.Module) -> None:
-    """Let rotary frequencies that follow the longest sequence seen so far (dynamic NTK) forget what they saw."""
+    """Reset rotary frequencies that depend on the longest sequence so far (dynamic NTK): records must not affect later ones."""
     part: Any
     for part in model.modules():
-        known = vars(part)
-        for name in [name for name in known if name.endswith("max_seq_len_cached")]:
+        attributes = vars(part)
+        for name in [name for name in attributes if name.endswith("max_seq_len_cached")]:
             prefix = name.removesuffix("max_seq_len_cached")
             original = getattr(part, f"{prefix}original_inv_freq", None)
-            if original is not None and int(known[name]) > part.original_max_seq_len:
+            if original is not None and int(attributes[name]) > part.original_max_seq_len:
                 used = getattr(part, f"{prefix}inv_freq")
                 part.register_buffer(f"{prefix}inv_freq", original.to(used.device).clone(), persistent=False)
                 setattr(part, name, part.original_max_seq_len)
