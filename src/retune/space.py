@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -207,7 +208,7 @@ class Parameter(BaseModel):
         """Whether neighbouring levels are close to each other (all kinds but `categorical`)."""
         return self.kind != "categorical"
 
-    @property
+    @cached_property  # as `_span` and `_grid`: a long history asks for each a million times
     def levels(self) -> int:
         """How many different values this parameter can take."""
         if self.values is not None:
@@ -300,13 +301,13 @@ class Parameter(BaseModel):
         assert self.high is not None
         return self.high
 
-    @property
+    @cached_property
     def _span(self) -> float:
         if self.scale == "log":
             return math.log10(self._high) - math.log10(self._low)
         return self._high - self._low
 
-    @property
+    @cached_property
     def _grid(self) -> float:
         """The distance of two levels: in log10 on a log scale, else in the parameter's own unit."""
         if self.step is not None:

@@ -24,6 +24,7 @@ _RANDOM, _NEAR = 1000, 1000
 _KEPT = 500
 _CLIMBS = 16  # points of a batch that are improved step by step
 _STEPS = (1, 2, 5, 10, 20, 50)
+_MANY = 200  # steps along all parameters together; about 16 parameters have as many
 
 
 class Acquisition:
@@ -150,16 +151,22 @@ def climb(
                 moves.append(move)
     if not moves:
         return rows
-    rows, values = rows.copy(), values.copy()
+    rows, values, every = rows.copy(), values.copy(), np.array(moves)
+    rising, tried = np.arange(len(rows)), every
     for _ in range(rounds):
-        around = np.clip(rows[:, None, :] + np.array(moves)[None], 0, lattice.tops)
-        found = value(around.reshape(-1, around.shape[-1])).reshape(len(rows), -1)
-        best = found.argmax(axis=1)
-        better = found[np.arange(len(rows)), best] > values + 1e-9
-        if not better.any():
+        around = np.clip(rows[rising, None, :] + tried[None], 0, lattice.tops)
+        found = value(around.reshape(-1, around.shape[-1])).reshape(len(rising), -1)
+        each, best = np.arange(len(rising)), found.argmax(axis=1)
+        helped = found > values[rising, None] + 1e-9
+        better = helped[each, best]
+        rows[rising[better]] = around[each, best][better]
+        values[rising[better]] = found[each, best][better]
+        if len(tried) == len(every):
+            rising = rising[better]  # for the others no step helps
+        if not len(rising):
             break
-        rows[better] = around[np.arange(len(rows)), best][better]
-        values[better] = found[np.arange(len(rows)), best][better]
+        # Of many steps only those that helped are tried again, until none of them does
+        tried = tried[helped.any(axis=0)] if len(every) > _MANY and helped.any() else every
     climbed: Ints = rows[np.argsort(-values, kind="stable")]
     return climbed
 
