@@ -18,7 +18,6 @@ each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 class TestModelBased(AlgorithmContract):
     @pytest.fixture(params=sorted({*ALGORITHMS} - {"random", "lhs", "soo", "bamsoo"}))
     def algorithm(self, request):

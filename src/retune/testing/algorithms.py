@@ -21,7 +21,7 @@ from retune.errors import InputError
 from retune.search import Objective, Observation
 from retune.space import Assignment, Parameter, Space, Value, davouse2024, tribes2024
 from retune.study import Constraint
-from retune.testing.spaces import spaces
+from retune.testing.spaces import odd_spaces, spaces
 
 Status = Literal["completed", "failed", "running", "early_stopped"]
 Point = tuple[tuple[str, Value], ...]
@@ -55,10 +55,38 @@ def histories(draw: st.DrawFn, space: Space) -> list[Observation]:
     return found
 
 
+VALUES: dict[str, Callable[[random.Random], float]] = {
+    "all failed": lambda rng: math.nan,
+    "all equal": lambda rng: 1.5,
+    "not all numbers": lambda rng: rng.choice([math.nan, math.inf, -math.inf, rng.random()]),
+    "of any size": lambda rng: rng.choice([-1, 1]) * 10.0 ** rng.randint(-320, 308),
+    "usual": lambda rng: rng.random(),
+}
+"""Ways in which the losses of a history can be odd."""
+
+
+@st.composite
+def odd_histories(draw: st.DrawFn, space: Space) -> list[Observation]:
+    """Draw a history of failed, equal, infinite or huge losses, with repeated points or with all points of a small space."""
+    rng, loss = random.Random(draw(st.integers(0, 10**6))), VALUES[draw(st.sampled_from(sorted(VALUES)))]
+    size = draw(st.sampled_from([0, 1, 3, 20, 60]))
+    points = [space.decode(space.from_unit([rng.random() for _ in space.names])) for _ in range(size)]
+    if draw(st.booleans()):
+        points += rng.choices(points, k=size)
+    if space.size <= 300 and draw(st.booleans()):
+        points += [dict(point) for point in sorted(distinct_points(space), key=str)]
+    found = []
+    for number, assignment in enumerate(points):
+        status = rng.choices(get_args(Status), [8, 1, 1, 1])[0]
+        values = {} if status in ("failed", "running") else {"validation_loss": loss(rng)}
+        found.append(Observation(assignment, status, values, f"trial-{number}", number))
+    return found
+
+
 def distinct_points(space: Space) -> set[Point]:
     """All assignments of a small space."""
-    ladders = [[p.value(k) for k in range(p.levels)] for p in space.parameters]
-    return {tuple(zip(space.names, point, strict=True)) for point in itertools.product(*ladders)}
+    ladders = [range(p.levels) for p in space.parameters]
+    return {key(space.decode(levels)) for levels in itertools.product(*ladders)}
 
 
 def key(assignment: Mapping[str, Value]) -> Point:
@@ -157,6 +185,31 @@ class AlgorithmContract:
         shuffled = list(history)
         random.Random(1).shuffle(shuffled)
         assert search.suggest(algorithm, space, objective, {}, shuffled, asked, seed) == proposals
+
+    @quick
+    @given(data=st.data())
+    def test_odd_spaces_and_histories(self, algorithm: str, data: st.DataObject) -> None:
+        """One value, huge and tiny ranges, categories alone, conditions; no result, one result for all, no numbers."""
+        space = data.draw(odd_spaces(search.find(algorithm).conditions))
+        history = data.draw(odd_histories(space))
+        asked, seed = data.draw(st.sampled_from([1, 3, 8])), data.draw(st.sampled_from([0, 2**31 - 1]))
+        proposals = search.suggest(algorithm, space, LOSS, {}, history, asked, seed)
+        check(space, history, asked, proposals)
+        backwards = search.suggest(algorithm, space, LOSS, {}, history[::-1], asked, seed)
+        assert backwards == proposals, "the order of the history counts"
+        assert search.suggest(algorithm, space, LOSS, {}, history, asked, seed) == proposals
+
+    @pytest.mark.parametrize("losses", ["usual", "all equal", "not all numbers"])
+    def test_thousands_of_trials(self, algorithm: str, losses: str) -> None:
+        space, rng = tribes2024(), random.Random(1)
+        history = []
+        for number in range(3000):
+            assignment = space.decode(space.from_unit([rng.random() for _ in space.names]))
+            values = {"validation_loss": VALUES[losses](rng)}
+            history.append(Observation(assignment, "completed", values, number=number))
+        proposals = search.suggest(algorithm, space, LOSS, {}, history, 4, 0)
+        check(space, history, 4, proposals)
+        assert search.suggest(algorithm, space, LOSS, {}, history[::-1], 4, 0) == proposals
 
     def test_the_default_setting_is_the_first_point(self, algorithm: str) -> None:
         if not self.starts_with_default:

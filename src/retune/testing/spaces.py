@@ -42,3 +42,37 @@ def spaces(draw: st.DrawFn) -> Space:
     """Draw a space of one to five parameters."""
     size = draw(st.integers(1, 5))
     return Space(parameters=tuple(draw(parameters(f"p{i}")) for i in range(size)))
+
+
+_ODD: dict[str, dict[str, Any]] = {
+    "one value": {"kind": "discrete", "values": (0.5,)},
+    "one number": {"kind": "integer", "low": 5, "high": 5},
+    "one name": {"kind": "categorical", "values": ("a",)},
+    "huge": {"kind": "real", "low": -1e300, "high": 1e300},
+    "huge by logarithm": {"kind": "real", "low": 1e-300, "high": 1e300, "scale": "log"},
+    "tiny": {"kind": "real", "low": 1e-300, "high": 1e-290, "scale": "log"},
+    "narrow": {"kind": "real", "low": 1.0, "high": 1.01},
+    "many whole numbers": {"kind": "integer", "low": 1, "high": 2**53},
+    "many by logarithm": {"kind": "integer", "low": 1, "high": 2**40, "scale": "log"},
+    "names": {"kind": "categorical", "values": ("a", "b", "c")},
+    "two numbers": {"kind": "discrete", "values": (-1e308, 1e308)},
+    "a few": {"kind": "integer", "low": 0, "high": 3},
+}
+
+
+@st.composite
+def odd_spaces(draw: st.DrawFn, conditions: bool = True) -> Space:
+    """Draw a space of one to five parameters with extreme or single values, of categories alone, or with `conditions`."""
+    kinds = sorted(_ODD) if draw(st.booleans()) else ["names", "one name"]
+    chosen = draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=5))
+    found: list[Parameter] = []
+    for place, kind in enumerate(chosen):
+        parameter = Parameter(name=f"p{place}", **_ODD[kind])
+        parents = [p for p in found if p.values is not None]
+        if conditions and parents and draw(st.booleans()):
+            parent = draw(st.sampled_from(parents))
+            when = {parent.name: draw(st.sampled_from(parent.values or ()))}
+            default = parameter.value(draw(st.sampled_from([0, parameter.levels - 1])))
+            parameter = Parameter(name=f"p{place}", **_ODD[kind], default=default, when=when)
+        found.append(parameter)
+    return Space(parameters=tuple(found))
