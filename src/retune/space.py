@@ -71,17 +71,17 @@ class Parameter(BaseModel):
 
     @field_validator("values", mode="before")
     @classmethod
-    def _joined_items(cls, given: Any) -> Any:
+    def _join_value_lists(cls, given: Any) -> Any:
         return [_joined(item) for item in given] if isinstance(given, list | tuple) else given
 
     @field_validator("default", mode="before")
     @classmethod
-    def _joined_default(cls, given: Any) -> Any:
+    def _join_default_list(cls, given: Any) -> Any:
         return _joined(given)
 
     @field_validator("when", mode="before")
     @classmethod
-    def _one_value(cls, given: Any) -> Any:
+    def _list_single_values(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
         return {

@@ -119,7 +119,7 @@ class Cluster(Section):
     katib: Katib = Field(default_factory=Katib)
 
     @model_validator(mode="after")
-    def _between_keys(self) -> Self:
+    def _check_keys(self) -> Self:
         mounts = [volume.mount for volume in self.volumes]
         problems = [
             f"`{key}` must differ, but duplicates are {sorted({item for item in items if items.count(item) > 1})}"

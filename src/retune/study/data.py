@@ -41,7 +41,7 @@ class File(Section):
     )
 
     @model_validator(mode="after")
-    def _is_data(self) -> Self:
+    def _check_file(self) -> Self:
         problems = []
         if self.uri.startswith("hf://") and not self.uri.startswith("hf://datasets/"):
             problems.append(
@@ -134,7 +134,7 @@ class Data(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_source_is_all(cls, given: Any) -> Any:
+    def _fill_single_share(cls, given: Any) -> Any:
         """Set the share of a single source to 1, so that studies with and without it have the same digest."""
         if isinstance(given, dict) and isinstance(given.get("sources"), list) and len(given["sources"]) == 1:
             (only,) = given["sources"]
@@ -143,7 +143,7 @@ class Data(Section):
         return given
 
     @model_validator(mode="after")
-    def _amounts(self) -> Self:
+    def _check_amounts(self) -> Self:
         problems = []
         shares = [source.share for source in self.sources]
         known = [share for share in shares if share is not None]

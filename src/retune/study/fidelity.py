@@ -43,7 +43,7 @@ class Stopping(Section):
     )
 
     @model_validator(mode="after")
-    def _options_of_the_kind(self) -> Self:
+    def _check_options(self) -> Self:
         valid = _OPTIONS[self.kind]
         given = [name for name in Stopping.model_fields if name != "kind" and getattr(self, name) is not None]
         unknown = [name for name in given if name not in valid]

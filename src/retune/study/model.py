@@ -38,7 +38,7 @@ class Model(Section):
     )
 
     @model_validator(mode="after")
-    def _is_a_model(self) -> Self:
+    def _check_base(self) -> Self:
         problems = []
         if not self.base.strip():
             problems.append("`base` must name a folder, s3://… or a model of a hub, but is empty")
@@ -80,7 +80,7 @@ class Constraint(Section):
     min: float | None = None
 
     @model_validator(mode="after")
-    def _one_limit(self) -> Self:
+    def _check_limit(self) -> Self:
         if (self.max is None) != (self.min is None):
             return self
         got = "neither" if self.max is None else f"max={self.max:g} and min={self.min:g}"
@@ -209,7 +209,7 @@ class Search(Section):
         )
 
     @model_validator(mode="after")
-    def _space_is_trainable(self) -> Self:
+    def _check_space(self) -> Self:
         problems = []
         metrics = [objective.metric for objective in self.objectives]
         if len(set(metrics)) < len(metrics):
@@ -257,7 +257,7 @@ class Benchmark(Section):
     )
 
     @model_validator(mode="after")
-    def _tasks_have_data(self) -> Self:
+    def _check_tasks(self) -> Self:
         problems = []
         lacking = [task for task in self.tasks if task not in self.data]
         if lacking:
@@ -330,7 +330,7 @@ class Promote(Section):
 
     @field_validator("model")
     @classmethod
-    def _no_lock_name(cls, name: str) -> str:
+    def _check_name(cls, name: str) -> str:
         if name.endswith(".lock") or ".lock.broken." in name:
             raise ValueError(f"must not end in `.lock`, the name of another model's lock, but got {name!r}")
         return name
@@ -356,7 +356,7 @@ class Tracking(Section):
 
     @field_validator("tensorboard")
     @classmethod
-    def _is_a_folder(cls, folder: str | None) -> str | None:
+    def _check_folder(cls, folder: str | None) -> str | None:
         if folder and "://" in folder:
             raise ValueError(f"must be a local folder, but got {folder!r}")
         return folder
@@ -387,7 +387,7 @@ class Artifacts(Section):
 
     @field_validator("uri")
     @classmethod
-    def _is_writable(cls, uri: str) -> str:
+    def _check_uri(cls, uri: str) -> str:
         scheme, mark, rest = uri.partition("://")
         if mark and scheme not in ("s3", "file"):
             why = "a hub is only read from" if scheme == "hf" else f"{scheme}:// is not known"
@@ -454,7 +454,7 @@ class Study(Section):
                 f"has it: under Katib use `{self.search.default_algorithm}`"
             )
         problems += trainable.problems(self.training, self.search.space)
-        problems += self._engine_can_stop()
+        problems += self._fidelity_problems()
         problems += self._scoring_problems()
         outside = [t for t in self.select.weights if t not in self.benchmark.tasks]
         outside += [t for t in self.select.order if t != "objective" and t not in self.benchmark.tasks]
@@ -464,7 +464,7 @@ class Study(Section):
             )
         return self._checked(problems)
 
-    def _engine_can_stop(self) -> list[str]:
+    def _fidelity_problems(self) -> list[str]:
         """Return the problems of `search.stopping` and `search.proxy` with the engine."""
         kind, stopping, problems = self.engine.kind, self.search.stopping, []
         if self.search.proxy is not None and kind != "local":

@@ -24,7 +24,7 @@ class Toleration(Section):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
 
     @model_validator(mode="after")
-    def _check_api_rules(self) -> Self:
+    def _check_operator(self) -> Self:
         if self.operator is None:
             self.operator = "Exists" if self.value is None else "Equal"
         problems = []
@@ -45,7 +45,7 @@ class _Requirement(Section):
     values: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
-    def _values_fit(self) -> Self:
+    def _check_values(self) -> Self:
         problems, count = [], len(self.values)
         if self.operator in ("In", "NotIn") and not count:
             problems.append(f"`operator: {self.operator}` needs `values`, but there is none for {self.key!r}")

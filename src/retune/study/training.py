@@ -86,7 +86,7 @@ class Training(Section):
     checkpoint_minutes: float = Field(10.0, gt=0, description="how much work a killed trial may lose at most")
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _check_keys(self) -> Self:
         return self._checked([*self._target_problems(), *self._rule_problems()])
 
     def _target_problems(self) -> list[str]:
