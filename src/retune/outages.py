@@ -18,7 +18,6 @@ LONG_WAITS = {S3: "20", MLFLOW: "150"}
 """Environment variables and the values that a study sets them to; a variable that is set already is kept.
 
 20 attempts take about two and a half minutes: botocore waits at random, up to 20 s each time."""
-_SHORT_SECONDS = 10.0
 
 
 def wait_long() -> None:
@@ -57,12 +56,15 @@ def retry_seconds() -> float:
     return found
 
 
-def flush_seconds() -> float:
+def flush_seconds(usual: float = 10.0) -> float:
     """Return for how many seconds a step waits at its end to send MLflow what is left in its outbox.
 
-    Outside of a cluster the next step or run sends it. In a pod the outbox is lost with the pod's files.
+    Outside of a cluster the next step or run sends it: `usual`, or less if the variable asks for less. In a pod the outbox is
+    lost with the pod's files.
     """
-    return max(_SHORT_SECONDS, retry_seconds()) if in_pod() else _SHORT_SECONDS
+    if in_pod():
+        return max(usual, retry_seconds())
+    return min(usual, retry_seconds()) if os.environ.get(MLFLOW) else usual
 
 
 def in_pod() -> bool:

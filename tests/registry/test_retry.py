@@ -138,3 +138,13 @@ def test_only_a_pod_waits_with_what_mlflow_was_not_told(monkeypatch):
     assert outages.flush_seconds() == 10
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
     assert outages.flush_seconds() == 150
+
+
+def test_less_patience_than_usual_shortens_the_wait_outside_of_a_pod(monkeypatch):
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.delenv(outages.MLFLOW, raising=False)
+    assert outages.flush_seconds() == 10
+    monkeypatch.setenv(outages.MLFLOW, "1")
+    assert (outages.flush_seconds(), outages.flush_seconds(30)) == (1, 1)
+    monkeypatch.setenv(outages.MLFLOW, "150")
+    assert outages.flush_seconds(30) == 30

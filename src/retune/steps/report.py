@@ -81,4 +81,4 @@ def _track(
         tracker.artifact(store.download(out), PAGE)
         tracker.finish_study("FINISHED" if selection else "FAILED")
         # Wait for the upload: the temporary folder is deleted after this block
-        tracker.close(max(FLUSH_SECONDS, outages.flush_seconds()))
+        tracker.close(outages.flush_seconds(FLUSH_SECONDS))
