@@ -1,8 +1,11 @@
 """The GPU's half of the comparison, on a base small enough for a CPU."""
 
+import pytest
+
 from benchmarks import bench_pack
 
 
+@pytest.mark.slow
 def test_side_by_side_and_alone_agree(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # the program goes elsewhere, and this brings the next test back
     result = bench_pack.main(["--gpu", "tiny", "--trials", "2", "--alone", "1", "--records", "16"])

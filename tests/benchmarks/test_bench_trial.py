@@ -48,6 +48,7 @@ def test_both_train_the_same_and_the_numbers_follow_from_the_times(tmp_path):
     assert result["data"]["padded_per_real"] > 1
 
 
+@pytest.mark.slow
 def test_too_few_records_are_refused(tmp_path):
     base, data = make_base(tmp_path / "base"), make_data(tmp_path / "data")
     command = [

@@ -4,8 +4,8 @@ import pytest
 
 from benchmarks import faults
 
-FAULTS = [faults.full_disk, faults.training_disk, faults.flipped_bits, faults.clock_jumps, faults.network_cuts, faults.fuzzed_studies,
-          faults.fuzzed_requests]  # fmt: skip
+FAULTS = [faults.full_disk, pytest.param(faults.training_disk, marks=pytest.mark.slow), faults.flipped_bits, faults.clock_jumps,
+          faults.network_cuts, faults.fuzzed_studies, faults.fuzzed_requests]  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)

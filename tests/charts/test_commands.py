@@ -154,6 +154,7 @@ def scheduled(helm, pipelines, server, s3, tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["keys", "text"])
 def test_a_schedule_submits_the_study_with_this_clusters_settings_and_its_budget(
     scheduled, pipelines, server, s3, how
@@ -181,6 +182,7 @@ def test_a_schedule_submits_the_study_with_this_clusters_settings_and_its_budget
     assert find(documents, "TrainingRuntime", ran["cluster"]["katib"]["runtime"])
 
 
+@pytest.mark.slow
 def test_a_schedule_can_be_a_dry_run_and_one_at_work_is_not_disturbed(scheduled, pipelines, s3):
     code, output, _ = scheduled("keys", dryRun=True)
     assert code == 0, output

@@ -46,6 +46,7 @@ print(json.dumps({**told, "me": os.getpid(), "codes": codes, "left": left, "more
 """
 
 
+@pytest.mark.slow
 def test_a_spare_process_becomes_a_worker_and_no_process_is_left(tmp_path):
     log = tmp_path / "worker.log"
     env = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -136,6 +136,7 @@ def test_every_study_of_the_examples_runs_to_its_end(cluster, on_katib, tmp_path
     assert {r.status for r in run.outcome.records} == {"completed"}
 
 
+@pytest.mark.slow
 def test_trainjob_trials_run_in_the_rendered_runtime(cluster, on_katib, run_on):
     wanted = ("cluster.katib.trial=TrainJob", "search.trials=4")
     cluster.objects.create("trainingruntimes", NAMESPACE, manifest.runtime(on_katib(*wanted)))
@@ -433,6 +434,7 @@ def conditions_of(cluster, plural, name):
     return (cluster.objects.find(plural, NAMESPACE, name) or {}).get("status", {}).get("conditions", [])
 
 
+@pytest.mark.slow
 def test_an_experiment_deleted_by_hand_is_an_error_and_the_next_run_makes_up_for_it(cluster, run_on):
     wrong(cluster, seconds=0.2)
 
