@@ -143,6 +143,34 @@ def _half(regrets: Regrets, surfaces: Sequence[str], rival: str) -> Goal | None:
     )  # fmt: skip
 
 
+def by_medians(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, list[str], list[str]]]:
+    """Return of each rival and batch on which of `SIX` the default's median after 25 trials is no worse than its after 50.
+
+    That is how the goal was first put; `judge` asks what the seeds can show. An entry is the rival, the batch, the surfaces where
+    it is reached, and those where it is not. Rivals that lack a surface are left out.
+    """
+    medians = {
+        (row["algorithm"], row["batch"], row["surface"], mark): float(np.median(values))
+        for row in rows
+        for mark, values in row["regret"].items()
+    }
+    found = []
+    for rival in HALF:
+        for batch in (1, 8):
+            pairs = {
+                surface: (
+                    medians.get(("mads-global", batch, surface, "25")),
+                    medians.get((rival, batch, surface, "50")),
+                )
+                for surface in SIX
+            }
+            known = {s: (a, b) for s, (a, b) in pairs.items() if a is not None and b is not None}
+            if len(known) == len(SIX):
+                short = [surface for surface, (ours, theirs) in known.items() if ours > theirs]
+                found.append((rival, batch, [s for s in SIX if s not in short], short))
+    return found
+
+
 def _goal(
     name: str, regrets: Regrets, surfaces: Sequence[str], sides: Sequence[tuple[Side, Side]]
 ) -> Goal | None:

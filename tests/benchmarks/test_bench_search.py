@@ -28,6 +28,19 @@ def row(algorithm, surface, batch, regret, failed=0.0):
     }
 
 
+def test_the_goal_by_medians_names_the_surfaces_where_it_is_not_reached():
+    rows = [row("mads-global", surface, 8, GOOD) for surface in search_goals.SIX]
+    rows += [
+        row("hyperopt", surface, 8, GOOD if surface == "dolly" else POOR) for surface in search_goals.SIX
+    ]
+    rows += [row("nni", surface, 8, POOR) for surface in search_goals.SIX[1:]]  # one is not measured
+    assert search_goals.by_medians(rows) == [("hyperopt", 8, list(search_goals.SIX), [])]
+    rows[0]["regret"]["25"] = [value + 1 for value in POOR]
+    assert search_goals.by_medians(rows) == [
+        ("hyperopt", 8, list(search_goals.SIX[1:]), [search_goals.SIX[0]])
+    ]
+
+
 def goals(ours, theirs, failed=(1, 5)):
     """The goals by their first words, where all of ours have one list of regrets and all rivals another one."""
     rows = [
