@@ -9,9 +9,9 @@ from retune.cli._show import Display
 from retune.workspace.progress import Progress
 
 
-def shown(terminal: bool, *steps: Progress, width: int = 150) -> str:
+def shown(terminal: bool, *steps: Progress, width: int = 150, states: dict[str, bool] | None = None) -> str:
     out = io.StringIO()
-    display = Display({"search": False})
+    display = Display(states or {"search": False})
     display._console = Console(file=out, force_terminal=terminal, width=width, highlight=False)
     display._bar.live.console = display._console
     display._bar.disable = not terminal
@@ -53,3 +53,33 @@ def test_a_terminal_shows_each_trial_at_work_and_takes_it_away_when_it_is_done()
 @pytest.mark.parametrize("step", ["mix", "benchmark"])
 def test_other_steps_show_no_settings(step):
     assert "settings" not in shown(True, Progress(step=step, total=4, done=1, running={"mmlu": 0.5}))
+
+
+def test_every_step_of_a_log_ends_with_its_line_however_short_it_was():
+    states = {"mix": True, "search": False, "benchmark": False, "select": False, "register": False}
+    seen = [Progress(step="mix"), WORKING, Progress(step="select")]
+    lines = shown(False, *seen, states=states).splitlines()
+    assert [line for line in lines if line.startswith("✓")] == [
+        "✓ mix the data: up to date", "✓ search", "✓ benchmark", "✓ select", "✓ register",
+    ]  # fmt: skip
+
+
+def test_a_step_that_fails_has_no_such_line():
+    out = io.StringIO()
+    display = Display({"mix": False, "search": False})
+    display._console = Console(file=out, force_terminal=False, width=150, highlight=False)
+
+    def fails() -> None:
+        with display:
+            display.update(WORKING)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
+    assert "✓ mix the data" in out.getvalue()
+    assert "✓ search" not in out.getvalue()
+
+
+def test_no_time_is_told_before_it_is_known():
+    assert "time left not known yet" in shown(False, WORKING)
+    assert "about 48 s left" in shown(False, WORKING.model_copy(update={"left": 47.5}))

@@ -57,6 +57,7 @@ def test_progress_counts_what_earlier_runs_did_and_estimates_what_is_left(tmp_pa
     )
     assert progress.read(path).left is None
     shown(Issued("trial-002", 2, "search", {}, 0))
+    assert progress.read(path).left is None
     shown(Finished("trial-002", record(2, 1.5)))
     shown(Finished("trial-003", record(3, None, status="failed")))
     read = progress.read(path)
@@ -94,6 +95,18 @@ def test_the_best_on_a_part_of_the_data_is_forgotten_once_there_is_one_on_all_of
     shown(Finished("trial-003", record(3, "proxy", 0.2)))
     read = progress.read(path)
     assert (read.best, read.done, read.settings_done) == (0.6, 3, 2)
+
+
+def test_a_step_that_begins_keeps_what_the_search_found(tmp_path):
+    path = tmp_path / "progress.json"
+    found = progress.Progress(
+        step="search", done=9, total=9, best=1.5, base=3.0, left=2.0, running={"trial-002": 0.5}
+    )
+    progress.write(path, found)
+    progress.begin(path, "benchmark")
+    read = progress.read(path)
+    assert (read.step, read.best, read.base) == ("benchmark", 1.5, 3.0)
+    assert (read.done, read.total, read.left, read.running) == (0, 0, None, {})
 
 
 def test_a_full_disk_costs_only_the_display(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -34,7 +35,7 @@ LABELS = {
 class Display:
     """Shows which steps are up to date and the progress of the running one.
 
-    In a terminal by a progress bar; elsewhere by a line whenever a trial is done.
+    In a terminal by a progress bar; elsewhere by a line whenever a trial is done. Each step ends with a line of its own.
 
     Args:
         states: step -> whether it is up to date before the run.
@@ -44,6 +45,7 @@ class Display:
 
     def __init__(self, states: dict[str, bool], quiet: bool = False) -> None:
         self._states = states
+        self._open = [step for step, done in states.items() if not done]
         self._console = Console(quiet=quiet, stderr=True, highlight=False)
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[count]}", justify="right"),
@@ -65,7 +67,7 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._finish_step(ok=kind is None)
+        self._finish(self._open if kind is None else ())
         self._bar.stop()
 
     def update(self, progress: StudyProgress | None) -> None:
@@ -73,13 +75,16 @@ class Display:
         if progress is None:
             return
         if progress.step != self._step:
-            self._finish_step()
+            # A short step may begin and end between two looks
+            done = self._open.index(progress.step) if progress.step in self._open else 0
+            self._finish(self._open[:done])
             self._step = progress.step
-            self._task = self._bar.add_task(
-                LABELS.get(self._step, self._step), total=None, count="", best="", left=""
-            )
+        if self._step not in LABELS:
+            return
+        if self._task is None:
+            self._task = self._bar.add_task(LABELS[self._step], total=None, count="", best="", left="")
         share = progress.done + sum(progress.running.values())
-        total = progress.total or max(1, len(progress.running))
+        total = progress.total or len(progress.running) or None
         best = "" if progress.best is None else f"best {progress.best:.4f}"
         if progress.base is not None and best:
             best += f" (base {progress.base:.4f})"
@@ -87,9 +92,8 @@ class Display:
             best += f", {progress.stopped} stopped early"
         if progress.failed:
             best += f", {progress.failed} failed"
-        left = "" if progress.left is None else f"{duration(progress.left)} left"
-        assert self._task is not None
-        name = LABELS.get(self._step, self._step)
+        left = "" if progress.left is None else f"about {duration(progress.left)} left"
+        name = LABELS[self._step]
         if progress.settings:
             name = f"{name}: {progress.settings_done} of {progress.settings} settings; with base and repeats"
         self._bar.update(
@@ -97,7 +101,11 @@ class Display:
             description=name,
             completed=round(share, 2),
             total=total,
-            count=f"{int(share)}/{total}" if progress.total else f"{100 * share / total:.0f} %",
+            count=f"{int(share)}/{total}"
+            if progress.total
+            else f"{100 * share / total:.0f} %"
+            if total
+            else "",
             best=best,
             left=left,
         )
@@ -108,7 +116,7 @@ class Display:
             and (progress.done, progress.total) != self._last
         ):
             self._last = (progress.done, progress.total)
-            text = f"search: {_counted(progress)}, {best or 'no result yet'}, {left or '…'}"
+            text = f"search: {_counted(progress)}, {best or 'no result yet'}, {left or 'time left not known yet'}"
             self._console.print(text, soft_wrap=True)  # a pipe or log has no width
 
     def _show_trials(self, progress: StudyProgress) -> None:
@@ -124,14 +132,14 @@ class Display:
                 self._trials[name], completed=share, count=f"{100 * share:.0f} %", best=", ".join(facts)
             )
 
-    def _finish_step(self, ok: bool = True) -> None:
-        if self._task is not None:
-            for task in (self._task, *self._trials.values()):
-                self._bar.remove_task(task)
-            self._task, self._trials = None, {}
-        if self._step and ok:
-            self._console.print(f"[green]✓[/] {LABELS.get(self._step, self._step)}")
-        self._step = ""
+    def _finish(self, steps: Iterable[str]) -> None:
+        """Take the bars of the running step away, and print a line for each of these steps."""
+        for task in (*([] if self._task is None else [self._task]), *self._trials.values()):
+            self._bar.remove_task(task)
+        self._task, self._trials = None, {}
+        for step in list(steps):
+            self._open.remove(step)
+            self._console.print(f"[green]✓[/] {LABELS[step]}")
 
 
 def _counted(progress: StudyProgress) -> str:

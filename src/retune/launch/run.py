@@ -18,6 +18,7 @@ from retune.engines import spares, worker
 from retune.errors import RetuneError
 from retune.processes import die_with_run
 from retune.study import Study, parse
+from retune.workspace import folders, progress
 from retune.workspace.search_folder import SearchFolder
 
 ERROR_FILE = "RETUNE_LAST_WORDS"
@@ -55,15 +56,19 @@ def run(study: Study) -> None:
     """Run all steps. The report is written at the end, also after a failure."""
     from retune.steps.report import report
 
+    path = folders.work_folder(study) / "progress.json"
     try:
         for name, step in steps(study):
             print(f"step {name}", flush=True)
+            progress.begin(path, name)
             with error_kept(name):
                 step()
+        progress.begin(path, "report")
     finally:
         print("step report", flush=True)
         with error_kept("report"):
             report(study)
+    progress.begin(path, progress.DONE)
 
 
 @contextmanager

@@ -120,7 +120,9 @@ def _generated(
     short = [index for index, tokens in enumerate(ids) if len(tokens) < context]
     path = folders.work_folder(study) / "progress.json"
     for number, trial in enumerate(trials):
-        progress.write(path, _progress(trial.trial, number, len(trials)))
+        shown = progress.begin(path, "benchmark")
+        shown.running = {f"answers of {trial.trial}": number / len(trials)}
+        progress.write(path, shown)
         folder = store.download(trial.adapter_uri) if trial.adapter_uri else None
         with ExitStack() as stack:
             tuned: Any = stack.enter_context(adapters.attached(base.model, folder))
@@ -131,7 +133,3 @@ def _generated(
             )
         texts = dict(zip(short, map(prompter.response, generated), strict=True))
         yield trial.trial, [texts.get(index) for index in range(len(ids))]
-
-
-def _progress(trial: str, number: int, count: int) -> progress.Progress:
-    return progress.Progress(step="benchmark", running={f"answers of {trial}": number / count})

@@ -42,7 +42,7 @@ def _scores(study: Study, folder: SearchFolder) -> list[BenchRecord]:
             for record in folder.candidates(study)
         ]
         path = folders.work_folder(study) / "progress.json"
-        display = progress.Progress(step="benchmark")
+        display = progress.begin(path, "benchmark")
 
         def report(event: Event) -> None:
             if event.kind != "answering":

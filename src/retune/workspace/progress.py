@@ -12,8 +12,11 @@ from pydantic import BaseModel, Field
 from retune.events import Event
 from retune.records import TrialRecord, now
 from retune.study import Objective
+from retune.workspace.pace import Pace
 
 WRITE_EVERY_SECONDS = 0.5
+DONE = "done"  # the step that a study is in after its last one
+_FOUND = {"failed", "best", "best_trial", "base", "search_seconds"}
 
 
 class Progress(BaseModel):
@@ -62,6 +65,14 @@ def write(path: Path, progress: Progress) -> None:
         draft.unlink(missing_ok=True)
 
 
+def begin(path: Path, step: str) -> Progress:
+    """Write that a step began, and return it. What the search found so far stays in the file."""
+    before = read(path) or Progress()
+    progress = Progress(step=step, **before.model_dump(include=_FOUND))
+    write(path, progress)
+    return progress
+
+
 class SearchProgress:
     """Turns the engine's events into a progress file.
 
@@ -93,7 +104,7 @@ class SearchProgress:
         self.progress = Progress(step="search", total=total, settings=settings, search_seconds=seconds_before)
         self._before = seconds_before
         self._started = self._written = time.monotonic()
-        self._durations: list[float] = []
+        self._pace = Pace()
         self._stopped: set[str] = set()
         self._on_all_data = False
         for record in done:
@@ -110,14 +121,16 @@ class SearchProgress:
         if event.kind == "issued":
             self._resume(event.trial, event.role in self._settings)
             self.progress.running[event.trial] = 0.0
+            self._pace.begin(event.trial)
         elif event.kind == "progress" and event.steps:
             self.progress.running[event.trial] = event.step / event.steps
             self.progress.epochs[event.trial] = round(event.epoch, 2)
             self.progress.losses[event.trial] = event.loss
+            self._pace.reach(event.trial, event.step / event.steps)
         elif event.kind == "finished":
             for kept in (self.progress.running, self.progress.epochs, self.progress.losses):
                 kept.pop(event.trial, None)
-            self._durations.append(event.record.seconds)
+            self._pace.end(event.record)
             self._count(event.record)
         if event.kind == "finished" or time.monotonic() - self._written > WRITE_EVERY_SECONDS:
             self._written = time.monotonic()
@@ -159,8 +172,5 @@ class SearchProgress:
                 progress.best, progress.best_trial = value, record.trial
 
     def _left(self) -> float | None:
-        if not self._durations:
-            return None
-        mean = sum(self._durations) / len(self._durations)
-        open_trials = self.progress.total - self.progress.done - sum(self.progress.running.values())
-        return max(0.0, mean * open_trials / self.parallel)
+        progress = self.progress
+        return self._pace.left(progress.total - progress.done, progress.running, self.parallel)
