@@ -6,6 +6,7 @@ follows from another problem, or takes a study for valid that cannot run.
 
 import copy
 import json
+import re
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -14,8 +15,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from retune import study
+from retune import models, study
 from retune.cli import cli
+from retune.data import cuts, mixing
 from retune.errors import InputError
 from retune.steps.check import check
 
@@ -283,6 +285,50 @@ def test_validate_counts_what_is_dropped_and_why(tmp_path, monkeypatch):
     ) in said
     assert "19 + 1 records; prompt: Alpaca's template\n" in said
     assert "about 1 minute on the" in said
+
+
+def test_validate_tells_what_is_cut_and_what_keeps_it(tmp_path, monkeypatch):
+    """The demo's tokenizer gives a word of these one token; Alpaca's template and the end of text come on top."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"question {n}", "completion": "a " * (20 if n % 10 else 200)} for n in range(100)]
+    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    content = changed("data.sources", [{"uri": "a.jsonl"}])
+    content["data"] |= {"train": "all", "validation": 10}
+
+    def said(max_length):
+        content["data"]["max_length"] = max_length
+        Path("s.yaml").write_text(yaml.safe_dump(content))
+        return CliRunner().invoke(cli, ["validate", "s.yaml"], catch_exceptions=False).output
+
+    told = said(160)
+    found = re.search(
+        r"10 of 100 records are cut at `max_length`, 160 tokens, and lose about (\d+) % of all tokens; "
+        r"`data.max_length: (\d+)` keeps them whole\n", told
+    )  # fmt: skip
+    assert found, told
+    longest = int(found[2])
+    read = mixing.mix(
+        study.parse(content).data, 0, models.load_tokenizer(study.parse(content).model), str(tmp_path / "mix")
+    )
+    totals = [part.lengths["total"] for part in read.splits.values()]
+    assert longest == max(total.max for total in totals)
+    whole = sum(total.mean * part.records for total, part in zip(totals, read.splits.values(), strict=True))
+    kept = sum(part.tokens for part in read.splits.values())
+    assert int(found[1]) == pytest.approx(100 * (whole - kept) / whole, abs=1)
+    assert "are cut" not in said(longest)
+    assert "are cut" in said(longest - 1)
+
+
+def test_what_the_base_cannot_read_is_not_proposed():
+    lengths = [100] * 99 + [5000]
+    for max_length, context, words in [
+        (512, 2048, "the longest has 5,000, but the base reads at most 2,048: `data.max_length: 2048` keeps most"),
+        (2048, 2048, "the longest has 5,000, and the base reads no more than 2,048"),
+        (512, None, "`data.max_length: 5000` keeps them whole"),
+    ]:  # fmt: skip
+        assert cuts._remedy(lengths, max_length, context) == words
+    long = [100] * 50 + [600] * 49 + [5000]
+    assert cuts._remedy(long, 512, None) == "`data.max_length: 600` keeps 99 % of the records whole, 5000 all"
 
 
 def test_plain_text_is_asked_by_no_template(tmp_path, monkeypatch):

@@ -154,11 +154,26 @@ def count_tokens(texts: Sequence[Text], encoder: Encoder) -> None:
     _count(texts, encoder, keep=True)
 
 
-def _may_be_longer(example: Example, encoder: Encoder, max_length: int) -> bool:
+def count_longer(texts: Sequence[Text], encoder: Encoder, max_length: int) -> None:
+    """Count the tokens of every text that may exceed `max_length` and was not counted; the others stay at 0."""
+    _count(
+        [
+            text
+            for text in texts
+            if not text.prompt_tokens + text.completion_tokens
+            and _may_be_longer(text.example, encoder, max_length, whole=True)
+        ],
+        encoder,
+    )
+
+
+def _may_be_longer(example: Example, encoder: Encoder, max_length: int, whole: bool = False) -> bool:
+    """Return whether the first prompt, or the whole record, may have `max_length` tokens."""
     if (encoder.chat is not None and not example.is_text) or example.unlearned:
         return True
-    asked, _ = pieces(example, encoder.template if encoder.chat is None else Prompt())[0]
-    return len(asked) + _SPECIAL_TOKENS >= max_length or not asked.isascii()
+    found = pieces(example, encoder.template if encoder.chat is None else Prompt())
+    text = "".join(asked + said for asked, said in found) if whole else found[0][0]
+    return len(text) + _SPECIAL_TOKENS * len(found) >= max_length or not text.isascii()
 
 
 def _count(texts: Sequence[Text], encoder: Encoder, keep: bool = False) -> None:

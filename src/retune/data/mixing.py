@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retune import models, store
-from retune.data import filters, plain_tokenizer, sources, stored_tokens
+from retune.data import cuts, filters, plain_tokenizer, sources, stored_tokens
 from retune.data.amounts import draw_splits
 from retune.data.encode import Encoder, resolve, tokenize_examples
 from retune.data.example import Example
@@ -136,7 +136,7 @@ class Preview:
     """What `mix` would write.
 
     Attributes:
-        lines: for people: each file with its detected format and what is dropped, then the splits and the prompt.
+        lines: for people: each file with its detected format and what is dropped, the splits and the prompt, and what is cut.
         train, validation: numbers of records.
         tokens: the mean length of a record in tokens, truncated at `max_length`, from a sample; without a tokenizer
             estimated as a quarter of its characters.
@@ -148,8 +148,12 @@ class Preview:
     tokens: float
 
 
-def preview(data: Data, seed: int, tokenizer: Any) -> Preview:
+def preview(data: Data, seed: int, tokenizer: Any, context: int | None = None) -> Preview:
     """Read, filter and draw as `mix` does, but write nothing.
+
+    Args:
+        data, seed, tokenizer: as of `mix`.
+        context: the most tokens that the base reads, if known.
 
     Raises:
         InputError: as `mix`.
@@ -165,12 +169,17 @@ def preview(data: Data, seed: int, tokenizer: Any) -> Preview:
     summary = _prompt_summary(prompt, [text for part in splits.values() for _, text in part])
     lines.append(f"{len(train):,} + {len(validation):,} records; prompt: {summary}")
     sample = [text for _, text in train[:_SAMPLED]]
-    if tokenizer is None:
+    encoder = None if tokenizer is None else _encoder(_load_tokenizer(tokenizer), prompt, tokenizer)
+    if encoder is None:
         lengths = [len(json.dumps(text.example.to_dict())) / 4 for text in sample]
     else:
-        filters.count_tokens(sample, _encoder(_load_tokenizer(tokenizer), prompt, tokenizer))
+        filters.count_tokens(sample, encoder)
         lengths = [text.prompt_tokens + text.completion_tokens for text in sample]
     mean = sum(min(length, data.max_length) for length in lengths) / len(lengths)
+    if encoder is not None and (
+        cut := cuts.told([text for _, text in train + validation], encoder, data.max_length, mean, context)
+    ):
+        lines.append(cut)
     return Preview(lines, len(train), len(validation), mean)
 
 

@@ -114,12 +114,13 @@ def _metrics(study: Study) -> Iterator[str]:
 
 def _data(study: Study, base_is_local: bool) -> list[str]:
     """Return a line for each file with its detected format and dropped records, and the estimated duration of the study."""
-    base = None
+    base, context = None, None
     if base_is_local:
         # A missing base is reported by the caller; the data can be checked without it
         with contextlib.suppress(FileNotFoundError, RetuneError):
             base = models.locate(study.model)
-    preview = mixing.preview(study.data, study.seed, base)
+            context = base_facts.read(base).context
+    preview = mixing.preview(study.data, study.seed, base, context)
     estimate = duration.estimate(study, preview, base)
     return [*preview.lines, *([estimate] if estimate else [])]
 
