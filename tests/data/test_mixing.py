@@ -429,7 +429,7 @@ def test_all_problems_of_all_files_at_once_and_nothing_written(two, tmp_path):
     assert sorted(problem.removeprefix(str(tmp_path)) for problem in caught.value.problems) == [
         "/a.json: record 1: field 'output' is missing: the format 'alpaca' needs it, but the records have the fields "
         "['instruction', 'input']; if other fields hold it, write `columns: {prompt: instruction, completion: …}`",
-        "/d.jsonl: line 1: field 'response' must be text, but is a number",
+        "/d.jsonl: line 1: field 'response' must be text, but is a number; put it in quotes, if it is the text itself",
     ]
     for source in two.sources:
         source.uri += ".gone"

@@ -157,9 +157,9 @@ def test_wrong_fields_name_record_and_field():
     ]
     assert problems("alpaca", json.dumps(records).encode()) == [
         "record 2: field 'output' is missing",
-        "record 3: field 'instruction' must be text, but is a number",
+        "record 3: field 'instruction' must be text, but is a number; put it in quotes, if it is the text itself",
         "record 3: field 'input' must be text, but is null",
-        "record 3: field 'output' must be text, but is a list",
+        "record 3: field 'output' must be text, but is a list; keep one of its items, or join them",
         "record 4: a record must be an object with named fields, but is text",
         "record 5: field 'output' must be Unicode text, but holds half a character (a lone surrogate)",
     ]
@@ -188,14 +188,16 @@ def test_kinds_of_problems_have_a_limit():
         "jsonl", jsonl([{"instruction": "x", "output": "y"}, *({"instruction": n} for n in [1, []] * 40)])
     )
     assert found == [
-        "line 2: field 'instruction' must be text, but is a number (and in 39 more lines)",
+        "line 2: field 'instruction' must be text, but is a number; put it in quotes, if it is the text itself (and in 39 more lines)",
         "line 2: field 'output' is missing (and in 79 more lines)",
-        "line 3: field 'instruction' must be text, but is a list (and in 39 more lines)",
+        "line 3: field 'instruction' must be text, but is a list; keep one of its items, or join them (and in 39 more lines)",
     ]
-    assert (
-        problems("jsonl", b'{"instruction": "x", "output": "y"}\n' + b"oops\n" * 50)[-1]
-        == "and 30 more problems"
-    )
+    good = b'{"instruction": "x", "output": "y"}\n'
+    assert problems("jsonl", good + b"oops\n" * 50 + good) == [
+        "line 2: not valid JSON: Expecting value: line 1 column 1 (char 0) (and in 49 more lines)"
+    ]
+    each_in_its_own_way = "".join(f'"{n * "a"}" x\n' for n in range(50)).encode()
+    assert problems("jsonl", good + each_in_its_own_way + good)[-1] == "and 30 more problems"
 
 
 def test_other_format_is_recognised():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -30,7 +31,21 @@ Rows = Iterator[tuple[int, Any]]
 _SPACE = re.compile(r"[ \t\r\n]*")
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)?")
 _ASTRAL = bytes(range(0xF0))  # bytes of UTF-8 that begin no letter beyond U+FFFF
-_DECODER = json.JSONDecoder()
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; which of two values under one name is meant, nobody can tell."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(
+            f"the name {next(n for n in names if names.count(n) > 1)!r} stands twice in an object"
+        )
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 _PACKED = {
     b"PK\x03\x04": "a zip archive or a spreadsheet: unpack it, or save it as CSV",
     b"\x28\xb5\x2f\xfd": "packed with zstd: unpack it, or pack it with gzip",
@@ -39,6 +54,12 @@ _PACKED = {
     b"ARROW1": "an Arrow file: name the folder that `save_to_disk` wrote, or save it as Parquet",
     b"%PDF": "a PDF: records are JSON, JSONL, CSV, Parquet or text",
     b"SQLite format 3": "a database: save its records as JSONL, CSV or Parquet",
+    b"version https://git-lfs": "a pointer of Git LFS, not the data: fetch it by `git lfs pull`",
+    b"<!DOCTYPE": "a web page: download the file that it is about, not the page",
+    b"<html": "a web page: download the file that it is about, not the page",
+}  # fmt: skip
+_KINDS = {
+    ".json": "JSON", ".jsonl": "JSON", ".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet", ".txt": "text", ".arrow": "Arrow"
 }  # fmt: skip
 # What the position of a record is called in files of this kind; in others "record"
 POSITION_WORD = {
@@ -108,6 +129,11 @@ def folder_rows(folder: Path, split: str | None, uri: str) -> Rows:
         sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()), "its files have"
     ):
         raise InputError(problem, uri)
+    if not saved:
+        _require_one_kind(folder, uri)
+    logging.getLogger("huggingface_hub.repocard").setLevel(
+        logging.ERROR
+    )  # a README without metadata is none of its
     with tempfile.TemporaryDirectory() as cache:
         try:
             found = (
@@ -116,17 +142,49 @@ def folder_rows(folder: Path, split: str | None, uri: str) -> Rows:
                 else datasets.load_dataset(str(folder), cache_dir=cache)
             )
         except Exception as error:  # datasets and the readers below it raise errors of many types
-            raise InputError(f"the folder cannot be read as a data set: {first_line(error)}", uri) from error
+            raise InputError(f"the folder cannot be read as a data set: {_reason(error)}", uri) from error
         if isinstance(found, datasets.DatasetDict):
             names = list(found)
             chosen = split or ("train" if "train" in names else names[0] if len(names) == 1 else None)
             if chosen not in names:
-                asked = f"`split: {split}`" if split else "no `split` is named"
+                asked = f"`split: {split}`" if split else f"no `split` is named; write `split: {names[0]}`"
                 raise InputError(f"a split must be one of {names}, but {asked}", uri)
             found = found[chosen]
         elif split:
             raise InputError(f"the folder holds one split, but `split: {split}` is given; omit it", uri)
         yield from enumerate(found, 1)
+
+
+def _require_one_kind(folder: Path, uri: str) -> None:
+    """Refuse a folder with files of several kinds: `datasets` takes the most frequent one and leaves out the others.
+
+    The configuration in a data set's README, or files that describe it, say which are meant.
+    """
+    card = folder / "README.md"
+    if card.is_file() and "data_files:" in card.read_text(encoding="utf-8", errors="replace"):
+        return
+    kinds: dict[str, str] = {}
+    for path in sorted(folder.rglob("*")):
+        inner = path.relative_to(folder)
+        ending = PurePosixPath(path.name.removesuffix(".gz")).suffix
+        described = path.name.lower().startswith(("readme", "license", "dataset_info"))
+        if ending in _KINDS and not described and not any(part.startswith(".") for part in inner.parts):
+            kinds.setdefault(_KINDS[ending], str(inner))
+    if len(kinds) > 1:
+        raise InputError(
+            f"a folder must hold files of one kind, but this one holds {list(kinds.values())}: name each as a source of its own",
+            uri,
+        )
+
+
+def _reason(error: Exception) -> str:
+    """Return why `datasets` cannot read a folder; its own sentence is general, and the cause behind it tells more."""
+    cause = error.__cause__
+    if cause is None:
+        return first_line(error)
+    if "cast" in str(cause):
+        return "its files have different fields; name each as a source of its own"
+    return f"{first_line(error)}: {first_line(cause)}"
 
 
 def _unpacked(data: bytes, problems: list[str]) -> tuple[bytes, bool]:
@@ -174,7 +232,7 @@ def _kind(text: str, name: str, wanted: str) -> str:
     if endings in (".txt", ".md"):
         return "text"
     if start == "[":
-        return "json"
+        return "jsonl" if _is_list_a_line(text) else "json"
     if start == "{" or wanted in ("dolly", "jsonl"):
         return "jsonl"
     return "json" if wanted == "alpaca" else "unknown"
@@ -190,6 +248,18 @@ def numbered_lines(text: str) -> Iterator[tuple[int, str, bool]]:
         if end < 0:
             return
         start = end + 1
+
+
+def _is_list_a_line(text: str) -> bool:
+    """Return whether each line is a JSON list, as in files with a conversation a line."""
+    lines = (line for _, line, _ in numbered_lines(text) if line.strip())
+    first, second = next(lines, ""), next(lines, "")
+    if not second.startswith("["):
+        return False
+    try:
+        return isinstance(json.loads(first), list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _texts(text: str, problems: list[str]) -> Rows:
@@ -238,13 +308,14 @@ def _parquet(data: bytes, problems: list[str]) -> Rows:
 def _table(text: str, name: str, problems: list[str]) -> Rows:
     """Yield the rows of a CSV file with a header; the separator is detected from the header."""
     begin = len(text) - len(text.lstrip("\r\n"))
-    header = text[begin : max(text.find("\n", begin), 0) or None]
+    header = _QUOTED.sub("", text[begin : max(text.find("\n", begin), 0) or None])
     separator = max("\t,;|", key=header.count) if any(s in header for s in "\t,;|") else ","
     csv.field_size_limit(MAX_RECORD)
     lines = (
         line for match in _LINE.finditer(text) if (line := match[0])
     )  # a StringIO takes four bytes a letter
     reader = csv.reader(lines, delimiter=separator, strict=True)
+    odd: list[tuple[int, int]] = []
     try:
         columns = [cell.strip() for cell in next(row for row in reader if row)]
         twice = sorted({c for c in columns if columns.count(c) > 1})
@@ -253,7 +324,7 @@ def _table(text: str, name: str, problems: list[str]) -> Rows:
             return
         for place, cells in enumerate((row for row in reader if row), 1):
             if len(cells) != len(columns):
-                problems.append(f"row {place}: {len(cells)} cells, but the header has {len(columns)}")
+                odd.append((place, len(cells)))
                 continue
             if sum(map(len, cells)) > MAX_RECORD:
                 problems.append(f"line {reader.line_num}: {RECORD_TOO_LONG}")
@@ -263,6 +334,12 @@ def _table(text: str, name: str, problems: list[str]) -> Rows:
         too_long = "field larger than field limit" in str(error)
         problems.append(
             f"line {reader.line_num}: {RECORD_TOO_LONG if too_long else f'not valid CSV: {error}'}"
+        )
+    if odd:
+        place, count = odd[0]
+        more = f" (and {len(odd) - 1:,} more rows have other numbers than it)" if len(odd) > 1 else ""
+        problems.append(
+            f"row {place}: {count} cells, but the header has {len(columns)}{more}; put texts that hold {separator!r} in quotes"
         )
 
 
@@ -315,6 +392,7 @@ def _skip(text: str, place: int) -> int:
 def _lines(text: str, problems: list[str]) -> Rows:
     """Yield the records of JSONL with their lines. Only LF ends one: a text may hold U+2028 and its like."""
     first = True
+    broken: dict[str, tuple[int, int]] = {}  # reason -> the first line and how many lines
     for row, line, last in numbered_lines(text):
         if not line.strip():
             continue
@@ -323,23 +401,49 @@ def _lines(text: str, problems: list[str]) -> Rows:
             first = False
             continue
         try:
-            yield row, json.loads(line)
+            yield row, _DECODER.decode(line)
         except (ValueError, RecursionError) as error:
-            whole = _one_object(text) if first else None
-            if whole is not None:
-                yield 1, whole
-                return
-            problems.append(
-                f"line {row}: the file is truncated: it ends within a record"
-                if last
-                else f"line {row}: not valid JSON: {error}"
-            )
+            if first:
+                whole, over_lines = _first_object(text)
+                if over_lines and whole is None:
+                    problems.append(
+                        f"line {row}: the record goes over several lines, but JSONL has one record a line; rewrite the file, for "
+                        "example by `jq -c .`"
+                    )
+                    return
+                if over_lines:
+                    yield 1, whole
+                    return
+            if last:
+                problems.append(f"line {row}: the file is truncated: it ends within a record")
+            else:
+                reason = _why_broken(line, error)
+                begun, count = broken.get(reason, (row, 0))
+                broken[reason] = begun, count + 1
         first = False
+    for reason, (row, count) in broken.items():
+        more = f" (and in {count - 1:,} more lines)" if count > 1 else ""
+        problems.append(f"line {row}: {reason}{more}")
 
 
-def _one_object(text: str) -> Any:
-    """Return the file's content if it is one JSON object over several lines."""
+def _why_broken(line: str, error: Exception) -> str:
+    if line.rstrip().endswith(","):
+        try:
+            json.loads(line.rstrip()[:-1])
+        except (ValueError, RecursionError):
+            pass
+        else:
+            return "a comma follows the record, but JSONL has none between its lines; remove it"
+    return f"not valid JSON: {error}"
+
+
+def _first_object(text: str) -> tuple[Any, bool]:
+    """Return the file's content if it is one JSON object, and whether it begins with one that goes over several lines."""
+    start = _skip(text, 0)
     try:
-        return json.loads(text)
+        found, end = _DECODER.raw_decode(text, start)
     except (ValueError, RecursionError):
-        return None
+        return None, False
+    if not isinstance(found, dict) or "\n" not in text[start:end]:
+        return None, False
+    return (None if text[end:].strip() else found), True

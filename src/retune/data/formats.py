@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,10 @@ _ROLES = {
     "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant", "function_call": "assistant",
     "tool": "tool", "function": "tool", "observation": "tool", "tool_response": "tool", "function_response": "tool",
 }  # fmt: skip
+
+_RESULTS = [
+    role for role, known in _ROLES.items() if known == "tool"
+]  # what a tool answers is often an object
 
 
 @dataclass(frozen=True)
@@ -205,7 +210,12 @@ def mapping(fields: Sequence[str]) -> str:
     ]
     asked = asked or (left.pop(0) if left else "…")
     answered = answered or (left.pop(0) if left else "…")
-    return f"{{prompt: {asked}, completion: {answered}}}"
+    return f"{{prompt: {_plain(asked)}, completion: {_plain(answered)}}}"
+
+
+def _plain(field: str) -> str:
+    """Return a field's name as YAML has it in a mapping, in quotes where it needs them."""
+    return field if re.fullmatch(r"[^\W\d][\w .-]*|…", field) else json.dumps(field, ensure_ascii=False)
 
 
 class _Message(NamedTuple):
@@ -218,6 +228,8 @@ class _Message(NamedTuple):
 
 def read(record: Any, found: Schema, source: str, row: int) -> Example | list[str]:
     """Return a record, or its problems."""
+    if _are_turns(record):
+        return ['a record must be an object, but is a list of turns; write {"messages": […]} around each']
     if not isinstance(record, dict):
         return [f"a record must be an object with named fields, but is {kind(record)}"]
     problems: list[str] = []
@@ -232,7 +244,7 @@ def read(record: Any, found: Schema, source: str, row: int) -> Example | list[st
         elif part == "messages" or (part in _EXCHANGE and _are_turns(value)):
             parts[part] = _turns(value, field, problems)
         elif not isinstance(value, str):
-            problems.append(f"field {field!r} must be text, but is {kind(value)}")
+            problems.append(f"field {field!r} must be text, but is {kind(value)}{_remedy(value)}")
         elif not _encodable(value):
             problems.append(
                 f"field {field!r} must be Unicode text, but holds half a character (a lone surrogate)"
@@ -327,6 +339,8 @@ def _turn_text(turn: Mapping[str, Any], where: str, problems: list[str]) -> str 
         content = "".join(part["text"] for part in content)
     if content is None and calls:
         content = ""
+    if isinstance(content, dict) and turn.get("role") in _RESULTS:
+        content = json.dumps(content, ensure_ascii=False, default=str)
     if not isinstance(content, str):
         problems.append(f"{where}: the content must be text, but is {kind(content)}")
         return None
@@ -363,6 +377,18 @@ def _encodable(text: str) -> bool:
 
 
 def kind(value: Any) -> str:
-    """Return what a JSON value is, in words."""
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+    """Return what a value of a record is, in words; Parquet has more kinds than JSON."""
+    names = {
+        dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null",
+        int: "a number", float: "a number", bytes: "bytes",
+    }  # fmt: skip
+    return names.get(type(value), f"of the type {type(value).__name__}")
+
+
+def _remedy(value: Any) -> str:
+    """Return what to do with a value that is no text, as an end of its sentence."""
+    if isinstance(value, bool | int | float):
+        return "; put it in quotes, if it is the text itself"
+    if isinstance(value, list):
+        return "; keep one of its items, or join them"
+    return ""

@@ -183,12 +183,32 @@ def _schema(found: list[tuple[int, Any]], source: File) -> formats.Schema | str 
         )
     if isinstance(taken, str) and len(found) == 1:
         lists = [k for k, v in found[0][1].items() if isinstance(v, list) and v and isinstance(v[0], dict)]
-        if len(lists) == 1:
-            return (
-                f"the file is one JSON object whose field {lists[0]!r} holds the records; save that list alone, as a JSON "
-                "list or as JSONL"
-            )
+        if lists:
+            named = f"field {lists[0]!r} holds" if len(lists) == 1 else f"fields {lists} hold"
+            one = "that list" if len(lists) == 1 else "one of these lists"
+            return f"the file is one JSON object whose {named} the records; save {one} alone, as a JSON list or as JSONL"
+    if isinstance(taken, str):
+        return _more_of(found) or taken
     return taken
+
+
+def _more_of(found: list[tuple[int, Any]]) -> str | None:
+    """Return what the first records say beyond the names of their fields: they differ, or hold one another's fields."""
+    records = [(row, record) for row, record in found[:_SAMPLED] if isinstance(record, dict)]
+    (first_row, first), others = records[0], records[1:]
+    for row, record in others:
+        if not set(record) & set(first):
+            return (
+                f"the records must have the same fields, but record {first_row} has {list(first)} and record {row} has "
+                f"{list(record)}; keep each kind in a file of its own"
+            )
+    inner = [name for name, value in first.items() if isinstance(value, dict)]
+    if len(inner) == 1 and not isinstance(formats.schema("auto", {}, list(first[inner[0]])), str):
+        return (
+            f"the records have the fields {list(first)}, and what counts is within {inner[0]!r}: {list(first[inner[0]])}; move "
+            f"these up, with `jq -c .{inner[0]}`"
+        )
+    return None
 
 
 def _is_columns(record: Any) -> bool:
