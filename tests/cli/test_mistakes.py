@@ -49,7 +49,7 @@ def here(tmp_path, monkeypatch):
 
 def told(*words):
     """Return what a command says about a mistake; it must be one that is told without a stack trace."""
-    done = CliRunner().invoke(cli, list(words))
+    done = CliRunner().invoke(cli, list(words), prog_name="retune")
     assert done.exit_code != 0, done.output
     if isinstance(done.exception, SystemExit):  # click's own
         return done.output
@@ -93,6 +93,19 @@ def told(*words):
     ("watch empty --host nosuch.invalid", "but nosuch.invalid:8008 cannot be served"),
     ("serve --port 99999", "99999 is not in the range 0<=x<=65535"),
     ("serve --metrics-port -1", "-1 is not in the range 0<=x<=65535"),
+    ("serve --port abc", "a whole number is asked for, but got 'abc'"),
+    ("ci runn", "No such command 'runn'; did you mean 'run'?"),
+    ("katib foo", "No such command 'foo'; `retune katib --help` lists them"),
+    ("judge prepar", "No such command 'prepar'; did you mean 'prepare'?"),
+    ("render serving", "No such command 'serving'; `retune render --help` lists them"),
+    ("submit study.yaml --cron x", "No such option '--cron'; it is an option of `retune schedule`"),
+    ("ci run study.yaml --before x", "No such option '--before'; it is an option of `retune ci promote`"),
+    ("run study.yaml --trials 3", "No such option '--trials'; a key of the study is given as KEY=VALUE, for example search.trials=20"),
+    ("validate study.yaml --offlin", "No such option '--offlin'; did you mean '--offline'?"),
+    ("watch empty --foo", "No such option '--foo'; `retune watch --help` lists them"),
+    ("ci run study.yaml --gpu-hours ten", "a number is asked for, but got 'ten'"),
+    ("ci run study.yaml --pull-request retune --dry-run", "--pull-request needs a clone of a git repository"),
+    ("ci promote file", "file: must be a file written by `retune ci run --pull-request`, but it is not JSON"),
 ])  # fmt: skip
 def test_the_answer_names_the_rule_and_the_remedy(here, words, answer):
     before = sorted(here.rglob("*"))

@@ -232,3 +232,8 @@ def test_a_run_that_fails_says_so_by_its_exit_code(kubeflow, retune):
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "the run ended as FAILED" in err
+
+
+def test_an_address_of_another_scheme_is_refused():
+    with pytest.raises(InputError, match=r"--host is an address of http:// or https://, but got 'ftp://x'"):
+        Kubeflow("ftp://x")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
+from functools import partial
 from typing import NoReturn
 
 import click
 
 from retune import __version__
-from retune.errors import EXIT_FAILED, FULL, PATHS, RetuneError, as_retune_error, nearest, sanitized
+from retune.cli._mistakes import Group, in_words, unknown_option
+from retune.errors import EXIT_FAILED, FULL, PATHS, RetuneError, as_retune_error, sanitized
 
 # Name of each command -> its line in `retune --help`; the module retune.cli.<name> holds `command`
 VERBS = {
@@ -38,27 +40,29 @@ VERBS = {
 }
 
 
-class _Commands(click.Group):
+def _command(name: str) -> click.Command:
+    command: click.Command = importlib.import_module(f"retune.cli.{name}").command
+    return command
+
+
+class _Commands(Group):
     """The commands by name, imported when they are used; an unknown name is answered with the nearest one."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in VERBS:
-            return None
-        command: click.Command = importlib.import_module(f"retune.cli.{name}").command
-        return command
+        return _command(name) if name in VERBS else None
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if name not in VERBS and not name.startswith("-"):
-            near = nearest(name, VERBS)
-            hint = f"did you mean {near!r}?" if near else "`retune --help` lists them"
-            ctx.fail(f"No such command {name!r}; {hint}")
-        return super().resolve_command(ctx, args)
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            unknown_option(error, {name: partial(_command, name) for name in VERBS})
+            raise
+        except click.BadParameter as error:
+            in_words(error)
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from retune.cli import _options
+from retune.cli._mistakes import Group
 
 if TYPE_CHECKING:
     from retune.retuning.run import Plan, Runner
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 WEBHOOK = "RETUNE_WEBHOOK"
 
 
-@click.group("ci")
+@click.group("ci", cls=Group)
 def command() -> None:
     """Retune what changed: one at a time, within a budget, by pull request. See docs/ci.md.
 

@@ -61,7 +61,9 @@ def command(
     problems = [f"{path} must be a file, but is a folder" for path in targets if path.is_dir()]
     existing = [str(path) for path in targets if path.is_file()]
     if existing and not force:
-        problems.append(f"{' and '.join(existing)} exist already; choose another name or pass --force")
+        problems.append(
+            f"{' and '.join(existing)} exist{'s' * (len(existing) == 1)} already; choose another name or pass --force"
+        )
     if data is None and (columns or form or split):
         problems.append("--columns, --format and --split describe the file of --data, which is not given")
     if problems:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from retune.cli import _options
+from retune.cli._mistakes import Group
 from retune.errors import InputError, Interrupted, sanitized
 from retune.events import Event
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from retune.evaluation.judge.score import Preference
 
 
-@click.group("judge")
+@click.group("judge", cls=Group)
 def command() -> None:
     """Let people compare the answers of two models, blind.
 

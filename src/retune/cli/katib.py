@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from retune.cli._mistakes import Group
+
 if TYPE_CHECKING:
     from retune.engines.katib.api import Api, Object
 
 _ATTEMPTS = 10  # of a change while others change the ConfigMap
 
 
-@click.group("katib")
+@click.group("katib", cls=Group)
 def command() -> None:
     """Register retune's search algorithms with Katib, or remove them.
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from retune.cli import _options
+from retune.cli._mistakes import Group
 
 if TYPE_CHECKING:
     from retune.engines.katib.manifest import Place
     from retune.study import Study
 
 
-@click.group("render")
+@click.group("render", cls=Group)
 def command() -> None:
     """Print what a study would create on a Kubernetes cluster, as YAML.
 

@@ -82,6 +82,9 @@ class Kubeflow:
                 "no cluster is configured: pass --host with the address of Kubeflow Pipelines, or set "
                 "KF_PIPELINES_ENDPOINT or KUBECONFIG"
             )
+        scheme, separator, _ = (host or "").partition("://")
+        if separator and scheme not in ("http", "https"):
+            raise InputError(f"--host is an address of http:// or https://, but got {host!r}")
         self._namespace = namespace
         self._host = host or "the cluster of the kubeconfig"
         with self._reported("reach"), warnings.catch_warnings():

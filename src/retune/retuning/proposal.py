@@ -65,8 +65,9 @@ def read_pin(path: Path) -> Pin:
     except ValidationError as error:
         raise InputError(sentences(error, Pin), str(path)) from error
     except (OSError, ValueError) as error:
+        found = "it is not JSON" if isinstance(error, ValueError) else str(error)
         raise InputError(
-            f"must be a file written by `retune ci run --pull-request`, but {error}", str(path)
+            f"must be a file written by `retune ci run --pull-request`, but {found}", str(path)
         ) from error
 
 

@@ -110,8 +110,10 @@ def plan(study: Study, options: Options) -> Plan:
     """Return what would start and why; nothing is run or written.
 
     Raises:
-        InputError: if a file of the study is missing.
+        InputError: if a file of the study is missing, or a pull request could not be made from here.
     """
+    if options.pull_request is not None:
+        forge.require_repository()
     states = steps_plan.plan(study)
     now = changes.inputs(study)
     entries = Retunings(study.root).entries()

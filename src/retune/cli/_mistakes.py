@@ -1,0 +1,76 @@
+"""What is said about words of a command line that click refuses: the name that was meant, and where it belongs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+import click
+
+from retune.errors import nearest
+
+
+class Group(click.Group):
+    """A group of commands that says what its commands are if it has none of the name given."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that is named, or refuse the name."""
+        name, names = args[0], self.list_commands(ctx)
+        if name not in names and not name.startswith("-"):
+            near = nearest(name, names)
+            hint = f"did you mean {near!r}?" if near else f"`{ctx.command_path} --help` lists them"
+            ctx.fail(f"No such command {name!r}; {hint}")
+        return super().resolve_command(ctx, args)
+
+
+def unknown_option(error: click.NoSuchOption, commands: Mapping[str, Callable[[], click.Command]]) -> None:
+    """Make an error say which option was meant, which command has it, or how a key of a study is given.
+
+    Args:
+        error: as click raised it.
+        commands: how to get every command, by its name.
+    """
+    ctx, name = error.ctx, error.option_name
+    if ctx is None:
+        return
+    near = nearest(name, _options(ctx.command))
+    owners = [
+        path
+        for verb, get in commands.items()
+        for path, command in _within(verb, get())
+        if name in _options(command)
+    ]
+    takes_keys = any(param.name == "overrides" for param in ctx.command.params)
+    if owners:
+        hint = f"it is an option of {', '.join(f'`retune {path}`' for path in owners)}"
+    elif near:
+        hint = f"did you mean {near!r}?"
+    elif takes_keys:
+        hint = "a key of the study is given as KEY=VALUE, for example search.trials=20"
+    else:
+        hint = f"`{ctx.command_path} --help` lists them"
+    error.message = f"No such option {name!r}; {hint}"
+    error.possibilities = None  # type: ignore[misc]  # click's own guesses know neither
+
+
+def _within(path: str, command: click.Command) -> list[tuple[str, click.Command]]:
+    """Return a command with its path, or the commands of a group."""
+    inner = command.commands.items() if isinstance(command, click.Group) else ()
+    return [(f"{path} {name}", one) for name, one in inner] or [(path, command)]
+
+
+def _options(command: click.Command) -> list[str]:
+    shown = [param for param in command.params if isinstance(param, click.Option) and not param.hidden]
+    return [word for param in shown for word in (*param.opts, *param.secondary_opts)]
+
+
+def in_words(error: click.BadParameter) -> None:
+    """Make an error about a value say what is asked for, in place of the name of click's type."""
+    found = re.fullmatch(
+        r"(?P<value>'.*') is not a valid (?P<type>integer|float)(?: range)?\.", error.message, re.DOTALL
+    )
+    if found:
+        asked = "a whole number" if found["type"] == "integer" else "a number"
+        error.message = f"{asked} is asked for, but got {found['value']}."
