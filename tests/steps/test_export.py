@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import pty
+import sys
 import tarfile
 
 import pytest
@@ -12,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from retune import models
 from retune.cli import cli
+from retune.cli.chat import converse
 from retune.data.prompts import prompt
 from retune.errors import InputError, RetuneError
 from retune.steps import export, tuned
@@ -110,3 +114,52 @@ def test_both_models_are_asked_as_they_were_tuned(searched):
     shown = run("chat", study.root, "--ask", "the little test", "--new-tokens", "3")
     assert "> the little test" in shown
     assert shown.index("base") < shown.index("tuned")
+
+
+def test_what_ends_an_answer_does_not_end_the_chat(capsys):
+    """A question that cannot be asked, or Ctrl-C while it is answered."""
+    asked = []
+
+    def answer(question):
+        asked.append(question)
+        if question == "long":
+            raise InputError("it has 900 tokens, and the base reads 512")
+        if question == "slow":
+            raise KeyboardInterrupt
+
+    with CliRunner().isolation(input="long\nslow\nlast\n\nnever\n") as (out, err, _):
+        converse(answer)
+        said = out.getvalue().decode() + err.getvalue().decode()
+    assert asked == ["long", "slow", "last"]
+    assert "error: it has 900 tokens, and the base reads 512" in said
+    assert "(stopped)" in said
+
+
+@pytest.mark.slow
+def test_a_chat_in_a_terminal(searched):
+    study, _, _ = searched
+    pid, terminal = pty.fork()
+    if pid == 0:
+        words = [sys.executable, "-m", "retune", "chat", study.root, "--new-tokens", "3"]
+        os.execv(sys.executable, words)
+    said = ""
+
+    def until(words, count=1):
+        nonlocal said
+        while said.count(words) < count:
+            said += os.read(terminal, 65536).decode(
+                errors="replace"
+            )  # ends with an error when the process does
+
+    until("> ")
+    assert "an empty line or Ctrl-D ends" in said
+    os.write(terminal, b"the little test\n")
+    until("tuned")
+    os.write(terminal, b"the little test " * 240 + b"\n")
+    until("error: ")
+    os.write(terminal, b"\x1b[A\x1b[A\n")  # the question before the last, by the keys of history
+    until("tuned", 2)
+    os.write(terminal, b"\x04")
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 0, said

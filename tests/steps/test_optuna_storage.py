@@ -1,5 +1,7 @@
 """A study in an Optuna storage, opened by Optuna itself."""
 
+from pathlib import Path
+
 import optuna
 import pytest
 from click.testing import CliRunner
@@ -88,6 +90,18 @@ def test_a_second_export_adds_what_is_new_and_another_search_is_refused(folder, 
         export(folder(later, "search-fedc"), url)
     with pytest.raises(RetuneError, match="cannot be opened"):
         export(folder(records[:3]), "nosuch://x")
+
+
+def test_a_bare_word_makes_no_file(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = folder(trials()[:3])
+    with pytest.raises(
+        InputError, match=r"the URL of a database, or a file .* but got 'foo'; write sqlite:///foo\.db"
+    ):
+        export(made, "foo")
+    assert not Path("foo").exists()
+    export(made, "foo.sqlite3")
+    assert Path("foo.sqlite3").is_file()
 
 
 def test_several_objectives_and_early_stops(folder, tmp_path):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+
 import click
 
 from retune.cli import _options
@@ -27,7 +32,7 @@ def command(
 ) -> None:
     """Ask the untuned base and a tuned model the same questions, and see both answers.
 
-    Type one question per line; an empty line ends. Each question is independent, uses the prompt of the study, and is
+    Type one question per line; an empty line or Ctrl-D ends. Each question is independent, uses the prompt of the study, and is
     decoded greedily.
 
     \b
@@ -53,11 +58,36 @@ def command(
     for question in questions:
         console.print(f"> {question}", markup=False)
         answer(question)
-    while not questions:
+    if not questions:
+        converse(answer)
+
+
+def converse(answer: Callable[[str], None]) -> None:
+    """Ask for questions and answer each, until an empty line or the end of the input.
+
+    What is wrong with one question ends neither the session nor the models that are loaded for it, nor does Ctrl-C
+    while an answer is made.
+
+    Args:
+        answer: prints the answers to a question; raises InputError if it cannot be asked.
+    """
+    from retune.errors import InputError
+
+    if sys.stdin.isatty():
+        with suppress(ImportError):  # there is none on Windows
+            importlib.import_module("readline")  # keys that move in the line and through earlier ones
+        click.echo("One question a line. Ctrl-C stops an answer; an empty line or Ctrl-D ends.")
+    while True:
         try:
             question = click.prompt(">", prompt_suffix=" ", default="", show_default=False)
         except click.Abort:
+            click.echo()
             return
         if not question.strip():
             return
-        answer(question)
+        try:
+            answer(question)
+        except InputError as error:
+            click.secho(f"error: {error}", fg="red", err=True)
+        except KeyboardInterrupt:
+            click.echo("(stopped)")

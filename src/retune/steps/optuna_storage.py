@@ -19,6 +19,7 @@ from retune.study import Constraint, Study
 from retune.workspace.search_folder import SEARCH, SearchFolder
 
 SEARCH_ATTR = "retune.search"
+_ENDINGS = (".db", ".sqlite", ".sqlite3")
 
 
 def export(folder: str, storage: str) -> tuple[str, int, int]:
@@ -29,15 +30,17 @@ def export(folder: str, storage: str) -> tuple[str, int, int]:
     attributes of the study, where they do not distort `best_trial` and importances.
 
     Args:
-        folder: of a study or one of its searches. storage: SQLAlchemy URL of a database, or path of an SQLite file.
+        folder: of a study or one of its searches.
+        storage: SQLAlchemy URL of a database, or the path of an SQLite file by one of its usual endings.
 
     Returns:
         the study's name there, the number of added trials, and that of all its trials.
 
     Raises:
-        InputError: if Optuna is not installed, or the storage has a study of that name from another search.
+        InputError: if `storage` is neither, Optuna is not installed, or the storage has a study of that name from another search.
         RetuneError: if the storage cannot be opened.
     """
+    url = _url(storage)
     if importlib.util.find_spec("optuna") is None:
         raise InputError("--optuna needs the package optuna: pip install optuna")
     import optuna
@@ -45,7 +48,6 @@ def export(folder: str, storage: str) -> tuple[str, int, int]:
     search = SearchFolder(newest_search(folder))
     study = study_in(search.uri)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    url = storage if "://" in storage else f"sqlite:///{storage}"
     try:
         optuna_study = optuna.create_study(
             study_name=study.name,
@@ -74,6 +76,18 @@ def export(folder: str, storage: str) -> tuple[str, int, int]:
     for record in new:
         optuna_study.add_trial(_trial(record, study, [b for b in benches if b.model == record.trial]))
     return study.name, len(new), len(existing) + len(new)
+
+
+def _url(storage: str) -> str:
+    """Return the URL of a storage. A bare word may be meant as a study's name or a folder, so it makes no file."""
+    if "://" in storage:
+        return storage
+    if not storage.endswith(_ENDINGS):
+        raise InputError(
+            f"--optuna is the URL of a database, or a file that ends in {', '.join(_ENDINGS)}, but got {storage!r}; write "
+            f"sqlite:///{storage.rstrip('/') or 'study'}.db"
+        )
+    return f"sqlite:///{storage}"
 
 
 def distribution(parameter: Parameter) -> Any:
