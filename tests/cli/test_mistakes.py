@@ -100,7 +100,6 @@ def told(*words):
     ("render serving", "No such command 'serving'; `retune render --help` lists them"),
     ("submit study.yaml --cron x", "No such option '--cron'; it is an option of `retune schedule`"),
     ("ci run study.yaml --before x", "No such option '--before'; it is an option of `retune ci promote`"),
-    ("run study.yaml --trials 3", "No such option '--trials'; a key of the study is given as KEY=VALUE, for example search.trials=20"),
     ("validate study.yaml --offlin", "No such option '--offlin'; did you mean '--offline'?"),
     ("watch empty --foo", "No such option '--foo'; `retune watch --help` lists them"),
     ("ci run study.yaml --gpu-hours ten", "a number is asked for, but got 'ten'"),

@@ -144,21 +144,20 @@ def test_a_chat_in_a_terminal(searched):
         os.execv(sys.executable, words)
     said = ""
 
-    def until(words, count=1):
+    def prompted(behind):
+        """Read until there is a prompt behind these words: what is typed before is for the terminal, not for the line."""
         nonlocal said
-        while said.count(words) < count:
-            said += os.read(terminal, 65536).decode(
-                errors="replace"
-            )  # ends with an error when the process does
+        said = ""
+        while behind not in said or not said.endswith("> "):
+            said += os.read(terminal, 65536).decode(errors="replace")  # fails when the process ends
 
-    until("> ")
-    assert "an empty line or Ctrl-D ends" in said
+    prompted("an empty line or Ctrl-D ends")
     os.write(terminal, b"the little test\n")
-    until("tuned")
+    prompted("tuned")
     os.write(terminal, b"the little test " * 240 + b"\n")
-    until("error: ")
+    prompted("error: a question must leave room")
     os.write(terminal, b"\x1b[A\x1b[A\n")  # the question before the last, by the keys of history
-    until("tuned", 2)
+    prompted("tuned")
     os.write(terminal, b"\x04")
     _, status = os.waitpid(pid, 0)
     os.close(terminal)

@@ -58,11 +58,9 @@ class _Commands(Group):
         try:
             return super().invoke(ctx)
         except click.NoSuchOption as error:
-            unknown_option(error, {name: partial(_command, name) for name in VERBS})
-            raise
+            raise unknown_option(error, {name: partial(_command, name) for name in VERBS}) from error
         except click.BadParameter as error:
-            in_words(error)
-            raise
+            raise in_words(error) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -25,8 +25,10 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def unknown_option(error: click.NoSuchOption, commands: Mapping[str, Callable[[], click.Command]]) -> None:
-    """Make an error say which option was meant, which command has it, or how a key of a study is given.
+def unknown_option(
+    error: click.NoSuchOption, commands: Mapping[str, Callable[[], click.Command]]
+) -> click.UsageError:
+    """Return an error that says which command has the option, or which option was meant.
 
     Args:
         error: as click raised it.
@@ -34,7 +36,7 @@ def unknown_option(error: click.NoSuchOption, commands: Mapping[str, Callable[[]
     """
     ctx, name = error.ctx, error.option_name
     if ctx is None:
-        return
+        return error
     near = nearest(name, _options(ctx.command))
     owners = [
         path
@@ -42,17 +44,13 @@ def unknown_option(error: click.NoSuchOption, commands: Mapping[str, Callable[[]
         for path, command in _within(verb, get())
         if name in _options(command)
     ]
-    takes_keys = any(param.name == "overrides" for param in ctx.command.params)
     if owners:
         hint = f"it is an option of {', '.join(f'`retune {path}`' for path in owners)}"
     elif near:
         hint = f"did you mean {near!r}?"
-    elif takes_keys:
-        hint = "a key of the study is given as KEY=VALUE, for example search.trials=20"
     else:
         hint = f"`{ctx.command_path} --help` lists them"
-    error.message = f"No such option {name!r}; {hint}"
-    error.possibilities = None  # type: ignore[misc]  # click's own guesses know neither
+    return click.UsageError(f"No such option {name!r}; {hint}", ctx)
 
 
 def _within(path: str, command: click.Command) -> list[tuple[str, click.Command]]:
@@ -66,11 +64,14 @@ def _options(command: click.Command) -> list[str]:
     return [word for param in shown for word in (*param.opts, *param.secondary_opts)]
 
 
-def in_words(error: click.BadParameter) -> None:
-    """Make an error about a value say what is asked for, in place of the name of click's type."""
+def in_words(error: click.BadParameter) -> click.BadParameter:
+    """Return an error about a value that says what is asked for, in place of the name of click's type."""
     found = re.fullmatch(
         r"(?P<value>'.*') is not a valid (?P<type>integer|float)(?: range)?\.", error.message, re.DOTALL
     )
-    if found:
-        asked = "a whole number" if found["type"] == "integer" else "a number"
-        error.message = f"{asked} is asked for, but got {found['value']}."
+    if not found:
+        return error
+    asked = "a whole number" if found["type"] == "integer" else "a number"
+    return click.BadParameter(
+        f"{asked} is asked for, but got {found['value']}.", error.ctx, error.param, error.param_hint
+    )
