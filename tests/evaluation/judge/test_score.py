@@ -170,3 +170,13 @@ def test_no_damage_to_a_file_stops_the_count(data, tmp_path_factory):
             raw += data.draw(st.binary(max_size=20)) or b" "
     ballots, left_out = collect([save(folder, "x.json", bytes(raw))], key)
     assert len(ballots) + len(left_out) == 1
+
+
+def test_a_huge_file_among_the_answers_is_not_read(tmp_path, key):
+    """People send files of any kind; this one takes no room on the disk, and would take 4 GiB of memory."""
+    huge = tmp_path / "huge.json"
+    with huge.open("wb") as file:
+        file.truncate(4 << 30)
+    ballots, [left_out] = collect([save(tmp_path, "1.json", exported(key, "Ada", VOTES)), str(huge)], key)
+    assert [ballot.annotator for ballot in ballots] == ["Ada"]
+    assert (left_out.kind, "16 MiB" in left_out.reason) == ("foreign", True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,6 +17,7 @@ from retune.evaluation.judge.record import Side
 
 FORMAT = "retune-judge-answers"
 TIE = "tie"
+_MAX_BYTES = 16 << 20  # an answer is a line of three names
 Vote = Literal["a", "b", "tie"]
 
 
@@ -95,6 +97,8 @@ def _read(file: str, key: Key) -> Ballot | Excluded:
         return Excluded(file=file, kind=kind, reason=reason)
 
     try:
+        if "://" not in file and Path(file).stat().st_size > _MAX_BYTES:
+            return out("foreign", f"it has more than {_MAX_BYTES >> 20} MiB, as no answer file of a form has")
         data = store.read(file)
     except (RetuneError, OSError) as error:
         return out("unreadable", f"it cannot be read: {error}")
