@@ -253,7 +253,7 @@ def _results(home: Path, known: Callable[[Any], dict[str, Any]]) -> Iterator[Rea
     )
 
     def kept() -> dict[str, Any]:
-        found = bench._kept(str(path), score)
+        found = bench._existing(str(path), score)
         return known(score if found is None else found)  # None: it is made again
 
     yield "a benchmark's record, kept", path, kept

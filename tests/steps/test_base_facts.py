@@ -32,12 +32,12 @@ def save(folder, kind, **settings):
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
 def test_files_tell_what_the_built_model_does(tmp_path, kind, tied):
     base = save(tmp_path, kind, tie_word_embeddings=tied)
-    assert base_facts._by_files(base) == base_facts._built(base)
+    assert base_facts._from_files(base) == base_facts._from_model(base)
 
 
 def test_another_design_is_built(tmp_path):
     base = save(tmp_path, "gemma")
-    assert base_facts._by_files(base) is None
+    assert base_facts._from_files(base) is None
     assert base_facts.read(base).context == 96
 
 
@@ -54,7 +54,7 @@ def contradicting(folder, change):
      {"rope_parameters": {"rope_type": "odd"}}, {"hidden_act": "odd"}],
 )  # fmt: skip
 def test_files_that_contradict_config_json_are_not_believed(tmp_path, change):
-    assert base_facts._by_files(contradicting(tmp_path, change)) is None
+    assert base_facts._from_files(contradicting(tmp_path, change)) is None
 
 
 @pytest.mark.parametrize(

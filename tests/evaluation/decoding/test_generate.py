@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retune.errors import RetuneError, TrialFailed
-from retune.evaluation.decoding.generate import Decoder, Sampling, _draw, _Row
+from retune.evaluation.decoding.generate import Decoder, Sampling, _Row, _sample
 from retune.evaluation.decoding.prefix import common_prefix, separation_cost, worth_sharing
 from retune.models import load_base
 from retune.study import Model
@@ -179,7 +179,7 @@ def test_sampled_answers_depend_on_seed_and_name_and_not_on_the_batch(loaded):
 def test_tokens_are_drawn_as_often_as_they_are_likely(loaded):
     logits = torch.tensor([[0.0, 1.0, 2.0]]).expand(4000, 3)
     rows = [_Row(1, Sampling(0.5, 0, [str(k) for k in range(4000)]).rng(k)) for k in range(4000)]
-    drawn = _draw(logits, rows, Sampling(0.5, 0)).bincount(minlength=3) / 4000
+    drawn = _sample(logits, rows, Sampling(0.5, 0)).bincount(minlength=3) / 4000
     assert torch.allclose(drawn, torch.softmax(logits[0] / 0.5, -1), atol=0.03)
 
 

@@ -132,10 +132,10 @@ def test_a_benchmark_on_any_base_is_that_of_one_prompt_at_a_time(name, bases, mm
     from peft import PeftModel
 
     from retune.evaluation import instruct
-    from retune.evaluation.bench import _context, _read
+    from retune.evaluation.bench import _context
     from retune.evaluation.tasks import find
 
-    read = _read(asked, find("mmlu"))
+    read = _read_task(asked, find("mmlu"))
     core = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager").eval()
     prepared = instruct.prepare(model, _context(core.config), asked, find("mmlu"), read, 0)
     for record, folder in zip(records, (saved, plain, None), strict=True):
