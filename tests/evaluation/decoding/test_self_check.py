@@ -132,7 +132,7 @@ def test_a_benchmark_on_any_base_is_that_of_one_prompt_at_a_time(name, bases, mm
     from peft import PeftModel
 
     from retune.evaluation import instruct
-    from retune.evaluation.bench import _context
+    from retune.evaluation.bench import _context, _read_task
     from retune.evaluation.tasks import find
 
     read = _read_task(asked, find("mmlu"))
