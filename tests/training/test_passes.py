@@ -106,6 +106,32 @@ def test_what_stays_in_a_layer_that_computes_again_is_its_input(base):
     assert kept[False] > 5 * kept[True]
 
 
+def test_a_layer_of_several_tensors_computes_again_what_it_gave():
+    """Two inputs with gradients, one of them by name, and three outputs, one of them of whole numbers."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    class Layer(GradientCheckpointingLayer):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(4, 4)
+
+        def forward(self, hidden, count, beside=None):
+            out = self.linear(hidden) * beside["of"]
+            return out, {"sum": out.sum(-1), "count": count + 1}
+
+    torch.manual_seed(0)
+    model = torch.nn.ModuleList([Layer()])
+    x, y = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+    found = {}
+    for again in (False, True):
+        with recompute.recomputing(model) if again else memory.contextlib.nullcontext():
+            out, more = model[0](x * 2, torch.tensor(1), beside={"of": y * 3})
+            assert int(more["count"]) == 2
+            loss = (out**2).sum() + (more["sum"] ** 3).sum()
+            found[again] = torch.autograd.grad(loss, [x, y, *model.parameters()])
+    torch.testing.assert_close(found[True], found[False])
+
+
 @pytest.mark.parametrize("dropout_p", [0.1, 0.3])
 def test_a_window_draws_what_the_whole_unit_draws(dropout_p):
     """Also on a CPU, where it does so without the unit's floats."""

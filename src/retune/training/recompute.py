@@ -7,23 +7,69 @@ first layer, whose input has no gradient, is recomputed too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from retune.training import lora_linear
 
 
-class NoTensor(Exception):
-    """The layer returns something else than one tensor; `state`: of the generators before its forward."""
+class Call:
+    """One call of a layer as a function of those of its arguments that need a gradient. Outputs may be tensors at any depth.
 
-    def __init__(self, state: list[Tensor]) -> None:
-        super().__init__()
-        self.state = state
+    Attributes:
+        leaves: the flattened arguments. inputs: those of them that need a gradient.
+        out: the flattened output of the last call. floats: the places of its floating-point tensors, which are None in `out`.
+        tree: how `out` unflattens.
+    """
+
+    def __init__(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.forward = forward
+        self.leaves, self._arguments = tree_flatten((args, kwargs))
+        self._places = [
+            place for place, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor) and leaf.requires_grad
+        ]
+        self.inputs: list[Tensor] = [self.leaves[place] for place in self._places]
+
+    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the layer's floating-point outputs for other values of `inputs`."""
+        leaves = list(self.leaves)
+        for place, value in zip(self._places, inputs, strict=True):
+            leaves[place] = value
+        args, kwargs = tree_unflatten(leaves, self._arguments)
+        self.out, self.tree = tree_flatten(self.forward(*args, **kwargs))
+        self.floats = [
+            place
+            for place, leaf in enumerate(self.out)
+            if isinstance(leaf, Tensor) and leaf.is_floating_point()
+        ]
+        tensors = tuple(self.out[place] for place in self.floats)
+        # The graph keeps them; kept here too, they would outlive it
+        for place in self.floats:
+            self.out[place] = None
+        return tensors
+
+    def output(self, tensors: Sequence[Tensor]) -> Any:
+        """Return the layer's output with these tensors in it, in the order in which a call returns them."""
+        out = list(self.out)
+        for place, tensor in zip(self.floats, tensors, strict=True):
+            out[place] = tensor
+        return tree_unflatten(out, self.tree)
+
+
+def gradients(
+    outputs: Sequence[Tensor], wanted: Sequence[Tensor], grad_outputs: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Return the gradients of `wanted`, None where there is none; `grad_outputs` is None for outputs that nothing uses."""
+    used = [(o, g) for o, g in zip(outputs, grad_outputs, strict=True) if g is not None and o.requires_grad]
+    if not used:
+        return [None] * len(wanted)
+    return list(torch.autograd.grad([o for o, _ in used], wanted, [g for _, g in used], allow_unused=True))
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
@@ -43,9 +89,8 @@ def trained_in(layer: nn.Module) -> list[Tensor]:
 def recomputing(model: nn.Module) -> Iterator[None]:
     """Recompute the layers of a transformers model in the backward pass inside the block."""
     found = layers(model)
-    unsupported: set[type] = set()
     for layer in found:
-        layer.forward = partial(_forward, layer, unsupported)
+        layer.forward = partial(_forward, layer)
     try:
         yield
     finally:
@@ -53,50 +98,39 @@ def recomputing(model: nn.Module) -> Iterator[None]:
             del layer.forward
 
 
-def _forward(layer: Any, unsupported: set[type], hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-    trained = trained_in(layer)
-    wanted = torch.is_grad_enabled() and (hidden.requires_grad or trained)
-    if not wanted or type(layer) in unsupported:
-        return type(layer).forward(layer, hidden, *args, **kwargs)
-
-    def run(x: Tensor) -> Any:
-        return type(layer).forward(layer, x, *args, **kwargs)
-
-    try:
-        return _Recomputed.apply(hidden, run, *trained)  # type: ignore[no-untyped-call]
-    except NoTensor as error:
-        unsupported.add(type(layer))
-        set_rng_states(error.state, hidden.device)  # the second forward must draw what the first one drew
-        return run(hidden)
+def _forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    own = partial(type(layer).forward, layer)
+    call, trained = Call(own, args, kwargs), trained_in(layer)
+    if not torch.is_grad_enabled() or not (call.inputs or trained):
+        return own(*args, **kwargs)
+    return call.output(_Recomputed.apply(call, *call.inputs, *trained))  # type: ignore[no-untyped-call]
 
 
 class _Recomputed(torch.autograd.Function):
     """A layer as one node of the graph, which keeps its input."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, run: Any, *trained: Tensor) -> Tensor:
-        """Return ``run(hidden)``; `trained` are the parameters in it that need a gradient."""
-        ctx.run, ctx.trained, ctx.state = run, trained, rng_states(hidden.device)
-        ctx.save_for_backward(hidden)
-        out = run(hidden)
-        if not isinstance(out, Tensor):
-            raise NoTensor(ctx.state)
-        return out
+    def forward(ctx: Any, call: Call, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return what `call` returns; `tensors`: its inputs, then the parameters in the layer that need a gradient."""
+        ctx.set_materialize_grads(False)
+        count = len(call.inputs)
+        ctx.call, ctx.trained, ctx.state = call, tensors[count:], rng_states(tensors[0].device)
+        ctx.save_for_backward(*tensors[:count])
+        return call(tensors[:count])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        """Return the gradients of the input and of the trained parameters."""
-        (hidden,) = ctx.saved_tensors
-        part = hidden.detach().requires_grad_(ctx.needs_input_grad[0])
-        wanted = [part, *ctx.trained] if part.requires_grad else list(ctx.trained)
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Return the gradients of the inputs and of the trained parameters."""
+        parts = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
+        wanted = [*parts, *ctx.trained]
+        device = wanted[0].device
         # Dropout must draw the same again, and what comes after must not notice.
-        now = rng_states(hidden.device)
-        set_rng_states(ctx.state, hidden.device)
+        now = rng_states(device)
+        set_rng_states(ctx.state, device)
         with torch.enable_grad():
-            out = ctx.run(part)
-        set_rng_states(now, hidden.device)
-        found = list(torch.autograd.grad(out, wanted, gradient, allow_unused=True))
-        return found.pop(0) if part.requires_grad else None, None, *found
+            outputs = ctx.call(parts)
+        set_rng_states(now, device)
+        return None, *gradients(outputs, wanted, grad_outputs)
 
 
 _tracked: Sequence[torch.Generator] = ()  # see `tracking_generators`
