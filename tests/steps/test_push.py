@@ -60,7 +60,7 @@ def test_what_the_hub_refuses_is_said_before_anything_is_exported(searched, hub,
 
     hub.repos["me/open"] = {"private": False, "files": {}}
     assert "me/open exists and is public: give --public" in refused("--push", "me/open")
-    assert "is `owner/name`, but got 'bot'" in refused("--push", "bot")
+    assert "must be `owner/name`, but got 'bot'" in refused("--push", "bot")
     shown = run("export", study.root, "--dry-run")
     assert (shown.exit_code, "belong to --push" in shown.output) == (2, True)
     monkeypatch.setenv("HF_TOKEN", "wrong")
