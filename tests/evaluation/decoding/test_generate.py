@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from retune.errors import RetuneError, TrialFailed
 from retune.evaluation.decoding.generate import Decoder, Sampling, _Row, _sample
@@ -219,6 +220,20 @@ def test_where_a_shared_prefix_has_no_room_each_prompt_is_read_whole(loaded, roo
     tight = decoder(loaded, model=Tight(loaded.model, 0))
     assert tight.complete(given, 4) == expected[0]
     assert tight.likelihoods(given, [[5, 6]] * len(given)) == pytest.approx(expected[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("way", ["shared", "padded"])
+def test_prompts_near_the_end_of_the_position_table_are_answered_too(loaded, way):
+    """They leave after two tokens; the others of their batch would take them beyond it."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=4, n_positions=64)).eval()
+    model = model.to(loaded.device)
+    given = [
+        prompt[:length] for prompt, length in zip(prompts(loaded, 5, 80), (62, 62, 62, 50, 40), strict=True)
+    ]
+    asked = replace(decoder(loaded, context=64, model=model), way=way)
+    alone = replace(asked, way="without cache")
+    assert asked.tokens(given, 6) == alone.tokens(given, 6)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), ON_CPU, MemoryError()])

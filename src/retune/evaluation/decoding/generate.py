@@ -198,7 +198,11 @@ class Decoder:
             for places, shared in self._prefix_tree(prompts, order, new_tokens, steps):
                 places.sort(key=lambda k: -len(prompts[k]))
                 size = 1 if self._one_by_one else self.batch_size
-                waiting = [places[k : k + size] for k in range(0, len(places), size)][::-1]
+                # A row that has ended stays in its batch while others go on, and must not be led beyond the position table
+                alone = [k for k in places if len(prompts[k]) + steps > self._positions]
+                rest = [k for k in places if len(prompts[k]) + steps <= self._positions]
+                batches = [[k] for k in alone] + [rest[k : k + size] for k in range(0, len(rest), size)]
+                waiting = batches[::-1]
                 while waiting:
                     rows = waiting.pop()
                     if self._one_by_one:
@@ -323,6 +327,13 @@ class Decoder:
         from retune.evaluation.decoding import packed
 
         return self.way == "shared" and packed.fits(self.model) and can_be_split(self.model)
+
+    @cached_property
+    def _positions(self) -> float:
+        """The positions that the model knows."""
+        from retune import models
+
+        return models.context(self._core.config) or math.inf
 
     @property
     def _one_by_one(self) -> bool:

@@ -165,7 +165,7 @@ class _Check:
         most = min(
             self.decoder.context, self.rotary_limit, _MAX_LONG_PROMPT[self.decoder.device.type == "cpu"]
         )
-        length = check_lengths.needed(config, int(most)) - 2
+        length = check_lengths.needed(config, int(most)) - _NEW
         if length <= max(map(len, self.prompts)):
             return []
         drawn = ordinary_tokens(self.core, self.decoder.tokenizer, length + _UNSHARED[1])
@@ -210,7 +210,7 @@ class _Check:
         of_short, failed = self._compare(way, self.prompts, self.context)
         if failed or not self.long_prompts:
             return of_short, failed
-        of_long, failed = self._compare(way, self.long_prompts, max(map(len, self.long_prompts)) + 2)
+        of_long, failed = self._compare(way, self.long_prompts, max(map(len, self.long_prompts)) + _NEW)
         return max(of_short, of_long), failed
 
     def _compare(self, way: Way, prompts: Sequence[list[int]], context: int) -> tuple[float, str]:
