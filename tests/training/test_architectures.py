@@ -1,6 +1,7 @@
 """Every causal architecture of the installed transformers that can be built small: tuned and scored as by the plain forward.
 
-The table in docs/models.md is written by this test (``RETUNE_WRITE_DOCS=1``) and compared with what it finds.
+Each architecture is compared with its row of the table in docs/models.md. To write the table: ``RETUNE_WRITE_DOCS=1``, in one
+process.
 """
 
 import os
@@ -25,7 +26,9 @@ from .test_loss import random_tokens
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 SETTING = Training(rank=4, alpha=8, dropout=0.0, learning_rate=1e-3)
 NAMES = zoo.names()
-ROWS: dict[str, str | None] = {}
+WRITING = bool(os.environ.get("RETUNE_WRITE_DOCS"))
+MARK = "<!-- table -->\n| Architecture | Losses | Answers | Why not faster |\n|---|---|---|---|\n"
+ROWS: dict[str, str] = {}
 REFUSED = {"prophetnet", "xlm", "xlnet"}  # they see later tokens
 TOKENS = random_tokens([9, 41, 3, 20], zoo.VOCABULARY)
 
@@ -126,37 +129,42 @@ def short(reason):
     )
 
 
+def documented():
+    """The ways of each architecture in docs/models.md, for losses and for answers, and why they are not faster."""
+    lines = PAGE.read_text().partition(MARK)[2].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return {name: tuple(rest) for name, *rest in cells}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_tuned_and_scored_as_by_the_plain_forward(name):
     model = zoo.build(name)
-    ROWS[name] = None
+    row = documented().get(name)
     if model is None:
+        assert row is None or WRITING
         pytest.skip("cannot be built small from its config alone")
     try:
         tuned, scored = tuning(model), scoring(model)
+        assert name not in REFUSED
+        why = "; ".join(short(text) for text in (tuned.reason, scored.reason) if text)
+        found = (tuned.way, scored.way + (", eager" if scored.eager else ""), why)
     except InputError as error:
         assert name in REFUSED
-        ROWS[name] = f"| {name} | refused | refused | {short(error.problems[0])} |"
-        return
-    assert name not in REFUSED
-    why = "; ".join(short(text) for text in (tuned.reason, scored.reason) if text)
-    eager = ", eager" if scored.eager else ""
-    ROWS[name] = f"| {name} | {tuned.way} | {scored.way}{eager} | {why} |"
+        why = short(error.problems[0])
+        found = ("refused", "refused", why)
+    ROWS[name] = f"| {name} | {' | '.join(found)} |\n"
+    if not WRITING:
+        assert row is not None, f"not in the table: {ROWS[name]}"
+        # The reason may name another of several differences where a processor rounds differently
+        assert (row[:2], bool(row[2])) == (found[:2], bool(why)), f"the table says {row}, found {found}"
 
 
-def test_the_table_in_the_docs_is_what_was_found():
-    if list(ROWS) != NAMES:
-        pytest.skip("not all architectures were tried")
-    found = [row for row in ROWS.values() if row]
-    assert len(found) >= 40
-    assert sum("| flattened | " in row for row in found) >= 40
-    text = PAGE.read_text()
-    head, _, rest = text.partition("<!-- table -->\n")
-    table = (
-        "| Architecture | Losses | Answers | Why not faster |\n|---|---|---|---|\n" + "\n".join(found) + "\n"
-    )
-    if os.environ.get("RETUNE_WRITE_DOCS"):
-        PAGE.write_text(head + "<!-- table -->\n" + table)
-    assert PAGE.read_text().partition("<!-- table -->\n")[2] == table
-    assert rest or os.environ.get("RETUNE_WRITE_DOCS")
+def test_the_page_lists_many_architectures():
+    if WRITING:
+        assert len(ROWS) >= 40, "run the whole file in one process"
+        PAGE.write_text(PAGE.read_text().partition(MARK)[0] + MARK + "".join(ROWS.values()))
+    rows = documented()
+    assert set(rows) <= set(NAMES)
+    assert len(rows) >= 40
+    assert sum(losses == "flattened" for losses, _, _ in rows.values()) >= 40
