@@ -53,7 +53,7 @@ def test_the_adapter_with_its_card(searched):
         assert words in card
     with pytest.raises(InputError, match="must be empty or new"):
         export.write(tuned.from_run(study.root), out)
-    with pytest.raises(InputError, match=r"is one of \['trial-001', 'trial-002'\], but got 'trial-009'"):
+    with pytest.raises(InputError, match=r"must be one of \['trial-001', 'trial-002'\], but got 'trial-009'"):
         tuned.from_run(study.root, "trial-009")
 
 

@@ -81,7 +81,7 @@ def test_the_prompt_is_known_wherever_the_adapter_is_named(searched_chat):
     assert alone.prompt is None
     base = contestants.find("base")
     prompts, note = contestants.prompts(alone, base)
-    assert (prompts, "say it by --prompt" in note) == ({"a": Prompt(), "b": Prompt()}, True)
+    assert (prompts, "name another with --prompt" in note) == ({"a": Prompt(), "b": Prompt()}, True)
     prompts, note = contestants.prompts(contestants.find(f"x={kept}"), base)
     assert (prompts, note) == ({"a": chat, "b": chat}, "")
     prompts, note = contestants.prompts(alone, base, "none")
