@@ -540,3 +540,23 @@ def test_reading_a_study_changes_no_yaml_for_others():
 
 
 FIRST = Path(__file__).parent.parent / "examples/01-first-study/study.yaml"
+
+
+def test_what_was_asked_of_a_space_does_not_change_the_study():
+    """The folder of a search is named by a digest of the study, which another process reads as JSON."""
+    content = {
+        "name": "x",
+        "model": "base",
+        "promote": {"model": "x"},
+        "data": {"sources": [{"format": "jsonl", "uri": "a.jsonl"}], "train": 4, "validation": 2},
+        "search": {"parameters": [{"name": "rank", "kind": "discrete", "values": [2, 4, 8], "default": 4},
+                                  {"name": "learning_rate", "kind": "real", "low": 1e-5, "high": 1e-3, "scale": "log", "default": 1e-4}]},
+    }  # fmt: skip
+    made = study.parse(content)
+    before = made.model_dump_json(), made.search_digest("data", "base")
+    for parameter in made.search.space.parameters:
+        for level in range(parameter.levels):
+            assert parameter.level(parameter.value(level)) == level
+    assert (made.model_dump_json(), made.search_digest("data", "base")) == before
+    again = study.parse(json.loads(made.model_dump_json()))
+    assert again.search_digest("data", "base") == before[1]

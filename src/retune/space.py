@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -208,7 +208,7 @@ class Parameter(BaseModel):
         """Whether neighbouring levels are close to each other (all kinds but `categorical`)."""
         return self.kind != "categorical"
 
-    @cached_property  # as `_span` and `_grid`: a long history asks for each a million times
+    @property
     def levels(self) -> int:
         """How many different values this parameter can take."""
         if self.values is not None:
@@ -301,24 +301,33 @@ class Parameter(BaseModel):
         assert self.high is not None
         return self.high
 
-    @cached_property
+    @property
     def _span(self) -> float:
-        if self.scale == "log":
-            return math.log10(self._high) - math.log10(self._low)
-        return self._high - self._low
+        return _span(self._low, self._high, self.scale)
 
-    @cached_property
+    @property
     def _grid(self) -> float:
         """The distance of two levels: in log10 on a log scale, else in the parameter's own unit."""
-        if self.step is not None:
-            return self.step
-        if self.kind == "integer":
-            return 1.0
-        if self._span == 0:
-            return 1.0
-        if self.scale == "log":  # the largest step up to LOG10_GRID that makes both bounds levels
-            return self._span / max(1, math.ceil(self._span / LOG10_GRID - 1e-9))
-        return self._span / LINEAR_LEVELS
+        return _grid(self.kind, self._low, self._high, self.scale, self.step)
+
+
+# A search with a long history asks for these a million times. They are not cached in the model: pydantic would serialize the
+# model's numbers in another way then, and the digests of studies would depend on what was asked before.
+@lru_cache(maxsize=10_000)
+def _span(low: float, high: float, scale: Scale) -> float:
+    return math.log10(high) - math.log10(low) if scale == "log" else high - low
+
+
+@lru_cache(maxsize=10_000)
+def _grid(kind: Kind, low: float, high: float, scale: Scale, step: float | None) -> float:
+    if step is not None:
+        return step
+    span = _span(low, high, scale)
+    if kind == "integer" or span == 0:
+        return 1.0
+    if scale == "log":  # the largest step up to LOG10_GRID that makes both bounds levels
+        return span / max(1, math.ceil(span / LOG10_GRID - 1e-9))
+    return span / LINEAR_LEVELS
 
 
 def _joined(value: Any) -> Any:

@@ -89,7 +89,7 @@ def test_several_objectives_come_back():
     message = experiment_of("s", "nomad", tribes2024(), objective, {}, 3)
     assert search_of(message).objective == objective
     assert list(message.spec.objective.additional_metric_names) == ["accuracy", "adapter_mib"]
-    with pytest.raises(InputError, match="'lhs', 'nomad', 'random'"):
+    with pytest.raises(InputError, match="'lhs', 'nomad', 'retune-random'"):
         search_of(experiment_of("s", "tpe", tribes2024(), objective, {}, 3))
 
 
