@@ -191,7 +191,7 @@ def test_a_base_that_cannot_be_brought_back_is_noticed(tmp_path):
 
     forgotten = []
     with pytest.raises(
-        base_state.BaseChanged, match=r"it changed model\.layers\.1\.mlp\.up_proj\.weight: the"
+        base_state.BaseChanged, match=r"it changed model\.layers\.1\.mlp\.up_proj\.weight; the"
     ):
         spoil(make())
     spoil(make(), lambda: base_state.reload_if_changed(lambda: forgotten.append(1)))
