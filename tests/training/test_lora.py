@@ -102,7 +102,7 @@ def test_an_expression_that_matches_nothing_is_refused(base):
     for wrong, words in [
         ("all_linear", "did you mean all-linear?"),
         ("q_proj", r"did you mean \['q_proj'\]\?"),  # an expression is for whole names
-        (["all-linear"], "stands alone"),
+        (["all-linear"], "must not be in a list"),
         (["q_porj"], "did you mean 'q_proj' for 'q_porj'"),
     ]:
         with pytest.raises(InputError, match=words):
@@ -197,7 +197,7 @@ def test_files_are_pefts_own_and_the_same_every_time(base, tmp_path):
 def test_a_folder_without_adapter_or_with_a_foreign_one_is_refused(base, tmp_path):
     model = base.load().model
     before = snapshot(model)
-    with pytest.raises(InputError, match="adapter folder holds"), lora.loaded(model, tmp_path):
+    with pytest.raises(InputError, match="adapter folder must have a readable"), lora.loaded(model, tmp_path):
         pass
     with lora.adapted(model, CHOSEN, "x", 0) as adapted:
         files = lora.files(adapted)
