@@ -147,7 +147,7 @@ def test_groups_of_target_modules(base):
     ]
     with pytest.raises(InputError, match="must be a range of the model's 2 blocks, but got 0 and 2"):
         target_names(model, Training(last_layer=2))
-    with pytest.raises(InputError, match="`attention` stands alone"):
+    with pytest.raises(InputError, match="`attention` must not be in a list"):
         target_names(model, Training(target_modules=["attention", "q_proj"]))
 
 
@@ -170,8 +170,8 @@ def test_alpha_of_a_trial_goes_before_the_studys_ratio_and_the_other_way_round()
 
 
 def test_keys_of_later_releases_leave_the_digests_of_older_studies_alone():
-    assert set(Training().settings_digest()) == {
+    assert set(Training().decides()) == {
         "epochs", "batch_size", "target_modules", "schedule", "warmup_share", "max_grad_norm", "rank", "alpha", "dropout",
         "learning_rate", "weight_decay",
     }  # fmt: skip
-    assert Training(beta1=0.8).settings_digest()["beta1"] == 0.8
+    assert Training(beta1=0.8).decides()["beta1"] == 0.8

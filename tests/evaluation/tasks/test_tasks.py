@@ -233,7 +233,7 @@ def test_drop_wrong_files(tmp_path, text, says):
 def test_drop_truncated_archive(tmp_path):
     path = tmp_path / "drop.jsonl.gz"
     path.write_bytes(gzip.compress(lines(ROWS).encode())[:-20])
-    assert "cannot be read" in problems(drop, path)[0]
+    assert "must be readable" in problems(drop, path)[0]
 
 
 @pytest.mark.data
@@ -303,7 +303,7 @@ def test_humaneval_wrong_lines(tmp_path):
 
 
 def test_humaneval_missing_file(tmp_path):
-    assert "cannot be read" in problems(humaneval, tmp_path / "none.jsonl")[0]
+    assert "must be readable" in problems(humaneval, tmp_path / "none.jsonl")[0]
 
 
 def test_humaneval_grades_by_running(tmp_path):
