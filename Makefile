@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick test-gpu test-lowest lint docs pictures bench pipelines hashes images cluster-test clean
+.PHONY: help demo test quick slow test-gpu test-lowest lint docs pictures bench pipelines hashes images cluster-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -39,6 +39,11 @@ cluster-test: $(VENV)/.dev ## run tests/e2e on the cluster of KUBECONFIG (docs/c
 
 quick: $(VENV)/.dev ## run the tests that take seconds
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+slow: $(VENV)/.dev ## run every test, and write anew which ones `make quick` leaves out (tests/slow.txt)
+	mkdir -p build && rm -f build/measured.jsonl
+	RETUNE_TESTS_MEASURE=$(CURDIR)/build/measured.jsonl $(BIN)/python -m pytest -n 2 --dist worksteal; test $$? -le 1
+	$(BIN)/python -m tests.slow build/measured.jsonl
 
 test-gpu: $(VENV)/.dev ## run what trains and scores on this machine's GPU, Llama-2-7B's shape among it, and print its peaks
 	$(BIN)/python -m pytest -s tests/training/test_on_gpu.py

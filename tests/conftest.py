@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, settings
 
 from tests import forked
 
+pytest_plugins = ["tests.slow"]
+
 # A slow machine is no failure: what is fast is measured in benchmarks/, never asserted here.
 settings.register_profile("retune", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("retune")

@@ -1,0 +1,70 @@
+"""Which tests `make quick` leaves out: those marked `slow`, and those listed in slow.txt because they took long when measured.
+
+`make slow` runs all tests and writes the list anew.
+"""
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import forked
+
+LIST = Path(__file__).with_name("slow.txt")
+LIMIT = 0.2
+"""CPU seconds of the most expensive case of a test, its processes included."""
+MEASURE = "RETUNE_TESTS_MEASURE"
+"""A file for what each test takes; the variable holds its path."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark the listed tests."""
+    listed = set(LIST.read_text().split())
+    for item in items:
+        if _function(item.nodeid) in listed:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    """Note the CPU seconds of a test, with those of the fixtures made for it."""
+    before = _cpu_seconds()
+    result = yield
+    if path := os.environ.get(MEASURE):
+        with Path(path).open("a") as file:  # one write a line: several workers share the file
+            file.write(json.dumps([_function(item.nodeid), round(_cpu_seconds() - before, 3)]) + "\n")
+    return result
+
+
+def _function(test):
+    return test.partition("[")[0]
+
+
+def _cpu_seconds():
+    """CPU seconds of this process, of the children that it waited for, and of the server that forks programs, likewise."""
+    seconds = 0.0
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+        used = resource.getrusage(who)
+        seconds += used.ru_utime + used.ru_stime
+    server = forked.Popen._server
+    if server is not None and server.poll() is None:
+        fields = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
+        seconds += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return seconds
+
+
+def write(measured):
+    """Write the list from a file of measurements."""
+    most = {}
+    for line in Path(measured).read_text().splitlines():
+        test, seconds = json.loads(line)
+        most[test] = max(seconds, most.get(test, 0.0))
+    LIST.write_text("".join(f"{test}\n" for test in sorted(most) if most[test] > LIMIT))
+
+
+if __name__ == "__main__":
+    write(sys.argv[1])
