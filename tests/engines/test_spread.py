@@ -2,7 +2,7 @@
 
 import pytest
 
-from retune.engines import spread
+from retune.engines import SearchJob, spread, start
 from retune.errors import InputError
 
 
@@ -58,3 +58,25 @@ def test_auto_is_refused_where_no_machine_is_known(small):
 def test_what_is_neither_a_number_nor_auto_is_refused(small, wrong):
     with pytest.raises(InputError, match="parallel"):
         small(f"search.parallel={wrong}")
+
+
+@pytest.mark.parametrize(
+    ("variable", "overrides", "expected"),
+    [
+        (None, ["search.parallel=2"], 4),
+        ("1", ["search.parallel=2"], 1),
+        ("3,2", ["search.parallel=2"], 4),  # for nested regions: not for us
+        ("1", ["search.parallel=2", "engine.threads=3"], 3),
+    ],
+)
+def test_threads_are_what_the_study_or_the_variable_says_or_a_share(
+    small, machine, monkeypatch, tmp_path, variable, overrides, expected
+):
+    machine(8)
+    if variable is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    study = small("engine.threads=null", *overrides)
+    job = SearchJob(study, "data", str(tmp_path), tmp_path, print, lambda: False)
+    assert start(job).threads == expected

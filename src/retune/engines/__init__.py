@@ -66,7 +66,7 @@ def start(job: SearchJob) -> Engine:
         from retune.engines.local import LocalEngine
         from retune.engines.spread import spread
 
-        threads = study.engine.threads or max(1, (os.cpu_count() or 1) // spread(study).workers)
+        threads = study.engine.threads or _default_threads(spread(study).workers)
         return LocalEngine(
             study,
             job.data_uri,
@@ -83,3 +83,9 @@ def start(job: SearchJob) -> Engine:
         return KatibEngine(study, job.data_uri, job.folder, job.observe, job.should_stop)
     engine: Engine = extensions.load("engines", kind)(job)
     return engine
+
+
+def _default_threads(workers: int) -> int:
+    """Return the CPU threads of each worker: OMP_NUM_THREADS if it is a number, as for any program with torch, else its share."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, int(asked) if asked.isdecimal() else (os.cpu_count() or 1) // workers)

@@ -19,7 +19,9 @@ class Engine(Section):
 
     kind: EngineName = "local"
     threads: int | None = Field(
-        None, gt=0, description="CPU threads per local trial; default: the cores shared out"
+        None,
+        gt=0,
+        description="CPU threads per local trial; default: OMP_NUM_THREADS, or else the cores shared out",
     )
     pack: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
         "auto",
