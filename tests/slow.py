@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ import pytest
 from tests import forked
 
 LIST = Path(__file__).with_name("slow.txt")
-LIMIT = 0.2
-"""CPU seconds of the most expensive case of a test, its processes included."""
+CPU_LIMIT, WALL_LIMIT = 0.2, 0.5
+"""Seconds that the most expensive case of a test may take, its processes included."""
 MEASURE = "RETUNE_TESTS_MEASURE"
 """A file for what each test takes; the variable holds its path."""
 
@@ -31,12 +32,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item):
-    """Note the CPU seconds of a test, with those of the fixtures made for it."""
-    before = _cpu_seconds()
+    """Note the seconds of a test, with those of the fixtures made for it."""
+    cpu, begun = _cpu_seconds(), time.monotonic()
     result = yield
     if path := os.environ.get(MEASURE):
+        taken = [round(_cpu_seconds() - cpu, 3), round(time.monotonic() - begun, 3)]
         with Path(path).open("a") as file:  # one write a line: several workers share the file
-            file.write(json.dumps([_function(item.nodeid), round(_cpu_seconds() - before, 3)]) + "\n")
+            file.write(json.dumps([_function(item.nodeid), *taken]) + "\n")
     return result
 
 
@@ -59,11 +61,9 @@ def _cpu_seconds():
 
 def write(measured):
     """Write the list from a file of measurements."""
-    most = {}
-    for line in Path(measured).read_text().splitlines():
-        test, seconds = json.loads(line)
-        most[test] = max(seconds, most.get(test, 0.0))
-    LIST.write_text("".join(f"{test}\n" for test in sorted(most) if most[test] > LIMIT))
+    lines = map(json.loads, Path(measured).read_text().splitlines())
+    slow = {test for test, cpu, wall in lines if cpu > CPU_LIMIT or wall > WALL_LIMIT}
+    LIST.write_text("".join(f"{test}\n" for test in sorted(slow)))
 
 
 if __name__ == "__main__":
