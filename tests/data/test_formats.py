@@ -304,10 +304,8 @@ def test_without_shares_every_source_gives_all_it_has_and_with_them_as_much_as_t
     halves = [{**source, "share": 0.5} for source in given]
     record, first, second = mixed(tmp_path, sources=halves, train="all", validation=0.1)
     assert len(second) == 20
-    assert sorted(s.splits["train"].records for s in record.sources) in (
-        [90, 90],
-        [90, 91],
-    )  # of a rest the first takes it
+    # Of a rest the first takes it
+    assert sorted(s.splits["train"].records for s in record.sources) in ([90, 90], [90, 91])
 
 
 def test_all_with_prompts_that_stand_twice_takes_what_the_validation_set_leaves(tmp_path):

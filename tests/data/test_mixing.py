@@ -315,9 +315,8 @@ def test_recipe_digest_sees_all_that_decides(two, tmp_path):
 
     assert recipe() == recipe() == mixing.mix(two, 0, None, str(tmp_path / "out")).recipe
     assert recipe(sources=two.sources[::-1]) == recipe()
-    assert (
-        recipe(loss_on="all") == recipe(max_length=99) == recipe()
-    )  # without a tokenizer, both change nothing
+    # Without a tokenizer, both change nothing
+    assert recipe(loss_on="all") == recipe(max_length=99) == recipe()
     shares_changed = [s.model_copy(update={"share": 0.5}) for s in two.sources]
     found = [
         recipe(), recipe(seed=1), recipe(train=99), recipe(validation=19), recipe(sources=shares_changed),
@@ -358,11 +357,8 @@ def test_tokenizer_is_loaded_from_its_folder_only_if_needed(two, tmp_path, monke
 
 def test_dropped_records_are_counted_by_rule(tmp_path):
     kept = numbered("ask", 20)
-    first = [
-        *kept,
-        ("ask 0", "given 0", "answer 0"),
-        ("ask\n0", " given  0", "answer 0 "),
-    ]  # twice the first again
+    # Twice the first again
+    first = [*kept, ("ask 0", "given 0", "answer 0"), ("ask\n0", " given  0", "answer 0 ")]
     first += [
         ("ask 90", "", " \n"),
         (" ", "", "answer"),
@@ -580,9 +576,8 @@ def test_real_alpaca_and_dolly(tmp_path):
     dolly = Source(format="dolly", uri=str(DATA / "dolly/databricks-dolly-15k.rebuilt.jsonl.gz"), share=0.3)
     data = Data(sources=[alpaca, dolly], train=54_000, validation=13_000)
     with pytest.raises(InputError, match=r"data\.train=10622 data\.validation=2557") as caught:
-        mixing.mix(
-            data, 0, None, str(tmp_path / "out")
-        )  # Dolly's 15,011 records do not hold the paper's 20,100
+        # Dolly's 15,011 records do not hold the paper's 20,100
+        mixing.mix(data, 0, None, str(tmp_path / "out"))
     assert any(
         "must give 16,200 + 3,900 = 20,100 records, but gives 14,996" in p for p in caught.value.problems
     )

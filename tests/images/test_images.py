@@ -33,11 +33,8 @@ CONTEXT = (
 SITE = "/opt/venv/lib/python3*/site-packages"
 STARTS_WITHIN = 10  # seconds; Katib's first probe comes then
 
-pytestmark = [
-    pytest.mark.images,
-    pytest.mark.slow,
-    pytest.mark.timeout(3600),
-]  # a first build brings everything
+# A first build brings everything
+pytestmark = [pytest.mark.images, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(params=NAMES)

@@ -134,9 +134,8 @@ def test_studies_in_a_bucket_and_a_bucket_that_is_away(s3, serve, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     found = samples(url)
     assert found["retune_up",] == 0
-    assert (
-        found["retune_trials", ("state", "running"), ("study", "alpaca-dolly")] == 2
-    )  # the last that was known
+    # The last that was known
+    assert found["retune_trials", ("state", "running"), ("study", "alpaca-dolly")] == 2
     assert "cannot be read now" in get(f"{url}/")
 
 

@@ -163,9 +163,8 @@ def test_a_browser_shows_and_follows_it(folder, server, browser, tmp_path, monke
     wait_for(lambda: browser.run('return at("rows").children.length') == len(trials()), 60)
     later = RUNNING | {"total": 60, "epochs": {"trial-090": 1.5}, "losses": {"trial-090": 2.25}}
     (folder / "later").write_text(json.dumps(later))
-    (folder / "later").replace(
-        folder / "progress.json"
-    )  # as a run writes it: the page never reads half of it
+    # As a run writes it: the page never reads half of it
+    (folder / "later").replace(folder / "progress.json")
     wait_for(lambda: "loss 2.25" in browser.run("return document.body.innerText"), 60)
     seen = browser.run(LOOK)
     if kept := os.environ.get("RETUNE_SCREENSHOTS"):  # to look at them

@@ -106,9 +106,8 @@ def test_a_solver_that_breaks_costs_the_call_nothing(broken, fault, caplog):
     assert len({tuple(proposal.assignment.values()) for proposal in found}) == 6
     expected = "random fill" if fault == "nothing new" else "fallback: coordinate poll, NOMAD failed: "
     assert all(proposal.origin.startswith(expected) for proposal in found)
-    attempts = {"nothing new": 1, "killed": 1}.get(
-        fault, 4
-    )  # killed: out of memory or time; it would be again
+    # Killed: out of memory or time; it would be again
+    attempts = {"nothing new": 1, "killed": 1}.get(fault, 4)
     assert calls() == attempts
     assert len(caplog.records) == (0 if fault == "nothing new" else attempts)
     assert search.explain("nomad", tribes2024(), LOSS, {}, history, 6, 0) == found
@@ -213,10 +212,8 @@ def test_a_thousand_points_of_an_earlier_study_are_used_at_once():
     for number in range(1000):
         given = space.decode(space.from_unit([rng.random() for _ in space.names]))
         if number % 10 == 0:
-            given = {
-                **given,
-                "learning_rate": given["learning_rate"] * 1.004,
-            }  # off the grid, perhaps out of bounds
+            # Off the grid, perhaps out of bounds
+            given = {**given, "learning_rate": given["learning_rate"] * 1.004}
         status = "failed" if number % 7 == 0 else "completed"
         warm.append(
             Observation(given, status, {"validation_loss": smooth(given)}, f"warm-{number}", warm=True)

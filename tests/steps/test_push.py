@@ -15,9 +15,8 @@ def hub(monkeypatch):
     found = Hub("secret")
     monkeypatch.setenv("HF_ENDPOINT", found.url)
     monkeypatch.setenv("HF_TOKEN", "secret")
-    monkeypatch.setattr(
-        constants, "HF_HUB_DISABLE_XET", True
-    )  # the small hub speaks LFS, as self-hosted ones do
+    # The small hub speaks LFS, as self-hosted ones do
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     yield found
     found.close()
 

@@ -144,9 +144,8 @@ def followed(content, files, depth=0):
             assert problem not in left, "what is advised changes nothing"
             new = [text for text in left if text not in problems and not _same_rule(text, problems)]
             if new and _when_loaded(content, files):
-                followed(
-                    other, files, depth + 1
-                )  # only a study that loads is asked what its algorithm can do
+                # Only a study that loads is asked what its algorithm can do
+                followed(other, files, depth + 1)
                 continue
             assert not new, f"{other} follows {problem!r} and is refused: {new}"
     for other in remedies(problems[0], content)[:1] if problems else []:

@@ -48,9 +48,8 @@ def scalars(folder: Path) -> dict:
 def test_tensorboard_reads_every_measurement_once_and_the_setting(tmp_path):
     asked = Tracking(tensorboard=str(tmp_path / "tb"))
     trial = tmp_path / "tb" / "bot" / "search-0" / "trial-002"
-    show(
-        boards.open_boards(asked, "bot", "search-0", tmp_path / "work"), whole=False
-    )  # a run that is killed here
+    # A run that is killed here
+    show(boards.open_boards(asked, "bot", "search-0", tmp_path / "work"), whole=False)
     assert scalars(trial)["validation_loss"] == [(2, 1.8)]
     expected = {
         "validation_loss": [(2, 1.8), (4, 1.6), (6, 1.4)], "final/validation_loss": [(6, 1.4)], "bench/mmlu": [(0, 0.5)],

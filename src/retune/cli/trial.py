@@ -91,9 +91,8 @@ def command(
     \b
     Exit codes: 0 done; 1 failed (trial.json has the reason); 2 bad input; 75 interrupted, run again
     """
-    with (
-        stop_signals() as signals
-    ):  # before the imports, which take seconds: a stop meanwhile must not be lost
+    # Before the imports, which take seconds: a stop meanwhile must not be lost
+    with stop_signals() as signals:
         from retune import models, outages
 
         if "://" in study:  # in a pod of a search: if its record cannot be written, the training is lost

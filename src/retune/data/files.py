@@ -131,9 +131,8 @@ def folder_rows(folder: Path, split: str | None, uri: str) -> Rows:
         raise InputError(problem, uri)
     if not saved:
         _require_one_kind(folder, uri)
-    logging.getLogger("huggingface_hub.repocard").setLevel(
-        logging.ERROR
-    )  # a README without metadata is none of its
+    # A README without metadata is none of its
+    logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as cache:
         try:
             found = (
@@ -311,9 +310,8 @@ def _table(text: str, name: str, problems: list[str]) -> Rows:
     header = _QUOTED.sub("", text[begin : max(text.find("\n", begin), 0) or None])
     separator = max("\t,;|", key=header.count) if any(s in header for s in "\t,;|") else ","
     csv.field_size_limit(MAX_RECORD)
-    lines = (
-        line for match in _LINE.finditer(text) if (line := match[0])
-    )  # a StringIO takes four bytes a letter
+    # A StringIO takes four bytes a letter
+    lines = (line for match in _LINE.finditer(text) if (line := match[0]))
     reader = csv.reader(lines, delimiter=separator, strict=True)
     odd: list[tuple[int, int]] = []
     try:

@@ -29,9 +29,8 @@ _ROLES = {
     "tool": "tool", "function": "tool", "observation": "tool", "tool_response": "tool", "function_response": "tool",
 }  # fmt: skip
 
-_RESULTS = [
-    role for role, known in _ROLES.items() if known == "tool"
-]  # what a tool answers is often an object
+# What a tool answers is often an object
+_RESULTS = [role for role, known in _ROLES.items() if known == "tool"]
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,8 @@ from retune.study import PROMPTS, Data, File, Model
 __all__ = ["MixRecord", "load_split", "load_tokens", "mix", "read_mix", "read_mix_record", "recipe_digest"]
 
 Split = Literal["train", "validation"]
-RULES = (
-    1  # version of the rules above; raise it when they change, since the same recipe then gives other data
-)
+# Version of the rules above; raise it when they change, since the same recipe then gives other data
+RULES = 1
 MARKER = "mix.json"
 _SAMPLED = 200  # records whose tokens a preview counts
 

@@ -179,9 +179,8 @@ def join(
         tokenizer([text for texts in rest for text in texts], add_special_tokens=False)["input_ids"]
     )
     for prompt, texts in zip(prompts, rest, strict=True):
-        if (
-            prompt and prompt[-1] == end
-        ):  # some tokenizers append it to every text, but here the text continues
+        # Some tokenizers append it to every text, but here the text continues
+        if prompt and prompt[-1] == end:
             prompt = prompt[:-1]
         ids, counted = list(prompt), [False] * len(prompt)
         for index in range(len(texts)):

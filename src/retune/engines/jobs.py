@@ -97,9 +97,8 @@ class Jobs:
 
     def history(self, job: Job) -> list[Observation]:
         """Return the observations for the suggestion of a new trial's setting; `job` is the newest job."""
-        known = max(
-            self._awaited, len(self._jobs) - self._search.at_once
-        )  # as `_known` before `job` was added
+        # As `_known` before `job` was added
+        known = max(self._awaited, len(self._jobs) - self._search.at_once)
         by_trial: dict[int, list[Result]] = {}
         for result in self.results(self._jobs[:known]):
             by_trial.setdefault(result.trial, []).append(result)

@@ -37,9 +37,8 @@ class Forked:
     def __init__(self, pid: int, stdin: TextIO, stdout: TextIO) -> None:
         self.pid, self.stdin, self.stdout = pid, stdin, stdout
         self.returncode: int | None = None
-        self._lock = (
-            threading.Lock()
-        )  # a signal must not be sent after `waitpid`: the pid may be another process' then
+        # A signal must not be sent after `waitpid`: the pid may be another process' then
+        self._lock = threading.Lock()
 
     def poll(self) -> int | None:
         """Return its exit code, negative if it was killed by that signal; None while it runs."""
@@ -139,10 +138,8 @@ def _become_spare(child_in: int, child_out: int) -> None:
     log = os.open(setup["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(log, 2)
     os.close(log)
-    for name in (
-        "OMP_NUM_THREADS",
-        "MKL_NUM_THREADS",
-    ):  # for child processes; this one has read them at import
+    # For child processes; this one has read them at import
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(setup["threads"])
     import torch
 

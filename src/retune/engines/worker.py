@@ -52,9 +52,8 @@ def main() -> None:
     events = _reserve_stdout()
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C signals the whole process group; the engine decides what ends
+    # Ctrl-C signals the whole process group; the engine decides what ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def emit(kind: str, **content: Any) -> None:
         events.write(json.dumps({"kind": kind, **content}) + "\n")

@@ -20,9 +20,8 @@ from retune.study import Model
 if TYPE_CHECKING:
     import torch
 
-_LOCK = (
-    threading.Lock()
-)  # the suggestion service answers calls in several threads, and they share an embedder
+# The suggestion service answers calls in several threads, and they share an embedder
+_LOCK = threading.Lock()
 
 
 class Embedder:

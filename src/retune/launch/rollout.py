@@ -77,9 +77,8 @@ def rollout(
         return Rollout(target, version, value, False, before)
     for entry in entries:
         entry["value"] = value
-    replace(
-        content
-    )  # it holds the resourceVersion that was read, so a change made meanwhile is refused, not overwritten
+    # It holds the resourceVersion that was read, so a change made meanwhile is refused, not overwritten
+    replace(content)
     return Rollout(target, version, value, True, before)
 
 
@@ -105,9 +104,8 @@ def _calls(group: str, version: str, plural: str, name: str, namespace: str | No
     from retune.engines.katib.api import connect
 
     connection, own = connect()
-    api = client.CustomObjectsApi(
-        connection
-    )  # its URLs are those of every named API group, so of Deployments too
+    # Its URLs are those of every named API group, so of Deployments too
+    api = client.CustomObjectsApi(connection)
     where = (group, version, namespace or own, plural, name)
     what = f"{plural}.{group} {name} in namespace {where[2]}"
 

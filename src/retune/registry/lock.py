@@ -114,9 +114,8 @@ class Lock:
         try:
             self._client.create_registered_model(self._name, tags={_OWNER: self._owner})
         except MlflowException as error:
-            if (
-                self._present_owner() != self._owner
-            ):  # else an earlier request succeeded and its answer was lost
+            # Else an earlier request succeeded and its answer was lost
+            if self._present_owner() != self._owner:
                 if error.error_code not in ("RESOURCE_ALREADY_EXISTS", *_BUSY):
                     raise
                 return False

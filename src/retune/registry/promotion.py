@@ -451,9 +451,8 @@ def rollback(uri: str, model: str) -> Aliases:
                 model,
             )
         lock.check()
-        client.set_registered_model_alias(
-            model, CHAMPION, current.previous
-        )  # first: it is what the user wants
+        # First: it is what the user wants
+        client.set_registered_model_alias(model, CHAMPION, current.previous)
         lock.check()
         client.set_registered_model_alias(model, PREVIOUS, current.champion)
         client.set_model_version_tag(model, current.champion, "rolled_back", now())

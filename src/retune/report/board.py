@@ -103,9 +103,8 @@ class Board:
 
 def _status(name: str, folder: str) -> StudyStatus:
     found = StudyStatus(name)
-    with suppress(
-        RetuneError, OSError
-    ):  # it has just begun, or a record is damaged, which its own page reports
+    # It has just begun, or a record is damaged, which its own page reports
+    with suppress(RetuneError, OSError):
         _fill(found, newest_search(folder))
     return found
 
@@ -117,9 +116,8 @@ def _fill(found: StudyStatus, search: str) -> None:
     better = min if study.search.objective.goal == "minimize" else max
     issued = {path.split("/")[1] for path in files if path.endswith("/assignment.json")}
     done = set()
-    best: dict[
-        bool, float
-    ] = {}  # separately of trials on all data and of proxy trials: their losses are not comparable
+    # Separately of trials on all data and of proxy trials: their losses are not comparable
+    best: dict[bool, float] = {}
     for path, content in files.items():
         if not path.endswith("/trial.json"):
             continue

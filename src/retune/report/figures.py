@@ -166,9 +166,8 @@ def parallel_coordinates(trials: Sequence[TrialRecord], space: Space, objective:
     # By rank, not by value: one diverged trial would use up most of the colour scale
     colours = [shades(place / (len(done) - 1)) for place in range(len(done))]
     lines = [list(zip(points, height, strict=True)) for height in heights]
-    thin = slice(
-        None, 2, -1
-    )  # all but the best three, worst first; one collection, since thousands of artists are slow
+    # All but the best three, worst first; one collection, since thousands of artists are slow
+    thin = slice(None, 2, -1)
     axes.add_collection(LineCollection(lines[thin], colors=colours[thin], linewidths=1.1, alpha=0.65))
     for place in reversed(range(min(3, len(done)))):
         dots = "o" if place == 0 else None

@@ -11,9 +11,8 @@ from retune.search.acquisition import Acquisition
 from retune.search.problem import Candidate, Problem
 from retune.search.settings import Settings
 
-_PROBE = (
-    1  # the place of the point that earlier studies choose before they are judged, after the default setting
-)
+# The place of the point that earlier studies choose before they are judged, after the default setting
+_PROBE = 1
 
 
 class GpSettings(Settings):

@@ -28,9 +28,8 @@ _BASIN = 0.2  # a point further away in some coordinate of the unit cube may lie
 _SEEDS = 1_000_000  # PyNomad takes O(seed) to set one
 _SPECULATIVE = 4.0  # NOMAD's SPECULATIVE_SEARCH_BASE_FACTOR
 _VNS_TURN = 4  # every fourth point is shaken while no poll succeeds
-_MODELLED = (
-    20  # parameters: with more, NOMAD's models, and its own sorting by them, take minutes of CPU a call
-)
+# Parameters: with more, NOMAD's models, and its own sorting by them, take minutes of CPU a call
+_MODELLED = 20
 _POLL_ALONE = {
     "NM_SEARCH": "no",
     "QUAD_MODEL_SEARCH": "no",

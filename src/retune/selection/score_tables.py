@@ -103,9 +103,8 @@ def _from_rows(rows: Sequence[Mapping[str, Any]], method: str, path: str) -> lis
         return value
 
     percent = {task: any((number(row, task, 100) or 0) > 1 for row in rows) for task in tasks}
-    problems[:] = [
-        problem for problem in problems if "must be" not in problem
-    ]  # the cells are read again below
+    # The cells are read again below
+    problems[:] = [problem for problem in problems if "must be" not in problem]
     models = []
     for row in rows:
         role = str(row.get("role") or "search")

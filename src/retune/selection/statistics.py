@@ -297,9 +297,8 @@ def _sign_flip_p(strata: Sequence[_Stratum], lead: float, seed: int) -> float:
     for stratum in strata:
         sizes, counts = np.unique(np.abs(stratum.values[stratum.values != 0]), return_counts=True)
         for size, count in zip(sizes, counts, strict=True):
-            ups = rng.binomial(
-                count, 0.5, RESAMPLES
-            )  # how many of the differences of this size stay positive
+            # How many of the differences of this size stay positive
+            ups = rng.binomial(count, 0.5, RESAMPLES)
             leads += stratum.weight / len(stratum.values) * size * (2 * ups - count)
     return float((1 + (np.abs(leads) >= abs(lead) - 1e-12).sum()) / (1 + RESAMPLES))
 

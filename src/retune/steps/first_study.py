@@ -18,9 +18,8 @@ from retune.steps import base_facts, check, duration, remote
 from retune.study import Study, loads
 
 SAMPLE = "sample.jsonl"
-MAX_SECONDS = (
-    3600.0  # on a machine without a GPU a first study is reduced until it is estimated to end within this
-)
+# On a machine without a GPU a first study is reduced until it is estimated to end within this
+MAX_SECONDS = 3600.0
 MIN_RECORDS = 200  # the training data is not reduced below this
 MAX_LENGTH = 512
 
@@ -184,9 +183,8 @@ def _reduced(study: Callable[[_Size], Study]) -> tuple[_Size, str | None]:
     size = _Size(trials=10, repeats=1)
     needed_now = duration.seconds(study(size), preview, parameters)
     if needed_now > MAX_SECONDS:
-        count = max(
-            MIN_RECORDS, int(2 * preview.train * MAX_SECONDS / needed_now)
-        )  # of one epoch instead of two
+        # Of one epoch instead of two
+        count = max(MIN_RECORDS, int(2 * preview.train * MAX_SECONDS / needed_now))
         size = _Size(str(count) if count < preview.train else "all", 1, 10, 1)
     long = f"20 settings on all {preview.train:,} records need {duration.words(needed)} here"
     whole = "`train: all`, `epochs: 2`, `trials: 20`, `repeats: 2`"

@@ -23,9 +23,8 @@ def inputs(study: Study, folder: SearchFolder) -> dict[str, Any]:
     selection = digest(folder.read(SELECTION))
     version = (folder.stamps.last("register") or {}).get("version")
     asked = study.promote.model_dump(mode="json")
-    if (
-        asked["automatic"] == "passed"
-    ):  # the default, and the only way in older releases, whose stamps must stay valid
+    # The default, and the only way in older releases, whose stamps must stay valid
+    if asked["automatic"] == "passed":
         del asked["automatic"]
     return {"selection": selection, "version": version, "promote": asked}
 

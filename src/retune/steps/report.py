@@ -54,9 +54,8 @@ def _report(study: Study) -> str | None:
     shown_selection = selection or choose(
         trials, benches, search.objective, study.select, study.benchmark.tasks
     )
-    drawn = figures.draw(
-        trials, search.space, search.objective, shown_selection
-    )  # once, for the page and for MLflow
+    # Once, for the page and for MLflow
+    drawn = figures.draw(trials, search.space, search.objective, shown_selection)
     page.write_report(study, mix, trials, benches, selection, gate, out, folder.answers, drawn)
     _track(study, folder, mix.digest, selection, out, drawn)
     if gate is not None:  # no stamp for an unfinished study: its report is written again each time

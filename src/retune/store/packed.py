@@ -46,9 +46,8 @@ def gunzip(data: bytes) -> tuple[bytes, str | None]:
                     return b"", problem
             if not unpacker.eof:
                 return b"".join(parts), "the file is truncated: its gzip stream has no end"
-            data = unpacker.unused_data.lstrip(
-                b"\0"
-            )  # zeros that pad the file to a tape block, ignored as by gzip(1)
+            # Zeros that pad the file to a tape block, ignored as by gzip(1)
+            data = unpacker.unused_data.lstrip(b"\0")
     except zlib.error as error:
         return b"".join(parts), f"the file is damaged: {error}"
     return b"".join(parts), None

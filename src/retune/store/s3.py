@@ -280,9 +280,8 @@ class S3Place:
                     received = self._receive(file)
                     file.flush()
                     os.fsync(file.fileno())
-                path = (
-                    _cache(self.bucket, self.key, received) / name
-                )  # it may have been replaced since the listing
+                # It may have been replaced since the listing
+                path = _cache(self.bucket, self.key, received) / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(temporary, path)
             finally:

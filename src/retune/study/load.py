@@ -245,9 +245,8 @@ class _Loader(yaml.SafeLoader):
                 node.start_mark,
             )
         if id(node) not in known:
-            known[id(node)] = (
-                1  # ends the recursion for a list that contains itself, which the validation refuses
-            )
+            # Ends the recursion for a list that contains itself, which the validation refuses
+            known[id(node)] = 1
             inner: list[yaml.Node] = []
             if isinstance(node, yaml.SequenceNode):
                 inner = node.value

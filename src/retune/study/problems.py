@@ -34,9 +34,8 @@ def all_problems(content: Mapping[str, Any], error: ValidationError) -> list[str
         problems += [text for e in found for text in error_sentences(e, Study, dropped, kind, _SECTIONS)]
         problems = list(dict.fromkeys(problems))
         dropped += [path_of(e) for e in found if e["type"] not in ("extra_forbidden", "missing", "rules")]
-        changes = [
-            _remove(left, path_of(e)) for e in reversed(found)
-        ]  # last items first: an index stays valid
+        # Last items first: an index stays valid
+        changes = [_remove(left, path_of(e)) for e in reversed(found)]
         changes += [_fill_placeholder(left, path_of(e)[0]) for e in missing]
         if not any(changes):
             return _without_misspelt(problems)

@@ -13,9 +13,8 @@ from retune.study.training import TUNABLE, Training
 
 _TOGETHER = ("variant", "init", "rank", "first_layer", "last_layer")
 """Keys that `Training` has rules between."""
-_MAX_LEVELS = (
-    12  # of a parameter whose levels are all checked; of a longer one both ends and their neighbours
-)
+# Of a parameter whose levels are all checked; of a longer one both ends and their neighbours
+_MAX_LEVELS = 12
 
 
 def problems(training: Training, space: Space) -> list[str]:

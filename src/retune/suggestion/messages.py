@@ -17,6 +17,7 @@ SERVICE = "api.v1.beta1.Suggestion"
 HEALTH_SERVICE = "manager.v1beta1.Suggestion"
 
 # message -> fields: (number, name, type); "*" before a type means repeated. Enums are int32 on the wire.
+# A map is encoded as repeated key and value: `LabelsEntry`.
 _MESSAGES: dict[str, list[tuple[int, str, str]]] = {
     "GetSuggestionsRequest": [
         (1, "experiment", "Experiment"),
@@ -73,10 +74,7 @@ _MESSAGES: dict[str, list[tuple[int, str, str]]] = {
         (1, "assignments", "*ParameterAssignment"),
         (2, "trial_name", "string"),
     ],
-    "LabelsEntry": [
-        (1, "key", "string"),
-        (2, "value", "string"),
-    ],  # a map is encoded as repeated key and value
+    "LabelsEntry": [(1, "key", "string"), (2, "value", "string")],
     "TrialStatus": [
         (1, "start_time", "string"),
         (2, "completion_time", "string"),

@@ -37,9 +37,8 @@ _WORKERS = 10
 _MAX_REQUEST_BYTES = 128 << 20  # a hundred thousand trials of twenty parameters
 _MAX_CALLS = 100  # at a time; more are refused, so that the queue is bounded
 _MAX_POINTS = 10_000  # in one answer
-_MAX_ERROR = (
-    4000  # characters: gRPC sends an error's text as a header, and clients accept headers up to 8 KiB
-)
+# Characters: gRPC sends an error's text as a header, and clients accept headers up to 8 KiB
+_MAX_ERROR = 4000
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
@@ -122,9 +121,8 @@ class SuggestionService:
         arguments = (found.space, found.objective, found.settings, history, count, 0, issued)
         try:
             proposals = _within(self._answer_seconds, lambda: search.explain(found.algorithm, *arguments))
-        except (
-            Exception
-        ) as error:  # Katib ends an Experiment for good when its suggestion service returns an error
+        except Exception as error:
+            # Katib ends an Experiment for good when its suggestion service returns an error
             reason = type(error).__name__
             self._metrics.fell_back(found.algorithm, reason)
             _LOG.exception("random points instead", extra={"experiment": found.name, "reason": reason})

@@ -127,9 +127,8 @@ def _drop(x: Tensor, p: float, source: DropoutSource | None) -> tuple[Tensor, Te
     else:
         with _source_as_default(source):
             mask = torch.native_dropout(x.new_zeros(rows, x.shape[1]), p, True)[1]
-    return _masked(
-        x, mask[start : start + len(x)].clone(), p
-    )  # a copy: the unit's mask need not stay in memory
+    # A copy: the unit's mask need not stay in memory
+    return _masked(x, mask[start : start + len(x)].clone(), p)
 
 
 def _masked(x: Tensor, mask: Tensor, p: float) -> tuple[Tensor, Tensor]:

@@ -28,9 +28,8 @@ def decoder(core: Any) -> nn.Module | None:
     body = getattr(core, "base_model", None)
     if not isinstance(body, nn.Module) or body is core:
         return None
-    inner = getattr(
-        body, "decoder", None
-    )  # the causal models of OPT and Bart call this one, not `base_model`
+    # The causal models of OPT and Bart call this one, not `base_model`
+    inner = getattr(body, "decoder", None)
     return inner if isinstance(inner, nn.Module) and inner is core.get_decoder() else body
 
 

@@ -127,9 +127,8 @@ def to_plain_adapter(
         model: with the adapter. tensors: of the adapter, under PEFT's names. content: of adapter_config.json.
     """
     content = dict(content)
-    if (
-        content.get("init_lora_weights") == "eva"
-    ):  # it is done; PEFT would ask for data again when it loads the adapter
+    # It is done; PEFT would ask for data again when it loads the adapter
+    if content.get("init_lora_weights") == "eva":
         content |= {"init_lora_weights": True, "eva_config": None}
     initial = {name: getattr(m, _INITIAL) for name, m in model.named_modules() if hasattr(m, _INITIAL)}
     if not initial:

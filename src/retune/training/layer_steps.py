@@ -167,9 +167,8 @@ def compiled() -> Steps:
 
 
 def _plain_gate(x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    return gate(x, up)[
-        0
-    ], x  # not silu(x): the backward step may be compiled, and then needs what `_gate` returns
+    # Not silu(x): the backward step may be compiled, and then needs what `_gate` returns
+    return gate(x, up)[0], x
 
 
 def _plain_gate_backward(gradient: Tensor, x: Tensor, up: Tensor, activated: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,9 +30,8 @@ from retune.training.passes import Passes
 from retune.training.plain_forward import transformers_model
 from retune.training.validate import validation_loss
 
-_DRAIN_STEPS = (
-    16  # on a GPU, reading a number waits for all queued kernels, so losses are read every 16 steps
-)
+# On a GPU, reading a number waits for all queued kernels, so losses are read every 16 steps
+_DRAIN_STEPS = 16
 _REPORT_SECONDS = 0.2  # between two progress events, at least
 
 
@@ -225,9 +224,8 @@ class Loop:
         self.state.step += 1
         self.state.tokens += self.tokens(records)
         self.state.counted.append(self.counted(records))
-        if (
-            self._scaler.is_enabled()
-        ):  # if it is infinite, the scaler has skipped the step and lowers its scale
+        # If it is infinite, the scaler has skipped the step and lowers its scale
+        if self._scaler.is_enabled():
             norm = norm.nan_to_num(0.0, 0.0)
         self._pending.append((loss, norm))
         if self.devices.device.type == "cpu" or len(self._pending) >= _DRAIN_STEPS:

@@ -248,9 +248,8 @@ def to_files(config: Any, weights: dict[str, Tensor], model: nn.Module) -> dict[
         config.save_pretrained(folder)
         content = json.loads(Path(folder, CONFIG).read_text())
     config.inference_mode = before
-    if not isinstance(
-        content["target_modules"], str
-    ):  # PEFT has a set, whose order differs between processes
+    # PEFT has a set, whose order differs between processes
+    if not isinstance(content["target_modules"], str):
         content["target_modules"] = sorted(content["target_modules"])
     tensors, content = inits.to_plain_adapter(model, weights, content)
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"

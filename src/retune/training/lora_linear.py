@@ -245,9 +245,8 @@ class LoraLinear(torch.autograd.Function):
         flat = x.flatten(0, -2)
         out = products.linear(flat, layer.weight, layer.bias)
         ctx.layer, ctx.saved = layer, _add(out, flat, layer)
-        return out.resize_(
-            *x.shape[:-1], out.shape[-1]
-        )  # not a view: some models change it in place, which autograd refuses
+        # Not a view: some models change it in place, which autograd refuses
+        return out.resize_(*x.shape[:-1], out.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]

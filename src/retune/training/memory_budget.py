@@ -13,9 +13,8 @@ from retune.training import memory, recompute
 _SHARE_OF_GPU = 0.9  # the rest is for fragmentation and for the libraries' own buffers
 _SHARE_OF_CPU = 0.5  # other trials and programs on the machine need memory too
 _MARGIN = 1.5  # on the estimate from the model's shape; a measured value needs none
-_FREE_SECONDS = (
-    0.5  # free memory is looked up at most this often: a look-up takes a noticeable part of a small step
-)
+# Free memory is looked up at most this often: a look-up takes a noticeable part of a small step
+_FREE_SECONDS = 0.5
 _MEASURABLE_TOKENS = 256  # smaller passes are dominated by fixed costs and say nothing about larger ones
 
 

@@ -209,9 +209,8 @@ class Passes:
                 raise
             return self._after_out_of_memory(run, error)
         for parameter, grad in zip(self.parameters, before, strict=True):
-            if (
-                run.start == run.stop
-            ):  # an empty pass gives zeros, where the record's own process may have no gradient at all
+            # An empty pass gives zeros, where the record's own process may have no gradient at all
+            if run.start == run.stop:
                 parameter.grad = grad
             elif grad is not None:
                 parameter.grad = grad if parameter.grad is None else grad.add_(parameter.grad)

@@ -156,9 +156,8 @@ def rng_states(device: torch.device) -> list[Tensor]:
 def set_rng_states(states: list[Tensor], device: torch.device) -> None:
     """Set the states that `rng_states` returned."""
     torch.set_rng_state(states[0])
-    for generator, state in zip(
-        _tracked, states[1:], strict=False
-    ):  # on a GPU one more follows: its default one's
+    # On a GPU one more follows: its default one's
+    for generator, state in zip(_tracked, states[1:], strict=False):
         generator.set_state(state)
     if device.type == "cuda":
         torch.cuda.set_rng_state(states[-1], device)

@@ -52,9 +52,8 @@ _MIN_TOLERANCES: dict[torch.dtype | None, tuple[float, float]] = {
     torch.bfloat16: (2e-2, 1e-2),
     None: (2e-2, 1e-2),
 }
-_ROUNDINGS = (
-    30  # tolerance over the effect of one rounding at the input: a model rounds at every step of every layer
-)
+# Tolerance over the effect of one rounding at the input: a model rounds at every step of every layer
+_ROUNDINGS = 30
 _GRADIENT_TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 _LAYER_TYPES = {"full_attention", "attention", "sliding_attention", "chunked_attention"}
 _EAGER_BYTES = 16  # of eager attention per score: the score, its probability in float32, and copies of both
@@ -180,9 +179,8 @@ def ordinary_tokens(core: Any, tokenizer: Any, count: int) -> list[int]:
     size = int(core.get_input_embeddings().weight.shape[0])
     if hasattr(tokenizer, "__len__"):
         size = min(size, len(tokenizer))
-    special = set(
-        getattr(tokenizer, "all_special_ids", range(4))
-    )  # without a tokenizer, where they usually are
+    # Without a tokenizer, where they usually are
+    special = set(getattr(tokenizer, "all_special_ids", range(4)))
     ordinary = [token for token in range(size) if token not in special][: 1 << 16]
     draws = torch.randint(len(ordinary), (count,), generator=torch.Generator().manual_seed(0))
     return [ordinary[draw] for draw in draws.tolist()]

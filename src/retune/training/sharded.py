@@ -102,9 +102,8 @@ def _shards(
                 raise ValueError(
                     f"{source} in {files[source]} must have the shape {tuple(wanted.shape)}, but has {part.get_shape()}"
                 )
-            rows = -(
-                -wanted.shape[0] // mesh.size()
-            )  # rounded up, as `torch.chunk`, and with it FSDP, splits
+            # Rounded up, as `torch.chunk`, and with it FSDP, splits
+            rows = -(-wanted.shape[0] // mesh.size())
             start = min(mesh.get_local_rank() * rows, wanted.shape[0])
             mine: Tensor = part[start : min(start + rows, wanted.shape[0])]
             mine = mine.to(device=mesh.device_type, dtype=wanted.dtype).contiguous()

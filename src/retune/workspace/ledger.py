@@ -265,9 +265,8 @@ class Ledger:
             if record.trial in keep or record.adapter_uri is None:
                 continue
             pruned = record.model_copy(update={"adapter_uri": None})
-            self.finish(
-                pruned, write=True
-            )  # before the files are deleted: a record must never point to missing files
+            # Before the files are deleted: a record must never point to missing files
+            self.finish(pruned, write=True)
             store.remove(record.adapter_uri)
 
 

@@ -101,9 +101,8 @@ def test_where_a_call_costs_much_passages_that_few_share_do_not_break_up_the_bat
 
 def test_what_it_costs_to_compute_rows_apart():
     assert separation_cost("cpu", 128, rows=2, batch_size=32, steps=2) == 128
-    assert (
-        separation_cost("cuda", 2048, rows=32, batch_size=32, steps=2) == 2048
-    )  # a full batch loses nothing
+    # A full batch loses nothing
+    assert separation_cost("cuda", 2048, rows=32, batch_size=32, steps=2) == 2048
     assert separation_cost("cuda", 2048, rows=8, batch_size=32, steps=2) == 2048 * (1 + 2 * 0.75)
     two = [[*range(400), k] for k in (1, 2)]
     assert worth_sharing(two, 0, separation_cost("cpu", 128, 2, 32, 2))

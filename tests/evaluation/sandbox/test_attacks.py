@@ -186,9 +186,8 @@ def test_what_the_machine_kills_is_no_wrong_answer(monkeypatch, victim):
     monkeypatch.setattr(runner, "_PAUSES", ())
     killed.clear()
     started.clear()
-    wrong = (
-        "    return 0\n" if victim == "the answer's supervisor" else attacks.SOLUTION
-    )  # without it an answer goes on
+    # Without it an answer goes on
+    wrong = "    return 0\n" if victim == "the answer's supervisor" else attacks.SOLUTION
     with pytest.raises(runner.SetupError, match="killed from outside"):
         runner.check(attacks.TARGET + wrong, tests, "total")
 

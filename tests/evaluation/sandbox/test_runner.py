@@ -64,9 +64,8 @@ def test_a_wrong_program_fails_and_says_how(run):
 
 def test_a_program_may_use_its_scratch_folder_in_memory(run):
     outcome = run("open('a', 'w').write('x'); assert open('a').read() == 'x'")
-    assert outcome.passed == (run.keywords["isolation"] == "namespaces"), (
-        outcome
-    )  # by filters nothing is written
+    # By filters nothing is written
+    assert outcome.passed == (run.keywords["isolation"] == "namespaces"), outcome
 
 
 def test_a_program_that_is_no_python(run):

@@ -17,16 +17,8 @@ from retune.errors import InputError, Interrupted, RetuneError
 
 GROUP, VERSION = "kubeflow.org", "v1beta1"
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-_TRANSIENT = {
-    401,
-    408,
-    409,
-    429,
-    500,
-    502,
-    503,
-    504,
-}  # 401: the service account's token on disk was just renewed
+# 401: the service account's token on disk was just renewed
+_TRANSIENT = {401, 408, 409, 429, 500, 502, 503, 504}
 _TIMEOUT = (10, 60)  # seconds to connect, to answer
 
 Object = dict[str, Any]

@@ -34,9 +34,8 @@ FOLDER = "retune.dev/folder"
 TRIAL_LABEL = "retune.dev/trial"
 TRAINER = "trainer.kubeflow.org/v1alpha1"
 _TRIAL_NAME = "${trialParameters.trialName}"
-_MAX_NAME = (
-    24  # `name` adds 6 characters, Katib 9 for a trial, and a TrainJob 16 for its pod; the limit is 63
-)
+# `name` adds 6 characters, Katib 9 for a trial, and a TrainJob 16 for its pod; the limit is 63
+_MAX_NAME = 24
 _MEDIANSTOP = ("min_trials_required", "start_step")
 _COURSE = ("validation_loss", "train_loss")  # what a trial reports more than once
 _METRIC = re.compile(r"[\w|-]+")  # names that the default filter of Katib's metrics collector matches

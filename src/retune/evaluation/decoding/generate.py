@@ -263,9 +263,8 @@ class Decoder:
             node, start = above, above.length if above else 0
             if worth_sharing([prompts[k] for k in places], start, cost):
                 extended = self._try(lambda: self._extend([prompts[k] for k in places], above, new_tokens))
-                if isinstance(
-                    extended, str
-                ):  # no memory for the longer prefix: each prompt computes it itself
+                # No memory for the longer prefix: each prompt computes it itself
+                if isinstance(extended, str):
                     yield places, above
                     return
                 node, start = extended, extended.length

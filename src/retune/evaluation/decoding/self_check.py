@@ -25,10 +25,8 @@ _PREFIX = 44  # with four prompts behind it, it is worth sharing
 _SUFFIXES = (9, 9, 9, 2)  # rows of different room: some leave before others end
 _UNSHARED = (6, 13)
 _NEW = 6
-_MAX_LONG_PROMPT = {
-    False: 5000,
-    True: 1100,
-}  # tokens of a prompt on a GPU and on a CPU, whatever is in the config
+# Tokens of a prompt on a GPU and on a CPU, whatever is in the config
+_MAX_LONG_PROMPT = {False: 5000, True: 1100}
 _TOP_TOKENS = 16  # of the likeliest tokens at each place
 _LOG = logging.getLogger(__name__)
 
