@@ -59,7 +59,7 @@ def test_the_order_of_the_steps_is_that_of_the_compiled_pipeline(small):
     for name, step in iterator:
         names.append(name)
         if name == "search":  # the next ones ask for its folder, and do nothing yet
-            iterator.gi_frame.f_locals["folders"].append(None)
+            iterator.gi_frame.f_locals["searched"].append(None)
     assert ["validate", *names] == order
     assert set(spec["root"]["dag"]["tasks"]) == {"exit-handler-1", "report"}
 

@@ -24,7 +24,6 @@ __all__ = ["Example", "content", "content_digest", "name", "parse", "parsed", "r
 
 MAX_PROBLEMS = 20
 _SAMPLED = 20  # records whose fields are looked at to detect the format
-_LOOK_EVERY = 1000  # records between two looks at the memory taken
 _MAX_DISTINCT = 1000  # different problems of records that are kept
 
 
@@ -135,7 +134,7 @@ def parsed(data: bytes | Path, source: File) -> tuple[str, list[Example]]:
         wrong = _Problems(files.POSITION_WORD.get(sort, "record"))
         read: list[Example] = []
         for place, (row, record) in enumerate(itertools.chain(first, rows)):
-            if place % _LOOK_EVERY == 0 and (problem := growth.problem()):
+            if problem := growth.problem_at(place):
                 raise InputError(f"{wrong.where} {row}: {problem}", source.uri)
             wrong.objects += isinstance(record, dict)
             if not isinstance(taken, formats.Schema):
@@ -194,7 +193,7 @@ def _schema(found: list[tuple[int, Any]], source: File) -> formats.Schema | str 
 
 def _more_of(found: list[tuple[int, Any]]) -> str | None:
     """Return what the first records say beyond the names of their fields: they differ, or hold one another's fields."""
-    records = [(row, record) for row, record in found[:_SAMPLED] if isinstance(record, dict)]
+    records = [(row, record) for row, record in found if isinstance(record, dict)]
     (first_row, first), others = records[0], records[1:]
     for row, record in others:
         if not set(record) & set(first):

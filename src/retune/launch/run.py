@@ -36,7 +36,7 @@ def steps(study: Study) -> Iterator[Step]:
     from retune.steps.select import select
 
     data: list[str] = []  # what one step returns is an argument of the next
-    folders: list[SearchFolder] = []
+    searched: list[SearchFolder] = []
 
     def run_mix() -> None:
         found = recipe(study)
@@ -44,8 +44,8 @@ def steps(study: Study) -> Iterator[Step]:
         data.append(found.folder)
 
     yield "mix", run_mix
-    yield "search", lambda: folders.append(search(study, data[0]))
-    (folder,) = folders
+    yield "search", lambda: searched.append(search(study, data[0]))
+    (folder,) = searched
     yield "benchmark", lambda: benchmark(study, folder)
     yield "select", lambda: select(study, folder)
     yield "register", lambda: register(study, folder)

@@ -29,9 +29,8 @@ class LocalPlace:
         """Return the file's bytes."""
         with self._translated_errors("read"):
             self._refuse_devices(self.path.stat().st_mode)
-            with open(self.path, "rb", opener=_open_nonblocking) as file:
-                # Again, of the open file: another one may have taken the name since the first check
-                self._refuse_devices(os.fstat(file.fileno()).st_mode)
+            # `opened` checks the open file too: another one may have taken the name since
+            with opened(self.path) as file:
                 return file.read()
 
     def write(self, data: bytes) -> None:

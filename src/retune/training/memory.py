@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import resource
-import sys
 from pathlib import Path
 
 import torch
@@ -57,16 +55,7 @@ def reset_peak(device: torch.device) -> None:
 
 def peak(device: torch.device) -> dict[str, float]:
     """Return the peak since `reset_peak` in GiB: ``peak_memory_gib``, and ``peak_gpu_gib`` on a GPU."""
-    peaks = {"peak_memory_gib": _peak_resident() / _GIB}
+    peaks = {"peak_memory_gib": free_memory.peak_resident() / _GIB}
     if device.type == "cuda":
         peaks["peak_gpu_gib"] = max(_highest, torch.cuda.max_memory_allocated(device)) / _GIB
     return peaks
-
-
-def _peak_resident() -> int:
-    """Return the peak of the resident set in bytes."""
-    fields = free_memory.fields(Path("/proc/self/status"))
-    if "VmHWM" in fields:
-        return fields["VmHWM"]
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, other systems KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

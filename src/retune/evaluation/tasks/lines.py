@@ -52,7 +52,7 @@ def parse(path: Path, text: str, form: str, read: Callable[[int, Any], _T]) -> l
     found: list[_T] = []
     growth = free_memory.Growth()
     for number, line, _ in numbered_lines(text):
-        if number % 1000 == 0 and (problem := growth.problem()):
+        if problem := growth.problem_at(number):
             raise InputError(f"{path}:{number}: {problem}")
         if not line.strip():
             continue
