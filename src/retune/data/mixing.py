@@ -108,7 +108,7 @@ def mix(
             progress("storing tokens")
             _store_tokens(data, tokenizer, out_uri, existing)
         return existing
-    prompt, splits = _draw_splits(data, seed, tokenizer, pools, held_out, progress)
+    prompt, _, splits = _draw_splits(data, seed, tokenizer, pools, held_out, progress)
     progress("writing")
     files = {split: _jsonl([text for _, text in part]) for split, part in splits.items()}
     record = _record(
@@ -159,7 +159,9 @@ def preview(data: Data, seed: int, tokenizer: Any, context: int | None = None) -
     """
     pools, held_out = _pools(data)
     all_pools = [*pools, *([held_out] if held_out else [])]
-    prompt, splits = _draw_splits(data, seed, tokenizer, pools, held_out, lambda part: None, count=False)
+    prompt, encoder, splits = _draw_splits(
+        data, seed, tokenizer, pools, held_out, lambda part: None, count=False
+    )
     lines = [
         f"{sources.name(s.source)}: {s.read:,} records, read as {s.taken}{_dropped(s, data)}"
         for s in all_pools
@@ -168,7 +170,6 @@ def preview(data: Data, seed: int, tokenizer: Any, context: int | None = None) -
     summary = _prompt_summary(prompt, [text for part in splits.values() for _, text in part])
     lines.append(f"{len(train):,} + {len(validation):,} records; prompt: {summary}")
     sample = [text for _, text in train[:_SAMPLED]]
-    encoder = None if tokenizer is None else _encoder(_load_tokenizer(tokenizer), prompt, tokenizer)
     if encoder is None:
         lengths = [len(json.dumps(text.example.to_dict())) / 4 for text in sample]
     else:
@@ -305,8 +306,8 @@ def _draw_splits(
     held_out: Pool | None,
     progress: Callable[[str], None],
     count: bool = True,
-) -> tuple[Prompt, dict[Split, list[tuple[Pool, Text]]]]:
-    """Read, filter and draw; return the prompt and the records of both splits."""
+) -> tuple[Prompt, Encoder | None, dict[Split, list[tuple[Pool, Text]]]]:
+    """Read, filter and draw; return the prompt, the encoder if there is a tokenizer, and the records of both splits."""
     all_pools = [*pools, held_out] if held_out else pools
     filters.parse(all_pools)
     conversations = any(text.example.messages for pool in all_pools for text in pool.texts)
@@ -335,7 +336,7 @@ def _draw_splits(
     if encoder is not None and count:
         progress("counting tokens")
         filters.count_tokens([text for part in splits.values() for _, text in part], encoder)
-    return prompt, splits
+    return prompt, encoder, splits
 
 
 def _load_tokenizer(tokenizer: Any) -> Any:

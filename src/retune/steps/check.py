@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 
 from pydantic import ValidationError
@@ -50,16 +51,18 @@ def _problems(study: Study, network: bool, tracking: bool, notes: list[str]) -> 
         notes.append(f"not checked (--offline): {', '.join(skipped)}")
     yield from search_problems(study)
     base_is_local = study.model.base not in skipped
+    # Once, where it is first needed: a base of an unusual architecture takes torch and seconds
+    read_facts = functools.cache(lambda: base_facts.read(models.locate(study.model)))
     if base_is_local:
         yield from _problems_of(lambda: models.locate(study.model))
     if not any(source.uri in skipped for source in study.data.sources) and _held_out(study) not in skipped:
-        yield from _problems_of(lambda: notes.extend(_data(study, base_is_local)))
+        yield from _problems_of(lambda: notes.extend(_data(study, base_is_local, read_facts)))
     for uri in study.search.warm_start:
         if uri not in skipped and not store.exists(store.join(uri, "search.json")):
             yield f"`search.warm_start` names finished searches, but there is no search.json in {uri}"
     if base_is_local:
         yield from _quantization(study)
-        yield from _problems_of(lambda: _base(study))
+        yield from _problems_of(lambda: _base(study, read_facts))
     if study.benchmark.tasks and not any(uri in skipped for uri in study.benchmark.data.values()):
         yield from bench.check(study.benchmark)
         if network and base_is_local:
@@ -112,14 +115,14 @@ def _metrics(study: Study) -> Iterator[str]:
         yield f"{key}: unknown metric {metric!r}; {hint}"
 
 
-def _data(study: Study, base_is_local: bool) -> list[str]:
+def _data(study: Study, base_is_local: bool, read_facts: Callable[[], base_facts.BaseFacts]) -> list[str]:
     """Return a line for each file with its detected format and dropped records, and the estimated duration of the study."""
     base, context = None, None
     if base_is_local:
         # A missing base is reported by the caller; the data can be checked without it
         with contextlib.suppress(FileNotFoundError, RetuneError):
             base = models.locate(study.model)
-            context = base_facts.read(base).context
+            context = read_facts().context
     preview = mixing.preview(study.data, study.seed, base, context)
     estimate = duration.estimate(study, preview, base)
     return [*preview.lines, *([estimate] if estimate else [])]
@@ -157,13 +160,13 @@ def _quantization(study: Study) -> list[str]:
     return models.quantization_problems(study.model, torch.cuda.is_available())
 
 
-def _base(study: Study) -> None:
+def _base(study: Study, read_facts: Callable[[], base_facts.BaseFacts]) -> None:
     """Refuse a base that cannot be trained on: without the target modules, or with a tokenizer that does not fit."""
     try:
         base = models.locate(study.model)
     except (InputError, FileNotFoundError):
         return  # reported above
-    facts = base_facts.read(base)
+    facts = read_facts()
     problems = []
     for assignment in trainable.settings(study.search.space, ("target_modules", "first_layer", "last_layer")):
         problems += _problems_of(lambda given=assignment: _targets(study, facts.layers, given))  # type: ignore[misc]

@@ -78,26 +78,30 @@ def problems(study: Study) -> list[str]:
             found.append(
                 f"Katib's `{name}` has no setting {key!r}; {hint}`search.settings` may hold {list(_KATIB_SETTINGS[name])}"
             )
-    ours = f"use one of {search.fitting(wanted.space, objective, here=False, katib=True)}"
+
+    def ours() -> str:
+        # Only for a problem: to know them all, all algorithms are imported
+        return f"use one of {search.fitting(wanted.space, objective, here=False, katib=True)}"
+
     if wanted.warm_start:
-        found.append(f"Katib's `{name}` cannot use earlier studies: remove `search.warm_start`, or {ours}")
+        found.append(f"Katib's `{name}` cannot use earlier studies: remove `search.warm_start`, or {ours()}")
     if wanted.constraints:
         limited = [limit.metric for limit in wanted.constraints]
         found.append(
-            f"Katib's `{name}` has no constraints, but got some on {limited}: remove `search.constraints`, or {ours}"
+            f"Katib's `{name}` has no constraints, but got some on {limited}: remove `search.constraints`, or {ours()}"
         )
     if wanted.further_objectives:
         found.append(
-            f"Katib's `{name}` optimises one metric, but got {[o.metric for o in wanted.objectives]}: {ours}"
+            f"Katib's `{name}` optimises one metric, but got {[o.metric for o in wanted.objectives]}: {ours()}"
         )
     if depending := [p.name for p in wanted.space.parameters if p.when]:
         found.append(
-            f"Katib's `{name}` has no conditional parameters, but got `when` of {depending}: remove `when`, or {ours}"
+            f"Katib's `{name}` has no conditional parameters, but got `when` of {depending}: remove `when`, or {ours()}"
         )
     numbers = [p.name for p in wanted.space.parameters if p.kind in ("real", "integer") and p.step is None]
     if name == "cmaes" and len(numbers) < 2:
         found.append(
-            f"`cmaes` needs two or more real or integer parameters without a `step`, but got {numbers}: {ours}"
+            f"`cmaes` needs two or more real or integer parameters without a `step`, but got {numbers}: {ours()}"
         )
     if name == "bayesianoptimization":
         # Katib's skopt service samples each double on a log scale, whatever the distribution
@@ -106,7 +110,7 @@ def problems(study: Study) -> list[str]:
         if low:
             found.append(
                 "Katib's `bayesianoptimization` draws real parameters on a log scale, so `low > 0` must hold, "
-                f"but got {low}: raise `low`, give a `step`, or {ours}"
+                f"but got {low}: raise `low`, give a `step`, or {ours()}"
             )
     return found
 
