@@ -7,10 +7,10 @@ so that what else the machine does matters little; give it to this program alone
 the trials are run in the two other ways, and their seconds are counted for all: trials differ in rate and seed, not in work.
 
     python benchmarks/bench_pack.py --trials 16 --records 800 --threads 1
-    python benchmarks/bench_pack.py --gpu 1.1B --trials 8 --records 80      # random weights of that shape; 7B likewise
+    python benchmarks/bench_pack.py --shape 1.1B --trials 16 --records 80      # on a GPU; 7B likewise
 
-`--gpu` compares side by side with one after another, in real tokens a second. It has not been run on a GPU yet; `--gpu tiny` runs
-the same code on a CPU.
+`--shape` takes a Llama of that shape with random weights, in bfloat16 on a GPU, and prints real tokens a second, there with their
+share of the 4N FLOP/token limit; `benchmarks/bench_gpu.py` runs it. `--shape tiny` runs the same code on a CPU.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ SHAPES = {
     "tiny": (64, 128, 2, 4), "1.1B": (2048, 5632, 22, 32), "7B": (4096, 11008, 32, 32),
 }  # fmt: skip
 """Hidden size, inner size, layers and heads."""
+PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
+"""Dense bfloat16, NVIDIA's data sheets."""
 PEER = """
 import sys, json
 import torch
@@ -42,13 +44,15 @@ from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, 
 from peft import LoraConfig, get_peft_model
 job = json.load(open(sys.argv[1]))
 rate, seed = job["trials"][int(sys.argv[2])]
-model = AutoModelForCausalLM.from_pretrained(job["base"], dtype=torch.float32)
+on_gpu = torch.cuda.is_available()
+dtype = torch.bfloat16 if on_gpu else torch.float32
+model = AutoModelForCausalLM.from_pretrained(job["base"], dtype=dtype)
 torch.manual_seed(seed)
 model = get_peft_model(model, LoraConfig(r=8, lora_alpha=32, lora_dropout=0.0, target_modules=["q_proj", "v_proj"],
     task_type="CAUSAL_LM"))
 arguments = TrainingArguments(job["out"], per_device_train_batch_size=4, num_train_epochs=1, learning_rate=rate, seed=seed,
     lr_scheduler_type="linear", train_sampling_strategy="sequential", logging_steps=1, report_to="none", save_strategy="no",
-    disable_tqdm=True, use_cpu=True)
+    disable_tqdm=True, use_cpu=not on_gpu, bf16=on_gpu)
 trainer = Trainer(model, arguments, train_dataset=job["rows"][str(seed)],
     data_collator=DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(job["base"]), padding=True))
 trainer.train()
@@ -69,10 +73,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--alone", type=int, default=4, help="trials that are run one after another")
     parser.add_argument("--peers", type=int, default=2, help="trials that are run in a process of Trainer's")
     parser.add_argument(
-        "--gpu", choices=list(SHAPES), help="a shape with random weights, side by side and alone"
+        "--shape", choices=list(SHAPES), help="a Llama of this shape with random weights as base"
     )
+    parser.add_argument(
+        "--base", type=Path, help="with --shape: the folder of that base, made if it is not there"
+    )
+    parser.add_argument("--source", action="append", default=[], metavar="FORMAT:FILE:SHARE",
+                        help="train on these records instead of the demo's")  # fmt: skip
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args(argv)
+    if options.json:
+        options.json = str(Path(options.json).resolve())
     import torch
 
     from retune.models import quiet
@@ -82,8 +93,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         result = _compare(options, Path(folder))
-    result = {"machine": {"cpu": _cpu(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
-              "versions": versions("torch", "transformers", "peft"), "settings": vars(options)} | result  # fmt: skip
+    machine = {"cpu": _cpu(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    if torch.cuda.is_available():
+        machine["gpu"] = torch.cuda.get_device_name()
+    settings = {
+        name: value for name, value in vars(options).items() if name not in ("base", "json", "source")
+    }
+    about = {"machine": machine, "versions": versions("torch", "transformers", "peft"), "settings": settings}
+    result = about | result
     print(json.dumps({name: value for name, value in result.items() if name != "losses"}, indent=2))
     if options.json:
         Path(options.json).write_text(json.dumps(result, indent=2) + "\n")
@@ -105,18 +122,21 @@ def _compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from retune.training.side_by_side import SideBySide
 
     base_folder = ROOT / "examples/base/tiny"
-    if options.gpu:
-        base_folder = _random_base(folder / "base", options.gpu)
+    if options.shape:
+        base_folder = (options.base or folder / "base").resolve()
+        if not (base_folder / "config.json").exists():
+            _say(f"writing a base of shape {options.shape} with random weights")
+            write_random_base(base_folder, options.shape)
+    overrides = [
+        f"data.train={options.records}", "training.epochs=1", "training.dropout=0.0", f"model.base={base_folder}",
+    ]  # fmt: skip
+    if options.shape:
+        overrides.append("data.validation=8")  # validation is not counted in tokens a second
+    if options.source:
+        sources = json.dumps([_source(words) for words in options.source])
+        overrides += [f"data.sources={sources}", "data.max_length=512"]
     os.chdir(folder)
-    study = load(
-        DEMO,
-        [
-            f"data.train={options.records}",
-            "training.epochs=1",
-            "training.dropout=0.0",
-            f"model.base={base_folder}",
-        ],
-    )
+    study = load(DEMO, overrides)
     recipe = mix.recipe(study)
     mix.mix(recipe)
     base = ResidentBase(study.model)
@@ -160,6 +180,8 @@ def _compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     first = _timed(lambda: run_trial(study, recipe.folder, tasks("first")[0], base))[1]
     one, seconds = _timed(alone)
     alone_seconds = {name: value / count_alone * options.trials for name, value in seconds.items()}
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     several, together_seconds = _timed(together)
     curves = [
         [[point.value for point in record.curves["train_loss"]] for record in records]
@@ -172,10 +194,13 @@ def _compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "ratio_to_alone": {k: alone_seconds[k] / together_seconds[k] for k in alone_seconds},
         "run_alone": count_alone, "difference_to_alone": _apart(curves[0], curves[1][:count_alone]), "losses": curves[1],
     }  # fmt: skip
-    if options.gpu:
-        return result | (
-            {"peak_gib": torch.cuda.max_memory_allocated() / 2**30} if torch.cuda.is_available() else {}
-        )
+    result["first_trial"] = first
+    if torch.cuda.is_available():
+        weights = sum(parameter.numel() for parameter in base.load().model.parameters())
+        result["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        result["share_of_4n_limit"] = share_of_limit(result["tokens_per_second"], weights)
+    if not count:
+        return result
     data = base.tokens(recipe.folder, "train", study.data)
     rows = {seed: [_row(data, record) for record in epoch_order(len(data), seed, 0)] for _, seed in trials}
     held_out = base.tokens(recipe.folder, "validation", study.data)
@@ -183,6 +208,8 @@ def _compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     content = {"base": str(base_folder), "out": str(folder / "peer"), "trials": trials, "rows": rows,
                "validation": [_row(held_out, record) for record in range(len(held_out))]}  # fmt: skip
     job.write_text(json.dumps(content))
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # the peers need the memory
 
     def train_peers() -> list[list[float]]:
         found = []
@@ -250,8 +277,27 @@ def _row(tokens: Any, record: int) -> dict[str, list[int]]:
     return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
 
 
-def _random_base(folder: Path, shape: str) -> Path:
-    """Write a Llama of this shape with random weights and the demo's tokenizer."""
+def _source(words: str) -> dict[str, Any]:
+    """Return ``FORMAT:FILE:SHARE`` as a source of a study."""
+    kind, _, rest = words.partition(":")
+    file, _, share = rest.rpartition(":")
+    return {"format": kind, "uri": str(Path(file).resolve()), "share": float(share)}
+
+
+def share_of_limit(speeds: dict[str, float], weights: int) -> dict[str, float]:
+    """Return what share of the GPU's peak each speed is, in tokens a second at 4 FLOP a weight and token.
+
+    A frozen base costs 2 FLOP a weight forward and 2 for the gradients of activations. Empty for an unknown GPU.
+    """
+    import torch
+
+    name = torch.cuda.get_device_name()
+    peak = next((peak for key, peak in PEAK_TFLOPS.items() if key in name), None)
+    return {key: speed * 4 * weights / (peak * 1e12) for key, speed in speeds.items()} if peak else {}
+
+
+def write_random_base(folder: Path, shape: str) -> None:
+    """Write a Llama of this shape with random weights, made on the GPU if there is one, and the demo's tokenizer."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -261,9 +307,14 @@ def _random_base(folder: Path, shape: str) -> Path:
         max_position_embeddings=4096,
     )  # fmt: skip
     torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    torch.set_default_dtype(torch.bfloat16)  # at once: 7B in float32 are 27 GB
+    try:
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            model = LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(ROOT / "examples/base/tiny").save_pretrained(folder)
-    return folder
 
 
 if __name__ == "__main__":
