@@ -32,7 +32,8 @@ from retune.selection.association import associate
 from retune.steps import mix
 from retune.study import Study, load
 from retune.training.resident import ResidentBase
-from retune.training.run_trial import TrialTask, run_trial
+from retune.trials.run_trial import run_trial
+from retune.trials.task import TrialTask
 from retune.workspace.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[1]

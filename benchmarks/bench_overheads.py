@@ -395,7 +395,7 @@ def part_trials(folder: str, work: str) -> Row:
     from retune.evaluation import bench
     from retune.report.folder import study_in
     from retune.training.resident import ResidentBase
-    from retune.training.run_trial import run_trial
+    from retune.trials.run_trial import run_trial
     from retune.workspace import folders
     from retune.workspace.search_folder import SearchFolder
 

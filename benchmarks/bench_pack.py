@@ -118,8 +118,9 @@ def _compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from retune.steps import mix
     from retune.study import load
     from retune.training.resident import ResidentBase
-    from retune.training.run_trial import TrialTask, run_trial
-    from retune.training.side_by_side import SideBySide
+    from retune.trials.run_trial import run_trial
+    from retune.trials.side_by_side import SideBySide
+    from retune.trials.task import TrialTask
 
     base_folder = ROOT / "examples/base/tiny"
     if options.shape:
@@ -221,7 +222,7 @@ def _compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     peers, seconds = _timed(train_peers)
     share = {name: value / count * options.trials for name, value in seconds.items()}
     imports = _timed(
-        lambda: subprocess.run([sys.executable, "-c", "import retune.training.side_by_side"], check=True)
+        lambda: subprocess.run([sys.executable, "-c", "import retune.trials.side_by_side"], check=True)
     )[1]
     start = {name: imports[name] + first[name] for name in first}
     return result | {

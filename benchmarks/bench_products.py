@@ -27,8 +27,8 @@ from retune.steps import mix
 from retune.study import Study, load
 from retune.training import products
 from retune.training.resident import ResidentBase
-from retune.training.run_trial import TrialTask
-from retune.training.side_by_side import SideBySide
+from retune.trials.side_by_side import SideBySide
+from retune.trials.task import TrialTask
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = (64, 250, 1000, 4000)

@@ -322,7 +322,8 @@ def train_in_small_disk(folder: str, quick: bool) -> list[str | None]:
 
     from retune.data import mixing
     from retune.training.resident import ResidentBase
-    from retune.training.run_trial import TrialTask, run_trial
+    from retune.trials.run_trial import run_trial
+    from retune.trials.task import TrialTask
 
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", folder], check=True)
     with tempfile.TemporaryDirectory() as outside:

@@ -31,7 +31,7 @@ ADDRESS = "RETUNE_TESTS_FORKED"
 PRELOADED = [
     "torch", "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto", "peft", "mlflow",
     "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store", "matplotlib.figure", "pandas",
-    "scipy.optimize", "grpc", "retune.study", "retune.records", "retune.training.side_by_side", "retune.suggestion.service",
+    "scipy.optimize", "grpc", "retune.study", "retune.records", "retune.trials.side_by_side", "retune.suggestion.service",
 ]  # fmt: skip
 WORTH = {"retune.engines.worker", "retune.launch.run", "run", "trial", "bench", "ci", "rollout"}
 """What the server is started for, which takes it as long as two of them; lesser commands use it where it runs."""

@@ -8,7 +8,8 @@ import torch
 from retune import gpus
 from retune.errors import InputError
 from retune.training.resident import ResidentBase
-from retune.training.run_trial import TrialTask, run_trial
+from retune.trials.run_trial import run_trial
+from retune.trials.task import TrialTask
 
 WHOLE = """\
 GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-11111111-2222-3333-4444-555555555555)

@@ -33,7 +33,8 @@ from retune.records import digest, now, versions
 from retune.space import Parameter, Space, tribes2024
 from retune.study import Study
 from retune.training.resident import ResidentBase
-from retune.training.run_trial import TrialTask, run_trial
+from retune.trials.run_trial import run_trial
+from retune.trials.task import TrialTask
 
 BAND_LOW, BAND_HIGH = 1e-3, 1e-1
 BATCH = 4

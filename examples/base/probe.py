@@ -20,7 +20,8 @@ import torch
 from retune.models import load_tokenizer
 from retune.study import load
 from retune.training.resident import ResidentBase
-from retune.training.run_trial import TrialTask, run_trial
+from retune.trials.run_trial import run_trial
+from retune.trials.task import TrialTask
 
 STUDY = Path(__file__).parents[1] / "01-first-study" / "study.yaml"
 

@@ -30,7 +30,7 @@ def folder(tmp_path):
 
 
 def _issued(record, search):
-    from retune.training.run_trial import TrialTask
+    from retune.trials.task import TrialTask
 
     where = str(search / "trials" / record.trial)
     fields = {name: getattr(record, name) for name in ("trial", "number", "role", "assignment", "seed")}

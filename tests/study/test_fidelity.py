@@ -77,7 +77,7 @@ def test_a_study_without_the_keys_is_the_study_it_was():
 
 def test_records_and_tasks_without_the_keys_have_no_new_field():
     from retune.records import TrialRecord
-    from retune.training.run_trial import TrialTask
+    from retune.trials.task import TrialTask
     from retune.workspace.ledger import _content
 
     record = TrialRecord(

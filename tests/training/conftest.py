@@ -23,7 +23,7 @@ from retune.data import mixing
 from retune.study import Data
 from retune.training.model_attention import by_segments
 from retune.training.resident import ResidentBase
-from retune.training.run_trial import TrialTask
+from retune.trials.task import TrialTask
 
 SIZE = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -14,7 +14,7 @@ from retune import store
 from retune.errors import Interrupted, RetuneError
 from retune.events import Measured, Note, Progress
 from retune.training import checkpoint
-from retune.training.run_trial import run_trial
+from retune.trials.run_trial import run_trial
 from tests.training.conftest import ON_GPU, alike, make_study
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ class StopAfter:
 @pytest.fixture(scope="module")
 def whole(base, data, tmp_path_factory):
     """The same trial, never interrupted."""
-    from retune.training.run_trial import TrialTask
+    from retune.trials.task import TrialTask
 
     study = make_study(base.model.base)
     folder = str(tmp_path_factory.mktemp("whole"))
@@ -171,7 +171,8 @@ _PROGRAM = """
 import sys, torch
 torch.set_num_threads(1)
 from retune.training.resident import ResidentBase
-from retune.training.run_trial import TrialTask, run_trial
+from retune.trials.run_trial import run_trial
+from retune.trials.task import TrialTask
 from tests.training.conftest import ON_GPU, alike, make_study
 base, data, folder = sys.argv[1:]
 study = make_study(base, checkpoint_minutes=1e-9)
@@ -198,7 +199,7 @@ def test_sigkill_at_any_moment_loses_at_most_the_step_it_hit(base_folder, data, 
         process.wait()
     final = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert int(final.stdout.split()[0]) > 7
-    from retune.training.run_trial import TrialTask
+    from retune.trials.task import TrialTask
 
     study = make_study(base_folder, checkpoint_minutes=1e-9)
     task = TrialTask(trial="t", number=2, role="search", seed=3, folder=str(tmp_path / "t"))

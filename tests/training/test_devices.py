@@ -14,7 +14,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from retune.records import TrialRecord
 from retune.training.resident import ResidentBase
-from retune.training.run_trial import run_trial
+from retune.trials.run_trial import run_trial
 from tests.training.conftest import make_study
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,8 @@ import torch
 torch.set_num_threads(1)
 from retune.errors import Interrupted
 from retune.training.resident import ResidentBase
-from retune.training.run_trial import TrialTask, run_trial
+from retune.trials.run_trial import run_trial
+from retune.trials.task import TrialTask
 from tests.training.conftest import make_study
 
 base_folder, data, out, settings = sys.argv[1:5]
@@ -156,7 +157,8 @@ import torch
 torch.set_num_threads(1)
 from retune.errors import RetuneError
 from retune.training.resident import ResidentBase
-from retune.training.run_trial import TrialTask, run_trial
+from retune.trials.run_trial import run_trial
+from retune.trials.task import TrialTask
 from tests.training.conftest import make_study
 
 llama, left_out, data, out, settings = sys.argv[1:]

@@ -18,7 +18,7 @@ from retune.training.loss import loss_sum
 from retune.training.model_attention import by_segments
 from retune.training.passes import Passes
 from retune.training.resident import ResidentBase
-from retune.training.run_trial import run_trial
+from retune.trials.run_trial import run_trial
 from tests.training.conftest import make_base, make_study
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -17,7 +17,7 @@ from retune.training import dropout, memory, recompute
 from retune.training import passes as passes_module
 from retune.training.memory_budget import MemoryBudget
 from retune.training.passes import Pass, Unit
-from retune.training.run_trial import run_trial
+from retune.trials.run_trial import run_trial
 from tests.training.conftest import make_study
 
 ROOT = Path(__file__).parents[2]
@@ -166,7 +166,8 @@ from retune import free_memory
 from retune.training import memory
 from retune.training.loop import Loop
 from retune.training.resident import ResidentBase
-from retune.training.run_trial import TrialTask, run_trial
+from retune.trials.run_trial import run_trial
+from retune.trials.task import TrialTask
 from tests.training.conftest import make_study
 
 base_folder, data, folder, limit, blind = sys.argv[1:]

@@ -9,7 +9,8 @@ from retune.events import Note
 from retune.records import TrialRecord, parse
 from retune.study import Proxy
 from retune.training import checkpoint
-from retune.training.run_trial import TrialTask, run_trial
+from retune.trials.run_trial import run_trial
+from retune.trials.task import TrialTask
 from tests.training.conftest import alike, make_study
 
 RUNGS = (0.25, 0.5, 0.8)  # of 12 steps: 3, 6 (the end of epoch 1) and 10

@@ -24,7 +24,7 @@ from retune.training import (
 )
 from retune.training.loss import loss_sum
 from retune.training.resident import ResidentBase
-from retune.training.run_trial import run_trial
+from retune.trials.run_trial import run_trial
 
 from . import zoo
 from .conftest import make_study

@@ -13,8 +13,9 @@ from retune.errors import InputError
 from retune.study import TUNABLE, Training
 from retune.training import lora
 from retune.training.inits import FirstRecords
-from retune.training.run_trial import TrialTask, run_trial
 from retune.training.targets import target_names
+from retune.trials.run_trial import run_trial
+from retune.trials.task import TrialTask
 from tests.training.conftest import alike, make_study
 from tests.training.test_lora import assert_same, snapshot
 

@@ -101,7 +101,8 @@ def command(
         store.require_writable(out, "--out")
         models.import_libraries(chosen.model)
         from retune.training.resident import ResidentBase
-        from retune.training.run_trial import TrialTask, run_trial
+        from retune.trials.run_trial import run_trial
+        from retune.trials.task import TrialTask
 
         given = {key: value for key, value in setting.items() if value is not None}
         task = TrialTask(

@@ -26,7 +26,7 @@ from retune.search.stopping import DEFAULT, Job
 from retune.space import Assignment
 from retune.study import Study
 from retune.suggestion.client import SuggestionClient
-from retune.training.run_trial import TrialTask
+from retune.trials.task import TrialTask
 from retune.workspace.ledger import Ledger, Outcome, warm_start
 
 ATTEMPTS = 2

@@ -35,8 +35,8 @@ from retune.processes import die_with_parent
 if TYPE_CHECKING:
     from retune.events import Event
     from retune.records import TrialRecord
-    from retune.training.run_trial import TrialTask
-    from retune.training.side_by_side import SideBySide
+    from retune.trials.side_by_side import SideBySide
+    from retune.trials.task import TrialTask
 
 
 def _reserve_stdout() -> TextIO:
@@ -72,8 +72,8 @@ def main() -> None:
     from retune import models
     from retune.study import Study
     from retune.training.resident import ResidentBase
-    from retune.training.run_trial import run_trial
-    from retune.training.side_by_side import SideBySide, with_trial
+    from retune.trials.run_trial import run_trial
+    from retune.trials.side_by_side import SideBySide, with_trial
 
     study = Study.model_validate(setup["study"])
     models.import_libraries(study.model)
@@ -103,7 +103,7 @@ def main() -> None:
 
 
 def _task(line: str) -> TrialTask:
-    from retune.training.run_trial import TrialTask
+    from retune.trials.task import TrialTask
 
     return TrialTask.model_validate_json(line)
 

@@ -17,7 +17,7 @@ from typing import IO, Any
 from retune import gpus
 from retune.engines import spares
 from retune.study import Study
-from retune.training.run_trial import TrialTask
+from retune.trials.task import TrialTask
 
 
 @dataclass

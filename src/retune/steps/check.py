@@ -19,8 +19,8 @@ from retune.study.scored import MEAN_SCORE
 from retune.study.training import EDITING
 from retune.tracking import boards, server
 from retune.tracking.runs import tracking_uri, uri_problem
-from retune.training.run_trial import METRICS
 from retune.training.targets import in_range, named
+from retune.trials.trial_record import METRICS
 from retune.workspace.search_folder import SEARCH, SearchFolder
 
 

@@ -117,10 +117,10 @@ def _on_this_data(study: Study, champion: ChampionFacts, data_uri: str) -> Champ
         )
         base = ResidentBase(study.model)
         if scored:
-            from retune.evaluation.scoring import scores
+            from retune.trials.scores import benchmark_scores
 
-            found = scores(study, base, "champion", str(adapter), folder)
-            return replace(champion, objective=found[metric])
+            scores = benchmark_scores(study, base, "champion", str(adapter), folder)
+            return replace(champion, objective=scores[metric])
         return replace(champion, objective=base.evaluate(str(adapter), data_uri, study))
 
 

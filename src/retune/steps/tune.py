@@ -9,7 +9,8 @@ from retune.records import BenchRecord, TrialRecord, digest
 from retune.space import Assignment
 from retune.study import Study
 from retune.training.resident import ResidentBase
-from retune.training.run_trial import TrialTask, run_trial
+from retune.trials.run_trial import run_trial
+from retune.trials.task import TrialTask
 
 
 def train(study: Study, data_uri: str, assignment: Assignment) -> TrialRecord:

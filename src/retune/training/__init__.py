@@ -1,1 +1,1 @@
-"""LoRA trials: the model, the loop, checkpoints, and a base that stays loaded."""
+"""LoRA training: adapters, the loop, checkpoints, validation, and a base that stays loaded."""

@@ -22,7 +22,7 @@ from retune.selection.expected import by_expectation, expected
 from retune.selection.ranking import candidates
 from retune.space import Assignment
 from retune.study import Search, Study
-from retune.training.run_trial import TrialTask
+from retune.trials.task import TrialTask
 
 BASE = "trial-000"
 DEFAULT = "trial-001"

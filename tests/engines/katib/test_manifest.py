@@ -17,7 +17,7 @@ from retune.errors import InputError
 from retune.search import Observation, suggest
 from retune.study import load
 from retune.suggestion.experiment import WARM
-from retune.training.run_trial import TrialTask
+from retune.trials.task import TrialTask
 from tests.katib_simulator.objects import Refused
 
 pytest_plugins = ["tests.katib_simulator.runs"]

@@ -7,7 +7,8 @@ from retune.engines import SearchJob
 from retune.errors import Interrupted
 from retune.events import Finished, Issued
 from retune.training.resident import ResidentBase
-from retune.training.run_trial import TrialTask, run_trial
+from retune.trials.run_trial import run_trial
+from retune.trials.task import TrialTask
 from retune.workspace.ledger import Ledger, Outcome, trial_name
 
 

@@ -29,7 +29,7 @@ from retune.records import Status, TrialRecord, by_number, now, parse, versions
 from retune.search import SAME
 from retune.space import Assignment, Parameter, Value
 from retune.study import Study
-from retune.training.run_trial import TrialTask
+from retune.trials.task import TrialTask
 from retune.workspace.ledger import Ledger, Outcome, observation, trial_name, warm_start
 
 RESTARTABLE = "ExperimentMaxTrialsReached"

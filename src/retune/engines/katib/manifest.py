@@ -23,7 +23,7 @@ from retune.errors import InputError
 from retune.search import Objective, Observation
 from retune.space import Value
 from retune.study import Study
-from retune.training.run_trial import TrialTask
+from retune.trials.task import TrialTask
 
 SEARCH_LABEL = "retune.dev/search"
 """Label with the digest of the search, by which a restarted engine finds its objects, together with `STUDY_LABEL`: two

@@ -12,15 +12,17 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from retune import store
 from retune import study as studies
 from retune.adapter import digest, read
 from retune.errors import DiskFull, InputError, RetuneError
 from retune.events import Measured, Progress
 from retune.records import TrialRecord
 from retune.training import loop as loops
-from retune.training import run_trial as trials
 from retune.training.resident import ResidentBase
-from retune.training.run_trial import TrialTask, run_trial
+from retune.trials import trial_record
+from retune.trials.run_trial import run_trial
+from retune.trials.task import TrialTask
 from tests.training.conftest import ON_GPU, alike, make_study
 from tests.training.test_lora import assert_same, snapshot
 
@@ -44,7 +46,9 @@ def test_a_trial_learns_and_says_so(study, data, base, task):
     assert record.trainable_parameters == 4 * (32 + 32 + 32 + 16) * 2
     for name in ("train_loss", "adapter_mib", "tokens_per_second", "seconds", "peak_memory_gib"):
         assert record.values[name] > 0
-    assert set(record.values) == set(trials.METRICS) - ({"peak_gpu_gib"} if record.device == "cpu" else set())
+    assert set(record.values) == set(trial_record.METRICS) - (
+        {"peak_gpu_gib"} if record.device == "cpu" else set()
+    )
     assert record.data_digest
     assert record.settings_digest == study.settings_digest(record.data_digest, base.load().digest)
     assert saved(task) == record
@@ -241,8 +245,8 @@ def test_a_base_that_is_not_there(study, data, task, tmp_path):
 def test_the_record_comes_last(study, data, base, task, monkeypatch):
     """Whoever sees trial.json finds the whole adapter beside it."""
     written = []
-    real = trials.store.write
-    monkeypatch.setattr(trials.store, "write", lambda uri, content: (written.append(uri), real(uri, content)))
+    real = store.write
+    monkeypatch.setattr(store, "write", lambda uri, content: (written.append(uri), real(uri, content)))
     run_trial(study, data, task, base)
     assert len(written) == 3
     assert written[-1].endswith("trial.json")
@@ -258,10 +262,8 @@ def test_a_full_disk_interrupts_and_records_nothing(study, data, base, task, mon
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return real(path, *args, **kwargs)
 
-    writing, write = [], trials.store.write
-    monkeypatch.setattr(
-        trials.store, "write", lambda uri, content: (writing.append(uri), write(uri, content))
-    )
+    writing, write = [], store.write
+    monkeypatch.setattr(store, "write", lambda uri, content: (writing.append(uri), write(uri, content)))
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(DiskFull, match="No space left on device; free some space there and run again"):
         run_trial(study, data, task, base)
@@ -274,7 +276,7 @@ def test_a_full_disk_interrupts_and_records_nothing(study, data, base, task, mon
     "error", [OSError(errno.EIO, "Input/output error", "x"), RetuneError("the storage is away")]
 )
 def test_a_storage_that_cannot_be_used_is_no_settings_fault(study, data, base, task, monkeypatch, error):
-    monkeypatch.setattr(trials.store, "write", lambda uri, content: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(store, "write", lambda uri, content: (_ for _ in ()).throw(error))
     with pytest.raises(type(error)):
         run_trial(study, data, task, base)
     monkeypatch.undo()
@@ -336,14 +338,14 @@ def test_splits_are_tokenised_once_and_again_when_the_data_changes(study, base, 
 
 def test_thin_keeps_at_most_200_points_and_the_mean():
     losses = [float(k % 7) for k in range(1001)]
-    points = trials.downsample(losses, per_epoch=100)
+    points = trial_record.downsample(losses, per_epoch=100)
     assert len(points) <= 200
     assert points[-1].step == 1001
     steps = [0, *(p.step for p in points)]
     total = sum(p.value * (b - a) for p, a, b in zip(points, steps, steps[1:], strict=False))
     assert total == pytest.approx(sum(losses))
-    assert [p.step for p in trials.downsample([1.0, 2.0], 1)] == [1, 2]
-    assert trials.downsample([], 1) == []
+    assert [p.step for p in trial_record.downsample([1.0, 2.0], 1)] == [1, 2]
+    assert trial_record.downsample([], 1) == []
 
 
 def test_a_record_never_holds_a_number_that_is_none(study, data, base, task):

@@ -1,4 +1,4 @@
-"""Several trials at once on one resident base: each as `retune.training.run_trial` runs it alone, but with shared passes.
+"""Several trials at once on one resident base: each as `retune.trials.run_trial` runs it alone, but with shared passes.
 
 Each trial has its own adapter, optimiser, schedule, order of records, dropout, checkpoint and record; only the passes through the
 base are shared. So a trial may join, end, fail or be interrupted between two steps without affecting the others, and its result
@@ -20,16 +20,17 @@ from retune.events import Event, Note
 from retune.records import TrialRecord
 from retune.study import Study, Training
 from retune.study.training import EDITING
-from retune.training import lora, memory, run_trial, self_check, shared_check, shared_passes
+from retune.training import lora, memory, self_check, shared_check, shared_passes
 from retune.training.detached import Adapter, CannotShare, new_adapter, unshareable_reason
 from retune.training.failures import describe, is_fault_of_setting
 from retune.training.inits import FirstRecords
 from retune.training.loop import Loop
 from retune.training.model_attention import by_segments
 from retune.training.resident import CHECK_OVERRIDES, ResidentBase
-from retune.training.run_trial import TrialTask
 from retune.training.shared_passes import SharedPasses, Step
 from retune.training.validate import validation_loss
+from retune.trials import run_trial, trial_record
+from retune.trials.task import TrialTask
 
 _BYTES_PER_PARAMETER = 16  # in float32: the weight, its gradient, and AdamW's two moments
 
@@ -125,8 +126,8 @@ class SideBySide:
             InputError, RetuneError: as `run_trial.run_trial`.
         """
         self._restore()
-        digest = run_trial.digest(self.study, self.data_uri, task, self.base)
-        if (done := run_trial.finished(task, digest)) is not None:
+        digest = trial_record.digest(self.study, self.data_uri, task, self.base)
+        if (done := trial_record.finished(task, digest)) is not None:
             return done
         if (
             task.role == "base"
@@ -138,7 +139,7 @@ class SideBySide:
         run_trial.check_scoring(self.study)
         if not self.running:
             memory.reset_peak(self.base.load().device)
-        return self._join(task, run_trial.new_record(self.study, self.data_uri, task, self.base, digest))
+        return self._join(task, trial_record.new(self.study, self.data_uri, task, self.base, digest))
 
     def fits(self, task: TrialTask) -> bool:
         """Return whether another trial can join the running ones: it trains on the same data, and there is memory for it."""
@@ -249,22 +250,22 @@ class SideBySide:
     def _finish(self, trial: _Running, error: Exception | None, beside: int) -> TrialRecord | None:
         """Write the result of a trial; return None if it was put back to run alone later."""
         record, loop = trial.record, trial.loop
-        record.rungs = run_trial.measured_rungs(loop)
+        record.rungs = trial_record.measured_rungs(loop)
         try:
             if error is not None:
                 raise error
-            run_trial.complete(record, loop, loop.model.files(), trial.task, self.base, trial.report)
+            trial_record.complete(record, loop, loop.model.files(), trial.task, self.base, trial.report)
             run_trial.score(self.study, trial.task, self.base, record, trial.report)
         except Exception as reason:
             if not is_fault_of_setting(reason):
                 raise
             if self._has_no_room(trial.task, reason, beside):
                 return None
-            run_trial.mark_failed(record, reason, trial.task)
+            trial_record.mark_failed(record, reason, trial.task)
             record.seconds = round(loop.spent, 3)
         if record.status == "failed" or not self.running:
             self.base.release(failed=record.status == "failed")
-        return run_trial.write_record(record, trial.task, self.base)
+        return trial_record.write(record, trial.task, self.base)
 
     def _join(self, task: TrialTask, record: TrialRecord) -> TrialRecord | None:
         report = with_trial(self.report, task.trial)
@@ -290,9 +291,9 @@ class SideBySide:
                 raise
             if self._has_no_room(task, error, len(self.running)):
                 return None
-            run_trial.mark_failed(record, error, task)
+            trial_record.mark_failed(record, error, task)
             self.base.release(failed=True)
-            return run_trial.write_record(record, task, self.base)
+            return trial_record.write(record, task, self.base)
         loop.spent += time.monotonic() - start
         self.running.append(_Running(task, record, loop, report))
         for each in self.running:

@@ -12,11 +12,13 @@ from retune import store
 from retune.errors import DiskFull, Interrupted
 from retune.events import Measured, Note
 from retune.training import loop as loop_module
-from retune.training import memory, recompute, side_by_side
+from retune.training import memory, recompute
 from retune.training.resident import ResidentBase
-from retune.training.run_trial import TrialTask, run_trial
 from retune.training.shared_passes import SharedPasses
-from retune.training.side_by_side import SideBySide
+from retune.trials import side_by_side
+from retune.trials.run_trial import run_trial
+from retune.trials.side_by_side import SideBySide
+from retune.trials.task import TrialTask
 from tests.training.conftest import make_study
 
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -17,7 +17,8 @@ from retune.search.random import RandomSettings
 from retune.space import tribes2024
 from retune.study import Study
 from retune.training.resident import ResidentBase
-from retune.training.run_trial import TrialTask, run_trial
+from retune.trials.run_trial import run_trial
+from retune.trials.task import TrialTask
 from tests.evaluation.tasks.test_hellaswag import ROWS
 from tests.training.conftest import make_base, make_data, make_study
 

@@ -15,7 +15,7 @@ from retune.study.scored import MEAN_SCORE
 from retune.training.resident import ResidentBase
 
 
-def scores(
+def benchmark_scores(
     study: Study,
     base: ResidentBase,
     name: str,
