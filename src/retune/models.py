@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retune import base_files, gpus
+from retune import base_files, cores, gpus
 from retune.errors import InputError, first_line, is_out_of_memory, nearest
 from retune.processes import gc_paused
 from retune.study import Model
@@ -346,11 +346,14 @@ def load_base(
         InputError: if the model cannot be found or read.
     """
     quiet()
+    import torch
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # where huggingface_hub is imported already, the variable that `quiet` sets comes too late
     folder = locate(model)
     device = pick_device()
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), cores.available()))
     dtype = pick_dtype(model, device)
     if problems := quantization_problems(model, device.type == "cuda"):
         raise InputError(problems, "model")

@@ -9,7 +9,7 @@ from retune.errors import InputError
 @pytest.fixture
 def machine(monkeypatch):
     def made(cores, gpus=0):
-        monkeypatch.setattr(spread.os, "cpu_count", lambda: cores)
+        monkeypatch.setattr("retune.cores.available", lambda: cores)
         monkeypatch.setattr(spread.gpus, "visible", lambda: [str(number) for number in range(gpus)])
 
     return made

@@ -31,6 +31,7 @@ def test_nothing_but_image_and_resources_differs_from_the_golden_file(small, nam
     for executor in spec["deploymentSpec"]["executors"].values():
         assert executor["container"].pop("image").startswith("registry.example/retune-")
         executor["container"].pop("resources")
+        executor["container"].pop("env", None)
     for executor in golden["deploymentSpec"]["executors"].values():
         executor["container"].pop("image")
     assert spec == golden
@@ -60,6 +61,12 @@ def test_gpus_go_to_the_steps_that_train_or_evaluate(small):
         if executor["container"]["resources"].get("accelerator", {}).get("resourceCount") == "2"
     }
     assert with_gpu == {"exec-search", "exec-benchmark"}
+    told_cores = {
+        label
+        for label, executor in spec["deploymentSpec"]["executors"].items()
+        if {"name": "RETUNE_CORES", "value": "4"} in executor["container"].get("env", [])
+    }
+    assert told_cores == with_gpu
     assert {label for label, pod in pods.items() if pod.get("nodeSelector")} == with_gpu
     assert {label for label, pod in pods.items() if pod.get("tolerations")} == with_gpu
     for label, pod in pods.items():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from retune import extensions
+from retune import cores, extensions
 from retune.events import Event
 from retune.study import Study
 from retune.workspace.ledger import Outcome
@@ -88,4 +88,4 @@ def start(job: SearchJob) -> Engine:
 def _default_threads(workers: int) -> int:
     """Return the CPU threads of each worker: OMP_NUM_THREADS if it is a number, as for any program with torch, else its share."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, int(asked) if asked.isdecimal() else (os.cpu_count() or 1) // workers)
+    return max(1, int(asked) if asked.isdecimal() else cores.available() // workers)

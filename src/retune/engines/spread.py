@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
-from retune import gpus
+from retune import cores, gpus
 from retune.study import Study
 
 _PACK_GPU, _PACK_CPU = 8, 4  # trials side by side in a process under `search.parallel: auto`
@@ -42,7 +41,7 @@ def spread(study: Study) -> Spread:
 
 def _places(study: Study) -> int:
     """Return how many processes can have a GPU, or their CPU threads, to themselves."""
-    return len(gpus.visible()) or max(1, (os.cpu_count() or 1) // (study.engine.threads or 1))
+    return len(gpus.visible()) or max(1, cores.available() // (study.engine.threads or 1))
 
 
 def settled(study: Study, before: int | None) -> Study:

@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from retune.engines.katib.pods import CA_FOLDER, LABELS, environment, plain
+from retune import cores
+from retune.engines.katib.pods import CA_FOLDER, LABELS, cpu_cores, environment, plain
 from retune.engines.yaml_text import as_yaml
 from retune.errors import InputError
 from retune.images import EVAL_IMAGE, TRAIN_IMAGE
@@ -112,7 +113,10 @@ def package(name: str, study: Study) -> str:
         container = executor["container"]
         container["image"] = images[container["image"]] or study.cluster.images.train
         container["resources"] = resources
-        if env := environment(study.cluster):
+        env = environment(study.cluster)
+        if step in heavy:
+            env = {cores.VARIABLE: str(cpu_cores(study.cluster)), **env}
+        if env:
             container["env"] = [{"name": key, "value": value} for key, value in env.items()]
         labels = pod.get("podMetadata", {}).get("labels", {})
         platform[label] = pod | {"podMetadata": {"labels": {**labels, **LABELS, STEP_LABEL: step}}}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from math import prod
 from pathlib import Path
 
-from retune import gpus
+from retune import cores, gpus
 from retune.data.mixing import Preview
 from retune.evaluation.decoding.adapters import tensor_shapes
 from retune.study import Study
@@ -44,13 +43,8 @@ def seconds(study: Study, preview: Preview, size: float) -> float:
     search = study.search
     tokens = 4 * study.training.epochs * preview.train + 2 * preview.validation
     return _FIXED_SECONDS + search.planned_trials * tokens * preview.tokens * size / (
-        _FLOPS_PER_CORE * cores()
+        _FLOPS_PER_CORE * cores.available()
     )
-
-
-def cores() -> int:
-    """Return the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def estimate(study: Study, preview: Preview, folder: Path | None) -> str | None:
@@ -61,7 +55,7 @@ def estimate(study: Study, preview: Preview, folder: Path | None) -> str | None:
     trials = study.search.planned_trials
     longer = ", benchmarks aside" if study.benchmark.tasks or study.scored else ""
     needed = words(seconds(study, preview, size))
-    return f"about {needed} on the {cores()} cores of this machine{longer}: {trials} trials with base and repeats"
+    return f"about {needed} on the {cores.available()} cores of this machine{longer}: {trials} trials with base and repeats"
 
 
 def words(seconds: float) -> str:

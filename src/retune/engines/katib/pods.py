@@ -8,8 +8,9 @@ from typing import Any
 
 from kubernetes import client
 
+from retune import cores
 from retune.study import Cluster, Study
-from retune.study.kubernetes import canonical_bytes
+from retune.study.kubernetes import canonical_bytes, number
 from retune.study.placement import Spread
 
 CONTAINER = "training-container"
@@ -70,14 +71,14 @@ def _pod(study: Study, words: Sequence[str], env: Mapping[str, str], container: 
         client.V1VolumeMount(name="tmp", mount_path="/tmp"),
         client.V1VolumeMount(name="shm", mount_path="/dev/shm"),
     ]
-    for number, volume in enumerate(cluster.volumes):
+    for index, volume in enumerate(cluster.volumes):
         claim = client.V1PersistentVolumeClaimVolumeSource(
             claim_name=volume.claim, read_only=bool(volume.read_only) or None
         )
-        volumes.append(client.V1Volume(name=f"volume-{number}", persistent_volume_claim=claim))
+        volumes.append(client.V1Volume(name=f"volume-{index}", persistent_volume_claim=claim))
         mounts.append(
             client.V1VolumeMount(
-                name=f"volume-{number}", mount_path=volume.mount, read_only=bool(volume.read_only) or None
+                name=f"volume-{index}", mount_path=volume.mount, read_only=bool(volume.read_only) or None
             )
         )
     if cluster.ca_bundle:
@@ -85,7 +86,10 @@ def _pod(study: Study, words: Sequence[str], env: Mapping[str, str], container: 
         volumes.append(client.V1Volume(name="ca", config_map=bundle))
         mounts.append(client.V1VolumeMount(name="ca", mount_path=CA_FOLDER, read_only=True))
     # The root file system is read-only, so home and caches lie in /tmp
-    fixed = {"HOME": "/tmp", "XDG_CACHE_HOME": "/tmp/cache", "PYTHONUNBUFFERED": "1", **environment(cluster)}
+    fixed = {
+        "HOME": "/tmp", "XDG_CACHE_HOME": "/tmp/cache", "PYTHONUNBUFFERED": "1",
+        cores.VARIABLE: str(cpu_cores(cluster)), **environment(cluster),
+    }  # fmt: skip
     user = cluster.run_as_user
     return client.V1PodSpec(
         restart_policy="Never",
@@ -147,6 +151,11 @@ def resources(study: Study) -> client.V1ResourceRequirements:
         requests={"cpu": cluster.cpu, "memory": cluster.memory, **gpus},
         limits={"memory": cluster.memory, **gpus},
     )
+
+
+def cpu_cores(cluster: Cluster) -> int:
+    """Return the cores of the CPU that a pod requests. Without a limit, nothing else in the pod says how few they are."""
+    return max(1, math.ceil(number(cluster.cpu)))
 
 
 def environment(cluster: Cluster) -> dict[str, str]:

@@ -5,12 +5,12 @@ Header, limits and post-processing are those of Instruct-Eval's ``human_eval/mai
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from retune import cores
 from retune.errors import InputError
 from retune.evaluation.sandbox import runner as sandbox
 from retune.evaluation.tasks import lines
@@ -72,7 +72,7 @@ def grade(questions: Sequence[Question], predictions: Sequence[str]) -> list[Ver
         extra = question.extra
         return run_tests(extra["prompt"], text, extra["test"], extra["entry_point"])
 
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(4, cores.available())) as pool:
         outcomes = list(pool.map(run, questions, predictions))
     return [Verdict(outcome.passed, outcome.reason) for outcome in outcomes]
 
