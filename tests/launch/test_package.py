@@ -81,6 +81,18 @@ def test_gpus_go_to_the_steps_that_train_or_evaluate(small):
         assert pod["securityContext"] == {"runAsGroup": "10001", "runAsNonRoot": True, "runAsUser": "10001"}
 
 
+@pytest.mark.parametrize(("limit", "light"), [("6", 6.0), ("4", 4.0), ("250m", 0.5)])
+def test_a_cpu_limit_is_that_of_every_step(small, limit, light):
+    """As a quota on `limits.cpu` asks for: a pod without one is refused there. None is below its request."""
+    cpu = "cluster.cpu=100m" if limit == "250m" else "cluster.cpu=4"
+    spec, _ = documents("search", small(*CLUSTER, cpu, f"cluster.cpu_limit={limit}"))
+    for label, executor in spec["deploymentSpec"]["executors"].items():
+        resources = executor["container"]["resources"]
+        heavy = label in ("exec-search", "exec-benchmark")
+        assert resources["cpuLimit"] == (0.25 if heavy and limit == "250m" else light)
+        assert resources["cpuRequest"] <= resources["cpuLimit"]
+
+
 def test_under_katib_the_search_step_only_watches(small):
     spec, _ = documents("search", small(*CLUSTER, "engine={kind: katib}"))
     resources = spec["deploymentSpec"]["executors"]["exec-search"]["container"]["resources"]

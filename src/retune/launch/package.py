@@ -155,7 +155,7 @@ def _place(task: Any, cluster: Cluster, heavy: bool) -> None:
 
     if heavy:
         memory = str(math.ceil(number(cluster.memory)))  # KFP takes fewer forms of a quantity than Kubernetes
-        task.set_cpu_request(f"{math.ceil(number(cluster.cpu) * 1000)}m")
+        task.set_cpu_request(_milli(cluster.cpu))
         task.set_memory_request(memory).set_memory_limit(memory)
         if cluster.gpus:
             task.set_accelerator_type(cluster.gpu_resource).set_accelerator_limit(cluster.gpus)
@@ -167,6 +167,8 @@ def _place(task: Any, cluster: Cluster, heavy: bool) -> None:
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=cluster.shared_memory)
     else:
         task.set_cpu_request("500m").set_memory_request("2Gi").set_memory_limit("8Gi")
+    if cluster.cpu_limit:
+        task.set_cpu_limit(_milli(cluster.cpu_limit if heavy else max(cluster.cpu_limit, "500m", key=number)))
     for volume in cluster.volumes:
         kubernetes.mount_pvc(task, pvc_name=volume.claim, mount_path=volume.mount)
     for secret in cluster.secrets:
@@ -180,6 +182,11 @@ def _place(task: Any, cluster: Cluster, heavy: bool) -> None:
         kubernetes.add_pod_label(task, "kueue.x-k8s.io/queue-name", cluster.queue)
     user = cluster.run_as_user
     kubernetes.set_security_context(task, run_as_user=user, run_as_group=user, run_as_non_root=True)
+
+
+def _milli(cpu: str) -> str:
+    """Return a quantity of CPU in the one form of Kubernetes' that KFP takes for each."""
+    return f"{math.ceil(number(cpu) * 1000)}m"
 
 
 def _add_affinity(task: Any, cluster: Cluster) -> None:

@@ -21,6 +21,7 @@ from retune.study.kubernetes import (
     Resource,
     Size,
     Text,
+    number,
 )
 from retune.study.placement import Affinity, Spread, Toleration
 from retune.study.section import Section
@@ -80,7 +81,11 @@ class Cluster(Section):
     images: Images = Field(default_factory=Images)
     gpus: int = Field(1, ge=0, le=1024, description="of each pod that trains or evaluates")
     gpu_resource: Resource = "nvidia.com/gpu"
-    cpu: Cpu = "4"
+    cpu: Cpu = Field("4", description="the CPU that a pod requests, and at most as many threads of torch")
+    cpu_limit: Cpu | None = Field(
+        None,
+        description="only where the namespace's quota asks for one: a limit slows a pod down on an idle node",
+    )
     memory: Memory = "32Gi"
     shared_memory: Size = Field("8Gi", description="size of /dev/shm, which several GPUs need")
     service_account: Name = Field("retune", description="of pipeline steps and trials")
@@ -133,6 +138,8 @@ class Cluster(Section):
             }.items()
             if len(set(items)) < len(items)
         ]
+        if self.cpu_limit is not None and number(self.cpu_limit) < number(self.cpu):
+            problems.append(f"`cpu_limit` must be at least `cpu`, {self.cpu}, but is {self.cpu_limit}")
         secret = [
             name
             for name, value in self.env.items()

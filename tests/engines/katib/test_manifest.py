@@ -230,6 +230,14 @@ def test_the_size_of_shared_memory_is_written_as_kubernetes_writes_it(cluster, g
             cluster.objects.create("experiments", "team-a", made, dry=True)
 
 
+def test_a_trial_has_a_cpu_limit_only_where_the_study_sets_one(cluster):
+    for words, expected in (([], None), (["cluster.cpu_limit=6"], "6")):
+        made = manifest.experiment(study(*words), PLACE, 2)
+        (container,) = made["spec"]["trialTemplate"]["trialSpec"]["spec"]["template"]["spec"]["containers"]
+        assert container["resources"]["limits"].get("cpu") == expected
+        cluster.objects.create("experiments", "team-a", made, dry=True)
+
+
 def test_what_is_empty_is_left_out_as_kubernetes_does(cluster):
     """Real Katib 0.19 refuses a toleration with `value: ""`, and an env entry likewise: Kubernetes writes neither."""
     made = manifest.experiment(

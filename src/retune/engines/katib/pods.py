@@ -144,12 +144,13 @@ def _pod(study: Study, words: Sequence[str], env: Mapping[str, str], container: 
 
 
 def resources(study: Study) -> client.V1ResourceRequirements:
-    """Return a trial's requests and limits; the CPU has no limit, which would throttle a trial on an idle node."""
+    """Return a trial's requests and limits; the CPU has none unless the study sets it: it throttles a trial on an idle node."""
     cluster = study.cluster
     gpus = {cluster.gpu_resource: str(cluster.gpus)} if cluster.gpus else {}
+    cpu_limit = {"cpu": cluster.cpu_limit} if cluster.cpu_limit else {}
     return client.V1ResourceRequirements(
         requests={"cpu": cluster.cpu, "memory": cluster.memory, **gpus},
-        limits={"memory": cluster.memory, **gpus},
+        limits={**cpu_limit, "memory": cluster.memory, **gpus},
     )
 
 
