@@ -93,6 +93,11 @@ def sanitized(text: str) -> str:
     return _CONTROL_CHARACTERS.sub(lambda match: repr(match[0])[1:-1], without_secrets(text))
 
 
+def escaped_in_strings(text: str) -> str:
+    """Return JSON or YAML with its control characters escaped, which both allow within strings alone."""
+    return _CONTROL_CHARACTERS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
 def _shortened(text: str) -> str:
     """Return `text`, or only its beginning and end: a problem quotes the value that was given, which may be huge."""
     if len(text) <= 2 * _MAX_HALF:
@@ -163,9 +168,13 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def nearest(given: str, names: Iterable[str]) -> str | None:
-    """Return the name that was probably meant: equal but for case, else the most similar; None if none is similar."""
+def nearest(given: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the name that was probably meant: equal but for case, else the most similar; None if none is similar.
+
+    Args:
+        given: what was written. names: of what there is. cutoff: the least similarity, as `difflib` counts it.
+    """
     names = list(names)
     equal = [name for name in names if name.lower() == given.lower()]
-    matches = equal or difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    matches = equal or difflib.get_close_matches(given, names, n=1, cutoff=cutoff)
     return matches[0] if matches else None

@@ -38,6 +38,9 @@ def here(tmp_path, monkeypatch):
     ):
         monkeypatch.delenv(name, raising=False)
     Path("study.yaml").write_text(STUDY)
+    Path("q.jsonl").write_text('{"q": "a"}\n{"q": "b"}\n')
+    Path("rows.csv").write_text("a,b\n")
+    Path("rows.parquet").write_bytes(b"PAR1\xff\xfe\x00")
     Path("file").touch()
     Path("empty").mkdir()
     trial = Path("artifacts/s/search-1/trials/trial-001/adapter")
@@ -69,6 +72,11 @@ def told(*words):
     ("render experiment study.yaml --name x", "without dashes: name=x"),
     ("run study.yaml --nosuch 3", "No such option '--nosuch'"),
     ("run studi.yaml", "did you mean 'study.yaml'?"),
+    ("delete", "No such command 'delete'; `retune --help` lists them"),
+    ("run search.trials=2 study.yaml", "the study file comes first: study.yaml search.trials=2"),
+    ("run q.jsonl", "q.jsonl: this looks like data: `retune init --data q.jsonl` writes a study for it"),
+    ("run rows.csv", "but this one is str: 'a,b'; this looks like data: `retune init --data rows.csv` writes a study for it"),
+    ("validate rows.parquet", "this looks like data: `retune init --data rows.parquet` writes a study for it"),
     ("run empty", "Is a directory; name a study's YAML file (`retune init` writes one)"),
     ("run .", "Is a directory; it holds ['study.yaml']"),
     ("run study.yaml artifacts.uri=file", "file must be a folder, but"),
@@ -95,9 +103,14 @@ def told(*words):
     ("serve --metrics-port -1", "-1 is not in the range 0<=x<=65535"),
     ("serve --port abc", "a whole number is asked for, but got 'abc'"),
     ("ci runn", "No such command 'runn'; did you mean 'run'?"),
-    ("katib foo", "No such command 'foo'; `retune katib --help` lists them"),
+    ("katib foo", "No such command 'foo'; there are 'register', 'unregister'"),
+    ("judge report", "No such command 'report'; `retune judge score` does that"),
+    ("train study.yaml", "No such command 'train'; `retune run` does that"),
+    ("evaluate", "No such command 'evaluate'; `retune bench` does that"),
+    ("merge", "No such command 'merge'; `retune export --merge` does that"),
+    ("help run", "No such command 'help'; `retune --help` does that"),
     ("judge prepar", "No such command 'prepar'; did you mean 'prepare'?"),
-    ("render serving", "No such command 'serving'; `retune render --help` lists them"),
+    ("render serving", "No such command 'serving'; there are 'experiment', 'runtime'"),
     ("submit study.yaml --cron x", "No such option '--cron'; it is an option of `retune schedule`"),
     ("ci run study.yaml --before x", "No such option '--before'; it is an option of `retune ci promote`"),
     ("validate study.yaml --offlin", "No such option '--offlin'; did you mean '--offline'?"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 import traceback
 from functools import partial
@@ -12,7 +13,8 @@ import click
 
 from retune import __version__
 from retune.cli._mistakes import Group, in_words, unknown_option
-from retune.errors import EXIT_FAILED, FULL, PATHS, RetuneError, as_retune_error, sanitized
+from retune.cli._say import Notes, say
+from retune.errors import EXIT_FAILED, FULL, PATHS, RetuneError, as_retune_error
 
 # Name of each command -> its line in `retune --help`; the module retune.cli.<name> holds `command`
 VERBS = {
@@ -37,6 +39,26 @@ VERBS = {
     "report": "Rewrite the report of a study.",
     "export": "Write a tuned adapter for others, with a model card; merged, as GGUF or OCI.",
     "chat": "Ask the untuned base and the tuned model the same questions.",
+}
+
+
+# Words of other programs for what a command does -> the command
+_ELSEWHERE = {
+    **dict.fromkeys(("train", "tune", "start", "resume", "search", "fit"), "run"),
+    **dict.fromkeys(("check", "lint"), "validate"),
+    **dict.fromkeys(("status", "monitor", "dashboard", "ui"), "watch"),
+    **dict.fromkeys(("eval", "evaluate", "benchmark"), "bench"),
+    **dict.fromkeys(("data", "prepare"), "mix"),
+    **dict.fromkeys(("compare", "rank"), "select"),
+    **dict.fromkeys(("generate", "ask", "infer", "predict"), "chat"),
+    **dict.fromkeys(("plot", "results", "show"), "report"),
+    "merge": "export --merge",
+    **dict.fromkeys(("push", "upload"), "export --push"),
+    "rollback": "promote --rollback",
+    **dict.fromkeys(("register", "unregister"), "katib"),
+    "deploy": "rollout",
+    "help": "--help",
+    "version": "--version",
 }
 
 
@@ -68,7 +90,9 @@ class _Commands(Group):
 
 
 @click.group(
-    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    cls=_Commands,
+    elsewhere=_ELSEWHERE,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(__version__, prog_name="retune")
 def cli() -> None:
@@ -82,6 +106,8 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; print errors with a known remedy without a traceback."""
+    if logging.lastResort:  # what warnings of libraries go to
+        logging.lastResort.setFormatter(Notes())
     try:
         cli(prog_name="retune")
     except (RetuneError, OSError) as error:
@@ -90,7 +116,7 @@ def main() -> None:
         if isinstance(error, OSError) and error.errno not in FULL and not is_path_error:
             _unforeseen()
         reported = as_retune_error(error)
-        click.secho(f"error: {reported}", fg="red", err=True)
+        say(f"error: {reported}", fg="red", err=True)
         sys.exit(reported.exit_code)
     except Exception:
         _unforeseen()
@@ -98,5 +124,5 @@ def main() -> None:
 
 def _unforeseen() -> NoReturn:
     """Print the traceback of an error that nobody made for people, without the secrets that libraries put into them."""
-    click.echo(sanitized(traceback.format_exc()), nl=False, err=True)
+    say(traceback.format_exc(), nl=False, err=True)
     sys.exit(EXIT_FAILED)

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import click
 
 from retune.errors import nearest
 
+_FEW = 5  # commands that a message can name
+_SIMILAR = 0.7  # a typing error; below it lie other words, as `delete` and `select`
+
 
 class Group(click.Group):
-    """A group of commands that says what its commands are if it has none of the name given."""
+    """A group of commands that says which command does what was asked for, if it has none of the name given.
+
+    Args:
+        elsewhere: words that other programs have for what a command here does -> that command with its options.
+    """
+
+    def __init__(self, *args: Any, elsewhere: Mapping[str, str] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._elsewhere = elsewhere or {}
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -19,8 +31,15 @@ class Group(click.Group):
         """Return the command that is named, or refuse the name."""
         name, names = args[0], self.list_commands(ctx)
         if name not in names and not name.startswith("-"):
-            near = nearest(name, names)
-            hint = f"did you mean {near!r}?" if near else f"`{ctx.command_path} --help` lists them"
+            near = None if name in self._elsewhere else nearest(name, names, _SIMILAR)
+            if name in self._elsewhere:
+                hint = f"`{ctx.command_path} {self._elsewhere[name]}` does that"
+            elif near:
+                hint = f"did you mean {near!r}?"
+            elif len(names) <= _FEW:
+                hint = f"there are {', '.join(f'{one!r}' for one in names)}"
+            else:
+                hint = f"`{ctx.command_path} --help` lists them"
             ctx.fail(f"No such command {name!r}; {hint}")
         return super().resolve_command(ctx, args)
 

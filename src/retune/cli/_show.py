@@ -7,13 +7,14 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
+from rich.text import Text
+
+from retune.cli._console import Console
 
 if TYPE_CHECKING:
     from retune.steps.outcome import Outcome
@@ -46,11 +47,11 @@ class Display:
     def __init__(self, states: dict[str, bool], quiet: bool = False) -> None:
         self._states = states
         self._open = [step for step, done in states.items() if not done]
-        self._console = Console(quiet=quiet, stderr=True, highlight=False)
+        self._console = Console(quiet=quiet, stderr=True)
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[count]}", justify="right"),
-            TextColumn("{task.fields[best]}"),
-            TextColumn("{task.fields[left]}"), console=self._console, transient=True, disable=not self._console.is_terminal,
+            _column("description"), BarColumn(bar_width=24), _column("fields[count]", justify="right"),
+            _column("fields[best]"), _column("fields[left]"), console=self._console, transient=True,
+            disable=not self._console.is_terminal,
         )  # fmt: skip
         self._task: TaskID | None = None
         self._trials: dict[str, TaskID] = {}
@@ -60,7 +61,7 @@ class Display:
     def __enter__(self) -> Display:
         for step, done in self._states.items():
             if done:
-                self._console.print(f"[green]✓[/] {LABELS[step]}: up to date")
+                self._console.print(_marked("✓", "green", f" {LABELS[step]}: up to date"))
         self._bar.start()
         return self
 
@@ -139,7 +140,7 @@ class Display:
         self._task, self._trials = None, {}
         for step in list(steps):
             self._open.remove(step)
-            self._console.print(f"[green]✓[/] {LABELS[step]}")
+            self._console.print(_marked("✓", "green", f" {LABELS[step]}"))
 
 
 def _counted(progress: StudyProgress) -> str:
@@ -154,7 +155,7 @@ def show_outcome(outcome: Outcome, study_file: str, overrides: tuple[str, ...]) 
     """Print the best trials with base and default, the decision, and the next commands."""
     from retune.selection.comparison import summary
 
-    console = Console(highlight=False)
+    console = Console()
     if not console.is_terminal:
         console.width = 110  # wide enough for the table: a pipe or log has no width
     selection = outcome.selection
@@ -169,34 +170,36 @@ def show_outcome(outcome: Outcome, study_file: str, overrides: tuple[str, ...]) 
     if outcome.failed:
         console.print(f"{outcome.failed} of {outcome.trials} trials failed; the report says why")
     if outcome.stopped_by != "trials":
-        console.print(f"[yellow]the search was ended by its limit of {outcome.stopped_by}[/]")
+        console.print(f"the search was ended by its limit of {outcome.stopped_by}", style="yellow")
     for finding in selection.findings:
-        console.print(f"[yellow]note:[/] {escape(finding)}")
-    console.print(escape(f"chosen: {selection.chosen}, {selection.rule}"))
+        console.print(_marked("note:", "yellow", f" {finding}"))
+    console.print(f"chosen: {selection.chosen}, {selection.rule}")
     for against in (selection.base, selection.default):
         found = [comparison for comparison in selection.comparisons if comparison.against == against]
         if found:
-            console.print(escape(f"  {summary(found)}"))
+            console.print(f"  {summary(found)}")
     _print_decision(console, outcome)
     _print_commands(console, outcome, study_file, overrides)
 
 
 def _print_decision(console: Console, outcome: Outcome) -> None:
     """Print what the gate decided, and the rules that were not met."""
-    decision = {
-        "promote": f"[green]promoted[/]: {outcome.model} version {outcome.gate.challenger} is now the champion",
-        "keep": f"[yellow]not promoted[/]: {outcome.model} version {outcome.gate.champion or '(none)'} stays the champion",
-        "same": f"{outcome.model} version {outcome.gate.challenger} is the champion already",
-    }
-    if outcome.gate.waits:
-        version = outcome.gate.challenger
-        decision["promote"] = (
-            f"[green]passed[/]: {outcome.model} version {version} waits for `retune promote`"
+    model, gate = outcome.model, outcome.gate
+    if gate.decision == "same":
+        decision = Text(f"{model} version {gate.challenger} is the champion already")
+    elif gate.decision == "keep":
+        left = gate.champion or "(none)"
+        decision = _marked("not promoted", "yellow", f": {model} version {left} stays the champion")
+    elif gate.waits:
+        decision = _marked(
+            "passed", "green", f": {model} version {gate.challenger} waits for `retune promote`"
         )
-    console.print(decision[outcome.gate.decision])
-    for rule in outcome.gate.rules:
+    else:
+        decision = _marked("promoted", "green", f": {model} version {gate.challenger} is now the champion")
+    console.print(decision)
+    for rule in gate.rules:
         if not rule["passed"]:
-            console.print(f"  [red]✗[/] {escape(str(rule['text']))}")
+            console.print(_marked("  ✗", "red", f" {rule['text']}"))
 
 
 def _print_commands(console: Console, outcome: Outcome, study_file: str, overrides: tuple[str, ...]) -> None:
@@ -211,7 +214,7 @@ def _print_commands(console: Console, outcome: Outcome, study_file: str, overrid
         f"more   {again}",
         f"undo   retune promote {outcome.model} --rollback --tracking {tracking}",
     ):
-        console.print(escape(line), soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def _table(outcome: Outcome) -> Table:
@@ -262,6 +265,16 @@ def _pareto_table(outcome: Outcome) -> Table:
         values = [f"{row.values[name]:.4f}" for name in row.values]
         table.add_row(_label(row.trial, outcome), *map(_value, row.assignment.values()), *values)
     return table
+
+
+def _column(field: str, **options: Any) -> TextColumn:
+    """Return a column of the progress bars with a field of each task, as it is."""
+    return TextColumn(f"{{task.{field}}}", markup=False, **options)
+
+
+def _marked(mark: str, colour: str, text: str) -> Text:
+    """Return a line whose first words are coloured."""
+    return Text.assemble((mark, colour), text)
 
 
 def _words(name: str) -> str:

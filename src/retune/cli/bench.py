@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from retune.cli import _options
+from retune.cli._say import say, say_data, say_over
 from retune.errors import InputError
 from retune.study import TASKS, Benchmark, Model
 from retune.study.sentences import read_sections
@@ -125,10 +126,10 @@ def command(
     records = bench.run(model, candidates(adapters), benchmark, seed, out, None if as_json else _progress)
     if as_json:
         for record in records:
-            click.echo(json.dumps(record.model_dump(mode="json", exclude={"answers"})))
+            say_data(json.dumps(record.model_dump(mode="json", exclude={"answers"})))
         return
     _table(records, protocol)
-    click.echo(f"records, one answer per question: {out}/<model>/<task>.json")
+    say(f"records, one answer per question: {out}/<model>/<task>.json")
 
 
 def _as_options(problem: str) -> str:
@@ -167,15 +168,16 @@ def _pair(text: str, option: str) -> tuple[str, str]:
 def _progress(event: Event) -> None:
     if event.kind == "answering":
         text = f"{event.model} {event.task}: {event.done}/{event.total}, {event.seconds_left:.0f} s left"
-        click.echo(f"\r{text:<70}", nl=False, err=True)
+        say_over(text)
     elif event.kind == "scored":
         word = "kept" if event.kept else f"{event.n} questions"
-        click.echo(f"\r{event.model} {event.task}: {event.score:.4f} ({word}){'':<30}", err=True)
+        say_over(f"{event.model} {event.task}: {event.score:.4f} ({word})", last=True)
 
 
 def _table(records: list[BenchRecord], protocol: str) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from retune.cli._console import Console
 
     tasks = list(dict.fromkeys(record.task for record in records))
     scores = {(r.model, r.task): f"{100 * r.score:.2f} ± {100 * r.stderr:.2f}" for r in records}

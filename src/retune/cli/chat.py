@@ -10,6 +10,7 @@ from contextlib import suppress
 import click
 
 from retune.cli import _options
+from retune.cli._say import say
 
 
 @click.command("chat")
@@ -41,22 +42,20 @@ def command(
       retune chat support-bot@champion --tracking https://mlflow.example
       retune chat artifacts/support-bot --ask "Where is my parcel?" --new-tokens 60
     """
-    from rich.console import Console
-
-    from retune.errors import sanitized
+    from retune.cli._console import Console
     from retune.steps import chat, tuned
 
     pair = chat.open_pair(tuned.find(what, trial, uri, base))
-    console = Console(highlight=False)
+    console = Console()
 
     def answer(question: str) -> None:
         for name, text in pair.answers(question, new_tokens).items():
-            console.print(sanitized(name), style="bold", markup=False)
-            console.print(sanitized(text) or "(nothing)", markup=False)
+            console.print(name, style="bold")
+            console.print(text or "(nothing)")
         console.print()
 
     for question in questions:
-        console.print(f"> {question}", markup=False)
+        console.print(f"> {question}")
         answer(question)
     if not questions:
         converse(answer)
@@ -76,18 +75,18 @@ def converse(answer: Callable[[str], None]) -> None:
     if sys.stdin.isatty():
         with suppress(ImportError):  # there is none on Windows
             importlib.import_module("readline")  # keys that move in the line and through earlier ones
-        click.echo("One question a line. Ctrl-C stops an answer; an empty line or Ctrl-D ends.")
+        say("One question a line. Ctrl-C stops an answer; an empty line or Ctrl-D ends.")
     while True:
         try:
             question = click.prompt(">", prompt_suffix=" ", default="", show_default=False)
         except click.Abort:
-            click.echo()
+            say()
             return
         if not question.strip():
             return
         try:
             answer(question)
         except InputError as error:
-            click.secho(f"error: {error}", fg="red", err=True)
+            say(f"error: {error}", fg="red", err=True)
         except KeyboardInterrupt:
-            click.echo("(stopped)")
+            say("(stopped)")

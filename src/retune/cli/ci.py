@@ -11,6 +11,7 @@ import click
 
 from retune.cli import _options
 from retune.cli._mistakes import Group
+from retune.cli._say import say, say_data
 
 if TYPE_CHECKING:
     from retune.retuning.run import Plan, Runner
@@ -88,11 +89,10 @@ def run(
     options = retuning.Options(gpu_hours, days, pull_request, host is not None, beat_seconds)
     planned = retuning.plan(loaded, options)
     if dry_run:
-        click.echo(
-            json.dumps({"starts": planned.starts, **vars(planned)}, indent=2)
-            if as_json
-            else _as_text(loaded.name, planned)
-        )
+        if as_json:
+            say_data(json.dumps({"starts": planned.starts, **vars(planned)}, indent=2))
+        else:
+            say(_as_text(loaded.name, planned))
         return
     runner: Runner
     if host is None:
@@ -112,17 +112,20 @@ def run(
 
         def runner(which: study.Study, stops: retuning.Stops) -> None:
             started = kubeflow.submit("search", which, arguments_of(which))
-            click.echo(started.url, err=True)
+            say(started.url, err=True)
             kubeflow.complete(started, stops)
 
     env = dict(os.environ)
     # The processes of a study run code that a model wrote (humaneval), and need none of these secrets
     for name in (WEBHOOK, *TOKENS):
         os.environ.pop(name, None)
-    notify = notifier(env.get(WEBHOOK), lambda line: click.echo(line, err=True))
+    notify = notifier(env.get(WEBHOOK), lambda line: say(line, err=True))
     with stop_signals() as stops:
         result = retuning.run(loaded, planned, options, runner, stops, notify, env)
-    click.echo(json.dumps(result.as_dict(), indent=2) if as_json else result.sentence())
+    if as_json:
+        say_data(json.dumps(result.as_dict(), indent=2))
+    else:
+        say(result.sentence())
 
 
 @command.command("promote", short_help="Promote the versions in merged files.")
@@ -148,15 +151,15 @@ def promote(files: tuple[Path, ...], before: str | None, uri: str) -> None:
     from retune.retuning import run as retuning
     from retune.retuning.notify import notifier
 
-    notify = notifier(os.environ.get(WEBHOOK), lambda line: click.echo(line, err=True))
+    notify = notifier(os.environ.get(WEBHOOK), lambda line: say(line, err=True))
     pins = [(path, proposal.read_pin(path)) for path in files]
     changed = forge.changed_since(before, files) if before else list(files)
     for path, pin in pins:
         if path not in changed:
-            click.echo(f"{path}: unchanged")
+            say(f"{path}: unchanged")
             continue
         done = retuning.apply_pin(uri, pin, revert=before is not None)
-        click.echo(done)
+        say(done)
         if not done.endswith("already"):
             notify(done)
 

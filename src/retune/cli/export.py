@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from retune.cli import _options
+from retune.cli._say import say
 
 
 @click.command("export")
@@ -72,7 +73,7 @@ def command(
         from retune.steps import optuna_storage
 
         name, added, total = optuna_storage.export(what, storage)
-        click.echo(f"optuna study {name} in {storage}: {added} trials added, {total} in all")
+        say(f"optuna study {name} in {storage}: {added} trials added, {total} in all")
         return
     if (public or dry_run) and not repo:
         raise click.UsageError("--public and --dry-run belong to --push OWNER/NAME")
@@ -83,17 +84,17 @@ def command(
         export.converter()  # before the model is written
     found = tuned.find(what, trial, uri, base)
     target = export.write(found, out or Path(found.name), licence, merge or gguf is not None)
-    click.echo(f"{'model' if merge or gguf else 'adapter'} {target}")
+    say(f"{'model' if merge or gguf else 'adapter'} {target}")
     if gguf:
-        click.echo(f"gguf {export.to_gguf(target, gguf)}")
+        say(f"gguf {export.to_gguf(target, gguf)}")
     if oci:
         layout = target.with_name(f"{target.name}-oci")
-        click.echo(f"oci {layout} {to_oci(target, layout, found.name)}")
+        say(f"oci {layout} {to_oci(target, layout, found.name)}")
     if where and dry_run:
         listed = push.files(target)
         for name, size in listed.items():
-            click.echo(f"  {name}  {size:,} bytes")
+            say(f"  {name}  {size:,} bytes")
         seen = "public" if public else "private"
-        click.echo(f"would push {len(listed)} files, {sum(listed.values()):,} bytes, to {where.url} ({seen})")
+        say(f"would push {len(listed)} files, {sum(listed.values()):,} bytes, to {where.url} ({seen})")
     elif where:
-        click.echo(f"pushed {push.push(target, where, f'{found.name}, tuned by retune')}")
+        say(f"pushed {push.push(target, where, f'{found.name}, tuned by retune')}")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from retune.cli._say import say
+
 SAMPLE = "sample.jsonl"
 
 
@@ -81,11 +83,11 @@ def command(
         written[folder / SAMPLE] = first_study.sample()
     for path, text in written.items():
         path.write_text(text, encoding="utf-8")
-    click.echo(f"wrote {', '.join(map(str, written))}")
+    say(f"wrote {', '.join(map(str, written))}")
     for note in made.notes:
-        click.echo(f"  {note}")
+        say(f"  {note}")
     shown = file.name if folder == Path() else str(file)
-    click.echo(
+    say(
         f"next: retune validate {shown} && retune run {shown}"
         + ("" if data else "; then put your own data in")
     )

@@ -9,14 +9,17 @@ import click
 
 from retune.cli import _options
 from retune.cli._mistakes import Group
-from retune.errors import InputError, Interrupted, sanitized
+from retune.cli._say import say, say_data, say_over
+from retune.errors import InputError, Interrupted
 from retune.events import Event
 
 if TYPE_CHECKING:
     from retune.evaluation.judge.score import Preference
 
 
-@click.group("judge", cls=Group)
+@click.group(
+    "judge", cls=Group, elsewhere=dict.fromkeys(("report", "results", "result", "evaluate", "count"), "score")
+)
 def command() -> None:
     """Let people compare the answers of two models, blind.
 
@@ -86,7 +89,7 @@ def prepare(
     a, b = (contestants.find(text, uri) for text in (first, second))
     prompts, note = contestants.prompts(a, b, prompt)
     if note:
-        click.secho(f"note: {note}", fg="yellow", err=True)
+        say(f"note: {note}", fg="yellow", err=True)
     try:
         made = judge.prepare(
             base, a.candidate, b.candidate, questions, count, seed, out, new_tokens, batch_size,
@@ -97,19 +100,19 @@ def prepare(
     if as_json:
         import json
 
-        click.echo(
+        say_data(
             json.dumps(
                 {"form": made.form_uri, "key": made.key_uri, "asked": made.comparisons, "equal": made.equal}
             )
         )
         return
     if made.equal:
-        click.echo(
+        say(
             f"equal answers to {len(made.equal)} of {count} questions: not in the form, counted as ties ({', '.join(made.equal)})"
         )
-    click.echo(f"send   {made.form_uri}   (this file alone; questions: {made.comparisons})")
-    click.echo(f"keep   {made.key_uri}   (whose answer is whose)")
-    click.echo(f"then   retune judge score {out}/answers/*.json --key {made.key_uri}")
+    say(f"send   {made.form_uri}   (this file alone; questions: {made.comparisons})")
+    say(f"keep   {made.key_uri}   (whose answer is whose)")
+    say(f"then   retune judge score {out}/answers/*.json --key {made.key_uri}")
 
 
 @command.command("score", short_help="Evaluate people's answers.")
@@ -140,8 +143,11 @@ def score(files: tuple[str, ...], key: str | None, out: str | None, seed: int, a
         raise InputError(f"`--out` names a local folder when the key is not local, but the key is {place}")
     written = page.write(outcome, Path(out) if out else Path(store.download(place)).parent)
     _notes(outcome)
-    click.echo(outcome.to_json().decode().rstrip() if as_json else page.markdown(outcome))
-    click.echo("written: " + ", ".join(map(str, written)), err=True)
+    if as_json:
+        say_data(outcome.to_json().decode().rstrip())
+    else:
+        say(page.markdown(outcome))
+    say("written: " + ", ".join(map(str, written)), err=True)
 
 
 def _beside(file: str) -> str:
@@ -158,11 +164,11 @@ def _beside(file: str) -> str:
 def _notes(outcome: Preference) -> None:
     """Print to stderr which files were skipped, and which are unfinished."""
     for one in outcome.left_out:
-        click.secho(sanitized(f"left out: {one.file}: {one.reason}"), fg="yellow", err=True)
+        say(f"left out: {one.file}: {one.reason}", fg="yellow", err=True)
     for person in outcome.annotators:
         if person.missing:
-            click.secho(
-                sanitized(f"unfinished: {person.file}: {person.missing} questions are open"),
+            say(
+                f"unfinished: {person.file}: {person.missing} questions are open",
                 fg="yellow",
                 err=True,
             )
@@ -171,7 +177,7 @@ def _notes(outcome: Preference) -> None:
 def _progress(event: Event) -> None:
     if event.kind == "answering":
         text = f"{event.done}/{event.total} answers, {event.model}, {event.seconds_left:.0f} s left"
-        click.echo(f"\r{text:<70}", nl=event.done == event.total, err=True)
+        say_over(text, last=event.done == event.total)
 
 
 def _quiet(event: Event) -> None:

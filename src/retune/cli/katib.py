@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from retune.cli._mistakes import Group
+from retune.cli._say import say
 
 if TYPE_CHECKING:
     from retune.engines.katib.api import Api, Object
@@ -103,11 +104,11 @@ def unregister(namespace: str, dry_run: bool, delete_finished: bool, force: bool
     api = _api(namespace)
     text = _text(api.config_map(registration.CONFIG_MAP))
     if text is None:
-        click.echo(f"nothing to change: {namespace} has no {registration.CONFIG_MAP}")
+        say(f"nothing to change: {namespace} has no {registration.CONFIG_MAP}")
         return
     names = registration.registered_names(text)
     if names and not force:
-        removal.clear(api, names, delete_finished and not dry_run, click.echo)
+        removal.clear(api, names, delete_finished and not dry_run, say)
     _change(api, registration.unregistered, dry_run)
 
 
@@ -141,7 +142,7 @@ def _change(api: Api, edit: Callable[[str], str], dry_run: bool) -> None:
             )
         after = edit(before)
         if after == before:
-            click.echo(f"nothing to change in {api.namespace}/{CONFIG_MAP}")
+            say(f"nothing to change in {api.namespace}/{CONFIG_MAP}")
             return
         shown = difflib.unified_diff(
             before.splitlines(),
@@ -150,7 +151,7 @@ def _change(api: Api, edit: Callable[[str], str], dry_run: bool) -> None:
             f"{CONFIG_MAP} after",
             lineterm="",
         )
-        click.echo("\n".join(shown))
+        say("\n".join(shown))
         if dry_run:
             return
         found["data"][KEY] = after
@@ -159,6 +160,6 @@ def _change(api: Api, edit: Callable[[str], str], dry_run: bool) -> None:
         except Conflict:
             time.sleep(0.1 * attempt)
             continue
-        click.echo(f"changed {api.namespace}/{CONFIG_MAP}")
+        say(f"changed {api.namespace}/{CONFIG_MAP}")
         return
     raise RetuneError(f"{CONFIG_MAP} was changed by others during each of {_ATTEMPTS} attempts; run again")

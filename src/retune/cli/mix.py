@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from retune.cli import _options
+from retune.cli._say import say_data
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,9 +36,10 @@ def command(study_file: str, overrides: tuple[str, ...], out: str | None, as_jso
     """
     import json
 
-    from rich.console import Console
+    from rich.text import Text
 
     from retune import models, store, study
+    from retune.cli._console import Console
     from retune.data import mixing
     from retune.workspace import folders
 
@@ -46,11 +48,13 @@ def command(study_file: str, overrides: tuple[str, ...], out: str | None, as_jso
         store.require_writable(out, "--out")
     uri = out or folders.data_folder(loaded)
     with Console(stderr=True).status("reading") as status:
-        record = mixing.mix(loaded.data, loaded.seed, models.locate(loaded.model), uri, status.update)
+        record = mixing.mix(
+            loaded.data, loaded.seed, models.locate(loaded.model), uri, lambda text: status.update(Text(text))
+        )
     if as_json:
-        click.echo(json.dumps({"uri": uri, **record.model_dump(mode="json")}))
+        say_data(json.dumps({"uri": uri, **record.model_dump(mode="json")}))
         return
-    console = Console(highlight=False)
+    console = Console()
     console.print(_table(record))
     console.print(f"digest {record.digest}\nfolder {uri}", soft_wrap=True)
 

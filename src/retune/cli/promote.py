@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from retune.cli import _options
+from retune.cli._say import say, say_data
 
 
 @click.command("promote")
@@ -37,10 +38,10 @@ def command(model: str, uri: str, version: str | None, rollback: bool, show: boo
     if as_json:
         import json
 
-        click.echo(json.dumps(shown, indent=2))
+        say_data(json.dumps(shown, indent=2))
         return
     for alias in ("champion", "previous", "challenger"):
-        click.echo(f"{alias:<11}{_line(shown[alias])}")
+        say(f"{alias:<11}{_line(shown[alias])}")
 
 
 def _line(facts: dict[str, str] | None) -> str:

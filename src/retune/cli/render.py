@@ -8,6 +8,7 @@ import click
 
 from retune.cli import _options
 from retune.cli._mistakes import Group
+from retune.cli._say import say, say_data
 
 if TYPE_CHECKING:
     from retune.engines.katib.manifest import Place
@@ -53,7 +54,7 @@ def experiment(study_file: str, overrides: tuple[str, ...], data: str | None, fo
         from retune import store
 
         store.write(place.study, (loaded.model_dump_json(indent=2) + "\n").encode())
-        click.echo(f"the study is in {place.study}", err=True)
+        say(f"the study is in {place.study}", err=True)
 
 
 @command.command(cls=_options.StudyCommand)
@@ -100,4 +101,4 @@ def _place(study: Study, data: str | None, folder: str | None) -> Place:
 def _print(content: dict[str, Any]) -> None:
     from retune.engines.yaml_text import as_yaml
 
-    click.echo(as_yaml([content]), nl=False)
+    say_data(as_yaml([content]), nl=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from retune.cli._say import say, say_data
+
 
 @click.command("report")
 @click.argument("folder", metavar="STUDY_FOLDER")
@@ -29,6 +31,6 @@ def command(folder: str, out: str | None, show: str, as_json: bool) -> None:
     if as_json:
         import json
 
-        click.echo(json.dumps({"report": page}))
+        say_data(json.dumps({"report": page}))
     else:
-        click.echo(page)
+        say(page)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import click
 
 from retune.cli import _options
+from retune.cli._say import say, say_data
 
 
 @click.command("rollout")
@@ -45,8 +46,8 @@ def command(model: str, target: str, setting: str, namespace: str | None, uri: s
         raise click.UsageError(f"--set has the form NAME=VALUE, but got {setting!r}")
     done = rollout(uri, model, target, name, value, namespace)
     if as_json:
-        click.echo(json.dumps(asdict(done), indent=2))
+        say_data(json.dumps(asdict(done), indent=2))
     elif done.changed:
-        click.echo(f"{target} is set to version {done.version}: {name}={done.value}, before {done.before}")
+        say(f"{target} is set to version {done.version}: {name}={done.value}, before {done.before}")
     else:
-        click.echo(f"{target} has version {done.version} already")
+        say(f"{target} has version {done.version} already")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from retune.cli import _options
+from retune.cli._say import say_data
 
 
 @click.command("run", cls=_options.StudyCommand)
@@ -41,6 +42,6 @@ def command(study_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
                 local.run(loaded, display.update, stops)
         result = outcome.read(loaded)
     if as_json:
-        click.echo(result.model_dump_json(indent=2))
+        say_data(result.model_dump_json(indent=2))
     else:
         show_outcome(result, study_file, overrides)

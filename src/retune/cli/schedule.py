@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from retune.cli import _options
+from retune.cli._say import say, say_data
 
 
 @click.command("schedule", cls=_options.StudyCommand)
@@ -48,17 +49,15 @@ def command(
     if cron is not None:
         content = package("search", loaded)
         if lost := trials_only(loaded):
-            click.echo(
-                f"note: Kubeflow Pipelines has no field for {lost}: trials have them, steps do not", err=True
-            )
+            say(f"note: Kubeflow Pipelines has no field for {lost}: trials have them, steps do not", err=True)
         if dry_run:
-            click.echo(content, nl=False)
+            say_data(content, nl=False)
             return
     token = token_file.read_text().strip() if token_file else None
     kubeflow = Kubeflow(host, namespace or loaded.cluster.namespace, token, ca)
     if cron is None:
         count = kubeflow.unschedule(loaded)
-        click.echo(f"{count} schedule(s) of {loaded.name} deleted")
+        say(f"{count} schedule(s) of {loaded.name} deleted")
         return
     made = kubeflow.schedule("search", loaded, arguments_of(loaded), cron)
-    click.echo(f"{loaded.name} runs at '{cron}' as pipeline version {made.version}\n{made.url}")
+    say(f"{loaded.name} runs at '{cron}' as pipeline version {made.version}\n{made.url}")

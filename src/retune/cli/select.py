@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from retune.cli import _options
+from retune.cli._say import say, say_data
 
 
 @click.command("select", cls=_options.StudyCommand)
@@ -78,4 +79,7 @@ def command(
         board = compare_scores(sources, weights, order, tasks, best, worst)
     if out:
         store.write(out, markdown(board).encode())
-    click.echo(board.to_json().decode() if as_json else markdown(board), nl=False)
+    if as_json:
+        say_data(board.to_json().decode(), nl=False)
+    else:
+        say(markdown(board), nl=False)

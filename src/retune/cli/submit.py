@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from retune.cli import _options
+from retune.cli._say import say, say_data
 
 
 @click.command("submit", cls=_options.StudyCommand)
@@ -45,26 +46,24 @@ def command(
     loaded = study.load(study_file, overrides)
     content = package("search", loaded)
     if lost := trials_only(loaded):
-        click.echo(
-            f"note: Kubeflow Pipelines has no field for {lost}: trials have them, steps do not", err=True
-        )
+        say(f"note: Kubeflow Pipelines has no field for {lost}: trials have them, steps do not", err=True)
     if render:  # its name in version 0.1
-        click.echo("note: --render is deprecated; use --dry-run", err=True)
+        say("note: --render is deprecated; use --dry-run", err=True)
     if dry_run or render:
-        click.echo(content, nl=False)
+        say_data(content, nl=False)
         return
     token = token_file.read_text().strip() if token_file else None
     kubeflow = Kubeflow(host, namespace or loaded.cluster.namespace, token, ca)
     run = kubeflow.submit("search", loaded, arguments_of(loaded))
     if not as_json:
-        click.echo(f"{loaded.name} runs as pipeline version {run.version}\n{run.url}")
+        say(f"{loaded.name} runs as pipeline version {run.version}\n{run.url}")
     state = None
     if wait:
         try:
-            state = kubeflow.wait(run.id, lambda state: None if as_json else click.echo(state.lower()))
+            state = kubeflow.wait(run.id, lambda state: None if as_json else say(state.lower()))
         except KeyboardInterrupt:
             raise Interrupted(f"stopped waiting; the run continues: {run.url}") from None
     if as_json:
-        click.echo(json.dumps({**run.as_dict(), "state": state}, indent=2))
+        say_data(json.dumps({**run.as_dict(), "state": state}, indent=2))
     if state not in (None, "SUCCEEDED"):
         raise RetuneError(f"the run ended as {state}: {run.url}")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from retune.cli._say import say, say_data
+
 if TYPE_CHECKING:
     from retune.search import Observation
 
@@ -44,18 +46,18 @@ def command(study_file: str, history: str | None, count: int, as_json: bool) -> 
     )
     if as_json:
         for proposal in proposals:
-            click.echo(json.dumps({"assignment": proposal.assignment, "origin": proposal.origin}))
+            say_data(json.dumps({"assignment": proposal.assignment, "origin": proposal.origin}))
         return
     done = sum(entry.status == "completed" for entry in known)
     stopped = sum(entry.status == "early_stopped" for entry in known)
     failed = sum(entry.status == "failed" for entry in known)
     running = len(known) - done - stopped - failed
     early = f"{stopped} stopped early, " if stopped else ""
-    click.echo(f"{algorithm}, knowing {done} completed, {early}{failed} failed, {running} running")
+    say(f"{algorithm}, knowing {done} completed, {early}{failed} failed, {running} running")
     width = max(len(proposal.origin) for proposal in proposals)
     for proposal in proposals:
         setting = "  ".join(f"{name}={value}" for name, value in proposal.assignment.items())
-        click.echo(f"{proposal.origin:{width}}  {setting}")
+        say(f"{proposal.origin:{width}}  {setting}")
 
 
 def _history(folder: str) -> list[Observation]:

@@ -12,6 +12,7 @@ import click
 
 from retune import store
 from retune.cli import _options
+from retune.cli._say import say
 from retune.errors import EXIT_FAILED, InputError
 from retune.processes import stop_signals
 from retune.records import Role, TrialRecord, now
@@ -118,7 +119,7 @@ def command(
         record = run_trial(chosen, data, task, ResidentBase(chosen.model), printer, lambda: signals() > 0)
     printer.end(record)
     if record.status != "completed":
-        click.secho(f"failed: {record.reason}", fg="red", err=True)
+        say(f"failed: {record.reason}", fg="red", err=True)
         sys.exit(EXIT_FAILED)
 
 
@@ -161,12 +162,12 @@ class _Printer:
             return
         if event.kind == "metric":
             self.measured.add(event.name)
-            click.echo(f"{now()} {event.name}={event.value!r}")
+            say(f"{now()} {event.name}={event.value!r}")
         elif event.kind == "note":
-            click.echo(event.text, err=True)
+            say(event.text, err=True)
         elif event.kind == "progress":
             text = f"step {event.step}/{event.steps}  loss {event.loss:.4f}  {event.tokens_per_second:,.0f} tokens/s"
-            click.echo(text, err=True)
+            say(text, err=True)
 
     def end(self, record: TrialRecord) -> None:
         """Print the final value of each metric that was not printed yet, since any of them may be an objective.
@@ -177,8 +178,8 @@ class _Printer:
             return
         points = [] if self.measured else record.curves.get("validation_loss", [])
         for point in points:
-            click.echo(f"{point.time or record.finished} validation_loss={point.value!r}")
+            say(f"{point.time or record.finished} validation_loss={point.value!r}")
         done = self.measured | {"validation_loss" for _ in points}
         for name, value in record.values.items():
             if name not in done:
-                click.echo(f"{record.finished} {name}={value!r}")
+                say(f"{record.finished} {name}={value!r}")

@@ -7,6 +7,7 @@ import json
 import click
 
 from retune.cli import _options
+from retune.cli._say import say, say_data
 
 
 @click.command("validate", cls=_options.StudyCommand)
@@ -33,17 +34,17 @@ def command(study_file: str, overrides: tuple[str, ...], schema: bool, as_json: 
     from retune.steps.check import check
 
     if schema:
-        click.echo(json.dumps(study.json_schema(), indent=2))
+        say_data(json.dumps(study.json_schema(), indent=2))
         return
     loaded = study.load(study_file, overrides)
     notes = check(loaded, network=not offline, tracking=True)
     if as_json:
-        click.echo(loaded.model_dump_json(indent=2))
+        say_data(loaded.model_dump_json(indent=2))
         return
     space = loaded.search.space
-    click.echo(
+    say(
         f"{study_file} is valid: {loaded.search.trials} trials by {loaded.search.algorithm} over {', '.join(space.names)} "
         f"({space.size:,} settings)"
     )
     for note in notes:
-        click.echo(f"  {note}")
+        say(f"  {note}")

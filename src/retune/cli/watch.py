@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from retune.cli import _options
+from retune.cli._say import say
 
 
 @click.command("watch")
@@ -38,7 +39,7 @@ def command(folder: str, host: str, port: int, every: bool) -> None:
     from retune.report import board, watch
 
     if note := watch.why_nothing_to_show(folder, every):
-        click.secho(f"note: {note}; the page fills once a study writes there", fg="yellow", err=True)
+        say(f"note: {note}; the page fills once a study writes there", fg="yellow", err=True)
     try:
         server = (board if every else watch).serve(folder, host, port)
     except OSError as error:  # the address cannot be bound; a missing folder is only noted
@@ -47,7 +48,7 @@ def command(folder: str, host: str, port: int, every: bool) -> None:
             f"{error.strerror or error}; --port 0 takes a free port",
             "retune watch",
         ) from error
-    click.echo(f"watching {folder} on http://{host}:{server.server_port}/")
+    say(f"watching {folder} on http://{host}:{server.server_port}/")
     try:
         server.serve_forever()
     except KeyboardInterrupt:

@@ -29,6 +29,7 @@ from retune.errors import (
     Interrupted,
     RetuneError,
     as_retune_error,
+    sanitized,
 )
 from retune.processes import die_with_parent
 
@@ -60,7 +61,7 @@ def main() -> None:
 
     def report(event: Event) -> None:
         if event.kind == "note":
-            print(f"{event.trial}: {event.text}" if event.trial else event.text, file=sys.stderr)
+            print(sanitized(f"{event.trial}: {event.text}" if event.trial else event.text), file=sys.stderr)
         else:
             emit(**asdict(event))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
@@ -22,6 +23,7 @@ MAX_BYTES = 1 << 20
 _MAX_DEPTH = 50
 _MAX_NODES = 100_000
 _MAX_NUMBER_LENGTH = 100
+_DATA = {".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt"}  # endings of names of data files
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Study:
@@ -42,7 +44,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         text = data.decode()
     except OSError as error:
         raise InputError(
-            f"the study file cannot be read: {error.strerror}{_alternatives(path)}", str(path)
+            f"the study file cannot be read: {error.strerror}{_swapped(path, overrides) or _alternatives(path)}",
+            str(path),
         ) from error
     except UnicodeDecodeError as error:
         found = (
@@ -50,9 +53,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Study:
             if data[:2] in (b"\xff\xfe", b"\xfe\xff")
             else f"byte {error.start} is 0x{data[error.start]:02x}"
         )
-        raise InputError(f"a study file must be UTF-8, but {found}; save it as UTF-8", str(path)) from error
+        raise InputError(
+            f"a study file must be UTF-8, but {found}; {_as_data(path) or 'save it as UTF-8'}", str(path)
+        ) from error
     if len(data) > MAX_BYTES:
-        raise InputError(f"not valid YAML: a study file has at most {MAX_BYTES >> 20} MiB", str(path))
+        raise InputError(
+            f"not valid YAML: a study file has at most {MAX_BYTES >> 20} MiB{_as_data(path, '; ')}", str(path)
+        )
     return loads(text, path, overrides)
 
 
@@ -66,10 +73,13 @@ def loads(text: str, path: Path, overrides: Sequence[str] = ()) -> Study:
     try:
         content = _read(text, str(path))
     except ValueError as error:
-        raise InputError(f"not valid YAML: {error}", str(path)) from error
+        raise InputError(_as_data(path) or f"not valid YAML: {error}", str(path)) from error
     if not isinstance(content, dict):
         found = "is empty" if content is None else f"is {type(content).__name__}: {str(content)[:40]!r}"
-        raise InputError(f"a study file is a mapping of keys to values, but this one {found}", str(path))
+        hint = _as_data(path, "; ")
+        raise InputError(
+            f"a study file is a mapping of keys to values, but this one {found}{hint}", str(path)
+        )
     for override in overrides:
         _override(content, override)
     if invalid := list(_invalid_texts(content, ())):
@@ -79,6 +89,21 @@ def loads(text: str, path: Path, overrides: Sequence[str] = ()) -> Study:
     except InputError as error:
         raise InputError(error.problems, str(path)) from error
     return parse(content, str(path))
+
+
+def _as_data(path: Path, before: str = "") -> str:
+    """Return what to do with a file that is data by its name, where a study file is asked for; "" for another file."""
+    if not set(path.suffixes) & _DATA:
+        return ""
+    return (
+        f"{before}this looks like data: `retune init --data {shlex.quote(str(path))}` writes a study for it"
+    )
+
+
+def _swapped(path: Path, overrides: Sequence[str]) -> str:
+    """Return the end of the message about an override in the place of the study file; "" if there is no such file."""
+    study = next((word for word in overrides if "=" not in word and Path(word).is_file()), None)
+    return f"; the study file comes first: {study} {path}" if study and "=" in str(path) else ""
 
 
 def _alternatives(path: Path) -> str:
