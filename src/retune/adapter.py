@@ -54,8 +54,8 @@ def damage(uri: str, expected: str | None = None) -> list[str]:
         return []
     if written in (digest(files), hashlib.sha256(files[WEIGHTS]).hexdigest()[:16]):
         return []
-    checksums, found = record.get("adapter_files") or {}, sums(files)
-    changed = [name for name in FILES if name in checksums and checksums[name] != found[name]] or list(FILES)
+    checksums, actual = record.get("adapter_files") or {}, sums(files)
+    changed = [name for name in FILES if name in checksums and checksums[name] != actual[name]] or list(FILES)
     return [
         f"{' or '.join(store.join(uri, name) for name in changed)} is not what the trial wrote: the adapter's digest was "
         f"{written}, but is {digest(files)}; restore the file, or remove the trial's folder and train it again"

@@ -36,20 +36,20 @@ def problems(folder: Path) -> list[str]:
 
     What is missing or no JSON is left to transformers, which says so.
     """
-    found: list[str] = []
+    reasons: list[str] = []
     for name, most in _MOST_BYTES.items():
         path = folder / name
         if path.is_file() and path.stat().st_size > most:
-            found.append(f"{path} must have at most {most >> 20} MiB, but has {path.stat().st_size >> 20}")
-    if found:
-        return found
-    found += _of_shapes(folder)
+            reasons.append(f"{path} must have at most {most >> 20} MiB, but has {path.stat().st_size >> 20}")
+    if reasons:
+        return reasons
+    reasons += _of_shapes(folder)
     for name in INDEXES:
-        found += _of_an_index(folder, name)
+        reasons += _of_an_index(folder, name)
     path = folder / "tokenizer.json"
     if path.is_file():
-        found += _of_a_tokenizer(path, path.stat().st_mtime_ns, path.stat().st_size)
-    return found
+        reasons += _of_a_tokenizer(path, path.stat().st_mtime_ns, path.stat().st_size)
+    return reasons
 
 
 def _json(path: Path) -> Any:
@@ -107,20 +107,20 @@ def _of_a_tokenizer(path: Path, changed: int, size: int) -> tuple[str, ...]:
     content = _json(path)
     if not isinstance(content, dict):
         return ()
-    found = []
+    texts = []
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         for key, value in _values(content.get(part)):
             if isinstance(value, str) and key == "Regex" and _nested(value):
-                found.append(
+                texts.append(
                     f"a pattern of {path} must not repeat what repeats, as (a+)+ does, since some texts would take for ever, "
                     f"but `{part}` has {value[:200]!r}"
                 )
             elif isinstance(value, str | list) and len(value) > _MOST_LETTERS and key != _CHARACTERS:
-                found.append(
+                texts.append(
                     f"a text or list in the rules of {path} must have at most {_MOST_LETTERS:,} letters or values, but "
                     f"`{key}` of `{part}` has {len(value):,}"
                 )
-    return tuple(found)
+    return tuple(texts)
 
 
 def _values(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:

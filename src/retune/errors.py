@@ -76,8 +76,8 @@ class InputError(RetuneError):
     exit_code = EXIT_BAD_INPUT
 
     def __init__(self, problems: str | Sequence[str], subject: str | None = None) -> None:
-        given = [problems] if isinstance(problems, str) else list(problems)
-        self.problems: list[str] = [_shortened(sanitized(problem)) for problem in given]
+        texts = [problems] if isinstance(problems, str) else list(problems)
+        self.problems: list[str] = [_shortened(sanitized(problem)) for problem in texts]
         self.subject = sanitized(subject) if subject else subject
         head = f"{self.subject}: " if self.subject else ""
         if len(self.problems) == 1:
@@ -168,13 +168,13 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def nearest(given: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
+def nearest(word: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
     """Return the name that was probably meant: equal but for case, else the most similar; None if none is similar.
 
     Args:
         given: what was written. names: of what there is. cutoff: the least similarity, as `difflib` counts it.
     """
     names = list(names)
-    equal = [name for name in names if name.lower() == given.lower()]
-    matches = equal or difflib.get_close_matches(given, names, n=1, cutoff=cutoff)
+    equal = [name for name in names if name.lower() == word.lower()]
+    matches = equal or difflib.get_close_matches(word, names, n=1, cutoff=cutoff)
     return matches[0] if matches else None

@@ -73,12 +73,12 @@ def check_name(kind: Kind, builtin: Iterable[str], name: str) -> str:
 
 @cache
 def _entry_points(kind: Kind) -> dict[str, list[EntryPoint]]:
-    found: dict[str, list[EntryPoint]] = {}
+    by_name: dict[str, list[EntryPoint]] = {}
     for candidate in entry_points(group=f"retune.{kind}"):
         # A package that is on sys.path twice is listed twice, e.g. an editable install beside a checkout
-        if candidate not in found.setdefault(candidate.name, []):
-            found[candidate.name].append(candidate)
-    return found
+        if candidate not in by_name.setdefault(candidate.name, []):
+            by_name[candidate.name].append(candidate)
+    return by_name
 
 
 def _package(candidate: EntryPoint) -> str:

@@ -24,8 +24,8 @@ def available() -> int | None:
     The least of what the machine has, of what the container may use (cgroup v2 or v1) and of this process's limits
     (RLIMIT_AS, RLIMIT_DATA).
     """
-    found = [*_machine(), *container(Path("/sys/fs/cgroup")), *_process()]
-    return max(0, min(found)) if found else None
+    limits = [*_machine(), *container(Path("/sys/fs/cgroup")), *_process()]
+    return max(0, min(limits)) if limits else None
 
 
 def resident() -> int:
@@ -37,9 +37,9 @@ def resident() -> int:
 
 def peak_resident() -> int:
     """Return the most bytes of memory that this process held; on Linux since its mark was last reset."""
-    found = fields(Path("/proc/self/status"))
-    if "VmHWM" in found:
-        return found["VmHWM"]
+    status = fields(Path("/proc/self/status"))
+    if "VmHWM" in status:
+        return status["VmHWM"]
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, other systems KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -77,10 +77,10 @@ class Growth:
 
     def problem(self) -> str | None:
         """Return that too much was taken, and what to do; None while it is not."""
-        if self._most is None or (taken := resident() - self._before) <= self._most:
+        if self._most is None or (growth := resident() - self._before) <= self._most:
             return None
         return (
-            f"reading took {_size(taken)} of memory, but at most {_size(self._most)} may be taken, half of what was "
+            f"reading took {_size(growth)} of memory, but at most {_size(self._most)} may be taken, half of what was "
             f"free; {REMEDY}"
         )
 
@@ -90,9 +90,9 @@ def _size(count: int) -> str:
 
 
 def _machine() -> Iterator[int]:
-    found = fields(Path("/proc/meminfo"))
-    if "MemAvailable" in found:
-        yield found["MemAvailable"]
+    memory = fields(Path("/proc/meminfo"))
+    if "MemAvailable" in memory:
+        yield memory["MemAvailable"]
     else:
         with contextlib.suppress(ValueError, OSError):
             yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
@@ -112,11 +112,11 @@ def container(root: Path) -> Iterator[int]:
 
 
 def _process() -> Iterator[int]:
-    found = fields(Path("/proc/self/status"))
+    status = fields(Path("/proc/self/status"))
     for limit, field in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
         allowed = resource.getrlimit(limit)[0]
-        if allowed != resource.RLIM_INFINITY and field in found:
-            yield allowed - found[field]
+        if allowed != resource.RLIM_INFINITY and field in status:
+            yield allowed - status[field]
 
 
 def fields(path: Path) -> dict[str, int]:

@@ -36,12 +36,12 @@ def visible() -> list[str]:
     """
     variable = os.environ.get("CUDA_VISIBLE_DEVICES")
     if variable is not None:
-        found = []
+        devices = []
         for entry in (part.strip() for part in variable.split(",")):
             if not re.fullmatch(r"\d+|(GPU|MIG)-.+", entry):
                 break
-            found.append(entry)
-        return found
+            devices.append(entry)
+        return devices
     if shutil.which("nvidia-smi"):
         try:
             listing = subprocess.run(
@@ -57,13 +57,13 @@ def visible() -> list[str]:
 
 def parse_listing(text: str) -> list[str]:
     """Return the UUIDs that ``nvidia-smi -L`` printed; for a partitioned GPU (MIG) those of its instances."""
-    found: list[str] = []
+    devices: list[str] = []
     for match in _DEVICE.finditer(text):
         uuid = match["uuid"]
-        if uuid.startswith("MIG-") and found and found[-1].startswith("GPU-"):
-            found.pop()
-        found.append(uuid)
-    return found
+        if uuid.startswith("MIG-") and devices and devices[-1].startswith("GPU-"):
+            devices.pop()
+        devices.append(uuid)
+    return devices
 
 
 def usage() -> list[Usage]:
@@ -115,9 +115,9 @@ def require(requested: int) -> None:
         return
     import torch
 
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
-    if found >= processes:
+    if count >= processes:
         return
     variable = os.environ.get("CUDA_VISIBLE_DEVICES")
     build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
@@ -125,6 +125,6 @@ def require(requested: int) -> None:
     details += [f"CUDA_VISIBLE_DEVICES is {variable!r}"] if variable is not None else []
     raise InputError(
         f"this needs {processes} GPU{'s' if processes > 1 else ''} of the {requested} that `cluster.gpus` asks for, but CUDA "
-        f"finds {found or 'none'} ({', '.join(details)}); repair the node or the image, or set cluster.gpus=0 to train on CPUs",
+        f"finds {count or 'none'} ({', '.join(details)}); repair the node or the image, or set cluster.gpus=0 to train on CPUs",
         "cluster.gpus",
     )

@@ -113,9 +113,9 @@ def _snapshot(model: Model) -> Path:
         return Path(snapshot_download(model.base, revision=model.revision, ignore_patterns=ignored))
 
     try:
-        found = fetch(["*.bin", "*.pth", "*.gguf"])
-        found = found if any(found.glob("*.safetensors")) else fetch(["*.pth", "*.gguf"])
-        return _checked_base(found, model.base)
+        fallback = fetch(["*.bin", "*.pth", "*.gguf"])
+        fallback = fallback if any(fallback.glob("*.safetensors")) else fetch(["*.pth", "*.gguf"])
+        return _checked_base(fallback, model.base)
     except errors.GatedRepoError as error:
         why = "its owner must grant you access: ask on its page, then set HF_TOKEN"
         cause: Exception = error
@@ -161,8 +161,8 @@ def _checked_base(folder: Path, named: str) -> Path:
     if not (folder / "config.json").is_file():
         lacks = "does not" if folder.exists() else f"does not: there is no such folder{_did_you_mean(folder)}"
         raise InputError(f"a base model folder holds config.json, but {named} {lacks}", "model.base")
-    if found := base_files.problems(folder):
-        raise InputError(found, "model.base")
+    if problems := base_files.problems(folder):
+        raise InputError(problems, "model.base")
     return folder
 
 
@@ -395,7 +395,7 @@ def read_model(folder: Path, dtype: torch.dtype, attention: str | None, **option
     """
     from transformers import AutoModelForCausalLM
 
-    model, found = AutoModelForCausalLM.from_pretrained(
+    model, loading = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
         attn_implementation=attention,
@@ -404,7 +404,7 @@ def read_model(folder: Path, dtype: torch.dtype, attention: str | None, **option
         **options,
     )
     # transformers initialises missing weights at random, with a warning: every loss would be that of another model
-    lacking = sorted(found["missing_keys"])
+    lacking = sorted(loading["missing_keys"])
     if lacking and "quantization_config" not in options:
         more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
         raise ValueError(f"its files must have every weight, but lack {', '.join(lacking[:3])}{more}")

@@ -48,12 +48,12 @@ def retry_seconds() -> float:
     """
     text = os.environ.get(MLFLOW) or "0"
     try:
-        found = float(text)
+        seconds = float(text)
     except ValueError:
-        found = -1.0
-    if not 0 <= found < float("inf"):
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
         raise InputError(f"must be a number of seconds, 0 or more, but got {text!r}", MLFLOW)
-    return found
+    return seconds
 
 
 def flush_seconds(usual: float = 10.0) -> float:

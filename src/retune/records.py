@@ -47,13 +47,13 @@ def digest(content: Any) -> str:
 
 def versions(*packages: str) -> dict[str, str]:
     """Return the versions of Python, retune and the named packages that are installed."""
-    found = {"python": platform.python_version()}
+    by_package = {"python": platform.python_version()}
     for package in ("retune", *packages):
         try:
-            found[package] = metadata.version(package)
+            by_package[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return by_package
 
 
 def seal(content: dict[str, Any]) -> dict[str, Any]:
@@ -90,12 +90,12 @@ def loads(data: bytes, where: str) -> dict[str, Any]:
 
     """
     try:
-        found = unseal(json.loads(data))
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds no object, but {str(found)[:40]!r}")
+        content = unseal(json.loads(data))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds no object, but {str(content)[:40]!r}")
     except (ValueError, RecursionError) as error:
         raise _damaged(where, error) from error
-    return found
+    return content
 
 
 def parse(kind: type[M], data: bytes, where: str) -> M:
@@ -115,8 +115,8 @@ def parse(kind: type[M], data: bytes, where: str) -> M:
         return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise _damaged(where, f"{place}: {first['msg']}" if place else str(first["msg"])) from error
+        path = ".".join(str(part) for part in first["loc"])
+        raise _damaged(where, f"{path}: {first['msg']}" if path else str(first["msg"])) from error
 
 
 def _damaged(where: str, why: object) -> RetuneError:
@@ -133,7 +133,7 @@ def by_number(name: str) -> tuple[list[tuple[int, str]], str]:
 def by_parts(name: str) -> list[tuple[int, str]]:
     """Return the sort key for natural order, words and numbers compared in turn: a-9, a-10, b-1."""
     parts = re.split(r"([0-9]+)", name)
-    return [_number(part) if place % 2 else (-1, part) for place, part in enumerate(parts)]
+    return [_number(part) if index % 2 else (-1, part) for index, part in enumerate(parts)]
 
 
 def _number(digits: str) -> tuple[int, str]:

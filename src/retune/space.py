@@ -96,18 +96,18 @@ class Parameter(BaseModel):
         return self
 
     def _problems(self) -> list[str]:
-        found = self._kind_problems()
-        if self.when is not None and not found:
+        problems = self._kind_problems()
+        if self.when is not None and not problems:
             if not self.when or not all(self.when.values()):
-                found.append(
+                problems.append(
                     f"`when` names parameters and their values, but got {self.when} for {self.name!r}"
                 )
             if self.default is None or self.value(self.level(self.default)) != self.default:
-                found.append(
+                problems.append(
                     f"a parameter with `when` needs a `default` on its grid, which it keeps otherwise, but got "
                     f"{self.default} for {self.name!r}"
                 )
-        return found
+        return problems
 
     def _kind_problems(self) -> list[str]:
         if self.kind in ("discrete", "categorical"):
@@ -115,47 +115,49 @@ class Parameter(BaseModel):
         return self._range_problems()
 
     def _list_problems(self) -> list[str]:
-        found = []
+        problems = []
         if not self.values:
             return [f"a {self.kind} parameter needs `values`, but {self.name!r} has none"]
         if self.low is not None or self.high is not None or self.step is not None:
-            found.append(f"`low`, `high` and `step` do not belong to the {self.kind} parameter {self.name!r}")
+            problems.append(
+                f"`low`, `high` and `step` do not belong to the {self.kind} parameter {self.name!r}"
+            )
         if len(set(map(str, self.values))) < len(self.values) or len(set(self.values)) < len(self.values):
-            found.append(f"`values` must differ, but got {list(self.values)} for {self.name!r}")
+            problems.append(f"`values` must differ, but got {list(self.values)} for {self.name!r}")
         if self.kind == "discrete":
             bad = [v for v in self.values if isinstance(v, str) or not math.isfinite(v)]
             if bad:
-                found.append(
+                problems.append(
                     f"`values` of a discrete parameter must be finite numbers, but {self.name!r} has {bad}"
                 )
             elif list(self.values) != sorted(self.values):  # type: ignore[type-var]
-                found.append(
+                problems.append(
                     f"`values` of a discrete parameter must rise, but got {list(self.values)} for {self.name!r}"
                 )
         if self.default is not None and self.default not in self.values:
-            found.append(
+            problems.append(
                 f"`default` must be one of {list(self.values)}, but got {self.default!r} for {self.name!r}"
             )
-        return found
+        return problems
 
     def _range_problems(self) -> list[str]:
-        found = []
+        problems = []
         if self.values is not None:
-            found.append(f"`values` does not belong to the {self.kind} parameter {self.name!r}")
+            problems.append(f"`values` does not belong to the {self.kind} parameter {self.name!r}")
         if self.low is None or self.high is None:
-            return [*found, f"a {self.kind} parameter needs `low` and `high`, but {self.name!r} lacks one"]
+            return [*problems, f"a {self.kind} parameter needs `low` and `high`, but {self.name!r} lacks one"]
         low, high = self.low, self.high
         if not (math.isfinite(low) and math.isfinite(high)):
             return [
-                *found,
+                *problems,
                 f"`low` and `high` must be finite, but got low={low}, high={high} for {self.name!r}",
             ]
         if not low <= high:
-            found.append(f"`low <= high` must hold for {self.name!r}, but got low={low}, high={high}")
+            problems.append(f"`low <= high` must hold for {self.name!r}, but got low={low}, high={high}")
         if self.scale == "log" and low <= 0:
-            found.append(f"`low > 0` must hold on a log scale, but got low={low} for {self.name!r}")
+            problems.append(f"`low > 0` must hold on a log scale, but got low={low} for {self.name!r}")
         if self.step is not None and not (math.isfinite(self.step) and self.step > 0):
-            found.append(f"`step > 0` must hold, but got step={self.step} for {self.name!r}")
+            problems.append(f"`step > 0` must hold, but got step={self.step} for {self.name!r}")
         if self.kind == "integer":
             whole = {
                 "low": low,
@@ -164,23 +166,23 @@ class Parameter(BaseModel):
             }
             bad = {key: number for key, number in whole.items() if number != int(number)}
             if bad:
-                found.append(f"an integer parameter has whole bounds, but got {bad} for {self.name!r}")
+                problems.append(f"an integer parameter has whole bounds, but got {bad} for {self.name!r}")
             far = {key: number for key, number in whole.items() if abs(number) > EXACT}
             if far or high - low > EXACT:
-                found.append(
+                problems.append(
                     f"an integer parameter lies within -2^53 … 2^53 and spans 2^53 at most, since beyond it not every whole "
                     f"number can be told from the next, but got low={low:.17g}, high={high:.17g} for {self.name!r}: "
                     "tune its logarithm, or a part of the range"
                 )
         if self.default is not None:
             if isinstance(self.default, str):
-                found.append(f"`default` must be a number, but got {self.default!r} for {self.name!r}")
+                problems.append(f"`default` must be a number, but got {self.default!r} for {self.name!r}")
             elif not low <= self.default <= high:
-                found.append(
+                problems.append(
                     f"`low <= default <= high` must hold, but got default={self.default}, "
                     f"low={low}, high={high} for {self.name!r}"
                 )
-        return found or self._level_problems(low, high)
+        return problems or self._level_problems(low, high)
 
     def _level_problems(self, low: float, high: float) -> list[str]:
         """Refuse levels that are equal after rounding: their trials would be the same, and `level` could not invert `value`."""
@@ -358,26 +360,26 @@ class Space(BaseModel):
         if twice:
             raise ValueError(f"parameter names must differ, but duplicates are {twice}")
         if problems := [
-            text for place, p in enumerate(self.parameters) for text in self._condition_problems(place, p)
+            text for index, p in enumerate(self.parameters) for text in self._condition_problems(index, p)
         ]:
             raise ValueError("; ".join(problems))
         return self
 
     def _condition_problems(self, place: int, parameter: Parameter) -> list[str]:
-        found = []
+        problems = []
         before = {p.name: p for p in self.parameters[:place]}
         for name, values in (parameter.when or {}).items():
             parent = before.get(name)
             if parent is None or parent.values is None:
                 lists = [p.name for p in before.values() if p.values is not None]
-                found.append(
+                problems.append(
                     f"`when` of {parameter.name!r} names discrete or categorical parameters before it, {lists}, but got {name!r}"
                 )
             elif wrong := [value for value in values if not parent.contains(value)]:
-                found.append(
+                problems.append(
                     f"`when` of {parameter.name!r}: {name!r} has {list(parent.values)}, but not {wrong}"
                 )
-        return found
+        return problems
 
     @property
     def conditional(self) -> bool:
@@ -395,12 +397,12 @@ class Space(BaseModel):
         Parameters are visited in order, and each comes after its parents: where a parent is inactive, the condition is
         tested on the parent's default.
         """
-        found = list(levels)
-        for place, parameter in enumerate(self.parameters):
-            if parameter.when and not self._condition_holds(parameter, found):
+        settled = list(levels)
+        for index, parameter in enumerate(self.parameters):
+            if parameter.when and not self._condition_holds(parameter, settled):
                 assert parameter.default is not None
-                found[place] = parameter.level(parameter.default)
-        return tuple(found)
+                settled[index] = parameter.level(parameter.default)
+        return tuple(settled)
 
     def _condition_holds(self, parameter: Parameter, levels: Sequence[int]) -> bool:
         for name, values in (parameter.when or {}).items():

@@ -85,12 +85,12 @@ def _options(command: click.Command) -> list[str]:
 
 def in_words(error: click.BadParameter) -> click.BadParameter:
     """Return an error about a value that says what is asked for, in place of the name of click's type."""
-    found = re.fullmatch(
+    match = re.fullmatch(
         r"(?P<value>'.*') is not a valid (?P<type>integer|float)(?: range)?\.", error.message, re.DOTALL
     )
-    if not found:
+    if not match:
         return error
-    asked = "a whole number" if found["type"] == "integer" else "a number"
+    asked = "a whole number" if match["type"] == "integer" else "a number"
     return click.BadParameter(
-        f"{asked} is asked for, but got {found['value']}.", error.ctx, error.param, error.param_hint
+        f"{asked} is asked for, but got {match['value']}.", error.ctx, error.param, error.param_hint
     )

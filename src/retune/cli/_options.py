@@ -18,11 +18,11 @@ class StudyCommand(click.Command):
         Raises:
             click.UsageError: as click, or naming the override for an option such as ``--trials 3``.
         """
-        given = list(args)  # click empties its list
+        words = list(args)  # click empties its list
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            if not (overrides := _overrides(error.option_name, given)):
+            if not (overrides := _overrides(error.option_name, words)):
                 raise
             hint = " or ".join(overrides)
             raise click.UsageError(
@@ -35,10 +35,10 @@ def _overrides(option: str, args: Sequence[str]) -> list[str]:
     """Return the overrides that an unknown option may stand for, with its value in `args`; [] if it is no key of a study."""
     from retune.study.problems import paths_of
 
-    place = next(k for k, word in enumerate(args) if word.partition("=")[0] == option)
-    _, equals, value = args[place].partition("=")
+    index = next(k for k, word in enumerate(args) if word.partition("=")[0] == option)
+    _, equals, value = args[index].partition("=")
     if not equals:
-        following = args[place + 1] if place + 1 < len(args) else "-"
+        following = args[index + 1] if index + 1 < len(args) else "-"
         value = "VALUE" if following.startswith("-") else following
     return [f"{path}={value}" for path in paths_of(option.lstrip("-").replace("-", "_"))]
 

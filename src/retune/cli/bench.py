@@ -148,14 +148,14 @@ def candidates(adapters: tuple[str, ...]) -> list[Candidate]:
     """Return the untuned base and the adapters; the default name is the last distinctive part of an adapter's URI."""
     from retune.evaluation.bench import Candidate
 
-    found = [Candidate("base")]
+    chosen = [Candidate("base")]
     for text in adapters:
         name, equals, uri = text.partition("=")
         if not equals:
             name, uri = "", text
         parts = [part for part in uri.rstrip("/").split("/") if part not in ("", "adapter", ".", "..")]
-        found.append(Candidate(name or (parts[-1] if parts else "adapter"), uri))
-    return found
+        chosen.append(Candidate(name or (parts[-1] if parts else "adapter"), uri))
+    return chosen
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:

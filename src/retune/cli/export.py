@@ -82,14 +82,14 @@ def command(
         push.check(where)
     if gguf:
         export.converter()  # before the model is written
-    found = tuned.find(what, trial, uri, base)
-    target = export.write(found, out or Path(found.name), licence, merge or gguf is not None)
+    adapter = tuned.find(what, trial, uri, base)
+    target = export.write(adapter, out or Path(adapter.name), licence, merge or gguf is not None)
     say(f"{'model' if merge or gguf else 'adapter'} {target}")
     if gguf:
         say(f"gguf {export.to_gguf(target, gguf)}")
     if oci:
         layout = target.with_name(f"{target.name}-oci")
-        say(f"oci {layout} {to_oci(target, layout, found.name)}")
+        say(f"oci {layout} {to_oci(target, layout, adapter.name)}")
     if where and dry_run:
         listed = push.files(target)
         for name, size in listed.items():
@@ -97,4 +97,4 @@ def command(
         seen = "public" if public else "private"
         say(f"would push {len(listed)} files, {sum(listed.values()):,} bytes, to {where.url} ({seen})")
     elif where:
-        say(f"pushed {push.push(target, where, f'{found.name}, tuned by retune')}")
+        say(f"pushed {push.push(target, where, f'{adapter.name}, tuned by retune')}")

@@ -72,19 +72,19 @@ def command(
         raise InputError(problems, "retune init")
     source: dict[str, object] | None = None
     if data is not None:
-        given = {"format": form, "columns": _columns(columns), "split": split}
-        source = {"uri": _relative_to(folder, data), **{key: value for key, value in given.items() if value}}
+        options = {"format": form, "columns": _columns(columns), "split": split}
+        source = {"uri": _relative_to(folder, data), **{key: value for key, value in options.items() if value}}
     if base.startswith(".") or Path(base).exists():  # otherwise it is a hub name
         base = _relative_to(folder, base)
-    made = first_study.write(file, name, base, source)
+    created = first_study.write(file, name, base, source)
     folder.mkdir(parents=True, exist_ok=True)
-    written = {file: made.text, schema: json.dumps(study.json_schema(), indent=2) + "\n"}
+    written = {file: created.text, schema: json.dumps(study.json_schema(), indent=2) + "\n"}
     if data is None:
         written[folder / SAMPLE] = first_study.sample()
     for path, text in written.items():
         path.write_text(text, encoding="utf-8")
     say(f"wrote {', '.join(map(str, written))}")
-    for note in made.notes:
+    for note in created.notes:
         say(f"  {note}")
     shown = file.name if folder == Path() else str(file)
     say(
@@ -93,21 +93,21 @@ def command(
     )
 
 
-def _columns(given: str | None) -> dict[str, str]:
+def _columns(text: str | None) -> dict[str, str]:
     from retune.errors import InputError
 
-    pairs = [part.partition("=") for part in (given or "").split(",") if part.strip()]
+    pairs = [part.partition("=") for part in (text or "").split(",") if part.strip()]
     if wrong := [part for part, equals, field in pairs if not (equals and part.strip() and field.strip())]:
         raise InputError(
-            f"--columns has the form prompt=FIELD,completion=FIELD, but got {given!r} ({wrong[0]!r} has no field)",
+            f"--columns has the form prompt=FIELD,completion=FIELD, but got {text!r} ({wrong[0]!r} has no field)",
             "retune init",
         )
     return {part.strip(): field.strip() for part, _, field in pairs}
 
 
-def _relative_to(folder: Path, place: str) -> str:
+def _relative_to(folder: Path, path: str) -> str:
     """Return a path relative to the study file's folder; URIs and absolute paths are returned unchanged."""
-    if "://" in place or Path(place).expanduser().is_absolute():
-        return place
-    relative = os.path.relpath(Path(place).resolve(), folder.resolve())
+    if "://" in path or Path(path).expanduser().is_absolute():
+        return path
+    relative = os.path.relpath(Path(path).resolve(), folder.resolve())
     return relative if relative.startswith(".") else f"./{relative}"

@@ -91,7 +91,7 @@ def prepare(
     if note:
         say(f"note: {note}", fg="yellow", err=True)
     try:
-        made = judge.prepare(
+        form = judge.prepare(
             base, a.candidate, b.candidate, questions, count, seed, out, new_tokens, batch_size,
             _quiet if as_json else _progress, prompts, revision, dtype,
         )  # fmt: skip
@@ -102,17 +102,17 @@ def prepare(
 
         say_data(
             json.dumps(
-                {"form": made.form_uri, "key": made.key_uri, "asked": made.comparisons, "equal": made.equal}
+                {"form": form.form_uri, "key": form.key_uri, "asked": form.comparisons, "equal": form.equal}
             )
         )
         return
-    if made.equal:
+    if form.equal:
         say(
-            f"equal answers to {len(made.equal)} of {count} questions: not in the form, counted as ties ({', '.join(made.equal)})"
+            f"equal answers to {len(form.equal)} of {count} questions: not in the form, counted as ties ({', '.join(form.equal)})"
         )
-    say(f"send   {made.form_uri}   (this file alone; questions: {made.comparisons})")
-    say(f"keep   {made.key_uri}   (whose answer is whose)")
-    say(f"then   retune judge score {out}/answers/*.json --key {made.key_uri}")
+    say(f"send   {form.form_uri}   (this file alone; questions: {form.comparisons})")
+    say(f"keep   {form.key_uri}   (whose answer is whose)")
+    say(f"then   retune judge score {out}/answers/*.json --key {form.key_uri}")
 
 
 @command.command("score", short_help="Evaluate people's answers.")
@@ -137,11 +137,11 @@ def score(files: tuple[str, ...], key: str | None, out: str | None, seed: int, a
     from retune.evaluation.judge import score as scores
     from retune.report import preference as page
 
-    place = key or _beside(files[0])
-    outcome = scores.score(files, keys.read(place), seed)
-    if out is None and "://" in place:
-        raise InputError(f"`--out` names a local folder when the key is not local, but the key is {place}")
-    written = page.write(outcome, Path(out) if out else Path(store.download(place)).parent)
+    key_path = key or _beside(files[0])
+    outcome = scores.score(files, keys.read(key_path), seed)
+    if out is None and "://" in key_path:
+        raise InputError(f"`--out` names a local folder when the key is not local, but the key is {key_path}")
+    written = page.write(outcome, Path(out) if out else Path(store.download(key_path)).parent)
     _notes(outcome)
     if as_json:
         say_data(outcome.to_json().decode().rstrip())
@@ -155,9 +155,9 @@ def _beside(file: str) -> str:
     from retune.evaluation.judge.prepare import KEY
 
     folder = Path(file).parent
-    for place in (folder / KEY, folder.parent / KEY):
-        if place.is_file():
-            return str(place)
+    for path in (folder / KEY, folder.parent / KEY):
+        if path.is_file():
+            return str(path)
     raise InputError(f"there is no {KEY} in {folder} or above it: give --key")
 
 

@@ -70,8 +70,8 @@ def register(
 
     if unknown := [name for name in left_out if name not in OURS]:
         raise InputError(f"--except takes names of retune's algorithms, {list(OURS)}, but got {unknown}")
-    found = registration.entries(image, service_account, None if any_user else 10001, metrics_port)
-    wanted = [entry for entry in found if entry["algorithmName"] not in left_out]
+    entries = registration.entries(image, service_account, None if any_user else 10001, metrics_port)
+    wanted = [entry for entry in entries if entry["algorithmName"] not in left_out]
     _change(_api(namespace), lambda text: registration.registered(text, wanted), dry_run)
 
 
@@ -132,9 +132,9 @@ def _change(api: Api, edit: Callable[[str], str], dry_run: bool) -> None:
     from retune.errors import InputError, RetuneError
 
     for attempt in range(_ATTEMPTS):
-        found = api.config_map(CONFIG_MAP)
-        before = _text(found)
-        if found is None or before is None:
+        current = api.config_map(CONFIG_MAP)
+        before = _text(current)
+        if current is None or before is None:
             raise InputError(
                 f"Katib's ConfigMap {CONFIG_MAP} with the key {KEY} must be in the namespace of `--namespace`, "
                 f"but it is not in {api.namespace!r}",
@@ -154,9 +154,9 @@ def _change(api: Api, edit: Callable[[str], str], dry_run: bool) -> None:
         say("\n".join(shown))
         if dry_run:
             return
-        found["data"][KEY] = after
+        current["data"][KEY] = after
         try:
-            api.replace_config_map(found)
+            api.replace_config_map(current)
         except Conflict:
             time.sleep(0.1 * attempt)
             continue

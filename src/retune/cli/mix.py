@@ -77,14 +77,14 @@ def _table(record: MixRecord) -> Table:
             continue
         table.add_row(name.replace("_", " "), *_counts([*numbers, sum(numbers)]))
     table.add_section()
-    for split, given in parts.items():
-        table.add_row(f"{split} records", *_counts([part.records for part in given]), style="bold")
-    for split, given in parts.items() if record.tokenizer else ():
+    for split, counts in parts.items():
+        table.add_row(f"{split} records", *_counts([part.records for part in counts]), style="bold")
+    for split, counts in parts.items() if record.tokenizer else ():
         table.add_section()
-        table.add_row(f"{split} tokens", *_counts([part.tokens or 0 for part in given]))
-        table.add_row("records cut", *_counts([part.truncated or 0 for part in given]))
+        table.add_row(f"{split} tokens", *_counts([part.tokens or 0 for part in counts]))
+        table.add_row("records cut", *_counts([part.truncated or 0 for part in counts]))
         for name in ("prompt", "completion"):
-            lengths = [part.lengths.get(name) for part in given]
+            lengths = [part.lengths.get(name) for part in counts]
             shown = [f"{length.mean:.1f}, {length.p95}" if length else "" for length in lengths]
             table.add_row(f"{name}: mean, p95", *shown)
     return table

@@ -65,9 +65,9 @@ def _history(folder: str) -> list[Observation]:
     from retune.errors import InputError
     from retune.workspace.ledger import Ledger
 
-    found = Ledger(folder).observations()
-    if not found:
+    observations = Ledger(folder).observations()
+    if not observations:
         raise InputError(
             f"a search's folder holds `trials/trial-001` and so on, but {folder} has none", "--history"
         )
-    return found
+    return observations

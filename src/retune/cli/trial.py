@@ -105,12 +105,12 @@ def command(
         from retune.trials.run_trial import run_trial
         from retune.trials.task import TrialTask
 
-        given = {key: value for key, value in setting.items() if value is not None}
+        assignment = {key: value for key, value in setting.items() if value is not None}
         task = TrialTask(
             trial=name or f"trial-{number:03d}",
             number=number,
             role=role,
-            assignment={} if role == "base" else given,
+            assignment={} if role == "base" else assignment,
             seed=chosen.seed if seed is None else seed,
             folder=out,
             rungs=_rungs(chosen, role),

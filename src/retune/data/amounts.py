@@ -34,22 +34,22 @@ def draw_splits(data: Data, seed: int, pools: Sequence[Pool]) -> Drawn:
     validation = counts(held_out, parts)
     if data.train == "all":
         if natural:  # everything that the validation set leaves
-            found = draw(groups, available, validation)
-            taken = [sum(source == k for source, _ in found.validation) for k in range(len(pools))]
+            splits = draw(groups, available, validation)
+            taken = [sum(source == k for source, _ in splits.validation) for k in range(len(pools))]
             missing = [asked - got for asked, got in zip(validation, taken, strict=True)]
-            found = Drawn(found.train, found.validation, missing)
+            splits = Drawn(splits.train, splits.validation, missing)
         else:
-            found = _all_in_proportion(groups, parts, validation, total_available - held_out)
+            splits = _all_in_proportion(groups, parts, validation, total_available - held_out)
         asked = total_available - held_out
     else:
         asked = _number(data.train, total_available)
-        found = draw(groups, counts(asked, parts), validation)
-    if not any(found.missing) and found.train:
-        return found
+        splits = draw(groups, counts(asked, parts), validation)
+    if not any(splits.missing) and splits.train:
+        return splits
     train = counts(asked, parts)
     problems = [
         _short(data, pool, first, second, missing)
-        for pool, missing, first, second in zip(pools, found.missing, train, validation, strict=True)
+        for pool, missing, first, second in zip(pools, splits.missing, train, validation, strict=True)
         if missing
     ]
     most = largest_feasible(groups, parts, asked, held_out) if held_out else None
@@ -80,15 +80,15 @@ def _all_in_proportion(
     groups: Sequence[Group], shares: Sequence[float], validation: Sequence[int], most: int
 ) -> Drawn:
     """Draw the largest train set with these shares from what the validation set leaves."""
-    found = draw(groups, counts(max(1, most), shares), validation)
-    if not any(found.missing):
-        return found
+    splits = draw(groups, counts(max(1, most), shares), validation)
+    if not any(splits.missing):
+        return splits
     low, high = 0, max(1, most)
     while high - low > 1:
         middle = (low + high) // 2
         fits = not any(draw(groups, counts(middle, shares), validation).missing)
         low, high = (middle, high) if fits else (low, middle)
-    return draw(groups, counts(low, shares), validation) if low else found
+    return draw(groups, counts(low, shares), validation) if low else splits
 
 
 def _short(data: Data, pool: Pool, train: int, validation: int, missing: int) -> str:
@@ -116,7 +116,7 @@ def _short(data: Data, pool: Pool, train: int, validation: int, missing: int) ->
         (word, number) for word, number in removed.items() if number or word != "in the validation file"
     ]
     where = ", ".join(
-        f"{number:,} {'are ' if not place else ''}{word}" for place, (word, number) in enumerate(reasons)
+        f"{number:,} {'are ' if not index else ''}{word}" for index, (word, number) in enumerate(reasons)
     )
     return (
         f"{sources.name(pool.source)}{share} {must}: of {pool.read:,} read, {where}, and a prompt may be in only one "

@@ -116,10 +116,10 @@ class ChatTemplate:
 
     def _end(self, whole: str, start: int, limit: int, answer: str) -> tuple[int, bool]:
         """Return where a turn ends, and whether a special token closes it."""
-        found = whole.find(answer, start, limit)
-        if found < 0:
+        position = whole.find(answer, start, limit)
+        if position < 0:
             raise TurnsNotFound("the template changes what the assistant said")
-        after = found + len(answer)
+        after = position + len(answer)
         hits = [(at, len(token)) for token in self._special if (at := whole.find(token, after, limit)) >= 0]
         if hits:
             at, length = min(hits, key=lambda hit: (hit[0], -hit[1]))
@@ -133,14 +133,14 @@ class ChatTemplate:
         at = 0
         for role, text in turns:
             answer = text.strip()
-            found = whole.find(answer, at)
+            position = whole.find(answer, at)
             # Some templates move the system prompt into the first question
-            if found < 0 and role == "system":
-                found = at if answer in whole else -1
+            if position < 0 and role == "system":
+                position = at if answer in whole else -1
                 answer = ""
-            if found < 0:
+            if position < 0:
                 raise TurnsNotFound(f"the template leaves out or changes what the {role} said")
-            at = found + len(answer)
+            at = position + len(answer)
 
     def _marked(self, turns: Sequence[Turn]) -> tuple[str, list[Span]]:
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -215,8 +215,8 @@ class ChatTemplate:
 
     def _by_offsets(self, text: str, spans: Sequence[Span]) -> Ids | None:
         """Return the tokens of the whole text, if the tokens of each span decode to exactly its text."""
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = list(found["input_ids"]), found["offset_mapping"]
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = list(encoding["input_ids"]), encoding["offset_mapping"]
         counted = [False] * len(ids)
         for start, end in spans:
             run = [k for k, (a, b) in enumerate(offsets) if start <= a and b <= end and b > a]

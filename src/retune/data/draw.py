@@ -49,14 +49,14 @@ def grouped(pools: Sequence[Sequence[Keys]], seed: int) -> list[Group]:
         pools: for each source its records, all different.
         seed: decides the order.
     """
-    found: dict[bytes, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    rows: dict[bytes, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for source, pool in enumerate(pools):
-        in_order = sorted((text, prompt, place) for place, (prompt, text) in enumerate(pool))
-        for _, prompt, place in in_order:
-            found[prompt][source].append(place)
+        in_order = sorted((text, prompt, row) for row, (prompt, text) in enumerate(pool))
+        for _, prompt, row in in_order:
+            rows[prompt][source].append(row)
     salt = seed.to_bytes(8, "big")
-    ranked = sorted(found, key=lambda prompt: hashlib.blake2b(prompt, key=salt, digest_size=16).digest())
-    return [list(found[prompt].items()) for prompt in ranked]
+    ranked = sorted(rows, key=lambda prompt: hashlib.blake2b(prompt, key=salt, digest_size=16).digest())
+    return [list(rows[prompt].items()) for prompt in ranked]
 
 
 def draw(groups: Sequence[Group], train: Sequence[int], validation: Sequence[int]) -> Drawn:
@@ -90,7 +90,7 @@ def draw(groups: Sequence[Group], train: Sequence[int], validation: Sequence[int
                 used.add(k)
         left = [group for k, group in enumerate(left) if k not in used]
     missing_train = list(train)
-    trained = [place for group in left for place in _take(group, missing_train)]
+    trained = [row for group in left for row in _take(group, missing_train)]
     return Drawn(trained, taken, [a + b for a, b in zip(missing, missing_train, strict=True)])
 
 
@@ -100,7 +100,7 @@ def _take(group: Group, missing: list[int]) -> list[tuple[int, int]]:
     for source, places in group:
         part = places[: missing[source]]
         missing[source] -= len(part)
-        taken += [(source, place) for place in part]
+        taken += [(source, row) for row in part]
     return taken
 
 

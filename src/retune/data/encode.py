@@ -86,15 +86,15 @@ class Encoder:
                 try:
                     if talk:
                         assert self.chat is not None
-                        found = self.chat.encode(example.turns)
+                        encoded = self.chat.encode(example.turns)
                     else:
-                        found = next(plain)
+                        encoded = next(plain)
                     if example.unlearned:
-                        found = _without_unlearned(found, example)
+                        encoded = _without_unlearned(encoded, example)
                 except TurnsNotFound as error:
                     refused.append(f"{example.source}, record {example.row}: {error}")
-                    found = ([], [])
-                yield found
+                    encoded = ([], [])
+                yield encoded
         if refused:
             more = [f"and {len(refused) - _SHOWN:,} more records"] if len(refused) > _SHOWN else []
             raise InputError(
@@ -115,7 +115,7 @@ def _without_unlearned(encoded: Ids, example: Example) -> Ids:
         TurnsNotFound: if the counted tokens are not one run per answer.
     """
     ids, counted = encoded
-    answers = [place for place, (role, _) in enumerate(example.messages) if role == "assistant"]
+    answers = [index for index, (role, _) in enumerate(example.messages) if role == "assistant"]
     runs = [list(run) for _, run in itertools.groupby(counted)]
     if sum(run[0] for run in runs) != len(answers):
         raise TurnsNotFound(

@@ -46,11 +46,11 @@ class Example(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record for a line of JSONL, without empty optional fields."""
-        found: dict[str, Any] = self._asdict()
+        fields: dict[str, Any] = self._asdict()
         for name in ("system", "messages", "unlearned"):
-            if not found[name]:
-                del found[name]
-        return found
+            if not fields[name]:
+                del fields[name]
+        return fields
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Example:

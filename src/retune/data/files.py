@@ -36,13 +36,13 @@ _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object; which of two values under one name is meant, nobody can tell."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(
             f"the name {next(n for n in names if names.count(n) > 1)!r} stands twice in an object"
         )
-    return found
+    return mapping
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
@@ -320,69 +320,69 @@ def _table(text: str, name: str, problems: list[str]) -> Rows:
         if twice:
             problems.append(f"the names in the header must differ, but duplicates are {twice}")
             return
-        for place, cells in enumerate((row for row in reader if row), 1):
+        for number, cells in enumerate((row for row in reader if row), 1):
             if len(cells) != len(columns):
-                odd.append((place, len(cells)))
+                odd.append((number, len(cells)))
                 continue
             if sum(map(len, cells)) > MAX_RECORD:
                 problems.append(f"line {reader.line_num}: {RECORD_TOO_LONG}")
                 return
-            yield place, dict(zip(columns, cells, strict=True))
+            yield number, dict(zip(columns, cells, strict=True))
     except (csv.Error, StopIteration) as error:
         too_long = "field larger than field limit" in str(error)
         problems.append(
             f"line {reader.line_num}: {RECORD_TOO_LONG if too_long else f'not valid CSV: {error}'}"
         )
     if odd:
-        place, count = odd[0]
+        number, count = odd[0]
         more = f" (and {len(odd) - 1:,} more rows have other numbers than it)" if len(odd) > 1 else ""
         problems.append(
-            f"row {place}: {count} cells, but the header has {len(columns)}{more}; put texts that hold {separator!r} in quotes"
+            f"row {number}: {count} cells, but the header has {len(columns)}{more}; put texts that hold {separator!r} in quotes"
         )
 
 
 def _list(text: str, problems: list[str]) -> Rows:
     """Yield the items of a JSON list with their places, one by one, so that a syntax error names its record."""
-    place = _skip(text, 0)
-    if text[place : place + 1] != "[":
-        problems.append(f"the file must be a JSON list, but begins with {text[place : place + 20]!r}")
+    at = _skip(text, 0)
+    if text[at : at + 1] != "[":
+        problems.append(f"the file must be a JSON list, but begins with {text[at : at + 20]!r}")
         return
-    place = _skip(text, place + 1)
+    at = _skip(text, at + 1)
     row = 0
-    while text[place : place + 1] != "]":
+    while text[at : at + 1] != "]":
         row += 1
-        start = place
+        start = at
         try:
-            item, place = _DECODER.raw_decode(text, place)
+            item, at = _DECODER.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
-            problems.append(_broken(text, row, getattr(error, "pos", place), error))
+            problems.append(_broken(text, row, getattr(error, "pos", at), error))
             return
-        if place - start > MAX_RECORD:
+        if at - start > MAX_RECORD:
             problems.append(f"record {row} (line {text.count(chr(10), 0, start) + 1}): {RECORD_TOO_LONG}")
             return
         yield row, item
-        place = _skip(text, place)
-        if text[place : place + 1] == ",":
-            place = _skip(text, place + 1)
-        elif text[place : place + 1] != "]":
-            problems.append(_broken(text, row + 1, place, "expected ',' or ']'"))
+        at = _skip(text, at)
+        if text[at : at + 1] == ",":
+            at = _skip(text, at + 1)
+        elif text[at : at + 1] != "]":
+            problems.append(_broken(text, row + 1, at, "expected ',' or ']'"))
             return
-    if text[place + 1 :].strip():
+    if text[at + 1 :].strip():
         problems.append(
-            f"line {text.count(chr(10), 0, place) + 1}: the file must end with the list, but more follows"
+            f"line {text.count(chr(10), 0, at) + 1}: the file must end with the list, but more follows"
         )
 
 
-def _broken(text: str, row: int, place: int, error: Exception | str) -> str:
-    line = text.count("\n", 0, place) + 1
-    if place >= len(text.rstrip()) or "Unterminated" in str(error):
+def _broken(text: str, row: int, offset: int, error: Exception | str) -> str:
+    line = text.count("\n", 0, offset) + 1
+    if offset >= len(text.rstrip()) or "Unterminated" in str(error):
         end = f"it ends within the list, after {row - 1} whole records"
         return f"record {row} (line {line}): the file is truncated: {end}"
     return f"record {row} (line {line}): not valid JSON: {error}"
 
 
-def _skip(text: str, place: int) -> int:
-    match = _SPACE.match(text, place)
+def _skip(text: str, start: int) -> int:
+    match = _SPACE.match(text, start)
     assert match is not None
     return match.end()
 
@@ -439,9 +439,9 @@ def _first_object(text: str) -> tuple[Any, bool]:
     """Return the file's content if it is one JSON object, and whether it begins with one that goes over several lines."""
     start = _skip(text, 0)
     try:
-        found, end = _DECODER.raw_decode(text, start)
+        content, end = _DECODER.raw_decode(text, start)
     except (ValueError, RecursionError):
         return None, False
-    if not isinstance(found, dict) or "\n" not in text[start:end]:
+    if not isinstance(content, dict) or "\n" not in text[start:end]:
         return None, False
-    return (None if text[end:].strip() else found), True
+    return (None if text[end:].strip() else content), True

@@ -67,14 +67,14 @@ class Pool:
         return getattr(self.source, "share", None)
 
 
-def pools(given: Sequence[File]) -> list[Pool]:
+def pools(files: Sequence[File]) -> list[Pool]:
     """Return the sources with the bytes of their files, in an order that does not depend on the study's.
 
     Raises:
         InputError: if files are missing.
     """
     found, problems = [], []
-    for source in given:
+    for source in files:
         try:
             content = sources.content(source)
         except InputError as error:
@@ -86,14 +86,14 @@ def pools(given: Sequence[File]) -> list[Pool]:
     return sorted(found, key=lambda pool: (pool.sha256, pool.source.format, -(pool.share or 0)))
 
 
-def parse(given: Sequence[Pool]) -> None:
+def parse(pools: Sequence[Pool]) -> None:
     """Read the records of every source; remove those with an empty instruction or output.
 
     Raises:
         InputError: if files are damaged or of another schema, with the problems of all of them.
     """
     problems = []
-    for pool in given:
+    for pool in pools:
         try:
             pool.taken, examples = sources.parsed(pool.data, pool.source)
         except InputError as error:
@@ -108,10 +108,10 @@ def parse(given: Sequence[Pool]) -> None:
         raise InputError(problems, "data.sources")
 
 
-def drop_duplicates(given: Sequence[Pool]) -> None:
+def drop_duplicates(pools: Sequence[Pool]) -> None:
     """Keep the first of equal texts; the others are `duplicate`, or `shared` if another source has it."""
     owner: dict[bytes, Pool] = {}
-    for pool in given:
+    for pool in pools:
         kept = []
         for text in pool.texts:
             first = owner.get(text.keys[1])
@@ -125,22 +125,22 @@ def drop_duplicates(given: Sequence[Pool]) -> None:
         pool.texts = kept
 
 
-def drop_held_out(given: Sequence[Pool], held_out: Pool) -> None:
+def drop_held_out(pools: Sequence[Pool], held_out: Pool) -> None:
     """Remove records whose prompt is in the validation file."""
     prompts = {text.keys[0] for text in held_out.texts}
-    for pool in given:
+    for pool in pools:
         kept = [text for text in pool.texts if text.keys[0] not in prompts]
         pool.held_out = len(pool.texts) - len(kept)
         pool.texts = kept
 
 
-def drop_too_long(given: Sequence[Pool], encoder: Encoder, max_length: int) -> None:
+def drop_too_long(pools: Sequence[Pool], encoder: Encoder, max_length: int) -> None:
     """Remove records whose prompt leaves no room for a completion.
 
     Most prompts need not be tokenised: a token of ASCII text has at least one character, so a text has no more tokens than
     characters.
     """
-    for pool in given:
+    for pool in pools:
         doubtful = [text for text in pool.texts if _may_be_longer(text.example, encoder, max_length)]
         _count(doubtful, encoder)
         kept = [text for text in pool.texts if text.prompt_tokens < max_length]
@@ -171,9 +171,9 @@ def _may_be_longer(example: Example, encoder: Encoder, max_length: int, whole: b
     """Return whether the first prompt, or the whole record, may have `max_length` tokens."""
     if (encoder.chat is not None and not example.is_text) or example.unlearned:
         return True
-    found = pieces(example, encoder.template if encoder.chat is None else Prompt())
-    text = "".join(asked + said for asked, said in found) if whole else found[0][0]
-    return len(text) + _SPECIAL_TOKENS * len(found) >= max_length or not text.isascii()
+    texts = pieces(example, encoder.template if encoder.chat is None else Prompt())
+    text = "".join(asked + said for asked, said in texts) if whole else texts[0][0]
+    return len(text) + _SPECIAL_TOKENS * len(texts) >= max_length or not text.isascii()
 
 
 def _count(texts: Sequence[Text], encoder: Encoder, keep: bool = False) -> None:

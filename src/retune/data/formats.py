@@ -70,10 +70,10 @@ def package_format(name: str) -> Format | None:
     """
     if name in FORMATS:
         return None
-    found = extensions.load("formats", name)
-    if not isinstance(found, Format):
-        raise InputError(f"{name!r} must be a retune.data.formats.Format, but is {found!r}", "retune.formats")
-    return found
+    form = extensions.load("formats", name)
+    if not isinstance(form, Format):
+        raise InputError(f"{name!r} must be a retune.data.formats.Format, but is {form!r}", "retune.formats")
+    return form
 
 
 _SCHEMAS = {
@@ -105,9 +105,9 @@ def schema(form: str, columns: Mapping[Any, str], fields: Sequence[str]) -> Sche
     """
     if columns:
         return Schema("columns", dict(columns), ("input",))
-    found = _named(form, fields)
+    named = _named(form, fields)
     if form not in DETECTED:
-        return found or _SCHEMAS[form]
+        return named or _SCHEMAS[form]
     if form == "jsonl" and {"instruction", "output"} <= set(fields):
         return _SCHEMAS["jsonl"]
     return _detect(fields) or unknown(fields)
@@ -135,28 +135,32 @@ def _detect(fields: Sequence[str]) -> Schema | None:
             "sharegpt" if talks[0] != lower.get("messages") else "messages",
             {"messages": talks[0], **_system(fields)},
         )
-    asked, given, answered = (
+    prompts, inputs, completions = (
         [lower[name] for name in names if name in lower]
         for names in (_PROMPT_FIELDS, _INPUT_FIELDS, _COMPLETION_FIELDS)
     )
-    if len(asked) == len(answered) == 1 and len(given) <= 1:
-        found = {"prompt": asked[0], **({"input": given[0]} if given else {}), "completion": answered[0]}
+    if len(prompts) == len(completions) == 1 and len(inputs) <= 1:
+        columns = {
+            "prompt": prompts[0],
+            **({"input": inputs[0]} if inputs else {}),
+            "completion": completions[0],
+        }
         names = [
             name
             for name, known in _SCHEMAS.items()
-            if found.items() <= dict(known.fields).items()
-            and set(known.fields) - set(found) <= set(known.optional)
+            if columns.items() <= dict(known.fields).items()
+            and set(known.fields) - set(columns) <= set(known.optional)
         ]
-        name = names[0] if names else f"{asked[0]}/{answered[0]}"
-        return Schema(name, {**found, **_system(fields)}, ("input", "system"))
-    if "text" in lower and not asked and not answered:
+        name = names[0] if names else f"{prompts[0]}/{completions[0]}"
+        return Schema(name, {**columns, **_system(fields)}, ("input", "system"))
+    if "text" in lower and not prompts and not completions:
         return Schema("text", {"text": lower["text"]})
     return None
 
 
 def _system(fields: Sequence[str]) -> dict[str, str]:
-    found = [field for field in fields if field.lower() in _SYSTEM]
-    return {"system": found[0]} if found else {}
+    names = [field for field in fields if field.lower() in _SYSTEM]
+    return {"system": names[0]} if names else {}
 
 
 def unknown(fields: Sequence[str]) -> str:
@@ -167,7 +171,7 @@ def unknown(fields: Sequence[str]) -> str:
     )
 
 
-def missing_fields(found: Schema, fields: Sequence[str]) -> str:
+def missing_fields(form: Schema, fields: Sequence[str]) -> str:
     """Return what to write if no record has a field that the format requires."""
     looks = _detect(fields)
     if looks and looks.name in _SCHEMAS:
@@ -176,7 +180,7 @@ def missing_fields(found: Schema, fields: Sequence[str]) -> str:
         hint = f"omit `format`: {looks.name} is detected by its fields"
     else:
         hint = f"if other fields hold it, write `columns: {mapping(fields)}`"
-    named = "`columns` names another" if found.name == "columns" else f"the format {found.name!r} needs it"
+    named = "`columns` names another" if form.name == "columns" else f"the format {form.name!r} needs it"
     return f"{named}, but the records have the fields {list(fields)}; {hint}"
 
 
@@ -225,7 +229,7 @@ class _Message(NamedTuple):
     learned: bool = True
 
 
-def read(record: Any, found: Schema, source: str, row: int) -> Example | list[str]:
+def read(record: Any, form: Schema, source: str, row: int) -> Example | list[str]:
     """Return a record, or its problems."""
     if _are_turns(record):
         return ['a record must be an object, but is a list of turns; write {"messages": […]} around each']
@@ -233,10 +237,10 @@ def read(record: Any, found: Schema, source: str, row: int) -> Example | list[st
         return [f"a record must be an object with named fields, but is {kind(record)}"]
     problems: list[str] = []
     parts: dict[str, Any] = {}
-    as_turns = any(_are_turns(record.get(found.fields.get(part))) for part in _EXCHANGE)
-    for part, field in found.fields.items():
+    as_turns = any(_are_turns(record.get(form.fields.get(part))) for part in _EXCHANGE)
+    for part, field in form.fields.items():
         value = record.get(field)
-        if value is None and part in found.optional:
+        if value is None and part in form.optional:
             parts[part] = ""
         elif field not in record:
             problems.append(f"field {field!r} is missing")
@@ -256,7 +260,7 @@ def read(record: Any, found: Schema, source: str, row: int) -> Example | list[st
         return _conversation(parts["messages"], parts.get("system", ""), source, row)
     if as_turns:
         if parts.get("input", "").strip():
-            return [f"field {found.fields['input']!r} must be empty where the prompt is a list of turns"]
+            return [f"field {form.fields['input']!r} must be empty where the prompt is a list of turns"]
         asked, answered = (
             [_Message(role, value)] if isinstance(value := parts[part], str) else value
             for part, role in _EXCHANGE.items()
@@ -280,8 +284,8 @@ def _conversation(turns: list[_Message], system: str, source: str, row: int) -> 
         turns = [_Message("system", system), *turns]
     while turns and not (turns[-1].role == "assistant" and turns[-1].learned):
         turns = turns[:-1]
-    first = next((place for place, turn in enumerate(turns) if turn.role == "user"), len(turns))
-    turns = [turn for place, turn in enumerate(turns) if place >= first or turn.role == "system"]
+    first = next((index for index, turn in enumerate(turns) if turn.role == "user"), len(turns))
+    turns = [turn for index, turn in enumerate(turns) if index >= first or turn.role == "system"]
     if not any(turn.role == "assistant" for turn in turns):
         turns = []
     asked = next((turn.text for turn in turns if turn.role == "user"), "")
@@ -302,9 +306,9 @@ def _turns(value: Any, field: str, problems: list[str]) -> list[_Message]:
     if not isinstance(value, list):
         problems.append(f"field {field!r} must be a list of turns, but is {kind(value)}")
         return []
-    found: list[_Message] = []
-    for place, turn in enumerate(value):
-        where = f"{field}[{place}]"
+    messages: list[_Message] = []
+    for index, turn in enumerate(value):
+        where = f"{field}[{index}]"
         if not isinstance(turn, dict):
             problems.append(f"{where} must be an object with `role` and `content`, but is {kind(turn)}")
             continue
@@ -320,8 +324,8 @@ def _turns(value: Any, field: str, problems: list[str]) -> list[_Message]:
             problems.append(f"{where}: the weight must be 0 or 1, but is {weight!r}")
         said = _turn_text(turn, where, problems)
         if said is not None:
-            found.append(_Message(_ROLES[role.lower()], said, weight != 0))
-    return found
+            messages.append(_Message(_ROLES[role.lower()], said, weight != 0))
+    return messages
 
 
 def _turn_text(turn: Mapping[str, Any], where: str, problems: list[str]) -> str | None:

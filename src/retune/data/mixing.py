@@ -72,11 +72,11 @@ def source_digests(data: Data) -> dict[str, str]:
         InputError: if files are missing, with all of them.
     """
     pools, held_out = _pools(data)
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for pool in [*pools, *([held_out] if held_out else [])]:
         name = sources.name(pool.source)
-        found[name if name not in found else f"{name} ({len(found) + 1})"] = pool.sha256
-    return found
+        digests[name if name not in digests else f"{name} ({len(digests) + 1})"] = pool.sha256
+    return digests
 
 
 def mix(
@@ -243,12 +243,12 @@ def _verified(uri: str, split: Split) -> tuple[MixRecord, Path]:
     try:
         path = store.download(file)
         with path.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
+            actual = hashlib.file_digest(content, "sha256").hexdigest()
     except FileNotFoundError as error:
         raise InputError("the file is missing; run `retune mix` again", file) from error
-    if found != expected:
+    if actual != expected:
         raise InputError(
-            f"the file must have the SHA-256 {expected} of {MARKER}, but has {found}; run `retune mix` again",
+            f"the file must have the SHA-256 {expected} of {MARKER}, but has {actual}; run `retune mix` again",
             file,
         )
     return record, path
@@ -321,10 +321,10 @@ def _draw_splits(
     if encoder is not None:
         filters.drop_too_long(all_pools, encoder, data.max_length)
     progress("drawing")
-    found = draw_splits(data, seed, pools)
+    drawn = draw_splits(data, seed, pools)
     splits: dict[Split, list[tuple[Pool, Text]]] = {
-        "train": [(pools[source], pools[source].texts[index]) for source, index in found.train],
-        "validation": [(pools[source], pools[source].texts[index]) for source, index in found.validation],
+        "train": [(pools[source], pools[source].texts[index]) for source, index in drawn.train],
+        "validation": [(pools[source], pools[source].texts[index]) for source, index in drawn.validation],
     }
     if held_out:
         splits["validation"] = [(held_out, text) for text in held_out.texts]
@@ -384,15 +384,15 @@ def _pools(data: Data) -> tuple[list[Pool], Pool | None]:
         InputError: if files are missing, with all of them.
     """
     held_out = [data.validation] if isinstance(data.validation, File) else []
-    problems, found = [], []
-    for given in (data.sources, held_out):
+    problems, read = [], []
+    for files in (data.sources, held_out):
         try:
-            found.append(filters.pools(given))
+            read.append(filters.pools(files))
         except InputError as error:
             problems += error.problems
     if problems:
         raise InputError(problems, "data.sources")
-    return found[0], found[1][0] if held_out else None
+    return read[0], read[1][0] if held_out else None
 
 
 def _recipe(data: Data, seed: int, tokenizer: Any, pools: Sequence[Pool], held_out: Pool | None) -> str:

@@ -92,8 +92,8 @@ def pieces(example: Example, template: Prompt) -> list[tuple[str, str]]:
         )
     system = next((text for role, text in example.messages if role == "system"), "")
     first, answer = exchanges[0]
-    found = [(_render_prompt(first, "", system, template), answer)]
-    return found + [
+    texts = [(_render_prompt(first, "", system, template), answer)]
+    return texts + [
         (f"\n\n### Instruction:\n{asked}\n\n### Response:", answer) for asked, answer in exchanges[1:]
     ]
 
@@ -104,26 +104,26 @@ def ask(turns: Sequence[Turn], template: Prompt) -> str:
     return "".join(asked + answer for asked, answer in pieces(example, template))
 
 
-def _render_prompt(instruction: str, given: str, system: str, template: Prompt) -> str:
+def _render_prompt(instruction: str, context: str, system: str, template: Prompt) -> str:
     if template.kind == "alpaca":
-        return prompt(instruction, given, system)
-    whole = f"{instruction}\n\n{given}" if given.strip() else instruction
+        return prompt(instruction, context, system)
+    whole = f"{instruction}\n\n{context}" if context.strip() else instruction
     if template.kind == "none":
         return f"{system}\n\n{whole}" if system.strip() else whole
     text = template.text or ""
     has_input_placeholder = "{input}" in text
-    values = {"input": given, "system": system}
+    values = {"input": context, "system": system}
     return _PLACEHOLDER.sub(lambda m: values.get(m[1], instruction if has_input_placeholder else whole), text)
 
 
 def _exchanges(turns: Sequence[Turn]) -> list[tuple[str, str]]:
     """Return pairs of a question, joining consecutive turns of user and tools, and its answer."""
-    found: list[tuple[str, str]] = []
+    exchanges: list[tuple[str, str]] = []
     asked: list[str] = []
     for role, text in turns:
         if role == "assistant":
-            found.append(("\n\n".join(asked), text))
+            exchanges.append(("\n\n".join(asked), text))
             asked = []
         elif role != "system":
             asked.append(text)
-    return found
+    return exchanges

@@ -133,8 +133,8 @@ def parsed(data: bytes | Path, source: File) -> tuple[str, list[Example]]:
         taken = package.schema if package else _schema(first, source)
         wrong = _Problems(files.POSITION_WORD.get(sort, "record"))
         read: list[Example] = []
-        for place, (row, record) in enumerate(itertools.chain(first, rows)):
-            if problem := growth.problem_at(place):
+        for position, (row, record) in enumerate(itertools.chain(first, rows)):
+            if problem := growth.problem_at(position):
                 raise InputError(f"{wrong.where} {row}: {problem}", source.uri)
             wrong.objects += isinstance(record, dict)
             if not isinstance(taken, formats.Schema):
@@ -165,35 +165,35 @@ def parsed(data: bytes | Path, source: File) -> tuple[str, list[Example]]:
     return taken.name, read
 
 
-def _fields(found: list[tuple[int, Any]]) -> list[str]:
+def _fields(rows: list[tuple[int, Any]]) -> list[str]:
     """Return the fields of the first records, in their order."""
-    return list(dict.fromkeys(str(f) for _, r in found if isinstance(r, dict) for f in r))
+    return list(dict.fromkeys(str(f) for _, r in rows if isinstance(r, dict) for f in r))
 
 
-def _schema(found: list[tuple[int, Any]], source: File) -> formats.Schema | str | None:
-    fields = _fields(found)
+def _schema(rows: list[tuple[int, Any]], source: File) -> formats.Schema | str | None:
+    fields = _fields(rows)
     if not fields:
-        return formats.schema("jsonl", {}, ["instruction", "output"]) if found else None
+        return formats.schema("jsonl", {}, ["instruction", "output"]) if rows else None
     taken = formats.schema(source.format, source.columns, fields)
-    if len(found) == 1 and _is_columns(found[0][1]):
+    if len(rows) == 1 and _is_columns(rows[0][1]):
         return (
             "the file is one JSON object of columns, but must hold records; save it as a JSON list or as JSONL, with pandas "
             "by `to_json(path, orient='records', lines=True)`"
         )
-    if isinstance(taken, str) and len(found) == 1:
-        lists = [k for k, v in found[0][1].items() if isinstance(v, list) and v and isinstance(v[0], dict)]
+    if isinstance(taken, str) and len(rows) == 1:
+        lists = [k for k, v in rows[0][1].items() if isinstance(v, list) and v and isinstance(v[0], dict)]
         if lists:
             named = f"field {lists[0]!r} holds" if len(lists) == 1 else f"fields {lists} hold"
             one = "that list" if len(lists) == 1 else "one of these lists"
             return f"the file is one JSON object whose {named} the records; save {one} alone, as a JSON list or as JSONL"
     if isinstance(taken, str):
-        return _more_of(found) or taken
+        return _more_of(rows) or taken
     return taken
 
 
-def _more_of(found: list[tuple[int, Any]]) -> str | None:
+def _more_of(rows: list[tuple[int, Any]]) -> str | None:
     """Return what the first records say beyond the names of their fields: they differ, or hold one another's fields."""
-    records = [(row, record) for row, record in found if isinstance(record, dict)]
+    records = [(row, record) for row, record in rows if isinstance(record, dict)]
     (first_row, first), others = records[0], records[1:]
     for row, record in others:
         if not set(record) & set(first):

@@ -43,13 +43,13 @@ def choose(examples: Sequence[Example], share: float, seed: int) -> tuple[list[E
     )
     rng = np.random.default_rng(seed)
     indices: list[int] = []
-    taken: dict[str, int] = {}
+    kept: dict[str, int] = {}
     for name, count in zip(names, counts_by_source, strict=True):
         drawn = rng.permutation(len(by_source[name]))[:count]
         indices += [by_source[name][k] for k in drawn]
-        taken[name] = count
+        kept[name] = count
     chosen = [examples[index] for index in sorted(indices)]
     content = digest([example.to_dict() for example in chosen])
     return chosen, Subset(
-        share=share, seed=seed, of=len(examples), records=len(chosen), sources=taken, digest=content
+        share=share, seed=seed, of=len(examples), records=len(chosen), sources=kept, digest=content
     )

@@ -43,6 +43,6 @@ def tokenizer_digest(tokenizer: Any) -> str | None:
             f"the folder must have a tokenizer, but {tokenizer} has none of {list(_TOKENIZER_FILES)}",
             "model.base",
         )
-    made = json.loads(tokenizer.backend_tokenizer.to_str())
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
     # Calls with `truncation` or `padding` change these two, and they do not change the tokens of a text
-    return digest({key: part for key, part in made.items() if key not in ("truncation", "padding")})
+    return digest({key: part for key, part in state.items() if key not in ("truncation", "padding")})

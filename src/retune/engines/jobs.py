@@ -71,18 +71,18 @@ class Jobs:
         A trial has one record, which later jobs extend. So of each job only the rungs count that lie above the share
         that the trial's previous job has reached.
         """
-        found: list[Result] = []
+        results: list[Result] = []
         reached: dict[int, float] = {}
         for job in jobs:
             record, before = self._record(job.trial), reached.get(job.trial, 0.0)
             assert record is not None  # the jobs are finished
             reached[job.trial] = job.share
             rungs = [rung for rung in record.rungs if before < rung.share <= job.share]
-            found += [Result(job.trial, rung.share, rung.loss) for rung in rungs]
+            results += [Result(job.trial, rung.share, rung.loss) for rung in rungs]
             if job.share == WHOLE or job.share not in [rung.share for rung in rungs]:
                 loss = record.objective(self._search.objective.metric)
-                found.append(Result(job.trial, job.share, loss))
-        return found
+                results.append(Result(job.trial, job.share, loss))
+        return results
 
     def failures(self) -> int:
         """Return the number of failed trials among those that decide the next job.

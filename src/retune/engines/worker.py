@@ -86,8 +86,8 @@ def main() -> None:
             _side_by_side(several, done, stopped.is_set)
         else:
             for task in map(_task, sys.stdin):
-                told = with_trial(report, task.trial)
-                done(run_trial(study, setup["data_uri"], task, base, told, stopped.is_set))
+                report_trial = with_trial(report, task.trial)
+                done(run_trial(study, setup["data_uri"], task, base, report_trial, stopped.is_set))
                 if stopped.is_set():
                     break
     except InputError as error:

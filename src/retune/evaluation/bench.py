@@ -122,11 +122,11 @@ def check_candidates(model: Model, candidates: Sequence[Candidate]) -> list[str]
                 f"{candidate.name}: the adapter at {candidate.adapter_uri} cannot be fetched: {error}"
             )
             continue
-        found = adapters.problems(candidate.name, folder, base)
-        if not found or not any("lacks" in problem for problem in found):
+        reasons = adapters.problems(candidate.name, folder, base)
+        if not reasons or not any("lacks" in problem for problem in reasons):
             damage = adapter.damage(candidate.adapter_uri, candidate.adapter_digest)
-            found = [f"{candidate.name}: {told}" for told in damage] or found
-        problems += found
+            reasons = [f"{candidate.name}: {reason}" for reason in damage] or reasons
+        problems += reasons
     return problems
 
 
@@ -211,14 +211,14 @@ def _score_all(
         tuned = stack.enter_context(adapters.attached(base.model, folder))
         unscored = jobs[0][2]
         try:
-            decoder, found = stack.enter_context(
+            decoder, checked = stack.enter_context(
                 self_check.decoding(
                     tuned, base.tokenizer, base.device, _context(base.model.config), unscored.batch_size
                 )
             )
         except RetuneError as error:
             raise RetuneError(f"{unscored.model}: {error}") from error
-        results = {"dtype": str(base.dtype).removeprefix("torch."), "self_check": found.record()}
+        results = {"dtype": str(base.dtype).removeprefix("torch."), "self_check": checked.record()}
         for uri, item, unscored in jobs:
             record = _score(decoder, item, unscored.model_copy(update=results), report)
             store.write(uri, record.to_json())
@@ -298,10 +298,10 @@ def _existing(uri: str, unscored: BenchRecord) -> BenchRecord | None:
     if not store.exists(uri):
         return None
     try:
-        found = parse(BenchRecord, store.read(uri), uri)
+        record = parse(BenchRecord, store.read(uri), uri)
     except RetuneError:  # damaged: score it again
         return None
-    return found if found.inputs_digest == unscored.inputs_digest else None
+    return record if record.inputs_digest == unscored.inputs_digest else None
 
 
 def _score(decoder: Decoder, item: Prepared, unscored: BenchRecord, report: Report) -> BenchRecord:

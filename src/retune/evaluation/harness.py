@@ -168,9 +168,9 @@ def prepare(name: TaskName, path: Path, data_digest: str, limit: int | None, see
     """Return a benchmark with the documents that a limit draws, evenly over its subjects or tasks."""
     parts = _parts(name, path)
     every = [
-        Question(str(place), part.group, "", (), "", "", {"part": str(number)})
+        Question(str(index), part.group, "", (), "", "", {"part": str(number)})
         for number, part in enumerate(parts)
-        for place in range(len(part.documents))
+        for index in range(len(part.documents))
     ]
     kept: dict[str, list[int]] = {}
     for question in draw(every, limit, seed):
@@ -283,11 +283,11 @@ def _judge(task: Any, part: Part) -> Iterator[tuple[Part, dict[str, Any], dict[s
     requests: dict[int, list[Any]] = {}
     for request in task.instances:
         requests.setdefault(request.doc_id, []).append(request)
-    for place, own in sorted(requests.items()):
+    for index, own in sorted(requests.items()):
         own.sort(key=lambda request: request.idx)
         (key,) = own[0].filtered_resps
         responses = [request.filtered_resps[key] for request in own]
-        entry: dict[str, Any] = {"id": part.ids[place], "prompt": digest(str(own[0].args[0]))}
+        entry: dict[str, Any] = {"id": part.ids[index], "prompt": digest(str(own[0].args[0]))}
         if task.OUTPUT_TYPE == "multiple_choice":
             entry["likelihoods"] = [round(value, 6) for value, _ in responses]
         else:

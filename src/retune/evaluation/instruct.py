@@ -126,8 +126,8 @@ class InstructBenchmark:
         predictions = [self.task.postprocess(text) for text in texts]
         verdicts = self.task.grade(questions, predictions)
         answers = []
-        for place, entry in enumerate(self._entries()):
-            own = slice(place * self.samples, (place + 1) * self.samples)
+        for index, entry in enumerate(self._entries()):
+            own = slice(index * self.samples, (index + 1) * self.samples)
             right = [verdict.right for verdict in verdicts[own]]
             answers.append(
                 {**entry, "predictions": predictions[own], "passed": sum(right), "right": 2 * sum(right) > len(right),

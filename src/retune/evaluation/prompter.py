@@ -42,8 +42,8 @@ class Prompter:
         """Return the tokens of a prompt, exactly as `retune.data.encode` does for training."""
         if self._chat:
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        found = list(self.tokenizer(text)["input_ids"])
-        return found[:-1] if found and found[-1] == self.tokenizer.eos_token_id else found
+        ids = list(self.tokenizer(text)["input_ids"])
+        return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
 
     def prompt_for(self, example: Example) -> str:
         """Return the prompt for the last answer of a record. Not for plain texts, which have no prompt."""

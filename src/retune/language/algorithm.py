@@ -57,12 +57,12 @@ def propose(problem: Problem, count: int) -> list[Candidate]:
     settings = problem.settings
     assert isinstance(settings, LanguageSettings)
     initial = design.start(problem, settings.LH_SEARCH)
-    found = [point for point in initial if point.levels not in problem.seen][:count]
-    if len(found) == count or len(problem.ok) < 2:
-        return found
-    taken = set(problem.seen) | {point.levels for point in found}
-    pool = [levels for levels in _pool(problem, settings) if levels not in taken]
-    return found + (_improving(problem, settings, pool, count - len(found)) if pool else [])
+    proposals = [point for point in initial if point.levels not in problem.seen][:count]
+    if len(proposals) == count or len(problem.ok) < 2:
+        return proposals
+    excluded = set(problem.seen) | {point.levels for point in proposals}
+    pool = [levels for levels in _pool(problem, settings) if levels not in excluded]
+    return proposals + (_improving(problem, settings, pool, count - len(proposals)) if pool else [])
 
 
 def _pool(problem: Problem, settings: LanguageSettings) -> list[Levels]:
@@ -70,7 +70,7 @@ def _pool(problem: Problem, settings: LanguageSettings) -> list[Levels]:
     dimension = len(problem.space.parameters)
     rng = np.random.default_rng(hashed(problem.seed, "language candidates"))
     places = rng.random((settings.candidates, dimension))
-    found = [problem.snap(problem.space.from_unit(place.tolist())) for place in places]
+    candidates = [problem.snap(problem.space.from_unit(row.tolist())) for row in places]
     for point in sorted(problem.ok, key=lambda p: (p.merit, p.levels))[:_LEADERS]:
         for axis, parameter in enumerate(problem.space.parameters):
             # A geometric series reaches far on a fine grid; from a category all others are neighbours
@@ -78,8 +78,8 @@ def _pool(problem: Problem, settings: LanguageSettings) -> list[Levels]:
             for step in steps:
                 for sign in (1, -1):
                     level = min(max(point.levels[axis] + sign * step, 0), parameter.levels - 1)
-                    found.append(problem.snap((*point.levels[:axis], level, *point.levels[axis + 1 :])))
-    return list(dict.fromkeys(found))
+                    candidates.append(problem.snap((*point.levels[:axis], level, *point.levels[axis + 1 :])))
+    return list(dict.fromkeys(candidates))
 
 
 def _improving(
@@ -131,7 +131,7 @@ def _best(fitted: Kernel, pool: Sequence[Levels], places: torch.Tensor, count: i
     """Return the candidates with the highest expected improvement (Jones et al. 1998), chosen one after another."""
     import torch
 
-    found: list[Candidate] = []
+    chosen: list[Candidate] = []
     free = torch.ones(len(pool), dtype=torch.bool)
     best = fitted.predict(fitted.inputs)[0].min()  # of the predicted means: measured values are noisy
     for _ in range(min(count, len(pool))):
@@ -139,8 +139,8 @@ def _best(fitted: Kernel, pool: Sequence[Levels], places: torch.Tensor, count: i
         z = (best - mean) / deviation
         density = (-0.5 * z**2).exp() / math.sqrt(2 * math.pi)
         improvement = deviation * (z * torch.special.ndtr(z) + density)
-        place = int(torch.where(free, improvement, -1.0).argmax())
-        free[place] = False
-        found.append(Candidate(pool[place], "search: expected improvement in the language model's view"))
-        fitted = fitted.condition_on(places[place], mean[place])
-    return found
+        index = int(torch.where(free, improvement, -1.0).argmax())
+        free[index] = False
+        chosen.append(Candidate(pool[index], "search: expected improvement in the language model's view"))
+        fitted = fitted.condition_on(places[index], mean[index])
+    return chosen

@@ -59,9 +59,9 @@ class Embedder:
             ids = torch.zeros(len(rows), longest, dtype=torch.long)
             mask = torch.ones(len(rows), before + longest, dtype=torch.long)
             # Padded on the left, so that the learnable token is adjacent to each text
-            for place, row in enumerate(rows):
-                ids[place, longest - len(row) :] = torch.tensor(row)
-                mask[place, before : before + longest - len(row)] = 0
+            for index, row in enumerate(rows):
+                ids[index, longest - len(row) :] = torch.tensor(row)
+                mask[index, before : before + longest - len(row)] = 0
             output = self._model(
                 ids,
                 attention_mask=mask,
@@ -104,8 +104,8 @@ class Reading:
             use_cache=True,
             output_hidden_states=True,
         )
-        found: torch.Tensor = output.hidden_states[-1][:, -1].double()
-        return found
+        states: torch.Tensor = output.hidden_states[-1][:, -1].double()
+        return states
 
 
 @lru_cache(maxsize=2)

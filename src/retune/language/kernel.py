@@ -92,8 +92,8 @@ def fit(
 
     def project(embedded: torch.Tensor) -> torch.Tensor:
         standard = (embedded - center) / spread
-        found: torch.Tensor = (standard @ matrix if matrix is not None else standard) * scale
-        return found
+        projection: torch.Tensor = (standard @ matrix if matrix is not None else standard) * scale
+        return projection
 
     def loss() -> torch.Tensor:
         points = project(embed(learnt) if learnt is not None else first)
@@ -114,11 +114,11 @@ def fit(
         value.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     with torch.no_grad():
-        found = learnt.detach() if learnt is not None else None
-        points = project(embed(found) if found is not None else first)
+        projection = learnt.detach() if learnt is not None else None
+        points = project(embed(projection) if projection is not None else first)
     if matrix is not None:
         matrix.requires_grad_(False)
-    return Kernel(project, points.detach(), values, logs.detach(), found, float(value.detach()))
+    return Kernel(project, points.detach(), values, logs.detach(), projection, float(value.detach()))
 
 
 def _covariance(

@@ -39,9 +39,9 @@ def steps(study: Study) -> Iterator[Step]:
     searched: list[SearchFolder] = []
 
     def run_mix() -> None:
-        found = recipe(study)
-        mix(found)
-        data.append(found.folder)
+        mixing = recipe(study)
+        mix(mixing)
+        data.append(mixing.folder)
 
     yield "mix", run_mix
     yield "search", lambda: searched.append(search(study, data[0]))

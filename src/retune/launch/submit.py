@@ -139,7 +139,7 @@ class Kubeflow:
         experiment = self._experiment(study)
         earlier = self._schedules(study, experiment)
         with self._reported("make a schedule on"):
-            made = self._client.create_recurring_run(
+            created = self._client.create_recurring_run(
                 experiment_id=experiment,
                 job_name=study.name,
                 description=f"retune {__version__}",
@@ -153,15 +153,17 @@ class Kubeflow:
             )
             for old in earlier:  # only now, so that the old schedule is kept if the new one cannot be created
                 self._client.delete_recurring_run(old)
-        return Submitted(made.recurring_run_id, self._page("recurringrun", made.recurring_run_id), label)
+        return Submitted(
+            created.recurring_run_id, self._page("recurringrun", created.recurring_run_id), label
+        )
 
     def unschedule(self, study: Study) -> int:
         """Delete this study's schedule; return how many there were."""
-        found = self._schedules(study, self._experiment(study))
+        schedules = self._schedules(study, self._experiment(study))
         with self._reported("delete a schedule on"):
-            for old in found:
+            for old in schedules:
                 self._client.delete_recurring_run(old)
-        return len(found)
+        return len(schedules)
 
     def complete(self, run: Submitted, stops: Callable[[], int], poll_seconds: float = 10.0) -> None:
         """Wait until a run has succeeded; terminate it when a stop is requested.
@@ -237,13 +239,15 @@ class Kubeflow:
 
     def _experiment(self, study: Study) -> str:
         with self._reported("make an experiment on"):
-            made = self._client.create_experiment(study.name, namespace=self._namespace)
-            return str(made.experiment_id)
+            created = self._client.create_experiment(study.name, namespace=self._namespace)
+            return str(created.experiment_id)
 
     def _schedules(self, study: Study, experiment: str) -> list[str]:
         with self._reported("list the schedules of"):
-            found = self._pages(self._client.list_recurring_runs, "recurring_runs", experiment_id=experiment)
-            return [run.recurring_run_id for run in found if run.display_name == study.name]
+            schedules = self._pages(
+                self._client.list_recurring_runs, "recurring_runs", experiment_id=experiment
+            )
+            return [run.recurring_run_id for run in schedules if run.display_name == study.name]
 
     def _pages(self, ask: Callable[..., Any], key: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
         token = ""
@@ -278,8 +282,8 @@ class Kubeflow:
 
 def arguments_of(study: Study) -> dict[str, Any]:
     """Return the arguments of a run: the study as JSON, packed if it would be too long for Kubeflow Pipelines."""
-    given = {"study": study.model_dump_json()}
-    return given if _length(given) <= MAX_ARGUMENT_BYTES else {"study": packed(study)}
+    arguments = {"study": study.model_dump_json()}
+    return arguments if _length(arguments) <= MAX_ARGUMENT_BYTES else {"study": packed(study)}
 
 
 def _length(arguments: dict[str, Any]) -> int:
@@ -324,13 +328,13 @@ def six_fields(cron: str) -> str:
 
 def _is_time(part: str, name: str, low: int, high: int) -> bool:
     """Return whether one part of a schedule's field is a number, a range or ``*``, with or without a step."""
-    place, slash, step = part.partition("/")
+    field, slash, step = part.partition("/")
     if slash and not (step.isascii() and step.isdigit() and int(step) > 0):
         return False
-    if place in ("*", "?") and (place == "*" or name in ("day", "weekday")):
+    if field in ("*", "?") and (field == "*" or name in ("day", "weekday")):
         return True
     names = _NAMES.get(name, ())
-    ends = [str(low + names.index(end)) if end in names else end for end in place.lower().split("-")]
+    ends = [str(low + names.index(end)) if end in names else end for end in field.lower().split("-")]
     if len(ends) > 2 or not all(end.isascii() and end.isdigit() and low <= int(end) <= high for end in ends):
         return False
     return int(ends[0]) <= int(ends[-1])

@@ -99,13 +99,13 @@ def register(
             if prompt is not None:
                 client.log_text(run.info.run_id, prompt.model_dump_json() + "\n", PROMPT)
                 extra_tags["prompt"] = prompt.kind
-            made = client.create_model_version(
+            created = client.create_model_version(
                 model,
                 source=f"{run.info.artifact_uri}/adapter",
                 run_id=run.info.run_id,
                 tags=_tags(trial, digest, study, objective, scores, extra_tags),
             )
-            version = str(made.version)
+            version = str(created.version)
         client.set_registered_model_alias(model, CHALLENGER, version)
     return version
 
@@ -151,7 +151,7 @@ def _tags(
     scores: Sequence[BenchRecord],
     extra_tags: Mapping[str, str],
 ) -> dict[str, str]:
-    found = {
+    tags = {
         "adapter_digest": digest,
         "base": trial.base,
         "base_revision": trial.base_revision or "",
@@ -164,8 +164,8 @@ def _tags(
         "objective_value": repr(trial.objective(objective)),
         "registered": now(),
     }
-    found |= {f"bench.{score.task}": repr(score.score) for score in scores}
-    return {**found, **{name: str(value) for name, value in extra_tags.items()}}
+    tags |= {f"bench.{score.task}": repr(score.score) for score in scores}
+    return {**tags, **{name: str(value) for name, value in extra_tags.items()}}
 
 
 @retries_outages
@@ -228,20 +228,20 @@ def _aliases(client: Any, model: str) -> Aliases:
     from mlflow.exceptions import MlflowException
 
     try:
-        found = client.get_registered_model(model).aliases
+        aliases = client.get_registered_model(model).aliases
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise InputError(
             f"there is no registered model of that name{_others(client, model)}", model
         ) from error
-    versions = {name: str(version) for name, version in found.items()}
+    versions = {name: str(version) for name, version in aliases.items()}
     return Aliases(versions.get(CHAMPION), versions.get(PREVIOUS), versions.get(CHALLENGER))
 
 
 def _others(client: Any, model: str) -> str:
     """Return the likely or the available names for one that no model has, as the end of its error message."""
-    names = [found.name for found in client.search_registered_models(max_results=100)]
+    names = [registered.name for registered in client.search_registered_models(max_results=100)]
     names = sorted(name for name in names if name_problem(name) is None)
     if near := nearest(model, names):
         return f"; did you mean {near!r}?"
@@ -305,11 +305,11 @@ def version(uri: str, model: str, named: str) -> tuple[str, dict[str, str]]:
 def prompt(uri: str, model: str, version: str) -> Prompt | None:
     """Return the prompt template that a registered version was tuned with; None for versions of older releases."""
     client = _existing_client(uri, model)
-    found = client.get_model_version(model, _require_version(client, model, version))
-    if "prompt" not in found.tags:
+    entry = client.get_model_version(model, _require_version(client, model, version))
+    if "prompt" not in entry.tags:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        copy = client.download_artifacts(found.run_id, PROMPT, folder)
+        copy = client.download_artifacts(entry.run_id, PROMPT, folder)
         return Prompt.model_validate_json(Path(copy).read_bytes())
 
 
@@ -330,8 +330,8 @@ def download_adapter(uri: str, model: str, version: str, folder: Path) -> Path:
 
     """
     client = _existing_client(uri, model)
-    found = client.get_model_version(model, _require_version(client, model, version))
-    listed = client.list_artifacts(found.run_id, "adapter")
+    entry = client.get_model_version(model, _require_version(client, model, version))
+    listed = client.list_artifacts(entry.run_id, "adapter")
     names.check((item.path for item in listed), f"{model} version {version}")
     if folders := [item.path for item in listed if item.is_dir]:
         raise InputError(
@@ -339,8 +339,8 @@ def download_adapter(uri: str, model: str, version: str, folder: Path) -> Path:
             f"{model} version {version}",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    copy = Path(client.download_artifacts(found.run_id, "adapter", str(folder)))
-    if damage := files.damage(str(copy), found.tags.get("adapter_digest")):
+    copy = Path(client.download_artifacts(entry.run_id, "adapter", str(folder)))
+    if damage := files.damage(str(copy), entry.tags.get("adapter_digest")):
         raise InputError(damage, f"{model} version {version}")
     return copy
 
@@ -426,12 +426,12 @@ def describe(uri: str, model: str) -> dict[str, dict[str, str] | None]:
     """Return for each alias its version and that version's tags; None where it points to none."""
     client = _existing_client(uri, model)
     current = _aliases(client, model)
-    found: dict[str, dict[str, str] | None] = {}
+    described: dict[str, dict[str, str] | None] = {}
     for alias in (CHAMPION, PREVIOUS, CHALLENGER):
         version = getattr(current, alias)
         tags = client.get_model_version(model, version).tags if version else {}
-        found[alias] = {"version": version, **tags} if version else None
-    return found
+        described[alias] = {"version": version, **tags} if version else None
+    return described
 
 
 def rollback(uri: str, model: str) -> Aliases:

@@ -26,13 +26,13 @@ def inputs(study: Study) -> dict[str, str]:
     for source in recipe["sources"]:
         source.pop("uri", None)  # files that were moved are still the same data
     model = study.model.model_dump(mode="json", exclude={"base", "revision"})
-    found = {f"data {name}": sha256 for name, sha256 in mixing.source_digests(study.data).items()}
-    found["base"] = study.model.revision or models.base_digest(models.locate(study.model))
+    digests = {f"data {name}": sha256 for name, sha256 in mixing.source_digests(study.data).items()}
+    digests["base"] = study.model.revision or models.base_digest(models.locate(study.model))
     if study.code is not None:
-        found["code"] = study.code
-    found["study"] = digest([settings, recipe, model])
-    found["budget"] = digest({key: getattr(study.search, key) for key in ("trials", "max_hours")})
-    return found
+        digests["code"] = study.code
+    digests["study"] = digest([settings, recipe, model])
+    digests["budget"] = digest({key: getattr(study.search, key) for key in ("trials", "max_hours")})
+    return digests
 
 
 def reasons(before: Mapping[str, str] | None, now: Mapping[str, str]) -> list[str]:

@@ -154,8 +154,8 @@ def push(branch: str, files: Mapping[str, bytes], message: str) -> str:
             blob = _git("hash-object", "-w", "--stdin", content=content)
             _git("update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", env=env)
         tree = _git("write-tree", env=env)
-    given = {key: os.environ.get(key, value) for key, value in _IDENTITY.items()}
-    commit = _git("commit-tree", tree, "-p", "HEAD", "-m", message, env=given)
+    identity = {key: os.environ.get(key, value) for key, value in _IDENTITY.items()}
+    commit = _git("commit-tree", tree, "-p", "HEAD", "-m", message, env=identity)
     _git("push", "--quiet", "--force", "origin", f"{commit}:refs/heads/{branch}")
     return commit
 
@@ -178,13 +178,13 @@ def changed_since(commit: str, files: Sequence[Path]) -> list[Path]:
             f"--before names a commit of this clone, but got {commit!r}; a shallow clone lacks older commits (fetch-depth: 0)"
         ) from error
     root = repository_root()
-    found = []
+    changed = []
     for file in files:
         path = file.resolve().relative_to(root.resolve()).as_posix()
         known = _git("ls-tree", commit, "--", f":(top){path}").split()
         if not known or known[2] != _git("hash-object", "--", str(file)):
-            found.append(file)
-    return found
+            changed.append(file)
+    return changed
 
 
 def _git(*words: str, content: bytes | None = None, env: Mapping[str, str] | None = None) -> str:

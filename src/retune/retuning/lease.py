@@ -94,9 +94,9 @@ class Retunings:
 
     def entries(self) -> list[Retuning]:
         """Return all records, the oldest first."""
-        found = store.contents(self.uri, lambda name: name.endswith(".json") and "/" not in name)
+        contents = store.contents(self.uri, lambda name: name.endswith(".json") and "/" not in name)
         return [
-            parse(Retuning, content, store.join(self.uri, name)) for name, content in sorted(found.items())
+            parse(Retuning, content, store.join(self.uri, name)) for name, content in sorted(contents.items())
         ]
 
     def spent(self, days: float, entries: list[Retuning] | None = None) -> float:
@@ -132,8 +132,8 @@ class Retunings:
         return store.join(self.uri, f"{number:04d}.json")
 
     def _newest(self) -> Retuning | None:
-        found = self.entries()
-        return found[-1] if found else None
+        entries = self.entries()
+        return entries[-1] if entries else None
 
     def _wait_for_heartbeat(self, entry: Retuning) -> None:
         """Return once the owner of a record is known to be dead, or has ended; that takes up to `DEAD_AFTER` heartbeats.

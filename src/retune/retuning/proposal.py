@@ -65,22 +65,22 @@ def read_pin(path: Path) -> Pin:
     except ValidationError as error:
         raise InputError(sentences(error, Pin), str(path)) from error
     except (OSError, ValueError) as error:
-        found = "it is not JSON" if isinstance(error, ValueError) else str(error)
+        reason = "it is not JSON" if isinstance(error, ValueError) else str(error)
         raise InputError(
-            f"must be a file written by `retune ci run --pull-request`, but {found}", str(path)
+            f"must be a file written by `retune ci run --pull-request`, but {reason}", str(path)
         ) from error
 
 
 def files(outcome: Outcome, folder: str, page: str) -> dict[str, bytes]:
     """Return the files of a proposal by their path in the repository."""
     name = f"{folder.strip('/')}/{outcome.model}" if folder.strip("/.") else outcome.model
-    found = {
+    texts = {
         f"{name}.json": (pin(outcome).model_dump_json(indent=2) + "\n").encode(),
         f"{name}.md": page.encode(),
     }
     if store.exists(outcome.report):
-        found[f"{name}.html"] = store.read(outcome.report)
-    return found
+        texts[f"{name}.html"] = store.read(outcome.report)
+    return texts
 
 
 def title(outcome: Outcome) -> str:

@@ -117,10 +117,10 @@ def plan(study: Study, options: Options) -> Plan:
     states = steps_plan.plan(study)
     now = changes.inputs(study)
     entries = Retunings(study.root).entries()
-    made = [entry for entry in entries if entry.state == "done" and entry.inputs]
+    finished = [entry for entry in entries if entry.state == "done" and entry.inputs]
     last = entries[-1] if entries else None
     steps = [step for step, done in states.items() if not done]
-    lines = changes.reasons(made[-1].inputs if made else None, now) if steps else []
+    lines = changes.reasons(finished[-1].inputs if finished else None, now) if steps else []
     if steps and last is not None and last.state in ("stopped", "failed"):
         lines.append(
             f"retuning {last.number} {last.state}: {first_line(last.problem or 'no reason was noted')}"

@@ -118,10 +118,12 @@ def find(name: str) -> Algorithm:
         return separate
     if name not in extensions.names("algorithms"):
         raise InputError(f"unknown algorithm {name!r}; there are {algorithm_names()}", "search")
-    found = extensions.load("algorithms", name)
-    if not isinstance(found, Algorithm):
-        raise InputError(f"{name!r} must be a retune.search.Algorithm, but is {found!r}", "retune.algorithms")
-    return found
+    algorithm = extensions.load("algorithms", name)
+    if not isinstance(algorithm, Algorithm):
+        raise InputError(
+            f"{name!r} must be a retune.search.Algorithm, but is {algorithm!r}", "retune.algorithms"
+        )
+    return algorithm
 
 
 def fitting(
@@ -136,36 +138,36 @@ def fitting(
 
     """
     as_katibs = {own: alias for alias, own in ALIASES.items()} if katib else {}
-    found = []
+    names = []
     for name in algorithm_names():
         if katib and name in SEPARATE_PACKAGES:  # the suggestion image has no torch
             continue
         with contextlib.suppress(InputError):  # a broken package of others has nothing to advise
             if not _unable(name, find(name), space, objective, here):
-                found.append(as_katibs.get(name, name))
-    return found
+                names.append(as_katibs.get(name, name))
+    return names
 
 
 def _unable(
     name: str, algorithm: Algorithm, space: Space, objective: Objective | None, here: bool
 ) -> list[str]:
     """Return why an algorithm cannot search a space for an objective, without the remedy."""
-    found = []
+    reasons = []
     if here and name == "nomad" and find_spec("PyNomad") is None:
-        found.append(
+        reasons.append(
             f"`nomad` needs the package PyNomadBBO, which is not installed on this {platform.machine()} machine "
             "(it has no wheel for arm64 Linux)"
         )
     if here and name in SEPARATE_PACKAGES and find_spec("torch") is None:
-        found.append(f"`{name}` needs the package torch, which is not installed here")
+        reasons.append(f"`{name}` needs the package torch, which is not installed here")
     if objective and objective.further and not algorithm.several:
-        found.append(f"`{name}` optimises one metric, but got {[goal.metric for goal in objective.goals]}")
+        reasons.append(f"`{name}` optimises one metric, but got {[goal.metric for goal in objective.goals]}")
     depending = [p.name for p in space.parameters if p.when]
     if depending and not algorithm.conditions:
-        found.append(
+        reasons.append(
             f"`{name}` cuts the space along every parameter and takes none with `when`, but got {depending}"
         )
-    return found
+    return reasons
 
 
 def validate(
@@ -190,14 +192,14 @@ def validate(
         chosen = find(algorithm)
     except InputError as error:
         return error.problems
-    found = problems(chosen.settings, settings)
+    refused = problems(chosen.settings, settings)
     if unable := _unable(algorithm, chosen, space, objective, here):
         able = fitting(space, objective, here, katib)
-        found += [f"{text}: use one of {able}" for text in unable]
+        refused += [f"{text}: use one of {able}" for text in unable]
     goals = [goal.metric for goal in objective.goals] if objective else []
     if len(goals) > MOST_OBJECTIVES or len(set(goals)) < len(goals):
-        found.append(f"at most {MOST_OBJECTIVES} different metrics can be objectives, but got {goals}")
-    return found
+        refused.append(f"at most {MOST_OBJECTIVES} different metrics can be objectives, but got {goals}")
+    return refused
 
 
 def explain(
@@ -219,11 +221,11 @@ def explain(
     Raises:
         InputError: for an unknown algorithm or bad settings, with every problem.
     """
-    found = validate(algorithm, space, settings, objective)
+    reasons = validate(algorithm, space, settings, objective)
     if count < 1:
-        found.append(f"`count >= 1` must hold, but got {count}")
-    if found:
-        raise InputError(found, "search")
+        reasons.append(f"`count >= 1` must hold, but got {count}")
+    if reasons:
+        raise InputError(reasons, "search")
     chosen = find(algorithm)
     parsed = chosen.settings.model_validate(dict(settings))
     own = parsed.own_seed()
@@ -249,16 +251,16 @@ suggest = _assignments_only(explain)
 
 def _complete(problem: Problem, proposed: Iterable[Candidate], count: int) -> list[Candidate]:
     """Return exactly `count` points: the proposed unseen ones, then random unseen ones, then repeats."""
-    taken: dict[Levels, str] = {}
+    sources: dict[Levels, str] = {}
     for levels, origin in proposed:
         snapped = problem.snap(levels)
-        if snapped not in problem.seen and len(taken) < count:
-            taken.setdefault(snapped, origin)
-    if len(taken) < count:
-        for levels in design.unseen(problem, taken, count - len(taken), problem.rng("fill")):
-            taken[levels] = "random fill"
-    complete = [Candidate(levels, origin) for levels, origin in taken.items()]
+        if snapped not in problem.seen and len(sources) < count:
+            sources.setdefault(snapped, origin)
+    if len(sources) < count:
+        for levels in design.unseen(problem, sources, count - len(sources), problem.rng("fill")):
+            sources[levels] = "random fill"
+    complete = [Candidate(levels, origin) for levels, origin in sources.items()]
     if len(complete) < count:
-        again = design.repeats(problem, taken, count - len(complete))
+        again = design.repeats(problem, sources, count - len(complete))
         complete += [Candidate(levels, "repeat: the space is exhausted") for levels in again]
     return complete

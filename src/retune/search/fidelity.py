@@ -78,13 +78,13 @@ def _course(curves: Sequence[Sequence[tuple[float, float]]]) -> dict[float, floa
     above = {1.0: 0.0}
     for share in sorted({share for curve in curves for share, _ in curve}, reverse=True):
         onward = [
-            (further, found)
-            for (begin, further), found in steps.items()
+            (further, losses)
+            for (begin, further), losses in steps.items()
             if begin == share and further in above
         ]
         if onward:
-            further, found = max(onward, key=lambda entry: len(entry[1]))
-            above[share] = above[further] + float(np.median(found))
+            further, losses = max(onward, key=lambda entry: len(entry[1]))
+            above[share] = above[further] + float(np.median(losses))
     return above
 
 

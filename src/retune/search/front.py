@@ -108,11 +108,11 @@ def _fold(
 
 def _nearest(problem: Problem, members: Sequence[_Member], point: Point) -> _Member | None:
     """Return the member that a trial most likely came from: the nearest one."""
-    place = problem.space.to_unit(point.levels)
+    position = problem.space.to_unit(point.levels)
 
     def distance(member: _Member) -> float:
         other = problem.space.to_unit(member.point.levels)
-        return max(abs(a - b) for a, b in zip(place, other, strict=True))
+        return max(abs(a - b) for a, b in zip(position, other, strict=True))
 
     return min(members, key=distance, default=None)
 
@@ -155,7 +155,7 @@ def _gap(chosen: int, places: Sequence[Sequence[float]]) -> float:
         return 0.0
     widest = 0.0
     for k in range(len(places[0])):
-        column = sorted((place[k], number) for number, place in enumerate(places))
+        column = sorted((position[k], number) for number, position in enumerate(places))
         at = [number for _, number in column].index(chosen)
         low, high = column[max(at - 1, 0)][0], column[min(at + 1, len(column) - 1)][0]
         widest = max(widest, (high - low) * (2 if at in (0, len(column) - 1) else 1))
@@ -166,7 +166,7 @@ def _corner(chosen: int, places: Sequence[Sequence[float]]) -> list[float]:
     """Return the next worse value of the front in each objective."""
     center = places[chosen]
     return [
-        min((place[k] for place in places if place[k] > center[k]), default=center[k] + _BEYOND)
+        min((position[k] for position in places if position[k] > center[k]), default=center[k] + _BEYOND)
         for k in range(len(center))
     ]
 
@@ -179,10 +179,10 @@ class _Score:
         self._sides = [high - low for high, low in zip(corner, center, strict=True)]
 
     def __call__(self, point: Point) -> float:
-        place = self._scale(point.values)
+        position = self._scale(point.values)
         shares = [
             max(min((c - v) / side, _LARGEST), -_LARGEST)
-            for c, v, side in zip(self._corner, place, self._sides, strict=True)
+            for c, v, side in zip(self._corner, position, self._sides, strict=True)
         ]
         if all(share > 0 for share in shares):
             return -math.prod(shares)

@@ -41,24 +41,24 @@ class Lattice:
         """Return levels, shape (m, d), with each parameter whose condition does not hold at its default (`Space.settle`)."""
         if not any(self._conditions):
             return levels
-        found = levels.copy()
+        settled = levels.copy()
         for axis, condition in enumerate(self._conditions):
             if condition is not None:
                 default, parents = condition
-                holds = np.all([np.isin(found[:, parent], allowed) for parent, allowed in parents], axis=0)
-                found[~holds, axis] = default
-        return found
+                holds = np.all([np.isin(settled[:, parent], allowed) for parent, allowed in parents], axis=0)
+                settled[~holds, axis] = default
+        return settled
 
     def levels(self, places: Floats) -> Ints:
         """Return the levels, shape (m, d), at places of the unit cube, shape (m, d)."""
-        found = np.minimum((places * (self.tops + 1)).astype(np.int64), self.tops)
+        levels = np.minimum((places * (self.tops + 1)).astype(np.int64), self.tops)
         for axis, parameter in enumerate(self._parameters):
             if _by_value(parameter):
                 low, high = float(parameter.value(0)), float(parameter.value(parameter.levels - 1))
-                found[:, axis] = np.clip(
+                levels[:, axis] = np.clip(
                     np.rint(low * (high / low) ** places[:, axis] - low), 0, self.tops[axis]
                 )
-        return found
+        return levels
 
     def places(self, levels: Any) -> Floats:
         """Return the middle of the cell of each point in the unit cube, shape (m, d); the inverse of `levels`."""

@@ -105,12 +105,12 @@ def propose(problem: Problem, count: int) -> list[Candidate]:
     # Half of it shows whether that study is like this one
     if any(point.outcome == "ok" for point in problem.earlier):
         begin = begin[: 1 + settings.LH_SEARCH // 2]
-    found = [point for point in begin if point.levels not in problem.seen][:count]
-    if len(found) == count or not problem.ok:
-        return found
-    known = {point.levels for point in found}
-    more = around_incumbent(problem, begin, count - len(found))
-    return found + [candidate for candidate in more if candidate.levels not in known]
+    proposals = [point for point in begin if point.levels not in problem.seen][:count]
+    if len(proposals) == count or not problem.ok:
+        return proposals
+    known = {point.levels for point in proposals}
+    more = around_incumbent(problem, begin, count - len(proposals))
+    return proposals + [candidate for candidate in more if candidate.levels not in known]
 
 
 def around_incumbent(problem: Problem, begin: Sequence[Candidate], count: int) -> list[Candidate]:
@@ -124,8 +124,8 @@ def around_incumbent(problem: Problem, begin: Sequence[Candidate], count: int) -
         return _around(problem, fold((*problem.warm, *problem.points), steps, free), steps, count)
     views = front.focus(problem, steps, free, most=max(round(count / steps.patience), 1))
     share = -(-count // len(views))
-    found = [_around(single, frame, steps, share) for single, frame in views]
-    return [c for part in found for c in part[:share]] + [c for part in found for c in part[share:]]
+    neighbours = [_around(single, frame, steps, share) for single, frame in views]
+    return [c for part in neighbours for c in part[:share]] + [c for part in neighbours for c in part[share:]]
 
 
 def _around(problem: Problem, frame: Frame, steps: Steps, count: int) -> list[Candidate]:
@@ -175,8 +175,8 @@ def _start(problem: Problem, frame: Frame) -> tuple[Levels, list[Point]]:
     home = problem.space.to_unit(frame.incumbent.levels)
 
     def away(point: Point) -> bool:
-        place = problem.space.to_unit(point.levels)
-        return max(abs(a - b) for a, b in zip(place, home, strict=True)) > _BASIN
+        position = problem.space.to_unit(point.levels)
+        return max(abs(a - b) for a, b in zip(position, home, strict=True)) > _BASIN
 
     far = [point for point in everything if away(point)]
     best = min((p for p in far if p.outcome == "ok"), key=lambda point: point.merit, default=None)
@@ -194,15 +194,15 @@ def _origin(frame: Frame, center: Levels, levels: Sequence[int]) -> str:
 
 def _other_categories(problem: Problem, center: Levels) -> list[Candidate]:
     """Return the incumbent with one categorical parameter changed, where that is new."""
-    found = []
+    neighbours = []
     for axis, parameter in enumerate(problem.space.parameters):
         if parameter.ordered:
             continue
         for level in range(parameter.levels):
             levels = (*center[:axis], level, *center[axis + 1 :])
             if levels not in problem.seen:
-                found.append(Candidate(levels, "poll of categories"))
-    return found
+                neighbours.append(Candidate(levels, "poll of categories"))
+    return neighbours
 
 
 def _acquisition(problem: Problem) -> Acquisition | None:
@@ -225,15 +225,15 @@ def _sorted(
 
     Only the first `count` places are worth a model's while.
     """
-    taken = {candidate.levels for candidate in before}
-    left = [candidate for candidate in candidates if candidate.levels not in taken]
+    listed = {candidate.levels for candidate in before}
+    left = [candidate for candidate in candidates if candidate.levels not in listed]
     order = problem.rng("order").permutation(len(left)).tolist()
     left = [left[k] for k in order]
     ranked: list[Candidate] = []
     while acquisition and left and len(before) + len(ranked) < count:
-        best = acquisition.ranked(left, taken)
+        best = acquisition.ranked(left, listed)
         assert best is not None
-        taken.add(best.levels)
+        listed.add(best.levels)
         ranked.append(best)
         left = [candidate for candidate in left if candidate.levels != best.levels]
     return ranked + left
@@ -253,17 +253,17 @@ def _vns_points(problem: Problem, frame: Frame, acquisition: Acquisition, count:
 
     from retune.search.acquisition import climb
 
-    rng, found = problem.rng("vns"), []
+    rng, points = problem.rng("vns"), []
     home = np.array(problem.space.to_unit(frame.incumbent.levels))
     reach = min(0.1 * frame.failures, 1.0)
     for _ in turns:
-        place = np.clip(home + reach * rng.uniform(-1, 1, size=len(home)), 0, 1)
-        row = np.array([problem.space.from_unit(place.tolist())])
+        position = np.clip(home + reach * rng.uniform(-1, 1, size=len(home)), 0, 1)
+        row = np.array([problem.space.from_unit(position.tolist())])
         end = climb(acquisition.lattice, acquisition.value, row, acquisition.value(row))[0]
         levels = problem.snap(end.tolist())
         if levels not in problem.seen:
-            found.append(Candidate(levels, f"VNS: shaken by {reach:.1f} of the range"))
-    return found
+            points.append(Candidate(levels, f"VNS: shaken by {reach:.1f} of the range"))
+    return points
 
 
 def _speculative(problem: Problem, frame: Frame) -> list[Candidate]:
@@ -285,8 +285,8 @@ def _speculative(problem: Problem, frame: Frame) -> list[Candidate]:
     tops = [parameter.levels - 1 for parameter in problem.space.parameters]
     levels = problem.snap(
         [
-            min(max(round(place + _SPECULATIVE * move / reach), 0), top)
-            for place, move, top in zip(home, moves, tops, strict=True)
+            min(max(round(position + _SPECULATIVE * move / reach), 0), top)
+            for position, move, top in zip(home, moves, tops, strict=True)
         ]
     )
     return [] if levels in problem.seen else [Candidate(levels, "speculative search")]
@@ -294,13 +294,13 @@ def _speculative(problem: Problem, frame: Frame) -> list[Candidate]:
 
 def _coordinate_poll(problem: Problem, frame: Frame, center: Levels, reason: str) -> list[Candidate]:
     """Return the steps of one frame size along each coordinate: a poll that needs no NOMAD."""
-    found = []
+    points = []
     for axis, (parameter, size) in enumerate(zip(problem.space.parameters, frame.sizes, strict=True)):
         for level in (center[axis] - size, center[axis] + size):
             levels = (*center[:axis], level, *center[axis + 1 :])
             if parameter.ordered and 0 <= level < parameter.levels and levels not in problem.seen:
-                found.append(Candidate(levels, f"{FALLBACK}: coordinate poll, NOMAD failed: {reason}"))
-    return found
+                points.append(Candidate(levels, f"{FALLBACK}: coordinate poll, NOMAD failed: {reason}"))
+    return points
 
 
 def _ask_nomad(
@@ -325,9 +325,9 @@ def _ask_nomad(
     )
     answer = nomad_process.ask(request)
     points = []
-    for found, index in answer.points:
+    for proposed, index in answer.points:
         levels = list(center)
-        for axis, level in zip(axes, found, strict=True):
+        for axis, level in zip(axes, proposed, strict=True):
             levels[axis] = level
         points.append((levels, index))
     return nomad_process.Answer(points, answer.failure)
@@ -395,8 +395,10 @@ def _cache(problem: Problem, points: Sequence[Point], axes: Sequence[int]) -> st
         if point.outcome == "running":
             continue
         good = point.outcome == "ok" and not (extreme and point.violation > 0)
-        place = " ".join(f"{point.levels[axis]}.0" for axis in axes)
+        coordinates = " ".join(f"{point.levels[axis]}.0" for axis in axes)
         numbers = [point.value, *point.excesses] if good else ["nan"] * (1 + problem.constraints)
         status = "BB_EVAL_OK" if good else "BB_EVAL_FAILED"
-        lines.append(f"( {place} ) {status} ( {' '.join(map(str, numbers))} ) SURROGATE_EVAL_NOT_STARTED ( )")
+        lines.append(
+            f"( {coordinates} ) {status} ( {' '.join(map(str, numbers))} ) SURROGATE_EVAL_NOT_STARTED ( )"
+        )
     return "\n".join(lines) + "\n"

@@ -28,7 +28,7 @@ def main() -> None:
     import PyNomad
 
     known = {tuple(point) for point in request["known"]}
-    found: dict[tuple[int, ...], int] = {}
+    indices: dict[tuple[int, ...], int] = {}
     barren = ""
     for index, (seed, frame) in enumerate(request["tries"]):
         if frame == barren:
@@ -36,18 +36,18 @@ def main() -> None:
         with open("cache.txt", "w") as file:  # afresh each time: NOMAD may rewrite it
             file.write(request["cache"])
         PyNomad.setSeed(seed)
-        before = len(found)
-        given = [*request["parameters"], f"INITIAL_FRAME_SIZE {frame}", "CACHE_FILE cache.txt"]
-        for point in PyNomad.suggest(given) or []:
+        before = len(indices)
+        parameters = [*request["parameters"], f"INITIAL_FRAME_SIZE {frame}", "CACHE_FILE cache.txt"]
+        for point in PyNomad.suggest(parameters) or []:
             levels = tuple(round(coordinate) for coordinate in point)
             if levels not in known:
-                found.setdefault(levels, index)
-        if len(found) >= request["count"]:
+                indices.setdefault(levels, index)
+        if len(indices) >= request["count"]:
             break
-        if len(found) == before:
+        if len(indices) == before:
             barren = frame
     with os.fdopen(answer, "w") as file:
-        json.dump(list(found.items()), file)
+        json.dump(list(indices.items()), file)
     os._exit(0)  # no destructors: NOMAD's singletons and threads need not end well
 
 

@@ -275,25 +275,25 @@ def _merge(objective: Objective, entries: Sequence[tuple[Levels, Observation]]) 
     objectives = len(objective.goals)
     completed = [
         numbers[:objectives]
-        for found in by_levels.values()
-        for entry, outcome, numbers in found
+        for group in by_levels.values()
+        for entry, outcome, numbers in group
         if outcome == "ok" and entry.status == "completed"
     ]
     floor = [median(column) for column in zip(*completed, strict=True)] or [-math.inf] * objectives
     points = []
-    for levels, found in by_levels.items():
+    for levels, group in by_levels.items():
         rows = [
             [*map(max, n, floor), *n[objectives:]] if e.status == "early_stopped" else n
-            for e, o, n in found
+            for e, o, n in group
             if o == "ok"
         ]
         if rows:
             means = tuple(fmean(column) for column in zip(*rows, strict=True))
             sign = -1.0 if objective.goal == "maximize" else 1.0
             rungs = tuple(
-                (s, _bounded(sign * v)) for e, _, _ in found for s, v in e.rungs if math.isfinite(v)
+                (s, _bounded(sign * v)) for e, _, _ in group for s, v in e.rungs if math.isfinite(v)
             )
-            whole = any(e.status == "completed" and o == "ok" for e, o, _ in found)
+            whole = any(e.status == "completed" and o == "ok" for e, o, _ in group)
             points.append(
                 Point(
                     levels, "ok", means[0], means[objectives:], means[1:objectives], rungs=rungs,
@@ -301,7 +301,7 @@ def _merge(objective: Objective, entries: Sequence[tuple[Levels, Observation]]) 
                 )
             )  # fmt: skip
         else:
-            running = any(outcome == "running" for _, outcome, _ in found)
+            running = any(outcome == "running" for _, outcome, _ in group)
             points.append(Point(levels, "running" if running else "failed"))
     return tuple(points)
 

@@ -94,8 +94,8 @@ def grow(problem: Problem, count: int, score: Score) -> list[Candidate]:
     """Grow the tree until it asks for `count` centres that are not seen; fewer if the lattice is used up."""
     settings = problem.settings
     assert isinstance(settings, SooSettings)
-    found = [point for point in design.start(problem, 0) if point.levels not in problem.seen]
-    asked = {point.levels: point for point in found}
+    proposals = [point for point in design.start(problem, 0) if point.levels not in problem.seen]
+    asked = {point.levels: point for point in proposals}
     dimension = len(problem.space.parameters)
     most = _CELLS + _CELLS_A_TRIAL * (len(problem.seen) + count)
     depths: list[Depth] = []

@@ -87,13 +87,13 @@ def bracket(stopping: Stopping, trial: int) -> int:
     count = len(stopping.rungs) + 1
     # Hyperband's numbers of trials: ceil((s_max + 1) / (s + 1) * eta^s), s the number of reductions that are left
     sizes = [math.ceil(count / (left + 1) * stopping.eta**left) for left in reversed(range(count))]
-    place = (trial - DEFAULT - 1) % sum(sizes)
+    position = (trial - DEFAULT - 1) % sum(sizes)
     # The trial goes to the bracket that is furthest behind its part of the round: small ones come among the large ones.
-    given = [0] * count
-    for turn in range(1, place + 2):
-        behind = [size * turn / sum(sizes) - done for size, done in zip(sizes, given, strict=True)]
+    assigned = [0] * count
+    for turn in range(1, position + 2):
+        behind = [size * turn / sum(sizes) - done for size, done in zip(sizes, assigned, strict=True)]
         chosen = behind.index(max(behind))
-        given[chosen] += 1
+        assigned[chosen] += 1
     return chosen
 
 
@@ -108,12 +108,12 @@ def _goes_on(stopping: Stopping, results: Sequence[Result], under_way: Sequence[
     entries: list[Result | Job] = [*results, *under_way]
     for entry in entries:
         furthest[entry.trial] = max(furthest.get(entry.trial, 0.0), entry.share)
-    for place, share in reversed(list(enumerate(stopping.rungs))):
+    for index, share in reversed(list(enumerate(stopping.rungs))):
         here = [result for result in results if result.share == share]
         goes_on = _by_median(stopping, here) if stopping.kind == "median" else _by_rank(stopping, here)
         for trial in goes_on:
             if furthest[trial] == share:
-                return Job(trial, (*stopping.rungs, WHOLE)[place + 1])
+                return Job(trial, (*stopping.rungs, WHOLE)[index + 1])
     return None
 
 
@@ -122,23 +122,23 @@ def _by_rank(stopping: Stopping, results: Sequence[Result]) -> list[int]:
     groups: dict[int, list[Result]] = {}
     for result in results:
         groups.setdefault(bracket(stopping, result.trial), []).append(result)
-    found = []
+    survivors = []
     for group in groups.values():
         ranked = sorted((r.loss, r.trial) for r in group if r.loss is not None)
-        found += ranked[: len(group) // stopping.eta]
-    return [trial for _, trial in sorted(found)]
+        survivors += ranked[: len(group) // stopping.eta]
+    return [trial for _, trial in sorted(survivors)]
 
 
 def _by_median(stopping: Stopping, results: Sequence[Result]) -> list[int]:
     """Return the trials that were no worse at one rung than the median of those before them; all while these are few."""
-    found, before = [], list[float]()
+    survivors, before = [], list[float]()
     for result in results:
         if result.loss is None:
             continue
         if len(before) < stopping.startup or result.loss <= median(before):
-            found.append(result.trial)
+            survivors.append(result.trial)
         before.append(result.loss)
-    return found
+    return survivors
 
 
 def _best_stopped(results: Sequence[Result], wanted: int) -> Job | None:

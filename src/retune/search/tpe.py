@@ -37,10 +37,10 @@ def propose(problem: Problem, count: int) -> list[Candidate]:
 
     settings = problem.settings
     assert isinstance(settings, TpeSettings)
-    found: dict[Levels, str] = {}
+    proposals: dict[Levels, str] = {}
     default = problem.space.default()
     if default is not None and problem.space.encode(default) not in problem.seen:
-        found[problem.space.encode(default)] = "start: default"
+        proposals[problem.space.encode(default)] = "start: default"
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampler = optuna.samplers.TPESampler(
         seed=problem.call_seed("tpe"),
@@ -55,13 +55,13 @@ def propose(problem: Problem, count: int) -> list[Candidate]:
     study.add_trials(_trials(problem, distributions))
     learning = len(problem.ok) + len(problem.failed) >= settings.n_startup_trials
     for _ in range(_ASKS_PER_POINT * count):
-        if len(found) >= count:
+        if len(proposals) >= count:
             break
         params = study.ask(distributions).params
         levels = problem.snap([_level(p, params[p.name]) for p in problem.space.parameters])
         if levels not in problem.seen:
-            found.setdefault(levels, "Parzen estimate" if learning else "random start")
-    return [Candidate(levels, origin) for levels, origin in found.items()]
+            proposals.setdefault(levels, "Parzen estimate" if learning else "random start")
+    return [Candidate(levels, origin) for levels, origin in proposals.items()]
 
 
 def _distribution(parameter: Parameter) -> Any:
@@ -79,8 +79,8 @@ def _by_value(parameter: Parameter) -> bool:
     return parameter.kind == "integer" and parameter.scale == "log" and parameter.step is None
 
 
-def _level(parameter: Parameter, given: int) -> int:
-    return parameter.level(given) if _by_value(parameter) else given
+def _level(parameter: Parameter, value: int) -> int:
+    return parameter.level(value) if _by_value(parameter) else value
 
 
 def _trials(problem: Problem, distributions: dict[str, Any]) -> list[Any]:

@@ -44,7 +44,9 @@ class TransferModel:
         self, lattice: Lattice, own: Ints, values: Floats, earlier: Sequence[tuple[Ints, Floats]]
     ) -> None:
         self._groups = lattice.groups
-        self._sources = [fit(lattice.features(places), found, lattice.groups) for places, found in earlier]
+        self._sources = [
+            fit(lattice.features(places), targets, lattice.groups) for places, targets in earlier
+        ]
         inputs = lattice.features(own)
         self._level, self._shares = self._aligned(inputs, values)
         rest = values - self._prior(inputs)
@@ -88,10 +90,10 @@ class TransferModel:
 
     def condition_on(self, inputs: Floats, values: Floats) -> TransferModel:
         """Return the model with further points, everything else kept."""
-        found = object.__new__(TransferModel)
-        found.__dict__.update(self.__dict__)
-        found._rest = self._rest.condition_on(inputs, values - self._prior(inputs))
-        return found
+        model = object.__new__(TransferModel)
+        model.__dict__.update(self.__dict__)
+        model._rest = self._rest.condition_on(inputs, values - self._prior(inputs))
+        return model
 
 
 def objective_model(problem: Problem, lattice: Lattice) -> Gaussian | TransferModel | MultiFidelityModel:
@@ -136,12 +138,12 @@ def adapted(problem: Problem) -> Problem:
     columns = [
         _expected(problem, lattice, [point.levels for point in good], k) for k in range(problem.objectives)
     ]
-    found = [
+    sources = [
         point._replace(value=row[0], further=row[1:])
         for point, row in zip(good, zip(*columns, strict=True), strict=True)
     ]
     failed = [point for point in foreign.values() if point.outcome != "ok"]
-    return replace(problem, warm=(*same, *found, *failed))
+    return replace(problem, warm=(*same, *sources, *failed))
 
 
 def _expected(problem: Problem, lattice: Lattice, places: Sequence[Levels], objective: int) -> list[float]:
@@ -164,11 +166,11 @@ def _expected(problem: Problem, lattice: Lattice, places: Sequence[Levels], obje
 
 def _by_source(points: Sequence[Point]) -> dict[str, list[Point]]:
     """Return the results of each earlier study, the best ones first."""
-    found: dict[str, list[Point]] = {}
+    groups: dict[str, list[Point]] = {}
     for point in sorted(points, key=lambda p: (p.source or "", p.value, p.levels)):
         if point.outcome == "ok":
-            found.setdefault(point.source or "", []).append(point)
-    return {source: kept[:_MODELLED] for source, kept in found.items()}
+            groups.setdefault(point.source or "", []).append(point)
+    return {source: kept[:_MODELLED] for source, kept in groups.items()}
 
 
 def _unit(values: Floats, earlier: Sequence[Sequence[Point]]) -> float:

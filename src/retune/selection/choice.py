@@ -94,7 +94,9 @@ def select(
     )
     pairs = selection.proxy_pairs.values()
     selection.proxy = associate([part for part, _ in pairs], [whole for _, whole in pairs])
-    selection.correlation = {task: found.spearman for task, found in selection.associations.items()}
+    selection.correlation = {
+        task: association.spearman for task, association in selection.associations.items()
+    }
     if chosen is not None:
         selection.why = chooser.why(chosen, runner_up, ranking[0], len(scored), len(front))
         selection.comparisons = compare_choice(
@@ -143,7 +145,7 @@ def _rows(
     weights: Mapping[str, float],
     constraints: Sequence[Constraint],
 ) -> list[Row]:
-    places = {trial: place for place, trial in enumerate(selection.ranking, 1)}
+    places = {trial: position for position, trial in enumerate(selection.ranking, 1)}
     base, default = _first(trials, "base", objective), _first(trials, "default", objective)
     rows = []
     for trial in rank(trials, objective):
@@ -196,15 +198,15 @@ def _spread(trials: Sequence[TrialRecord], objective: Objective) -> dict[str, Sp
     for trial in sorted(rank(trials, objective), key=lambda t: t.number):
         if trial.role != "base":
             groups[canonical(trial.assignment)].append(trial)
-    found = {}
+    spreads = {}
     for group in groups.values():
         if len(group) < 2 or all(t.role != "repeat" for t in group):
             continue
         name = next((t.trial for t in group if t.role != "repeat"), group[0].trial)
         values = [_value(t, objective) for t in group]
         mean, sd = statistics.fmean(values), statistics.stdev(values)
-        found[name] = Spread(trial=name, mean=mean, sd=sd, n=len(values), values=values)
-    return found
+        spreads[name] = Spread(trial=name, mean=mean, sd=sd, n=len(values), values=values)
+    return spreads
 
 
 def _associations(
@@ -218,12 +220,12 @@ def _associations(
     Without the untuned base, which is no candidate: one point that is worse in both would make any objective look
     predictive.
     """
-    found = {}
+    associations = {}
     for task in tasks:
         both = [t for t in ranking if task in scores[t.trial]]
         association = associate(
             [_value(t, objective) for t in both], [scores[t.trial][task].score for t in both]
         )
         if association is not None:
-            found[task] = association
-    return found
+            associations[task] = association
+    return associations

@@ -108,15 +108,15 @@ def compare_choice(
     for name, who in others:
         if name is not None and name != chosen and name in scores:
             roles.setdefault(name, []).append(who)
-    found = [
+    comparisons = [
         comparison
         for name, who in roles.items()
         for comparison in _against(chosen, name, ", ".join(who), scores, weights, with_mean)
     ]
-    for comparison, adjusted in zip(found, holm([one.p for one in found]), strict=True):
+    for comparison, adjusted in zip(comparisons, holm([one.p for one in comparisons]), strict=True):
         comparison.p_holm = adjusted
         comparison.verdict = _verdict(comparison)
-    return found
+    return comparisons
 
 
 def _against(
@@ -135,7 +135,7 @@ def _against(
             **difference.model_dump(), against=other, who=who, task=task, first=first, second=second
         )
 
-    found = [
+    comparisons = [
         comparison(task, compare(own[task], theirs[task]), own[task].score, theirs[task].score)
         for task in tasks
     ]
@@ -144,8 +144,8 @@ def _against(
         total = sum(weights[task] for task in weighed)
         means = [sum(weights[t] * side[t].score for t in weighed) / total for side in (own, theirs)]
         pairs = [(weights[task], own[task], theirs[task]) for task in weighed]
-        found.append(comparison(MEAN, compare_means(pairs), *means))
-    return found
+        comparisons.append(comparison(MEAN, compare_means(pairs), *means))
+    return comparisons
 
 
 def _verdict(comparison: Comparison) -> str:

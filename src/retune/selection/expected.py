@@ -23,15 +23,15 @@ def expected(trials: Sequence[TrialRecord], objective: Objective, space: Space) 
     Of more than 400 trials only the best 400 are modelled and returned.
     """
     sign = 1.0 if objective.goal == "minimize" else -1.0
-    found = [
+    measured = [
         (sign * value, trial.number, trial)
         for trial in trials
         if trial.role != "base"
         and (value := trial.objective(objective.metric)) is not None
         and space.contains(trial.assignment)
     ]
-    found.sort(key=lambda entry: (entry[0], entry[1], entry[2].seed))
-    kept = [(value, trial) for value, _, trial in found][:_MAX_TRIALS]
+    measured.sort(key=lambda entry: (entry[0], entry[1], entry[2].seed))
+    kept = [(value, trial) for value, _, trial in measured][:_MAX_TRIALS]
     if len({canonical(trial.assignment) for _, trial in kept}) < _MIN_SETTINGS:
         return _means([trial for _, trial in kept], objective)
 

@@ -20,30 +20,30 @@ def findings(
     metric = selection.metric
     best = selection.row(selection.ranking[0]) if selection.ranking else None
     base, chosen = selection.row(selection.base), selection.row(selection.chosen)
-    found = _on_objective(selection, objective, best, base, trials)
+    sentences = _on_objective(selection, objective, best, base, trials)
     won = chosen.gain_over_base if chosen is not None and chosen is not best else None
     if chosen is not None and won is not None and won <= _EQUAL:
-        found.append(f"the chosen {chosen.trial} has no better {metric} than the untuned base")
+        sentences.append(f"the chosen {chosen.trial} has no better {metric} than the untuned base")
     if chosen is not None:
-        found += _on_scores(selection, chosen, best, decisive)
-    found += _on_fidelity(selection, trials)
+        sentences += _on_scores(selection, chosen, best, decisive)
+    sentences += _on_fidelity(selection, trials)
     failed = [t for t in trials if t.status == "failed"]
     if failed and len(failed) * 4 >= len(trials):
-        found.append(f"{len(failed)} of {len(trials)} trials failed")
-    return found
+        sentences.append(f"{len(failed)} of {len(trials)} trials failed")
+    return sentences
 
 
 def _on_fidelity(selection: Selection, trials: Sequence[TrialRecord]) -> list[str]:
     """Return what to know about trials that were stopped early or trained on a part of the data."""
-    found = []
+    sentences = []
     stopped = sum(t.status == "early_stopped" for t in trials)
     if stopped:
-        found.append(
+        sentences.append(
             f"{stopped} of {len(trials)} trials were stopped early; such a trial is never chosen, whatever its loss was then"
         )
     parts = [t.proxy for t in trials if t.proxy]
     if not parts:
-        return found
+        return sentences
     of = (
         f"{parts[0]['records']:,} of {parts[0]['of']:,} records"
         if "records" in parts[0]
@@ -51,17 +51,17 @@ def _on_fidelity(selection: Selection, trials: Sequence[TrialRecord]) -> list[st
     )
     settings, metric, a = len(selection.proxy_pairs), selection.metric, selection.proxy
     if a is None:
-        found.append(
+        sentences.append(
             f"the search trained on {of}; {settings} settings were trained on both them and all data, too few to say how the "
             f"{metric} on both go together"
         )
-        return found
+        return sentences
     interval = "" if a.low is None or a.high is None else f", 95 % interval {a.low:.2f} to {a.high:.2f}"
-    found.append(
+    sentences.append(
         f"the search trained on {of}; over the {a.n} settings that were trained on both them and all data, Spearman's "
         f"correlation of the {metric} is {a.spearman:.2f}{interval}"
     )
-    return found
+    return sentences
 
 
 def _on_objective(
@@ -71,29 +71,31 @@ def _on_objective(
     base: Row | None,
     trials: Sequence[TrialRecord],
 ) -> list[str]:
-    found = []
+    sentences = []
     metric, default = selection.metric, selection.row(selection.default)
     if best is None:
-        found.append(
+        sentences.append(
             f"no trained setting completed with a {metric} inside the constraints: nothing can be chosen"
         )
     elif selection.chosen is None:
-        found.append(f"nothing can be chosen: no candidate was scored on all of {', '.join(selection.tasks)}")
+        sentences.append(
+            f"nothing can be chosen: no candidate was scored on all of {', '.join(selection.tasks)}"
+        )
     if base is None:
         if not any(t.role == "base" and t.status == "completed" for t in trials):
-            found.append("the untuned base has no result, so no gain can be stated")
+            sentences.append("the untuned base has no result, so no gain can be stated")
     elif best is not None and gain(best.objective, base.objective, objective) <= _EQUAL:
-        found.append(
+        sentences.append(
             f"best is no better than the untuned base: {metric} {best.objective:.6g} ({best.trial}) "
             f"against {base.objective:.6g}"
         )
     if best is not None and default is not None and best.trial != default.trial:
-        found += _on_seeds(selection, best, default)
+        sentences += _on_seeds(selection, best, default)
     elif best is not None and default is not None:
-        found.append(
+        sentences.append(
             f"the search found nothing better than the default setting ({metric} {best.objective:.6g})"
         )
-    return found
+    return sentences
 
 
 def _on_seeds(selection: Selection, best: Row, default: Row) -> list[str]:
@@ -110,18 +112,18 @@ def _on_seeds(selection: Selection, best: Row, default: Row) -> list[str]:
 
 def _on_scores(selection: Selection, chosen: Row, best: Row | None, decisive: str | None) -> list[str]:
     """Return warnings about scores that fell, and about a choice by scores that do not differ significantly."""
-    found = []
+    sentences = []
     if best is not None and chosen is not best:
         lead = next((c for c in selection.comparisons if (c.against, c.task) == (best.trial, decisive)), None)
         if lead is not None and lead.verdict != "better":
-            found.append(
+            sentences.append(
                 f"{chosen.trial} was chosen before {best.trial}, which has the best {selection.metric}, for a "
                 f"{'mean score' if lead.task == MEAN else 'score'} that differs by {points(lead.difference)} points: "
                 f"{'not tested' if lead.verdict == 'untested' else 'no difference beyond noise'}, so it may be luck"
             )
     to_base = [c for c in selection.comparisons if c.against == selection.untuned and c.task != MEAN]
     if to_base and all(c.verdict in ("noise", "equal") for c in to_base):
-        found.append(
+        sentences.append(
             f"no score of the chosen {chosen.trial} differs from the untuned base's beyond noise: "
             f"{', '.join(f'{c.task} {points(c.difference)} points' for c in to_base)}"
         )
@@ -133,5 +135,5 @@ def _on_scores(selection: Selection, chosen: Row, best: Row | None, decisive: st
             f" ({'beyond noise' if by_task[task].verdict == 'worse' else 'no difference beyond noise'})"
             for task in worse
         )
-        found.append(f"the chosen {chosen.trial} scores below the untuned base on {losses}")
-    return found
+        sentences.append(f"the chosen {chosen.trial} scores below the untuned base on {losses}")
+    return sentences

@@ -25,15 +25,15 @@ def task_weights(rule: Select, tasks: Sequence[str]) -> dict[str, float]:
     """
     if not rule.weights:
         return dict.fromkeys(tasks, 1.0)
-    given: dict[str, float] = {str(task): weight for task, weight in rule.weights.items()}
-    weights = {task: float(given.get(task, 0.0)) for task in tasks}
+    stated: dict[str, float] = {str(task): weight for task, weight in rule.weights.items()}
+    weights = {task: float(stated.get(task, 0.0)) for task in tasks}
     problems = [
         f"`weight >= 0` must hold for {task!r}, but got {weight:g}"
-        for task, weight in given.items()
+        for task, weight in stated.items()
         if not weight >= 0 or math.isinf(weight)
     ]
     if tasks and sum(weights.values()) == 0:
-        problems.append(f"at least one weight must be above 0, but got {given}")
+        problems.append(f"at least one weight must be above 0, but got {stated}")
     if problems:
         raise InputError(problems, "select.weights")
     return weights

@@ -132,12 +132,12 @@ def read_scores(
     for source in sources:
         method, path = _split(source)
         try:
-            found, objective = _read(method, path)
+            scored, objective = _read(method, path)
         except InputError as error:
             problems += [f"{error.subject or path}: {problem}" for problem in error.problems]
             continue
         objectives += [objective] if objective and objective not in objectives else []
-        for model in found:
+        for model in scored:
             problems += _join(models, model, path)
     if len(objectives) > 1:
         problems.append(
@@ -207,15 +207,15 @@ def _from_search(method: str, path: str, names: Iterable[str]) -> tuple[list[Sco
 
 
 def _records(kind: Any, path: str, names: Iterable[str]) -> list[Any]:
-    found, problems = [], []
+    records, problems = [], []
     for name in sorted(names, key=by_number):
         try:
-            found.append(parse(kind, store.read(store.join(path, name)), name))
+            records.append(parse(kind, store.read(store.join(path, name)), name))
         except RetuneError as error:
             problems.append(first_line(error))
     if problems:
         raise InputError(problems, path)
-    return found
+    return records
 
 
 def _join(models: dict[tuple[str, str], Scored], new: Scored, path: str) -> list[str]:

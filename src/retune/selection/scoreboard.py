@@ -166,7 +166,7 @@ def _table(
     ends: tuple[int, int],
 ) -> Table:
     best, worst = ends
-    places = {trial.trial: place for place, trial in enumerate(ranking, 1)}
+    places = {trial.trial: rank for rank, trial in enumerate(ranking, 1)}
     shown = [
         trial
         for k, trial in enumerate(scored)
@@ -180,12 +180,12 @@ def _table(
     lines = []
     for trial in [*shown, *others, *bases]:
         value = trial.objective(board.metric)
-        place = places.get(trial.trial)
+        rank = places.get(trial.trial)
         lines.append(
             Line(
                 model=trial.trial,
                 role=trial.role,
-                place=int(value) if board.metric == PLACE and value is not None else place,
+                place=int(value) if board.metric == PLACE and value is not None else rank,
                 objective=value,
                 scores={
                     task: scores[trial.trial][task].score
@@ -229,18 +229,18 @@ def _statistics(
         parts[f"{worst} worst"] = scored[-worst:]
     parts["default setting"] = [t for t in own if t.role == "default"]
     parts["untuned base"] = [t for t in own if t.role == "base"]
-    found = []
+    lines = []
     for models, members in parts.items():
         for task in tasks:
             values = [scores[t.trial][task].score for t in members if task in scores[t.trial]]
             if values:
-                found.append(
+                lines.append(
                     Statistic(
                         method=method, models=models, task=task, n=len(values), min=min(values), max=max(values),
                         mean=statistics.fmean(values), sd=statistics.stdev(values) if len(values) > 1 else None,
                     )
                 )  # fmt: skip
-    return found
+    return lines
 
 
 def _best_of(best: int, scored: Sequence[TrialRecord]) -> str:
@@ -259,11 +259,13 @@ def _correlations(
         f"all {len(scored)}": scored,
         _best_of(best, scored): scored[:best],
     }
-    found = []
+    correlations = []
     for models, members in parts.items():
         values = [value for t in members if (value := t.objective(objective.metric)) is not None]
         for task in tasks:
             association = associate(values, [scores[t.trial][task].score for t in members])
             if association is not None:
-                found.append(Correlation(**association.model_dump(), method=method, models=models, task=task))
-    return found
+                correlations.append(
+                    Correlation(**association.model_dump(), method=method, models=models, task=task)
+                )
+    return correlations

@@ -94,12 +94,12 @@ def mcnemar(first_only: int, second_only: int) -> float:
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
     """Return p-values adjusted for their number (Holm 1979, Scandinavian Journal of Statistics 6); None stays None."""
-    tested = sorted((p, place) for place, p in enumerate(values) if p is not None)
+    tested = sorted((p, index) for index, p in enumerate(values) if p is not None)
     adjusted: list[float | None] = [None] * len(values)
     largest = 0.0  # so far: adjusted values are in the order of the p-values
-    for smaller, (p, place) in enumerate(tested):
+    for smaller, (p, index) in enumerate(tested):
         largest = max(largest, min(1.0, p * (len(tested) - smaller)))
-        adjusted[place] = largest
+        adjusted[index] = largest
     return adjusted
 
 

@@ -68,10 +68,10 @@ def _answering_trials(folder: SearchFolder, chosen: str | None) -> list[TrialRec
 
 
 def _record(study: Study, folder: SearchFolder, trials: list[TrialRecord]) -> AnswersRecord | None:
-    found = folder.data(folder.search.data_digest)
-    if found is None:
+    data = folder.data(folder.search.data_digest)
+    if data is None:
         return None
-    uri, mix = found
+    uri, mix = data
     examples = [e for e in mixing.load_split(uri, "validation") if not e.is_text][: study.report.answers]
     if not examples or len(trials) < 2:
         return None

@@ -29,14 +29,14 @@ class Pair:
         prompter = self.prompter
         ids = prompter.ids(prompter.prompt(question))
         fits(ids, self.context)
-        found = {}
+        answers = {}
         for name, folder in (("base", None), ("tuned", self.adapter)):
             with adapters.attached(self.base.model, folder) as model:
                 decoder = Decoder(
                     model, self.base.tokenizer, self.base.device, self.context, 1, ends=prompter.ends
                 )
-                (found[name],) = decoder.complete([ids], new_tokens, prompter.is_complete)
-        return {name: prompter.response(text) for name, text in found.items()}
+                (answers[name],) = decoder.complete([ids], new_tokens, prompter.is_complete)
+        return {name: prompter.response(text) for name, text in answers.items()}
 
 
 def open_pair(what: Tuned) -> Pair:

@@ -169,7 +169,7 @@ def _base(study: Study, read_facts: Callable[[], base_facts.BaseFacts]) -> None:
     facts = read_facts()
     problems = []
     for assignment in trainable.settings(study.search.space, ("target_modules", "first_layer", "last_layer")):
-        problems += _problems_of(lambda given=assignment: _targets(study, facts.layers, given))  # type: ignore[misc]
+        problems += _problems_of(lambda assignment=assignment: _targets(study, facts.layers, assignment))  # type: ignore[misc]
     problems = list(dict.fromkeys(problems))
     if facts.context and study.data.max_length > facts.context:
         problems.append(
@@ -191,8 +191,8 @@ def _targets(study: Study, layers: list[str], assignment: Assignment) -> None:
         chosen = study.training.tuned(assignment)
     except ValidationError:
         return  # the study file's own check reports it
-    found = named(layers, chosen.target_modules)
-    in_range(found, layers, chosen.first_layer, chosen.last_layer)
+    matches = named(layers, chosen.target_modules)
+    in_range(matches, layers, chosen.first_layer, chosen.last_layer)
 
 
 def _candidates(study: Study) -> None:

@@ -41,13 +41,13 @@ def find(text: str, tracking: str = "sqlite:///mlflow.db") -> Contestant:
     if what == UNTUNED:
         return Contestant(Candidate(name or UNTUNED))
     if tuned.is_registered(what):
-        found = tuned.find(what, tracking=tracking)
-        return Contestant(Candidate(name or what, str(found.adapter)), found.prompt)
+        adapter = tuned.find(what, tracking=tracking)
+        return Contestant(Candidate(name or what, str(adapter.adapter)), adapter.prompt)
     parts = [part for part in what.rstrip("/").split("/") if part not in ("", "adapter", ".", "..")]
     name = name or (parts[-1] if parts else "adapter")
     if _is_study(what):
-        found = tuned.from_run(what)
-        return Contestant(Candidate(name, str(found.adapter)), found.prompt)
+        adapter = tuned.from_run(what)
+        return Contestant(Candidate(name, str(adapter.adapter)), adapter.prompt)
     return Contestant(Candidate(name, what), tuned.prompt_of(what))
 
 

@@ -87,11 +87,11 @@ def write(what: Tuned, out: Path, licence: str | None = None, merge: bool = Fals
 
 def _require_own(path: Path, adapter: Path) -> None:
     """Raise InputError if a file is a link out of its adapter; in the hub's cache, files are links to its folder `blobs`."""
-    found, folder = path.resolve(), adapter.resolve()
-    cached = found.parent.name == "blobs" and found.parent.parent in folder.parents
-    if path.is_symlink() and not cached and not found.is_relative_to(folder):
+    source, folder = path.resolve(), adapter.resolve()
+    cached = source.parent.name == "blobs" and source.parent.parent in folder.parents
+    if path.is_symlink() and not cached and not source.is_relative_to(folder):
         raise InputError(
-            f"an adapter's folder must hold its files, but {path.name!r} is a link to {found}", str(adapter)
+            f"an adapter's folder must hold its files, but {path.name!r} is a link to {source}", str(adapter)
         )
 
 

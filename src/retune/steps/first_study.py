@@ -193,7 +193,7 @@ def _reduced(study: Callable[[_Size], Study]) -> tuple[_Size, str | None]:
 
 def _with_option(problem: str) -> str:
     """Return a problem whose remedy is the study's `columns` together with the option of `retune init` for it."""
-    found = re.search(r"`columns: \{([^}]*)\}`", problem)
-    if not found:
+    match = re.search(r"`columns: \{([^}]*)\}`", problem)
+    if not match:
         return problem
-    return f"{problem}; for init: --columns {found[1].replace(': ', '=').replace(', ', ',')}"
+    return f"{problem}; for init: --columns {match[1].replace(': ', '=').replace(', ', ',')}"

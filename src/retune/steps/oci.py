@@ -20,9 +20,9 @@ def to_oci(folder: Path, layout: Path, name: str) -> str:
     blobs.mkdir(parents=True)
 
     def blob(data: bytes) -> dict[str, Any]:
-        found = hashlib.sha256(data).hexdigest()
-        (blobs / found).write_bytes(data)
-        return {"digest": f"sha256:{found}", "size": len(data)}
+        digest = hashlib.sha256(data).hexdigest()
+        (blobs / digest).write_bytes(data)
+        return {"digest": f"sha256:{digest}", "size": len(data)}
 
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as tar:

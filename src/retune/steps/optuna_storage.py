@@ -144,7 +144,7 @@ def _trial(record: TrialRecord, study: Study, benches: Sequence[BenchRecord]) ->
         **{f"bench.{bench.task}": bench.score for bench in benches},
     }  # fmt: skip
     limits = [_violation(record, constraint) for constraint in study.search.constraints]
-    made = optuna.trial.create_trial(
+    trial = optuna.trial.create_trial(
         state=state,
         values=values if complete else None,
         params=params,
@@ -154,9 +154,9 @@ def _trial(record: TrialRecord, study: Study, benches: Sequence[BenchRecord]) ->
         intermediate_values=curve if len(objectives) == 1 else None,
     )
     started, ended = _time(record.started), _time(record.finished)
-    made.datetime_start = started or made.datetime_start
-    made.datetime_complete = ended or made.datetime_complete
-    return made
+    trial.datetime_start = started or trial.datetime_start
+    trial.datetime_complete = ended or trial.datetime_complete
+    return trial
 
 
 def _params(assignment: dict[str, Value], space: Space) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -26,10 +26,10 @@ _INPUTS: dict[str, Callable[[Study, SearchFolder], object]] = {
 def plan(study: Study) -> dict[str, bool]:
     """Return for every step, in order, whether it is up to date; after one that is not, no step is."""
     states = _states(study)
-    found: dict[str, bool] = {}
+    current: dict[str, bool] = {}
     for step in STEPS:
-        found[step] = all(found.values()) and next(states)
-    return found
+        current[step] = all(current.values()) and next(states)
+    return current
 
 
 def checked(study: Study) -> dict[str, bool]:
@@ -41,9 +41,9 @@ def checked(study: Study) -> dict[str, bool]:
         InputError: as `retune.steps.check.check`, with everything that is wrong with the study.
     """
     with suppress(Exception):  # the check reports what is wrong, or the plan below raises it again
-        found = plan(study)
-        if all(found.values()):
-            return found
+        planned = plan(study)
+        if all(planned.values()):
+            return planned
     from retune.steps.check import check  # it reads the base, with libraries that take seconds to import
 
     check(study)

@@ -56,10 +56,10 @@ def check(where: Target) -> None:
         )
     with _hub_errors(where):
         try:
-            found = _api().repo_info(where.repo, timeout=30)
+            repository = _api().repo_info(where.repo, timeout=30)
         except errors.RepositoryNotFoundError:
             return  # `push` creates it
-    if not found.private and not where.public:
+    if not repository.private and not where.public:
         raise InputError(
             f"{where.url} exists and is public: give --public to push to it, or name another one", "--push"
         )
@@ -85,8 +85,8 @@ def push(folder: Path, where: Target, message: str) -> str:
 
 def files(folder: Path) -> dict[str, int]:
     """Return what a push would upload: names and sizes in bytes."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
 
 
 @contextmanager

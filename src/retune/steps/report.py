@@ -74,8 +74,8 @@ def _track(
     drawn: dict[str, Figure],
 ) -> None:
     tracker = open_tracker(study, folder, data_digest)
-    with tempfile.TemporaryDirectory() as made:
-        for path in write_files(drawn, Path(made)):
+    with tempfile.TemporaryDirectory() as temporary:
+        for path in write_files(drawn, Path(temporary)):
             tracker.artifact(path, f"figures/{path.name}")
         tracker.artifact(store.download(out), PAGE)
         tracker.finish_study("FINISHED" if selection else "FAILED")

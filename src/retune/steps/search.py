@@ -66,8 +66,8 @@ def search(study: Study, data_uri: str, should_stop: Callable[[], bool] = lambda
 def _parallel_before(folder: SearchFolder) -> int | None:
     """Return the number of parallel trials that the search was started with; None if it is new."""
     uri = folder.path("study.json")
-    found = json.loads(store.read(uri))["search"]["parallel"] if store.exists(uri) else None
-    return found if isinstance(found, int) else None
+    before = json.loads(store.read(uri))["search"]["parallel"] if store.exists(uri) else None
+    return before if isinstance(before, int) else None
 
 
 def _run(
@@ -169,7 +169,7 @@ def open_tracker(study: Study, folder: SearchFolder, data_digest: str | None = N
 
 def _tags(study: Study, data_digest: str) -> dict[str, str]:
     """Return the tags of the study's parent run."""
-    found = {
+    tags = {
         "algorithm": study.search.algorithm,
         "seed": str(study.seed),
         "data_digest": data_digest,
@@ -181,7 +181,7 @@ def _tags(study: Study, data_digest: str) -> dict[str, str]:
         },
     }
     commit = study.code or _commit()
-    return found | ({"git_commit": commit} if commit else {})
+    return tags | ({"git_commit": commit} if commit else {})
 
 
 def _commit() -> str:

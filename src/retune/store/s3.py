@@ -138,10 +138,10 @@ class S3Place:
                 if name in together and together[name][0] == etag:
                     found[name] = together[name]
                     continue
-                place = S3Place(self.bucket, f"{self._prefix}{name}")
+                source = S3Place(self.bucket, f"{self._prefix}{name}")
                 with contextlib.suppress(FileNotFoundError):  # gone since
-                    path = place._fetch_small(etag, size)
-                    same = path.parent == _cache(self.bucket, place.key, etag)
+                    path = source._fetch_small(etag, size)
+                    same = path.parent == _cache(self.bucket, source.key, etag)
                     found[name] = (etag if same else "", path.read_bytes())
         return found
 

@@ -75,12 +75,12 @@ def odd_histories(draw: st.DrawFn, space: Space) -> list[Observation]:
         points += rng.choices(points, k=size)
     if space.size <= 300 and draw(st.booleans()):
         points += [dict(point) for point in sorted(distinct_points(space), key=str)]
-    found = []
+    odd = []
     for number, assignment in enumerate(points):
         status = rng.choices(get_args(Status), [8, 1, 1, 1])[0]
         values = {} if status in ("failed", "running") else {"validation_loss": loss(rng)}
-        found.append(Observation(assignment, status, values, f"trial-{number}", number))
-    return found
+        odd.append(Observation(assignment, status, values, f"trial-{number}", number))
+    return odd
 
 
 def distinct_points(space: Space) -> set[Point]:

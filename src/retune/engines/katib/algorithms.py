@@ -70,12 +70,12 @@ def problems(study: Study) -> list[str]:
     objective = Objective.of(wanted)
     if is_ours(name):
         return search.validate(name, wanted.space, wanted.settings, objective, here=False, katib=True)
-    found = []
+    messages = []
     for key in wanted.settings:
         if key not in _KATIB_SETTINGS[name]:
             near = nearest(key, _KATIB_SETTINGS[name])
             hint = f"did you mean {near!r}? " if near else ""
-            found.append(
+            messages.append(
                 f"Katib's `{name}` has no setting {key!r}; {hint}`search.settings` may hold {list(_KATIB_SETTINGS[name])}"
             )
 
@@ -84,23 +84,25 @@ def problems(study: Study) -> list[str]:
         return f"use one of {search.fitting(wanted.space, objective, here=False, katib=True)}"
 
     if wanted.warm_start:
-        found.append(f"Katib's `{name}` cannot use earlier studies: remove `search.warm_start`, or {ours()}")
+        messages.append(
+            f"Katib's `{name}` cannot use earlier studies: remove `search.warm_start`, or {ours()}"
+        )
     if wanted.constraints:
         limited = [limit.metric for limit in wanted.constraints]
-        found.append(
+        messages.append(
             f"Katib's `{name}` has no constraints, but got some on {limited}: remove `search.constraints`, or {ours()}"
         )
     if wanted.further_objectives:
-        found.append(
+        messages.append(
             f"Katib's `{name}` optimises one metric, but got {[o.metric for o in wanted.objectives]}: {ours()}"
         )
     if depending := [p.name for p in wanted.space.parameters if p.when]:
-        found.append(
+        messages.append(
             f"Katib's `{name}` has no conditional parameters, but got `when` of {depending}: remove `when`, or {ours()}"
         )
     numbers = [p.name for p in wanted.space.parameters if p.kind in ("real", "integer") and p.step is None]
     if name == "cmaes" and len(numbers) < 2:
-        found.append(
+        messages.append(
             f"`cmaes` needs two or more real or integer parameters without a `step`, but got {numbers}: {ours()}"
         )
     if name == "bayesianoptimization":
@@ -108,11 +110,11 @@ def problems(study: Study) -> list[str]:
         doubles = [p for p in wanted.space.parameters if p.kind == "real" and p.step is None]
         low = [p.name for p in doubles if p.low is not None and p.low <= 0]
         if low:
-            found.append(
+            messages.append(
                 "Katib's `bayesianoptimization` draws real parameters on a log scale, so `low > 0` must hold, "
                 f"but got {low}: raise `low`, give a `step`, or {ours()}"
             )
-    return found
+    return messages
 
 
 def spec(study: Study, warm: Sequence[Observation] = ()) -> models.V1beta1AlgorithmSpec:

@@ -31,21 +31,21 @@ def connect() -> tuple[client.ApiClient, str]:
         InputError: if neither exists.
 
     """
-    found = client.Configuration()
+    configuration = client.Configuration()
     try:
-        config.load_incluster_config(client_configuration=found)
-        return client.ApiClient(found), _SERVICE_ACCOUNT.read_text().strip()
+        config.load_incluster_config(client_configuration=configuration)
+        return client.ApiClient(configuration), _SERVICE_ACCOUNT.read_text().strip()
     except config.ConfigException:
         pass
     file = os.environ.get("KUBECONFIG")  # the library reads the variable only once, at import
     try:
-        config.load_kube_config(config_file=file, client_configuration=found)
+        config.load_kube_config(config_file=file, client_configuration=configuration)
         _, active = config.list_kube_config_contexts(config_file=file)
     except (config.ConfigException, OSError) as error:
         raise InputError(
             f"a Kubernetes cluster is needed: run in a pod, or set KUBECONFIG ({error})"
         ) from error
-    return client.ApiClient(found), str(active["context"].get("namespace") or "default")
+    return client.ApiClient(configuration), str(active["context"].get("namespace") or "default")
 
 
 class Api:
@@ -64,8 +64,8 @@ class Api:
         patience: float = 900.0,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        connection, found = connect()
-        self.namespace = namespace or found
+        connection, own_namespace = connect()
+        self.namespace = namespace or own_namespace
         self._patience, self._should_stop = patience, should_stop
         self._custom, self._batch = client.CustomObjectsApi(connection), client.BatchV1Api(connection)
         self._core = client.CoreV1Api(connection)
@@ -97,19 +97,19 @@ class Api:
         It exists if an earlier request succeeded but its reply was lost, or if another engine was faster.
         """
         try:
-            made: Object = self._call(
+            created: Object = self._call(
                 self._custom.create_namespaced_custom_object, GROUP, VERSION, self.namespace, "experiments", content,
                 transient=_TRANSIENT - {409},
             )  # fmt: skip
-            return made
+            return created
         except Conflict:
-            found = self.get("experiments", content["metadata"]["name"])
+            existing = self.get("experiments", content["metadata"]["name"])
             if (
-                found is None
-                or not content["metadata"]["labels"].items() <= found["metadata"]["labels"].items()
+                existing is None
+                or not content["metadata"]["labels"].items() <= existing["metadata"]["labels"].items()
             ):
                 raise
-            return found
+            return existing
 
     def patch_experiment(self, name: str, change: Object) -> Object:
         """Merge a change into an Experiment."""
@@ -171,8 +171,8 @@ class Api:
 
     def config_map(self, name: str) -> Object | None:
         """Return a ConfigMap, None if there is none."""
-        found = self._call(self._core.read_namespaced_config_map, name, self.namespace, absent=None)
-        content: Object | None = client.ApiClient().sanitize_for_serialization(found)
+        current = self._call(self._core.read_namespaced_config_map, name, self.namespace, absent=None)
+        content: Object | None = client.ApiClient().sanitize_for_serialization(current)
         return content
 
     def replace_config_map(self, content: Object) -> None:
@@ -252,8 +252,8 @@ def conditions(thing: Object) -> list[Object]:
 
 def end_message(thing: Object) -> str:
     """Return the message of the newest condition that is true."""
-    found = [c.get("message") or c.get("reason") or "" for c in conditions(thing) if c["status"] == "True"]
-    return found[-1] if found else ""
+    messages = [c.get("message") or c.get("reason") or "" for c in conditions(thing) if c["status"] == "True"]
+    return messages[-1] if messages else ""
 
 
 def _by_age(thing: Object) -> tuple[str, str]:

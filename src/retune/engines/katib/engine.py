@@ -110,7 +110,7 @@ class KatibEngine:
             self.ledger.issue(1, "default", default, self.study.seed)
         own = self.ledger.tasks.get(trial_name(1))
         existing = self._experiments()
-        if own is not None and not any(own.trial in self._trial_names(found) for found in existing):
+        if own is not None and not any(own.trial in self._trial_names(each) for each in existing):
             self._own_default = True  # no Experiment runs it, or its Experiment was deleted
             jobs.append(own)
         experiment = self._experiment()
@@ -123,16 +123,16 @@ class KatibEngine:
     def _experiment(self) -> Object | None:
         """Return the Experiment to follow, the existing one or a new one; None if nothing is left to do."""
         existing = self._experiments()
-        for found in existing:
-            self._history.record_start(found)
-            self._collect(found)
-            if ended(found):
-                self._history.end(found["metadata"]["name"], end_message(found), found)
-        for name in self._history.unfinished() - {found["metadata"]["name"] for found in existing}:
+        for experiment in existing:
+            self._history.record_start(experiment)
+            self._collect(experiment)
+            if ended(experiment):
+                self._history.end(experiment["metadata"]["name"], end_message(experiment), experiment)
+        for name in self._history.unfinished() - {experiment["metadata"]["name"] for experiment in existing}:
             why = f"experiment {name} was deleted while nobody followed it"
             self._settle_missing({"metadata": {"name": name}}, "interrupted", why)
             self._history.end(name, why)
-        unfinished = [found["metadata"]["name"] for found in existing if not ended(found)]
+        unfinished = [experiment["metadata"]["name"] for experiment in existing if not ended(experiment)]
         if len(unfinished) > 1:
             raise InputError(
                 f"one Experiment at a time may run a search, but {unfinished} in namespace {self._api.namespace} do; "
@@ -151,8 +151,8 @@ class KatibEngine:
 
     def _experiments(self) -> list[Object]:
         """Return this search's Experiments, without those of an equal search in another folder."""
-        found = self._api.objects("experiments", self._selector)
-        return [one for one in found if manifest.folder_of(one) in (None, self.place.folder)]
+        experiments = self._api.objects("experiments", self._selector)
+        return [one for one in experiments if manifest.folder_of(one) in (None, self.place.folder)]
 
     def _create(self, left: int) -> Object:
         """Create an Experiment for the remaining trials, with the results of earlier ones for its algorithm."""
@@ -172,9 +172,9 @@ class KatibEngine:
         wanted["metadata"]["name"] = manifest.name(
             self.study, self.place, self._api.namespace, len(self._history)
         )
-        made = self._api.create_experiment(wanted)
-        self._history.record_start(made)
-        return made
+        created = self._api.create_experiment(wanted)
+        self._history.record_start(created)
+        return created
 
     def _restartable(self, experiment: Object) -> bool:
         """Return whether Katib resumes an ended Experiment when its number of trials is raised."""
@@ -203,8 +203,8 @@ class KatibEngine:
         try:
             return self._api.patch_experiment(name, {"spec": change})
         except InputError:
-            found = self._api.get("experiments", name)
-            if found is None or (ended(found) and not ended(experiment)):
+            current = self._api.get("experiments", name)
+            if current is None or (ended(current) and not ended(experiment)):
                 return self._experiment()  # it ended, or was deleted, a moment before
             raise
 
@@ -214,8 +214,8 @@ class KatibEngine:
         while True:
             self._poll(name)
             self._collect_jobs(jobs)
-            found = self._api.get("experiments", name)
-            if found is None:
+            current = self._api.get("experiments", name)
+            if current is None:
                 self._settle_missing(
                     experiment, "interrupted", f"experiment {name} was deleted from the cluster"
                 )
@@ -224,12 +224,12 @@ class KatibEngine:
                     f"experiment {name} in namespace {self._api.namespace} was deleted while it ran; run again to carry on"
                 )
             # While somebody deletes it (foreground deletion), its trials disappear first: they have not failed
-            if "deletionTimestamp" not in found["metadata"]:
-                unfinished = self._collect(found)
-                if ended(found) and not unfinished and _progress(found) != self._stale:
-                    return self._conclude(found)
+            if "deletionTimestamp" not in current["metadata"]:
+                unfinished = self._collect(current)
+                if ended(current) and not unfinished and _progress(current) != self._stale:
+                    return self._conclude(current)
                 if self._time_is_up():
-                    self._delete_experiment(found)
+                    self._delete_experiment(current)
                     return "hours"
             self._pause()
 
@@ -286,8 +286,8 @@ class KatibEngine:
 
     def _assignment(self, trial: Object) -> Assignment:
         space = self.study.search.space
-        given = {pair["name"]: pair["value"] for pair in trial["spec"]["parameterAssignments"]}
-        return {name: _value(space[name], given[name]) for name in space.names}
+        values = {pair["name"]: pair["value"] for pair in trial["spec"]["parameterAssignments"]}
+        return {name: _value(space[name], values[name]) for name in space.names}
 
     def _record(self, task: TrialTask, trial: Object) -> TrialRecord:
         """Return the record that a trial wrote, or else one made from what Katib knows."""
@@ -350,9 +350,9 @@ class KatibEngine:
         self.ledger.finish(record, write=True)
         self.observe(Finished(record.trial, record))
         if record.role == "base" and record.status == "failed":  # without it there is nothing to compare with
-            for found in self._experiments():
-                if not ended(found):
-                    self._delete_experiment(found)
+            for experiment in self._experiments():
+                if not ended(experiment):
+                    self._delete_experiment(experiment)
             raise RetuneError(f"the untuned base could not be validated: {record.reason}")
         self.ledger.prune(self.ledger.kept(self.study))
 
@@ -394,8 +394,8 @@ class KatibEngine:
 
     def _remove(self) -> None:
         """Delete what the search created on the cluster."""
-        for found in self._experiments():
-            self._api.delete_experiment(found["metadata"]["name"])
+        for experiment in self._experiments():
+            self._api.delete_experiment(experiment["metadata"]["name"])
         for name in self._api.jobs(f"{self._selector},{manifest.TRIAL_LABEL}"):
             self._api.delete_job(name)
 
@@ -467,15 +467,15 @@ def _same(value: Value, text: str) -> bool:
 
 def _latest(trial: Object) -> dict[str, float]:
     """Return the last value of each metric that is a number."""
-    found = {}
+    newest = {}
     for metric in ((trial.get("status") or {}).get("observation") or {}).get("metrics") or []:
         try:
             value = float(metric.get("latest", ""))  # Katib omits the key if a loss was NaN
         except ValueError:
             continue
         if math.isfinite(value):
-            found[metric["name"]] = value
-    return found
+            newest[metric["name"]] = value
+    return newest
 
 
 def _job_ended(job: Object) -> str | None:

@@ -169,10 +169,10 @@ def experiment(
         parameters=algorithms.parameters(study),
         trial_template=_template(study, place),
     )
-    found = models.V1beta1Experiment(api_version="kubeflow.org/v1beta1", kind="Experiment", spec=spec)
+    manifest = models.V1beta1Experiment(api_version="kubeflow.org/v1beta1", kind="Experiment", spec=spec)
     content: dict[str, Any] = {
-        "apiVersion": found.api_version,
-        "kind": found.kind,
+        "apiVersion": manifest.api_version,
+        "kind": manifest.kind,
         "metadata": {
             "generateName": f"{short(study.name)}-",
             **_namespaced(study),
@@ -268,13 +268,13 @@ def _command(study: Study, place: Place, task: TrialTask | None = None) -> list[
 
 
 def _job(study: Study, place: Place, words: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
-    made = client.V1Job(
+    manifest = client.V1Job(
         api_version="batch/v1",
         kind="Job",
         metadata=client.V1ObjectMeta(labels=_labels(study, place)),
         spec=pods.job_spec(study, words, env),
     )
-    content: dict[str, Any] = client.ApiClient().sanitize_for_serialization(made)
+    content: dict[str, Any] = client.ApiClient().sanitize_for_serialization(manifest)
     return content
 
 
@@ -353,8 +353,8 @@ def _text(value: Value) -> str:
 
 def short(name: str) -> str:
     """Return the first part of object names for a study: it begins with a letter and leaves room for suffixes."""
-    found = name if name[0].isalpha() else f"s{name}"
-    return found[:_MAX_NAME].rstrip("-")
+    label = name if name[0].isalpha() else f"s{name}"
+    return label[:_MAX_NAME].rstrip("-")
 
 
 def name(study: Study, place: Place, namespace: str, earlier: int) -> str:
@@ -379,8 +379,8 @@ def selector(study: Study, place: Place) -> str:
 
 def folder_of(experiment: Mapping[str, Any]) -> str | None:
     """Return the folder of an Experiment's search; None for one of an older release, which has no such annotation."""
-    found: str | None = (experiment["metadata"].get("annotations") or {}).get(FOLDER)
-    return found
+    folder: str | None = (experiment["metadata"].get("annotations") or {}).get(FOLDER)
+    return folder
 
 
 def _namespaced(study: Study) -> dict[str, str]:

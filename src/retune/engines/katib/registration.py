@@ -116,8 +116,8 @@ def suggestions(text: str) -> list[dict[str, Any]]:
             f"{sorted(content) if isinstance(content, dict) else type(content).__name__}",
             CONFIG_MAP,
         )
-    found: list[dict[str, Any]] = content["runtime"].get("suggestions") or []
-    return found
+    suggestions: list[dict[str, Any]] = content["runtime"].get("suggestions") or []
+    return suggestions
 
 
 def _edited(text: str, wanted: Sequence[dict[str, Any]]) -> str:
@@ -136,18 +136,18 @@ def _in_place(text: str, wanted: Sequence[dict[str, Any]]) -> str | None:
     if not isinstance(sequence, yaml.SequenceNode) or sequence.flow_style or not sequence.value:
         return None
     lines, indent = text.splitlines(keepends=True), sequence.start_mark.column
-    end = place = sequence.start_mark.line
+    end = line = sequence.start_mark.line
     kept = lines[:end]
     for item, entry in zip(sequence.value, suggestions(text), strict=True):
         begin, over = item.start_mark.line, _last_line(item) + 1
         kept += lines[end : begin if is_ours(entry) else over]
-        end, place = over, place if is_ours(entry) else len(kept)
+        end, line = over, line if is_ours(entry) else len(kept)
     if all(map(is_ours, suggestions(text))):
         return None
     new = textwrap.indent(yaml.safe_dump(list(wanted), sort_keys=False), " " * indent) if wanted else ""
-    if new and not kept[place - 1].endswith("\n"):
-        kept[place - 1] += "\n"
-    return "".join([*kept[:place], new, *kept[place:], *lines[end:]])
+    if new and not kept[line - 1].endswith("\n"):
+        kept[line - 1] += "\n"
+    return "".join([*kept[:line], new, *kept[line:], *lines[end:]])
 
 
 def _node(node: yaml.Node | None, key: str) -> yaml.Node | None:

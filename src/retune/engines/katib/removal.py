@@ -38,18 +38,18 @@ def clear(
         RetuneError: if a deletion does not finish.
 
     """
-    found = using(api, algorithms)
+    users = using(api, algorithms)
     if delete_finished:
-        _delete([each for each in found if ended(each) or "deletionTimestamp" in each["metadata"]], say)
-        found = using(api, algorithms)
-    if found:
-        raise InputError(_report(found), "retune katib unregister")
+        _delete([each for each in users if ended(each) or "deletionTimestamp" in each["metadata"]], say)
+        users = using(api, algorithms)
+    if users:
+        raise InputError(_report(users), "retune katib unregister")
 
 
 def using(api: Api, algorithms: Collection[str]) -> list[Object]:
     """Return the Experiments of all namespaces that use one of these algorithms, sorted by namespace and name."""
-    found = [each for each in api.everywhere("experiments") if _algorithm(each) in algorithms]
-    return sorted(found, key=_place)
+    users = [each for each in api.everywhere("experiments") if _algorithm(each) in algorithms]
+    return sorted(users, key=_place)
 
 
 def state(experiment: Object) -> str:

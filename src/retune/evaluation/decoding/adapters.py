@@ -141,9 +141,9 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
         raise ValueError(
             f"the header of {path} gives {unlike[0]!r} another number of bytes than its shape has"
         )
-    told = 8 + length + ends[-1]
-    if path.stat().st_size != told:
-        raise ValueError(f"{path} holds {path.stat().st_size} bytes, but its header tells of {told}")
+    expected = 8 + length + ends[-1]
+    if path.stat().st_size != expected:
+        raise ValueError(f"{path} holds {path.stat().st_size} bytes, but its header tells of {expected}")
     return shapes
 
 
@@ -174,9 +174,9 @@ def _shapes(base: Path) -> dict[str, tuple[int, ...]]:
     config = models.config_of(base)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         shape = tuple(weight.shape) if isinstance(weight, torch.Tensor) and weight.dim() == 2 else ()
-        found[name] = shape[::-1] if isinstance(module, Conv1D) else shape
-    return found
+        shapes[name] = shape[::-1] if isinstance(module, Conv1D) else shape
+    return shapes

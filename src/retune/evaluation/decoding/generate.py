@@ -107,7 +107,7 @@ class Decoder:
         Raises:
             TrialFailed: if the model's output is not finite, or one row alone does not fit into memory.
         """
-        return [self._text(made) for made in self.tokens(prompts, new_tokens, stop, done, sampling)]
+        return [self._text(tokens) for tokens in self.tokens(prompts, new_tokens, stop, done, sampling)]
 
     def tokens(
         self,
@@ -119,12 +119,12 @@ class Decoder:
     ) -> list[list[int]]:
         """Return the continuations of `complete` as token ids."""
         if parts := self._parts([len(prompt) + new_tokens for prompt in prompts]):
-            found: dict[int, list[int]] = {}
+            answers: dict[int, list[int]] = {}
             for decoder, part in parts:
                 drawn = sampling.named([sampling.names[k] for k in part]) if sampling else None
-                made = decoder.tokens([prompts[k] for k in part], new_tokens, stop, done, drawn)
-                found.update(zip(part, made, strict=True))
-            return [found[k] for k in range(len(prompts))]
+                part_answers = decoder.tokens([prompts[k] for k in part], new_tokens, stop, done, drawn)
+                answers.update(zip(part, part_answers, strict=True))
+            return [answers[k] for k in range(len(prompts))]
 
         def answer(rows: list[int], shared: Prefix | None) -> list[list[int]]:
             max_tokens = [min(new_tokens, self.context - len(prompts[k])) for k in rows]
@@ -154,11 +154,11 @@ class Decoder:
             TrialFailed: as `complete` does.
         """
         if parts := self._parts([len(one) + len(two) for one, two in zip(contexts, endings, strict=True)]):
-            found: dict[int, float] = {}
+            sums: dict[int, float] = {}
             for decoder, part in parts:
                 values = decoder.likelihoods([contexts[k] for k in part], [endings[k] for k in part], done)
-                found.update(zip(part, values, strict=True))
-            return [found[k] for k in range(len(contexts))]
+                sums.update(zip(part, values, strict=True))
+            return [sums[k] for k in range(len(contexts))]
 
         def measure(rows: list[int], shared: Prefix | None) -> list[float]:
             whole = [[*contexts[k], *endings[k]] for k in rows]
@@ -168,10 +168,10 @@ class Decoder:
 
     def _parts(self, lengths: Sequence[int]) -> list[tuple[Decoder, list[int]]]:
         """Return a decoder for each part of the prompts if some are too long for `rotary_limit`, else nothing."""
-        long = [place for place, length in enumerate(lengths) if length > self.rotary_limit]
+        long = [index for index, length in enumerate(lengths) if length > self.rotary_limit]
         if not long or self._one_by_one:
             return []
-        short = [place for place, length in enumerate(lengths) if length <= self.rotary_limit]
+        short = [index for index, length in enumerate(lengths) if length <= self.rotary_limit]
         alone = replace(self, way="one by one", rotary_limit=math.inf)
         return [(replace(self, rotary_limit=math.inf), short)] * bool(short) + [(alone, long)]
 
@@ -209,9 +209,9 @@ class Decoder:
                         from retune.training.plain_forward import reset_rotary
 
                         reset_rotary(self._core)
-                    made = self._try(lambda rows=rows, shared=shared: work(rows, shared))  # type: ignore[misc]
-                    if not isinstance(made, str):
-                        results.update(zip(rows, made, strict=True))
+                    outcome = self._try(lambda rows=rows, shared=shared: work(rows, shared))  # type: ignore[misc]
+                    if not isinstance(outcome, str):
+                        results.update(zip(rows, outcome, strict=True))
                         done(len(rows))
                     elif len(rows) > 1:
                         half = len(rows) // 2
@@ -219,13 +219,13 @@ class Decoder:
                     elif shared is not None:
                         crowded += rows
                     else:
-                        raise _no_room(prompts[rows[0]], made)
+                        raise _no_room(prompts[rows[0]], outcome)
             shared = None
             for k in crowded:  # by now what was shared is gone
-                made = self._try(lambda k=k: work([k], None))  # type: ignore[misc]
-                if isinstance(made, str):
-                    raise _no_room(prompts[k], made)
-                results[k] = made[0]
+                outcome = self._try(lambda k=k: work([k], None))  # type: ignore[misc]
+                if isinstance(outcome, str):
+                    raise _no_room(prompts[k], outcome)
+                results[k] = outcome[0]
                 done(1)
         return [results[k] for k in range(len(prompts))]
 
@@ -287,14 +287,14 @@ class Decoder:
         """Return the cached common prefix of all prompts, which continues the one `above`."""
         start = above.length if above else 0
         length, room = common_prefix(prompts), max(map(len, prompts)) + new_tokens
-        made = self._states(prompts[0][start:length], above)
+        states = self._states(prompts[0][start:length], above)
         if above is None:
-            return Prefix(length, room, made)
+            return Prefix(length, room, states)
         import torch
 
         layers = [
             (torch.cat([keys, more_keys], 1), torch.cat([values, more_values], 1))
-            for (keys, values), (more_keys, more_values) in zip(above.layers, made, strict=True)
+            for (keys, values), (more_keys, more_values) in zip(above.layers, states, strict=True)
         ]
         return Prefix(length, room, layers)
 
@@ -383,7 +383,7 @@ class Decoder:
             for row, token in zip(rows, chosen.tolist(), strict=True):
                 if not row.ended:
                     self._add(row, token, stop)
-            going = [place for place, row in enumerate(rows) if not row.ended]
+            going = [index for index, row in enumerate(rows) if not row.ended]
             if not going:
                 return [row.made for row in requested]
             # Removing finished rows copies the cache, so it is done when half of them are finished
@@ -394,7 +394,7 @@ class Decoder:
                     chosen[kept],
                     mask[kept],
                     places[kept],
-                    [rows[place] for place in going],
+                    [rows[index] for index in going],
                 )
             ids, places = chosen[:, None], places[:, -1:] + 1
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
@@ -449,10 +449,10 @@ class Decoder:
 
         before, start = (shared.layers, shared.length) if shared else ([], 0)
         tails = [prompt[start:] for prompt in prompts]
-        logits, made = packed.first_pass(self.model, tails, [1] * len(tails), before, start)
+        logits, states = packed.first_pass(self.model, tails, [1] * len(tails), before, start)
         lengths = [len(tail) for tail in tails]
-        prefix = shared or Prefix(0, max(lengths) + new_tokens, [(k[:, :0], v[:, :0]) for k, v in made])
-        return logits, prefix.filled(lengths, made)
+        prefix = shared or Prefix(0, max(lengths) + new_tokens, [(k[:, :0], v[:, :0]) for k, v in states])
+        return logits, prefix.filled(lengths, states)
 
     def _inputs(self, prompts: Sequence[Sequence[int]], shared: Prefix | None) -> tuple[Any, Any, Any, Any]:
         """Return ids, mask, positions and cache of a batch: what follows the prefix, padded on the left."""

@@ -59,13 +59,13 @@ def first_pass(
     ends = list(accumulate(lengths))
     tails = torch.cat([torch.arange(end - count, end) for end, count in zip(ends, wanted, strict=True)])
     layers = list(core.model.layers)
-    made: Layers = []
+    states: Layers = []
     for number, layer in enumerate(layers):
         attention = layer.self_attn
         n = layer.input_layernorm(x)
         keys = _rotate(_heads(attention.k_proj(n), attention.head_dim), cos, sin).transpose(0, 1)
         values = _heads(attention.v_proj(n), attention.head_dim).transpose(0, 1)
-        made.append((keys, values))
+        states.append((keys, values))
         counts, mine = lengths, (n, cos, sin)
         if number == len(layers) - 1:
             if not len(tails):
@@ -78,8 +78,8 @@ def first_pass(
         x = x + attention.o_proj(attended)
         x += layer.mlp(layer.post_attention_layernorm(x))
     if not len(tails):
-        return x.new_empty(0, core.config.vocab_size), made
-    return core.lm_head(core.model.norm(x)), made
+        return x.new_empty(0, core.config.vocab_size), states
+    return core.lm_head(core.model.norm(x)), states
 
 
 def _core(model: Any) -> Any:

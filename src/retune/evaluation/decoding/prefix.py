@@ -45,7 +45,7 @@ class Prefix:
         ]
         return cache
 
-    def filled(self, lengths: Sequence[int], made: Layers) -> Any:
+    def filled(self, lengths: Sequence[int], layers: Layers) -> Any:
         """Return a cache for rows of these lengths behind the prefix, whose keys and values are `made` already.
 
         Args:
@@ -54,7 +54,7 @@ class Prefix:
         import torch
 
         cache, longest = self.cache(len(lengths)), max(lengths)
-        for layer, states in zip(cache.layers, made, strict=True):
+        for layer, states in zip(cache.layers, layers, strict=True):
             for block, state in zip(layer.blocks, states, strict=True):
                 for row, own in zip(block, torch.split(state, list(lengths), 1), strict=True):
                     gap = self.length + longest - own.shape[1]
@@ -125,19 +125,19 @@ def separation_cost(device: str, call_tokens: float, rows: int, batch_size: int,
     return call_tokens * (1 + steps * lost)
 
 
-def split_by_prefix(prompts: Sequence[Sequence[int]], places: list[int], start: int) -> list[list[int]]:
+def split_by_prefix(prompts: Sequence[Sequence[int]], indices: list[int], start: int) -> list[list[int]]:
     """Split sorted prompts wherever two neighbours have little in common after `start`.
 
     Args:
         places: which prompts, in lexicographic order.
     """
-    found = [[places[0]]]
-    for before, place in pairwise(places):
-        if _agree(prompts[before], prompts[place]) - start >= _SHORTEST_SHARED:
-            found[-1].append(place)
+    runs = [[indices[0]]]
+    for before, index in pairwise(indices):
+        if _agree(prompts[before], prompts[index]) - start >= _SHORTEST_SHARED:
+            runs[-1].append(index)
         else:
-            found.append([place])
-    return found
+            runs.append([index])
+    return runs
 
 
 def can_be_split(model: Any) -> bool:
@@ -154,7 +154,7 @@ def can_be_split(model: Any) -> bool:
 
 def _agree(one: Sequence[int], other: Sequence[int]) -> int:
     """Return how many tokens two prompts begin with in common."""
-    for place, (left, right) in enumerate(zip(one, other, strict=False)):
+    for index, (left, right) in enumerate(zip(one, other, strict=False)):
         if left != right:
-            return place
+            return index
     return min(len(one), len(other))

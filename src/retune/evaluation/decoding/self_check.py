@@ -82,12 +82,12 @@ def decoding(
     from retune.training.self_check import rotary_limit, text_config
 
     decoder = Decoder(model, tokenizer, device, context, batch_size)
-    found = check(decoder)
-    if found.note:
-        _LOG.warning("%s", found.note)
-    with using_attention(decoder._core, "eager") if found.eager else nullcontext():
+    checked = check(decoder)
+    if checked.note:
+        _LOG.warning("%s", checked.note)
+    with using_attention(decoder._core, "eager") if checked.eager else nullcontext():
         limit = rotary_limit(text_config(decoder._core))
-        yield replace(decoder, way=found.way, rotary_limit=limit), found
+        yield replace(decoder, way=checked.way, rotary_limit=limit), checked
 
 
 def check(decoder: Decoder) -> Answered:
@@ -96,8 +96,8 @@ def check(decoder: Decoder) -> Answered:
 
     begin = time.monotonic()
     with torch.inference_mode():
-        found = _Check(decoder).run()
-    return replace(found, seconds=round(time.monotonic() - begin, 3))
+        answered = _Check(decoder).run()
+    return replace(answered, seconds=round(time.monotonic() - begin, 3))
 
 
 class _NoEnd:
@@ -148,10 +148,10 @@ class _Check:
 
         total = _PREFIX + sum(_SUFFIXES) + sum(_UNSHARED)
         drawn = ordinary_tokens(self.core, self.decoder.tokenizer, total)
-        prefix, place, prompts = drawn[:_PREFIX], _PREFIX, []
+        prefix, offset, prompts = drawn[:_PREFIX], _PREFIX, []
         for length, start in [*((tail, prefix) for tail in _SUFFIXES), *((alone, []) for alone in _UNSHARED)]:
-            prompts.append([*start, *drawn[place : place + length]])
-            place += length
+            prompts.append([*start, *drawn[offset : offset + length]])
+            offset += length
         longest = max(1, self.context - 2)
         return [prompt[-longest:] if len(prompt) > longest else prompt for prompt in prompts]
 
@@ -217,27 +217,27 @@ class _Check:
 
         from retune.training.self_check import max_difference, min_tolerances, rounding_tolerance
 
-        given = self.decoder
+        original = self.decoder
         # A call at its price on a CPU, so that these few short prompts share their prefix on a GPU too.
         decoder = _Traced(
-            given.model,
-            _NoEnd(given.tokenizer),
-            given.device,
+            original.model,
+            _NoEnd(original.tokenizer),
+            original.device,
             context,
             8,
             way,
             call_tokens=CALL_TOKENS["cpu"],
         )
         try:
-            made = decoder.tokens(prompts, _NEW)
-            measured = decoder.likelihoods(prompts, made)
+            answers = decoder.tokens(prompts, _NEW)
+            measured = decoder.likelihoods(prompts, answers)
         except Exception as error:
             if isinstance(error, RetuneError) or is_out_of_memory(error):
                 raise
             text = " ".join(str(error).split())[:200]
             return 0.0, f"it fails with {type(error).__name__}: {text}"
         worst = 0.0
-        for place, (prompt, answer) in enumerate(zip(prompts, made, strict=True)):
+        for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             reference = self._plain(prompt, answer)
             top = reference.topk(min(_TOP_TOKENS, reference.shape[-1])).indices
             reference_top = reference.gather(1, top)
@@ -245,7 +245,7 @@ class _Check:
             def read(prompt: list[int] = prompt, answer: list[int] = answer, k: Any = top) -> torch.Tensor:
                 return self._plain(prompt, answer).gather(1, k)
 
-            if not place and max_difference(reference_top, again := read()) > min_tolerances(self.core)[0]:
+            if not index and max_difference(reference_top, again := read()) > min_tolerances(self.core)[0]:
                 raise InputError(
                     f"a base (here of type {self.kind}) must give the same answer to the same prompt, but the log-likelihoods "
                     f"of two readings differ by {max_difference(reference_top, again):.2g}",
@@ -253,10 +253,10 @@ class _Check:
                 )
             rounding = rounding_tolerance(self.core, reference_top, read)
             self.tolerance = max(self.tolerance, rounding)
-            traced = torch.stack(decoder.traced[place])
+            traced = torch.stack(decoder.traced[index])
             worst = max(worst, max_difference(reference_top, traced.gather(1, top)))
             own = reference.gather(1, torch.tensor(answer, device=reference.device)[:, None])
-            worst = max(worst, max_difference(own.mean(), own.new_tensor(measured[place] / len(answer))))
+            worst = max(worst, max_difference(own.mean(), own.new_tensor(measured[index] / len(answer))))
         return worst, ""
 
     def _plain(self, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:

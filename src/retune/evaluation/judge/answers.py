@@ -79,10 +79,10 @@ def resume(fresh: Generated, uri: str) -> Generated:
     if not store.exists(uri):
         return fresh
     try:
-        found = Generated.model_validate_json(store.read(uri))
+        record = Generated.model_validate_json(store.read(uri))
     except ValidationError as error:
         raise InputError(f"{uri} is not a record of generated answers; name another --out") from error
-    old, new = found.inputs, fresh.inputs
+    old, new = record.inputs, fresh.inputs
     changed = [
         f"{name}: {old.get(name)!r} there, {new.get(name)!r} here"
         for name in {**old, **new}
@@ -92,7 +92,7 @@ def resume(fresh: Generated, uri: str) -> Generated:
         raise InputError(
             f"{uri} belongs to another study ({'; '.join(changed)}); name another --out, or remove that one"
         )
-    return found
+    return record
 
 
 def generate(model: Model, record: Generated, uri: str, report: Report, prompts: Prompts) -> Generated:
@@ -114,7 +114,7 @@ def generate(model: Model, record: Generated, uri: str, report: Report, prompts:
     tokens = {side: _tokens(model, record, prompters[side]) for side in SIDES}
     base = models.load_base(model)
     context = models.context(base.model.config) or models.DEFAULT_CONTEXT
-    spent, begin, made = record.seconds, time.monotonic(), 0
+    spent, begin, generated = record.seconds, time.monotonic(), 0
     for side in SIDES:
         contestant = record.models[side]
         folder = store.download(contestant.adapter_uri) if contestant.adapter_uri else None
@@ -125,15 +125,15 @@ def generate(model: Model, record: Generated, uri: str, report: Report, prompts:
             decoder = replace(decoder, ends=prompters[side].ends)
             for batch in _batches(record, side, tokens[side]):
                 _answer(decoder, side, batch, tokens[side], record.inputs["new_tokens"], prompters[side])
-                made += len(batch)
+                generated += len(batch)
                 seconds = time.monotonic() - begin
                 record.seconds = round(spent + seconds, 3)
                 record.versions = versions("torch", "transformers", "peft", "tokenizers")
-                record.finished = now() if made == missing else ""
+                record.finished = now() if generated == missing else ""
                 store.write(uri, record.to_json())
                 total = len(SIDES) * len(record.questions)
-                left = seconds / made * (missing - made)
-                report(Answering(contestant.name, "", total - missing + made, total, round(left, 1)))
+                left = seconds / generated * (missing - generated)
+                report(Answering(contestant.name, "", total - missing + generated, total, round(left, 1)))
     return record
 
 

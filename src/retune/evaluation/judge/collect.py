@@ -68,8 +68,8 @@ def collect(files: Sequence[str], key: Key) -> tuple[list[Ballot], list[Excluded
     ballots: list[Ballot] = []
     left_out: list[Excluded] = []
     for file in dict.fromkeys(files):
-        found = _read(file, key)
-        (ballots if isinstance(found, Ballot) else left_out).append(found)  # type: ignore[arg-type]
+        collected = _read(file, key)
+        (ballots if isinstance(collected, Ballot) else left_out).append(collected)  # type: ignore[arg-type]
     kept: list[Ballot] = []
     for ballot in sorted(ballots, key=lambda one: (one.exported, len(one.votes), one.file), reverse=True):
         same = next((one for one in kept if _same_person(one, ballot)), None)

@@ -20,12 +20,12 @@ def build(key: Key, generated: Generated) -> str:
     answered = {question.id: question for question in generated.questions}
     questions = []
     for hidden in key.comparisons():
-        found = answered[hidden.id]
-        texts = [{"id": token, "text": found.answers[side]} for side, token in hidden.answers.items()]
+        answers = answered[hidden.id]
+        texts = [{"id": token, "text": answers.answers[side]} for side, token in hidden.answers.items()]
         questions.append(
             {
                 "id": hidden.token,
-                "text": found.question,
+                "text": answers.question,
                 "answers": sorted(texts, key=lambda text: text["id"]),
             }
         )

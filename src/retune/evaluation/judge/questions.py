@@ -44,25 +44,25 @@ def read(uri: str) -> list[Question]:
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise InputError(f"{uri} holds no question")
-    found: list[Question] = []
+    questions: list[Question] = []
     problems: list[str] = []
     as_json = lines[0][1].startswith("{")
     for number, line in lines:
         try:
-            found.append(_from_json(line, number) if as_json else Question(str(number), line))
+            questions.append(_from_json(line, number) if as_json else Question(str(number), line))
         except ValueError as error:
             problems.append(f"line {number}: {error}")
-    problems += _repeated(found)
+    problems += _repeated(questions)
     if problems:
         raise InputError(first_few(problems), uri)
-    return found
+    return questions
 
 
 def draw(questions: Sequence[Question], count: int, seed: int) -> list[Question]:
     """Return `count` questions drawn at random without replacement; a larger draw begins with a smaller one."""
-    places = list(range(len(questions)))
-    random.Random(f"{seed}/questions").shuffle(places)
-    return [questions[place] for place in places[:count]]
+    indices = list(range(len(questions)))
+    random.Random(f"{seed}/questions").shuffle(indices)
+    return [questions[index] for index in indices[:count]]
 
 
 def _from_json(line: str, number: int) -> Question:

@@ -158,13 +158,13 @@ def interval(
     import numpy as np
 
     values = np.array([[_VALUE[one[q]] if q in one else 0 for q in questions] for one in votes], dtype=float)
-    given = np.array([[q in one for q in questions] for one in votes], dtype=float)
+    votes_cast = np.array([[q in one for q in questions] for one in votes], dtype=float)
     rng = np.random.default_rng(seed)
     people, size = values.shape
     by_person = rng.multinomial(people, np.full(people, 1 / people), resamples)
     by_question = rng.multinomial(size, np.full(size, 1 / size), resamples)
     sums = ((by_person @ values) * by_question).sum(1)
-    counts = ((by_person @ given) * by_question).sum(1)
+    counts = ((by_person @ votes_cast) * by_question).sum(1)
     drawn = sums[counts > 0] / counts[counts > 0]
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
@@ -177,8 +177,8 @@ def _with_ties(ballot: Ballot, key: Key) -> dict[str, Vote]:
 
 
 def _count(votes: Sequence[Vote]) -> Count:
-    found = Counter(votes)
-    return Count(win=found["a"], tie=found["tie"], lose=found["b"])
+    counts = Counter(votes)
+    return Count(win=counts["a"], tie=counts["tie"], lose=counts["b"])
 
 
 def _first(ballots: Sequence[Ballot]) -> float | None:

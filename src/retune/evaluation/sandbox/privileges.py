@@ -219,9 +219,9 @@ def _landlock(readable: list[str]) -> bool:
             continue
         # 1 maps, 2 writes, 4 reads, 8 lists
         rights = 1 | 4 | 8 if os.path.isdir(path) else 4 | 2 * (path == "/dev/null")
-        place = os.open(path, os.O_PATH)
-        _syscall("landlock_add_rule", ruleset, 1, struct.pack("=Qi", rights, place), 0)
-        os.close(place)
+        descriptor = os.open(path, os.O_PATH)
+        _syscall("landlock_add_rule", ruleset, 1, struct.pack("=Qi", rights, descriptor), 0)
+        os.close(descriptor)
     _syscall("landlock_restrict_self", ruleset, 0)
     os.close(ruleset)
     return bool(version >= 3)

@@ -96,12 +96,12 @@ def _value(message: Any, number: str) -> Any:
         if (message[0], len(message)) != (number, 3):
             raise ValueError("a reply to no call")
         _, kind, content = message
-        found = {"value": wire.decode, "error": wire.decode_error}[kind](content)
+        result = {"value": wire.decode, "error": wire.decode_error}[kind](content)
     except Exception as error:
         raise wire.ProtocolError("the answer returned something that is not plain data") from error
     if kind == "error":
-        raise found
-    return found
+        raise result
+    return result
 
 
 def _definitions(prompt: str) -> dict[str, Any]:

@@ -186,8 +186,8 @@ def _once(jobs: list[dict[str, Any]], limits: Limits, isolation: Isolation) -> O
             for pipe in (verdict, calls, replies):
                 pipe.close_writer()
             _wait(started[0][0], patience + _GRACE_SECONDS)
-            found = _lines(verdict, 0)
-            passed = bool(found) and found[-1].get("passed") is True
+            lines = _lines(verdict, 0)
+            passed = bool(lines) and lines[-1].get("passed") is True
             for _, control in started:
                 messages += _lines(control, 0)
             too_long = any("timeout" in message for message in messages)
@@ -213,7 +213,7 @@ def _once(jobs: list[dict[str, Any]], limits: Limits, isolation: Isolation) -> O
             )
     if too_long:
         return Outcome(False, f"longer than {limits.seconds:g} s")
-    return Outcome(False, str(found[-1].get("reason")) if found else "ended before its last line")
+    return Outcome(False, str(lines[-1].get("reason")) if lines else "ended before its last line")
 
 
 class _Pipe:
@@ -284,11 +284,11 @@ def _lines(pipe: _Pipe, seconds: float) -> list[dict[str, Any]]:
     """Return the JSON objects written to a pipe, one per line; wait at most `seconds` for the first."""
     ready, _, _ = select.select([pipe.reader], [], [], seconds)
     text = os.read(pipe.reader, 65536) if ready else b""
-    found = []
+    lines = []
     for line in text.splitlines():
         with contextlib.suppress(ValueError, RecursionError):
-            found.append(json.loads(line))
-    return [message for message in found if isinstance(message, dict)]
+            lines.append(json.loads(line))
+    return [message for message in lines if isinstance(message, dict)]
 
 
 def _wait(child: subprocess.Popen[bytes], seconds: float) -> None:

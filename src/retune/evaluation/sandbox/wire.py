@@ -138,10 +138,10 @@ def decode_error(parts: Any) -> Exception:
     kind = getattr(builtins, name, None)
     if isinstance(kind, type) and issubclass(kind, Exception):
         try:
-            made = kind(text)
+            error = kind(text)
         except Exception:  # some, such as UnicodeDecodeError, ask for more than a text
             return AnswerError(f"{name}: {text}")
-        return made
+        return error
     return AnswerError(f"{name}: {text}" if text else name)
 
 

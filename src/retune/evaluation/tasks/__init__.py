@@ -20,7 +20,7 @@ def find(name: str) -> Task:
     """
     if name in TASKS:
         return TASKS[name]
-    found = extensions.load("tasks", name)
-    if not isinstance(found, Task) or found.name != name:
-        raise InputError(f"{name!r} must be a Task of that name, but is {found!r}", "retune.tasks")
-    return found
+    task = extensions.load("tasks", name)
+    if not isinstance(task, Task) or task.name != name:
+        raise InputError(f"{name!r} must be a Task of that name, but is {task!r}", "retune.tasks")
+    return task

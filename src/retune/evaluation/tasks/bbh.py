@@ -39,12 +39,12 @@ def read(path: Path) -> list[Question]:
         InputError: if there is no file, one is not JSON, or an example lacks ``input`` or ``target``.
 
     """
-    found = files(path)
-    if not found:
+    paths = files(path)
+    if not paths:
         raise InputError(f"a BBH folder holds one JSON file per task, but {path} has none")
     problems: list[str] = []
     questions: list[Question] = []
-    for file in found:
+    for file in paths:
         examples = _examples(file, problems)
         shots = tuple(f"{_body(example)} {example['target']}\n\n" for example in examples[:SHOTS])
         for number, example in enumerate(examples[SHOTS:], SHOTS):
@@ -81,20 +81,20 @@ def _examples(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     if not isinstance(examples, list):
         problems.append(f"{path}: a BBH file holds a list under 'examples', but this one does not")
         return []
-    found = []
+    reasons = []
     for number, example in enumerate(examples):
         fields = example if isinstance(example, dict) else {}
         wrong = [key for key in ("input", "target") if not isinstance(fields.get(key), str)]
         if wrong:
-            found.append(
+            reasons.append(
                 f"{path}: example {number} needs text under 'input' and 'target', but {wrong} is missing or no text"
             )
-    if not found and len(examples) <= SHOTS:
-        found.append(
+    if not reasons and len(examples) <= SHOTS:
+        reasons.append(
             f"{path}: more than {SHOTS} examples are needed ({SHOTS} are the shots), but got {len(examples)}"
         )
-    problems += first_few(found)
-    return [] if found else examples
+    problems += first_few(reasons)
+    return [] if reasons else examples
 
 
 TASK = Task("bbh", SHOTS, 2048, 32, files, read, starts_with_label, average)

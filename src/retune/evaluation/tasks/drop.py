@@ -133,8 +133,8 @@ def _own_form(path: Path, text: str, problems: list[str]) -> Iterator[_Item]:
     for name, entry in passages:
         try:
             for number, pair in enumerate(entry["qa_pairs"]):
-                given = [pair["answer"], *pair.get("validated_answers", [])]
-                answers = tuple(span.strip() for answer in given for span in _spans(answer))
+                all_answers = [pair["answer"], *pair.get("validated_answers", [])]
+                answers = tuple(span.strip() for answer in all_answers for span in _spans(answer))
                 yield _Item(
                     pair.get("query_id", f"{name}/{number}"), entry["passage"], pair["question"], answers
                 )

@@ -31,10 +31,10 @@ def read(path: Path) -> list[Question]:
     Raises:
         InputError: if the file is missing, not JSON lines, or an item lacks a field.
     """
-    found = lines.parse(path, lines.read_text(path), _FORM, _question)
-    if not found:
+    questions = lines.parse(path, lines.read_text(path), _FORM, _question)
+    if not questions:
         raise InputError(f"{path}: the file is empty")
-    return found
+    return questions
 
 
 def _question(number: int, row: Any) -> Question:

@@ -32,10 +32,10 @@ def read(path: Path) -> list[Question]:
         InputError: if the file is missing, not JSON lines, or a problem lacks a field.
 
     """
-    found = lines.parse(path, lines.read_text(path), "a line is a JSON object", _question)
-    if not found:
+    questions = lines.parse(path, lines.read_text(path), "a line is a JSON object", _question)
+    if not questions:
         raise InputError(f"{path}: the file is empty")
-    return found
+    return questions
 
 
 def _question(number: int, row: Any) -> Question:

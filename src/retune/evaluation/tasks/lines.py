@@ -49,7 +49,7 @@ def parse(path: Path, text: str, form: str, read: Callable[[int, Any], _T]) -> l
         InputError: if lines are wrong.
     """
     problems: list[str] = []
-    found: list[_T] = []
+    values: list[_T] = []
     growth = free_memory.Growth()
     for number, line, _ in numbered_lines(text):
         if problem := growth.problem_at(number):
@@ -60,11 +60,11 @@ def parse(path: Path, text: str, form: str, read: Callable[[int, Any], _T]) -> l
             problems.append(f"{path}:{number}: {RECORD_TOO_LONG}")
             continue
         try:
-            found.append(read(number, json.loads(line)))
+            values.append(read(number, json.loads(line)))
         except InputError as error:
             problems += [f"{path}:{number}: {problem}" for problem in error.problems]
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             problems.append(f"{path}:{number}: {form}, but: {error!r}")
     if problems:
         raise InputError(first_few(problems))
-    return found
+    return values

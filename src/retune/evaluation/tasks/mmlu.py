@@ -141,7 +141,7 @@ def average(questions: Sequence[Question], right: Sequence[bool]) -> Score:
 
 def rows(path: Path, problems: list[str]) -> list[list[str]]:
     """Return the right rows of a file, question, four choices and letter; what is wrong with others goes into `problems`."""
-    found: list[str] = []
+    reasons: list[str] = []
     good: list[list[str]] = []
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -149,17 +149,17 @@ def rows(path: Path, problems: list[str]) -> list[list[str]]:
             for row in reader:
                 where = f"{path}:{reader.line_num}"
                 if len(row) != 6:
-                    found.append(
+                    reasons.append(
                         f"{where}: a row has 6 columns (question, 4 choices, answer), but got {len(row)}"
                     )
                 elif row[5] not in tuple(LETTERS):
-                    found.append(f"{where}: the answer is one of A, B, C, D, but got {row[5]!r}")
+                    reasons.append(f"{where}: the answer is one of A, B, C, D, but got {row[5]!r}")
                 else:
                     good.append(row)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        found.append(f"{path}: cannot be read as CSV in UTF-8: {error}")
-    problems += first_few(found)
-    if not good and not found:
+        reasons.append(f"{path}: cannot be read as CSV in UTF-8: {error}")
+    problems += first_few(reasons)
+    if not good and not reasons:
         problems.append(f"{path}: the file is empty")
     return good
 

@@ -141,15 +141,15 @@ def draw(questions: Sequence[Question], limit: int | None, seed: int) -> list[Qu
     if limit is None or limit >= len(questions):
         return list(questions)
     places: dict[str, list[int]] = {}
-    for place, question in enumerate(questions):
-        places.setdefault(question.group, []).append(place)
+    for index, question in enumerate(questions):
+        places.setdefault(question.group, []).append(index)
     ranked: list[tuple[float, int]] = []
     for group, members in places.items():
         rng = random.Random(f"{seed}/{group}")
         offset = rng.random()
         rng.shuffle(members)
-        ranked += [((k + offset) / len(members), place) for k, place in enumerate(members)]
-    return [questions[place] for _, place in sorted(sorted(ranked)[:limit], key=lambda pair: pair[1])]
+        ranked += [((k + offset) / len(members), index) for k, index in enumerate(members)]
+    return [questions[index] for _, index in sorted(sorted(ranked)[:limit], key=lambda pair: pair[1])]
 
 
 def file_digest(files: Sequence[Path]) -> str:
