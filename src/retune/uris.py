@@ -85,7 +85,7 @@ def reveal(uri: str) -> str | None:
 
 def _hidden() -> dict[str, str]:
     try:
-        found = json.loads(os.environ.get(ENVIRONMENT, "{}"))
+        hidden = json.loads(os.environ.get(ENVIRONMENT, "{}"))
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return hidden if isinstance(hidden, dict) else {}

@@ -13,6 +13,7 @@ from retune.data.batches import flatten
 from retune.study import Training
 from retune.training import layer_steps as steps
 from retune.training import llama_layer, lora, lora_linear, self_check
+from retune.training.generated_records import generated_tokens
 from retune.training.layer_steps import PLAIN, Steps
 from retune.training.loss import loss_sum
 from retune.training.model_attention import by_segments
@@ -66,7 +67,7 @@ AS_ONE = Steps("as one", *(_as_one(getattr(steps, f"_{name}")) for name in NAMES
 def trained(core, dtype, how):
     """Return the mean loss, the adapter's gradients in float32, and how many operations a pass took."""
     model = copy.deepcopy(core).to(dtype)
-    tokens = self_check.generated_tokens(model, None, 60)
+    tokens = generated_tokens(model, None, 60)
     with lora.adapted(model, CHOSEN, "base", 0) as adapted:
         lora.add_noise(adapted)
         llama_layer.set_steps(model, how)

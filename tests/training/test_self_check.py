@@ -13,7 +13,7 @@ from retune.study import Model, Training
 from retune.training import (
     attention,
     blocked_attention,
-    check_lengths,
+    config_limits,
     head,
     llama_layer,
     lora,
@@ -145,7 +145,7 @@ def test_what_shows_only_behind_a_wide_window_is_seen(kind, settings, longest, m
     model = zoo.build(kind)
     right = check(model, longest=longest)
     assert (right.way, right.compared) == ("flattened", min(longest, settings["sliding_window"] + 24))
-    assert check(model, longest=190).compared == check_lengths.MIN_LENGTH
+    assert check(model, longest=190).compared == config_limits.MIN_LENGTH
     monkeypatch.setattr(attention.Pattern, "narrows", lambda *given: False)
     wrong = check(model, longest=longest)
     assert wrong.way == "padded"
@@ -155,7 +155,7 @@ def test_what_shows_only_behind_a_wide_window_is_seen(kind, settings, longest, m
 def test_records_for_which_eager_attention_has_not_the_memory_are_left_out_with_a_line(monkeypatch, caplog):
     monkeypatch.setitem(zoo.FORMS, "mistral", {"sliding_window": 200, "max_position_embeddings": 512})
     monkeypatch.setattr(self_check.memory, "free", lambda device: 1 << 20)
-    assert check(zoo.build("mistral"), longest=400).compared == check_lengths.MIN_LENGTH
+    assert check(zoo.build("mistral"), longest=400).compared == config_limits.MIN_LENGTH
     assert "records of more than 150 tokens are not compared" in said_in(caplog)[0]
 
 
@@ -346,7 +346,7 @@ def test_the_config_about_text_is_found_in_that_of_a_base_with_images():
     from transformers import Gemma3Config, LlamaConfig
 
     several = Gemma3Config()
-    assert self_check.text_config(SimpleNamespace(config=several)) is several.text_config
+    assert config_limits.text_config(SimpleNamespace(config=several)) is several.text_config
     assert several.text_config is not several
     plain = LlamaConfig()
-    assert self_check.text_config(SimpleNamespace(config=plain)) is plain
+    assert config_limits.text_config(SimpleNamespace(config=plain)) is plain

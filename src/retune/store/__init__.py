@@ -99,8 +99,8 @@ def require_writable(folder: str | Path, subject: str) -> None:
     Raises:
         InputError: with the reason; `subject` says who named the folder.
     """
-    place = _place(folder)
-    if isinstance(place, LocalPlace) and (problem := local.unwritable(place.path)):
+    target = _place(folder)
+    if isinstance(target, LocalPlace) and (problem := local.unwritable(target.path)):
         raise InputError(problem, subject)
 
 

@@ -28,17 +28,17 @@ def parse(uri: str) -> HubPlace:
     Raises:
         InputError: if it has another form.
     """
-    found = _URI.fullmatch(uri)
-    if not found or (found["revision"] and found["last"]):
+    match = _URI.fullmatch(uri)
+    if not match or (match["revision"] and match["last"]):
         raise InputError(
             f"a hub URI has the form hf://datasets/<owner>/<name>[@revision]/<path>, but got {uri!r}"
         )
-    kind = "dataset" if found["kind"] == "datasets/" else "model"
-    revision = found["revision"] or found["last"]
-    path = (found["path"] or "").strip("/")
+    kind = "dataset" if match["kind"] == "datasets/" else "model"
+    revision = match["revision"] or match["last"]
+    path = (match["path"] or "").strip("/")
     if path and (why := names.problem(path)):
         raise InputError(f"the path of a hub URI is refused: {why}; got {uri!r}")
-    return HubPlace(uri, kind, found["repo"], unquote(revision) if revision else None, path)
+    return HubPlace(uri, kind, match["repo"], unquote(revision) if revision else None, path)
 
 
 @dataclass(frozen=True)

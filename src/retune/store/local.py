@@ -55,16 +55,16 @@ class LocalPlace:
 
     def listing(self) -> list[str]:
         """Return the names of all files below."""
-        found = (path.relative_to(self.path) for path in self.path.rglob("*") if not path.is_dir())
-        return sorted(name.as_posix() for name in found if not _temporary(name))
+        paths = (path.relative_to(self.path) for path in self.path.rglob("*") if not path.is_dir())
+        return sorted(name.as_posix() for name in paths if not _temporary(name))
 
     def contents(self, wanted: Callable[[str], bool]) -> dict[str, bytes]:
         """Return the contents of the wanted files below; one that goes meanwhile is left out."""
-        found = {}
+        contents = {}
         for name in filter(wanted, self.listing()):
             with contextlib.suppress(FileNotFoundError):
-                found[name] = LocalPlace(self.path / name).read()
-        return found
+                contents[name] = LocalPlace(self.path / name).read()
+        return contents
 
     def gather(self, wanted: Callable[[str], bool]) -> None:
         """Do nothing: on a disk many files are read as fast as one."""
@@ -165,17 +165,17 @@ def opened_below(folder: Path, name: str) -> Iterator[BufferedReader]:
         RetuneError: if it is a device, pipe or socket.
     """
     inside = folder.resolve()
-    found = (inside / name).resolve()
-    if not found.is_relative_to(inside):
+    path = (inside / name).resolve()
+    if not path.is_relative_to(inside):
         raise InputError(f"{name!r} is a link out of the folder", str(folder))
-    *above, last = found.relative_to(inside).parts
-    place = os.open(inside, os.O_RDONLY | os.O_DIRECTORY)
+    *above, last = path.relative_to(inside).parts
+    descriptor = os.open(inside, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for part in above:
-            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=place)
-            os.close(place)
-            place = below
-        handle = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=place)
+            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = below
+        handle = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=descriptor)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENOTDIR):
             raise
@@ -184,9 +184,9 @@ def opened_below(folder: Path, name: str) -> Iterator[BufferedReader]:
             str(folder),
         ) from error
     finally:
-        os.close(place)
+        os.close(descriptor)
     with open(handle, "rb") as content:
-        LocalPlace(found)._refuse_devices(os.fstat(handle).st_mode)
+        LocalPlace(path)._refuse_devices(os.fstat(handle).st_mode)
         yield content
 
 

@@ -123,12 +123,12 @@ class S3Place:
 
     def gather(self, wanted: Callable[[str], bool]) -> None:
         """Write the contents of the wanted objects below into one more object, see `retune.store.gathered`."""
-        found = {name: each for name, each in self._contents(wanted).items() if each[0]}
-        S3Place(self.bucket, f"{self._prefix}{gathered.NAME}").write(gathered.pack(found))
+        contents = {name: each for name, each in self._contents(wanted).items() if each[0]}
+        S3Place(self.bucket, f"{self._prefix}{gathered.NAME}").write(gathered.pack(contents))
 
     def _contents(self, wanted: Callable[[str], bool]) -> dict[str, gathered.Content]:
         """Return ETag and content of the wanted objects below; the ETag is empty if the object was replaced meanwhile."""
-        found: dict[str, gathered.Content] = {}
+        contents: dict[str, gathered.Content] = {}
         with _translated_errors(self.uri):
             listed = list(self._objects(hidden=True))
             objects = [each for each in listed if each[0] != gathered.NAME and wanted(each[0])]
@@ -136,14 +136,14 @@ class S3Place:
             together = self._gathered(listed) if sum(not self._cached(each) for each in objects) > 1 else {}
             for name, etag, size in objects:
                 if name in together and together[name][0] == etag:
-                    found[name] = together[name]
+                    contents[name] = together[name]
                     continue
                 source = S3Place(self.bucket, f"{self._prefix}{name}")
                 with contextlib.suppress(FileNotFoundError):  # gone since
                     path = source._fetch_small(etag, size)
                     same = path.parent == _cache(self.bucket, source.key, etag)
-                    found[name] = (etag if same else "", path.read_bytes())
-        return found
+                    contents[name] = (etag if same else "", path.read_bytes())
+        return contents
 
     def _gathered(self, listed: list[tuple[str, str, int]]) -> dict[str, gathered.Content]:
         """Return the objects gathered of this folder, at whatever time; {} if there are none."""

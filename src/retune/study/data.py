@@ -17,11 +17,11 @@ _ALIASES = {
 }  # fmt: skip
 
 
-def _columns(given: Any) -> Any:
+def _columns(value: Any) -> Any:
     """Replace the parts' names in other formats, such as `instruction` and `answer`, by ours."""
-    if not isinstance(given, dict):
-        return given
-    return {_ALIASES.get(key, key) if isinstance(key, str) else key: name for key, name in given.items()}
+    if not isinstance(value, dict):
+        return value
+    return {_ALIASES.get(key, key) if isinstance(key, str) else key: name for key, name in value.items()}
 
 
 class File(Section):
@@ -53,16 +53,16 @@ class File(Section):
         scheme, mark, _ = self.uri.partition("://")
         if mark and scheme not in ("s3", "hf", "file"):
             problems.append(f"`uri` is a path, or begins with s3://, hf:// or file://, but got {self.uri!r}")
-        given = set(self.columns)
-        whole = given & {"messages", "text"}
+        names = set(self.columns)
+        whole = names & {"messages", "text"}
         if (
-            given
-            and not (len(whole) == 1 and given <= {*whole, "system"})
-            and not ({"prompt", "completion"} <= given and not whole)
+            names
+            and not (len(whole) == 1 and names <= {*whole, "system"})
+            and not ({"prompt", "completion"} <= names and not whole)
         ):
             problems.append(
                 "`columns` names `prompt` and `completion`, or `messages` alone, or `text` alone, "
-                f"but got {sorted(given)}"
+                f"but got {sorted(names)}"
             )
         return self._checked(problems)
 
@@ -73,42 +73,42 @@ class Source(File):
     share: float | None = Field(None, gt=0, le=1)
 
 
-def _amount(given: Any) -> Any:
+def _amount(value: Any) -> Any:
     """Check a number of records: a count, a share, or `all`.
 
     In one function, since pydantic would report one error for each member of the union.
     """
-    if given == "all":
-        return given
-    if isinstance(given, float) and given.is_integer() and given > 1:
-        return int(given)
-    if isinstance(given, bool) or not isinstance(given, int | float):
-        percent = str(given).strip().removesuffix("%")
+    if value == "all":
+        return value
+    if isinstance(value, float) and value.is_integer() and value > 1:
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        percent = str(value).strip().removesuffix("%")
         hint = (
             f"; write {float(percent) / 100:g}"
-            if str(given).strip().endswith("%") and percent.isdigit()
+            if str(value).strip().endswith("%") and percent.isdigit()
             else ""
         )
         raise ValueError(
-            f"must be a number of records, a share such as 0.05 or `all`, but got {given!r}{hint}"
+            f"must be a number of records, a share such as 0.05 or `all`, but got {value!r}{hint}"
         )
-    if isinstance(given, float) and not 0 < given < 1:
-        hint = "; write `all`" if given == 1 else ""
-        raise ValueError(f"a share must lie between 0 and 1, but got {given!r}{hint}")
-    if given <= 0:
-        raise ValueError(f"a number of records must be above 0, but got {given!r}")
-    return given
+    if isinstance(value, float) and not 0 < value < 1:
+        hint = "; write `all`" if value == 1 else ""
+        raise ValueError(f"a share must lie between 0 and 1, but got {value!r}{hint}")
+    if value <= 0:
+        raise ValueError(f"a number of records must be above 0, but got {value!r}")
+    return value
 
 
-def _held_out(given: Any) -> Any:
+def _held_out(value: Any) -> Any:
     """Convert a path to a `File`; anything else is an amount."""
-    if isinstance(given, str) and given != "all" and not given.strip().endswith("%"):
-        return {"uri": given}
-    if given == "all":
+    if isinstance(value, str) and value != "all" and not value.strip().endswith("%"):
+        return {"uri": value}
+    if value == "all":
         raise ValueError(
             "`train` may be `all`, and `validation` a number, a share or a file of its own, but got 'all'"
         )
-    return given if isinstance(given, dict | File) else _amount(given)
+    return value if isinstance(value, dict | File) else _amount(value)
 
 
 Amount = Annotated[int | float | Literal["all"], BeforeValidator(_amount)]
@@ -134,13 +134,13 @@ class Data(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_single_share(cls, given: Any) -> Any:
+    def _fill_single_share(cls, value: Any) -> Any:
         """Set the share of a single source to 1, so that studies with and without it have the same digest."""
-        if isinstance(given, dict) and isinstance(given.get("sources"), list) and len(given["sources"]) == 1:
-            (only,) = given["sources"]
+        if isinstance(value, dict) and isinstance(value.get("sources"), list) and len(value["sources"]) == 1:
+            (only,) = value["sources"]
             if isinstance(only, dict) and only.get("share") is None and only.get("uri"):
-                return {**given, "sources": [{**only, "share": 1.0}]}
-        return given
+                return {**value, "sources": [{**only, "share": 1.0}]}
+        return value
 
     @model_validator(mode="after")
     def _check_amounts(self) -> Self:

@@ -45,8 +45,10 @@ class Stopping(Section):
     @model_validator(mode="after")
     def _check_options(self) -> Self:
         valid = _OPTIONS[self.kind]
-        given = [name for name in Stopping.model_fields if name != "kind" and getattr(self, name) is not None]
-        unknown = [name for name in given if name not in valid]
+        options = [
+            name for name in Stopping.model_fields if name != "kind" and getattr(self, name) is not None
+        ]
+        unknown = [name for name in options if name not in valid]
         problems = (
             [f"`stopping: {self.kind}` has the options {list(valid)}, but got {unknown}"] if unknown else []
         )
@@ -95,6 +97,6 @@ class Proxy(Section):
     )
 
 
-def from_kind(given: Any) -> Any:
+def from_kind(value: Any) -> Any:
     """Convert ``stopping: asha`` to ``stopping: {kind: asha}``."""
-    return {"kind": given} if isinstance(given, str) else given
+    return {"kind": value} if isinstance(value, str) else value

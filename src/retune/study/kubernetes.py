@@ -55,11 +55,11 @@ def number(quantity: str) -> Decimal:
         ValueError: if it is not a quantity.
 
     """
-    found = _QUANTITY.fullmatch(quantity)
-    if found is None:
+    match = _QUANTITY.fullmatch(quantity)
+    if match is None:
         raise ValueError(f"must be a quantity such as 500m, 4 or 32Gi, but got {quantity!r}")
-    digits, unit = Decimal(found[1]), found[2] or ""
-    return digits * _FACTORS[unit] if unit in _FACTORS else Decimal(found[1] + unit)
+    digits, unit = Decimal(match[1]), match[2] or ""
+    return digits * _FACTORS[unit] if unit in _FACTORS else Decimal(match[1] + unit)
 
 
 def canonical_bytes(quantity: str) -> str:
@@ -165,9 +165,9 @@ def _mount(text: str) -> str:
     return path
 
 
-def _as_text(given: Any) -> Any:
+def _as_text(value: Any) -> Any:
     """Convert a number to a text: Kubernetes accepts ``cpu: 4``, which YAML reads as a number, like ``cpu: "4"``."""
-    return str(given) if isinstance(given, int | float) and not isinstance(given, bool) else given
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 Label = Annotated[str, AfterValidator(_label)]

@@ -48,13 +48,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Study:
             str(path),
         ) from error
     except UnicodeDecodeError as error:
-        found = (
+        reason = (
             "UTF-16"
             if data[:2] in (b"\xff\xfe", b"\xfe\xff")
             else f"byte {error.start} is 0x{data[error.start]:02x}"
         )
         raise InputError(
-            f"a study file must be UTF-8, but {found}; {_as_data(path) or 'save it as UTF-8'}", str(path)
+            f"a study file must be UTF-8, but {reason}; {_as_data(path) or 'save it as UTF-8'}", str(path)
         ) from error
     if len(data) > MAX_BYTES:
         raise InputError(
@@ -75,10 +75,10 @@ def loads(text: str, path: Path, overrides: Sequence[str] = ()) -> Study:
     except ValueError as error:
         raise InputError(_as_data(path) or f"not valid YAML: {error}", str(path)) from error
     if not isinstance(content, dict):
-        found = "is empty" if content is None else f"is {type(content).__name__}: {str(content)[:40]!r}"
+        what = "is empty" if content is None else f"is {type(content).__name__}: {str(content)[:40]!r}"
         hint = _as_data(path, "; ")
         raise InputError(
-            f"a study file is a mapping of keys to values, but this one {found}{hint}", str(path)
+            f"a study file is a mapping of keys to values, but this one {what}{hint}", str(path)
         )
     for override in overrides:
         _override(content, override)
@@ -111,7 +111,7 @@ def _alternatives(path: Path) -> str:
     folder = path if _is_folder(path) else path.parent
     if not _is_folder(folder):
         return ""
-    files = sorted(found.name for found in folder.iterdir() if found.suffix in (".yaml", ".yml"))
+    files = sorted(file.name for file in folder.iterdir() if file.suffix in (".yaml", ".yml"))
     near = nearest(path.name, files) if folder != path else None
     if near:
         return f"; did you mean {str(folder / near)!r}?"
@@ -302,18 +302,18 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
-def _invalid_texts(content: Any, place: tuple[str, ...]) -> Iterator[str]:
+def _invalid_texts(content: Any, path: tuple[str, ...]) -> Iterator[str]:
     """Yield the problems of texts with characters that no file name and no protocol can hold."""
     if isinstance(content, str) and _INVALID.search(content):
-        key = ".".join(place) or "the file"
+        key = ".".join(path) or "the file"
         yield f"a text has no null character and no half of a surrogate pair, but got {content[:100]!a} for `{key[:100]}`"
     elif isinstance(content, dict):
         for key, value in content.items():
-            yield from _invalid_texts(key, place)
-            yield from _invalid_texts(value, (*place, ascii(key)[1:-1] if isinstance(key, str) else str(key)))
-    elif isinstance(content, list) and len(place) < _MAX_DEPTH:
+            yield from _invalid_texts(key, path)
+            yield from _invalid_texts(value, (*path, ascii(key)[1:-1] if isinstance(key, str) else str(key)))
+    elif isinstance(content, list) and len(path) < _MAX_DEPTH:
         for number, value in enumerate(content):
-            yield from _invalid_texts(value, (*place, str(number)))
+            yield from _invalid_texts(value, (*path, str(number)))
 
 
 _INVALID = re.compile("[\0\ud800-\udfff]")

@@ -160,15 +160,15 @@ class Search(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _split_objectives(cls, given: Any) -> Any:
+    def _split_objectives(cls, value: Any) -> Any:
         """Split a list of objectives, so that `objective` is a single one, by which trials are ranked."""
-        if not isinstance(given, dict) or not isinstance(given.get("objective"), list):
-            return given
-        if not 1 <= len(given["objective"]) <= 3:
-            raise ValueError(f"`objective` holds one to three metrics, but got {len(given['objective'])}")
-        first, *further = given["objective"]
+        if not isinstance(value, dict) or not isinstance(value.get("objective"), list):
+            return value
+        if not 1 <= len(value["objective"]) <= 3:
+            raise ValueError(f"`objective` holds one to three metrics, but got {len(value['objective'])}")
+        first, *further = value["objective"]
         default = {"algorithm": _SEVERAL} if further else {}
-        return {**default, **given, "objective": first, "further_objectives": further}
+        return {**default, **value, "objective": first, "further_objectives": further}
 
     @property
     def default_algorithm(self) -> str:
@@ -497,14 +497,14 @@ class Study(Section):
     def _scoring_problems(self) -> list[str]:
         names = self.search.scored_tasks
         lacking = [task for task in names if task not in self.benchmark.data]
-        found = []
+        problems = []
         if lacking:
-            found.append(
+            problems.append(
                 f"the search scores {names} in every trial, so each needs its file or folder under `benchmark.data`, "
                 f"but these have none: {lacking}"
             )
         if "humaneval" in names and not self.benchmark.allow_code_execution:
-            found.append(
+            problems.append(
                 "humaneval runs code written by a model: set `benchmark.allow_code_execution: true` to allow it"
             )
         metrics = [goal.metric for goal in self.search.objectives]
@@ -512,15 +512,17 @@ class Study(Section):
             scored.MEAN_SCORE in [*metrics, *(limit.metric for limit in self.search.constraints)]
             and not names
         ):
-            found.append(f"`{scored.MEAN_SCORE}` is the mean of `search.benchmark.tasks`, but there are none")
+            problems.append(
+                f"`{scored.MEAN_SCORE}` is the mean of `search.benchmark.tasks`, but there are none"
+            )
         worse = [
             goal.metric
             for goal in self.search.objectives
             if goal.goal == "minimize" and (goal.metric in names or goal.metric == scored.MEAN_SCORE)
         ]
         if worse:
-            found.append(f"a higher score is better: write `goal: maximize` for {worse}")
-        return found
+            problems.append(f"a higher score is better: write `goal: maximize` for {worse}")
+        return problems
 
     @property
     def scored(self) -> Benchmark | None:

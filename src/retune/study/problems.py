@@ -30,12 +30,12 @@ def all_problems(content: Mapping[str, Any], error: ValidationError) -> list[str
     while True:
         missing = [e for e in error.errors() if e["type"] == "missing"]
         # In later rounds keys are missing because they were removed here
-        found = _one_per_value([e for e in error.errors() if not problems or e not in missing])
-        problems += [text for e in found for text in error_sentences(e, Study, dropped, kind, _SECTIONS)]
+        errors = _one_per_value([e for e in error.errors() if not problems or e not in missing])
+        problems += [text for e in errors for text in error_sentences(e, Study, dropped, kind, _SECTIONS)]
         problems = list(dict.fromkeys(problems))
-        dropped += [path_of(e) for e in found if e["type"] not in ("extra_forbidden", "missing", "rules")]
+        dropped += [path_of(e) for e in errors if e["type"] not in ("extra_forbidden", "missing", "rules")]
         # Last items first: an index stays valid
-        changes = [_remove(left, path_of(e)) for e in reversed(found)]
+        changes = [_remove(left, path_of(e)) for e in reversed(errors)]
         changes += [_fill_placeholder(left, path_of(e)[0]) for e in missing]
         if not any(changes):
             return _without_misspelt(problems)
@@ -57,17 +57,17 @@ def _wrapped(content: Mapping[str, Any]) -> str | None:
 
 def _one_per_value(errors: Sequence[Any]) -> list[Any]:
     """Return one error for each value: for a union, pydantic reports an error for every member."""
-    found: dict[tuple[Any, ...], list[Any]] = {}
+    by_value: dict[tuple[Any, ...], list[Any]] = {}
     for error in errors:
-        found.setdefault(tuple(path_of(error)), []).append(error)
+        by_value.setdefault(tuple(path_of(error)), []).append(error)
     kept: list[Any] = []
-    for path, group in found.items():
+    for path, group in by_value.items():
         if len({tuple(error["loc"]) for error in group}) < len(group) or len(group) == 1:
             kept += group
             continue
         # Errors of members whose kind is that of the value tell what is wrong with it
         fitting = [error for error in group if not words.is_kind_error(error)]
-        if any(other[: len(path)] == path for other in found if len(other) > len(path)):
+        if any(other[: len(path)] == path for other in by_value if len(other) > len(path)):
             kept += fitting  # one of the members is a section, whose keys have errors of their own
             continue
         kept += fitting or [{**group[0], "type": "one_of", "ctx": {"errors": group}}]
@@ -76,8 +76,10 @@ def _one_per_value(errors: Sequence[Any]) -> list[Any]:
 
 def _without_misspelt(problems: Sequence[str]) -> list[str]:
     """Return the problems without "required" for a key that is there under a misspelt name."""
-    found = [re.match(r"(.*\.)?[^.:]+: unknown key; did you mean '(\w+)'\?", problem) for problem in problems]
-    misspelt = {f"{match[1] or ''}{match[2]}: this key is required" for match in found if match}
+    matches = [
+        re.match(r"(.*\.)?[^.:]+: unknown key; did you mean '(\w+)'\?", problem) for problem in problems
+    ]
+    misspelt = {f"{match[1] or ''}{match[2]}: this key is required" for match in matches if match}
     return [problem for problem in problems if problem not in misspelt]
 
 
@@ -119,10 +121,10 @@ def paths_of(name: str) -> list[str]:
     if rest:
         return [name] if first in Study.model_fields else []
     for key in (name, words.ALIASES.get(name, "")):
-        found = [key] if key in Study.model_fields else []
-        found += [f"{section}.{key}" for section in Study.model_fields if key in _keys(section)]
-        if found:
-            return found
+        paths = [key] if key in Study.model_fields else []
+        paths += [f"{section}.{key}" for section in Study.model_fields if key in _keys(section)]
+        if paths:
+            return paths
     return []
 
 

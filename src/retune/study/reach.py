@@ -14,14 +14,14 @@ def unreachable(study: Study) -> list[str]:
     SQLite file.
     """
     paths = {"model.base": study.model.base, "artifacts.uri": study.artifacts.uri}
-    paths |= {f"data.sources.{place}.uri": source.uri for place, source in enumerate(study.data.sources)}
+    paths |= {f"data.sources.{index}.uri": source.uri for index, source in enumerate(study.data.sources)}
     if isinstance(study.data.validation, File):
         paths["data.validation.uri"] = study.data.validation.uri
     if study.data.prompt not in PROMPTS:
         paths["data.prompt"] = study.data.prompt
     tasks = (*study.benchmark.tasks, *study.search.scored_tasks)
     paths |= {f"benchmark.data.{task}": study.benchmark.data[task] for task in tasks}
-    paths |= {f"search.warm_start.{place}": uri for place, uri in enumerate(study.search.warm_start)}
+    paths |= {f"search.warm_start.{index}": uri for index, uri in enumerate(study.search.warm_start)}
     mounts = [volume.mount.rstrip("/") + "/" for volume in study.cluster.volumes]
     problems = [
         f"pods must reach `{key}`: an s3:// address, or a path below a mount of `cluster.volumes` {mounts}, but got {path}"

@@ -16,9 +16,9 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _refuse_bool_for_number(cls, given: Any, info: ValidationInfo) -> Any:
+    def _refuse_bool_for_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse `true` for a number, which pydantic would convert to 1."""
-        if isinstance(given, bool):
+        if isinstance(value, bool):
             field = cls.model_fields[str(info.field_name)]
             annotation = field.annotation
             kinds = set(get_args(annotation)) or {annotation}
@@ -26,9 +26,9 @@ class Section(BaseModel):
             if kinds & {int, float} and bool not in kinds and not has_own_check:
                 kind = "a number" if float in kinds else "a whole number"
                 raise PydanticCustomError(
-                    "truth_value", "{text}", {"text": f"must be {kind}, but got {given}"}
+                    "truth_value", "{text}", {"text": f"must be {kind}, but got {value}"}
                 )
-        return given
+        return value
 
     def _checked(self, problems: Sequence[str]) -> Self:
         """Return the section, or raise one error with all of its problems."""

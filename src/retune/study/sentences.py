@@ -20,15 +20,15 @@ def read_sections(origin: str, *sections: tuple[type[BaseModel], Mapping[str, An
     Raises:
         InputError: with the problems of all of them; `origin` names the command or function.
     """
-    found, problems = [], []
+    readable, problems = [], []
     for kind, content in sections:
         try:
-            found.append(kind.model_validate(content))
+            readable.append(kind.model_validate(content))
         except ValidationError as error:
             problems += sentences(error, kind)
     if problems:
         raise InputError(problems, origin)
-    return found
+    return readable
 
 
 def sentences(error: ValidationError, root: type[BaseModel]) -> list[str]:
@@ -142,7 +142,7 @@ def section_class(annotation: Any) -> Any:
     if get_origin(annotation) is Annotated:
         return section_class(get_args(annotation)[0])
     for inner in get_args(annotation):
-        found = section_class(inner)
-        if isinstance(found, type) and issubclass(found, BaseModel):
-            return found
+        inner_class = section_class(inner)
+        if isinstance(inner_class, type) and issubclass(inner_class, BaseModel):
+            return inner_class
     return annotation

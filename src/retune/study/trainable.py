@@ -25,14 +25,14 @@ def problems(training: Training, space: Space) -> list[str]:
         space: of the search.
     """
     known = [parameter for parameter in space.parameters if parameter.name in TUNABLE]
-    found = [text for parameter in known for text in _parameter_problems(training, parameter)]
-    if not found and len(known) == len(space.parameters):
-        found = [
+    texts = [text for parameter in known for text in _parameter_problems(training, parameter)]
+    if not texts and len(known) == len(space.parameters):
+        texts = [
             text
             for assignment in settings(space, _TOGETHER)
             for text in _setting_problems(training, assignment)
         ]
-    return list(dict.fromkeys(f"search.parameters: {text}" for text in found))
+    return list(dict.fromkeys(f"search.parameters: {text}" for text in texts))
 
 
 def settings(space: Space, names: Sequence[str]) -> Iterator[Assignment]:
@@ -71,9 +71,9 @@ def _parameter_problems(training: Training, parameter: Parameter) -> Iterator[st
 
 
 def _setting_problems(training: Training, assignment: Assignment) -> list[str]:
-    given = ", ".join(f"{name} {value}" for name, value in assignment.items())
+    settings = ", ".join(f"{name} {value}" for name, value in assignment.items())
     return [
-        f"{text} (at {given}): remove a value, or tie it to another parameter by `when`"
+        f"{text} (at {settings}): remove a value, or tie it to another parameter by `when`"
         for text in (_errors(training, assignment) if assignment else [])
     ]
 

@@ -33,11 +33,11 @@ FROM_DATA = ("eva", "lora-ga")
 _NAMES = re.compile(r"\s*[A-Za-z_][\w.]*\s*(,\s*[A-Za-z_][\w.]*\s*)+")
 
 
-def _listed(given: Any) -> Any:
+def _listed(value: Any) -> Any:
     """Split ``q_proj,v_proj``: the value of a categorical parameter is a single text, see `retune.space`."""
-    if isinstance(given, str) and _NAMES.fullmatch(given):
-        return [name.strip() for name in given.split(",")]
-    return given
+    if isinstance(value, str) and _NAMES.fullmatch(value):
+        return [name.strip() for name in value.split(",")]
+    return value
 
 
 class Training(Section):
@@ -90,32 +90,32 @@ class Training(Section):
         return self._checked([*self._target_problems(), *self._rule_problems()])
 
     def _target_problems(self) -> list[str]:
-        given = self.target_modules
-        if not isinstance(given, str):
-            empty = [name for name in given if not name.strip()]
+        targets = self.target_modules
+        if not isinstance(targets, str):
+            empty = [name for name in targets if not name.strip()]
             return ["`target_modules` holds names of layers, but one is empty"] if empty else []
         try:
-            re.compile(given)
+            re.compile(targets)
         except re.error as error:
             return [
                 f"`target_modules` is a list of names, one of {list(GROUPS)} or a regular expression, "
-                f"but {given!r} is none: {error}"
+                f"but {targets!r} is none: {error}"
             ]
-        return [] if given.strip() else ["`target_modules` must name layers, but is empty"]
+        return [] if targets.strip() else ["`target_modules` must name layers, but is empty"]
 
     def _rule_problems(self) -> list[str]:
-        found = []
+        problems = []
         if self.variant == "dora" and self.init in EDITING:
-            found.append(
+            problems.append(
                 f"`variant: dora` needs an `init` that leaves the base's weights alone, but got {self.init!r}"
             )
         if self.init == "orthogonal" and self.rank % 2:
-            found.append(f"`init: orthogonal` needs an even `rank`, but got {self.rank}")
+            problems.append(f"`init: orthogonal` needs an even `rank`, but got {self.rank}")
         if (self.first_layer < 0) == (self.last_layer < 0) and self.first_layer > self.last_layer:
-            found.append(
+            problems.append(
                 f"`first_layer <= last_layer` must hold, but got {self.first_layer} and {self.last_layer}"
             )
-        return found
+        return problems
 
     @property
     def scaled_alpha(self) -> float:
@@ -133,10 +133,10 @@ class Training(Section):
         Raises:
             pydantic.ValidationError: with all problems, if it cannot be trained.
         """
-        given = {name: _integer(name, value) for name, value in assignment.items()}
-        if "alpha" in given and "alpha_ratio" not in given:
-            given["alpha_ratio"] = None
-        return Training.model_validate(self.model_dump() | given)
+        values = {name: _integer(name, value) for name, value in assignment.items()}
+        if "alpha" in values and "alpha_ratio" not in values:
+            values["alpha_ratio"] = None
+        return Training.model_validate(self.model_dump() | values)
 
     def decides(self) -> dict[str, Any]:
         """Return what affects a trial's result, for digests: keys of later releases only where they are used."""

@@ -54,8 +54,8 @@ def sentence(error: Any, keys: Sequence[str]) -> str:
         error: an entry of pydantic's `errors()`.
         keys: if a section is expected, its keys, the most important first.
     """
-    kind, given, context = error["type"], error["input"], error.get("ctx", {})
-    got = f"but got {_short(given)}"
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    got = f"but got {_short(value)}"
     if kind == "truth_value":
         return str(context["text"])
     if kind == "one_of":
@@ -64,12 +64,12 @@ def sentence(error: Any, keys: Sequence[str]) -> str:
         word, name = _BOUNDS[kind]
         limit = context[name]
         hint = ""
-        if kind.startswith("less") and limit == 1 and isinstance(given, int | float) and 1 < given <= 100:
-            hint = f"; {given:g} percent is {given / 100:g}"
+        if kind.startswith("less") and limit == 1 and isinstance(value, int | float) and 1 < value <= 100:
+            hint = f"; {value:g} percent is {value / 100:g}"
         return f"must be {word} {limit:g}, {got}{hint}"
     if kind == "literal_error":
         names = re.findall(r"'([^']*)'", context["expected"])
-        return unknown_name(given, names)
+        return unknown_name(value, names)
     if kind == "finite_number":
         return f"must be a finite number, {got}"
     if kind == "string_pattern_mismatch":
@@ -84,7 +84,7 @@ def sentence(error: Any, keys: Sequence[str]) -> str:
     if not expected:
         message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         return f"{message[0].lower()}{message[1:]}, {got}"
-    return f"must be {expected}, {got}{_how_to_write(kind, given, keys, str(error['loc'][-1]))}"
+    return f"must be {expected}, {got}{_how_to_write(kind, value, keys, str(error['loc'][-1]))}"
 
 
 def _expected_kind(error: Any) -> str:
@@ -101,22 +101,22 @@ def is_kind_error(error: Any) -> bool:
     )
 
 
-def unknown_name(given: Any, names: Sequence[str]) -> str:
+def unknown_name(value: Any, names: Sequence[str]) -> str:
     """Return the message that a name is none of `names`, with the nearest of them."""
-    other = _VALUE_ALIASES.get(str(given).lower())
-    near = other if other in names else nearest(str(given), names)
+    other = _VALUE_ALIASES.get(str(value).lower())
+    near = other if other in names else nearest(str(value), names)
     hint = f"did you mean {near!r}?" if near else f"there are {list(names)}"
     return (
-        f"unknown name {given!r}; {hint}"
-        if isinstance(given, str)
-        else f"must be one of {list(names)}, but got {given!r}"
+        f"unknown name {value!r}; {hint}"
+        if isinstance(value, str)
+        else f"must be one of {list(names)}, but got {value!r}"
     )
 
 
-def unknown_algorithm(given: Any, engine: str) -> str:
+def unknown_algorithm(value: Any, engine: str) -> str:
     """Return the message that an algorithm is unknown, with the nearest of those that the engine has."""
     valid = [name for name in ALGORITHMS if engine == "katib" or name not in KATIB_ONLY]
-    return unknown_name(given, [*valid, *extensions.names("algorithms")])
+    return unknown_name(value, [*valid, *extensions.names("algorithms")])
 
 
 def unknown_key(key: str, valid: Sequence[str], elsewhere: Mapping[str, str]) -> str:
@@ -135,36 +135,36 @@ def unknown_key(key: str, valid: Sequence[str], elsewhere: Mapping[str, str]) ->
     return f"unknown key; did you mean {less[0]!r}?" if less else f"unknown key; valid keys are {list(valid)}"
 
 
-def _how_to_write(kind: str, given: Any, keys: Sequence[str], key: str) -> str:
+def _how_to_write(kind: str, value: Any, keys: Sequence[str], key: str) -> str:
     """Return the end of the message about a value of a wrong kind: how to write what was probably meant."""
     if kind.startswith(("model_", "dict_")):
-        if given is None:
+        if value is None:
             return "; write keys under it, or leave it out where it is not required"
-        if keys and isinstance(given, str | int | float) and not isinstance(given, bool):
-            return f"; write {{{keys[0]}: {given}}}"
+        if keys and isinstance(value, str | int | float) and not isinstance(value, bool):
+            return f"; write {{{keys[0]}: {value}}}"
         return ""
     if kind.startswith(("list_", "tuple_")):
-        if given is None:
+        if value is None:
             return "; write [] for none"
-        if isinstance(given, dict):
+        if isinstance(value, dict):
             return "; put a dash before each item, or brackets around them"
-        return f"; write [{given}]" if isinstance(given, str | int | float) else ""
-    if kind.startswith("string_") and isinstance(given, bool):
+        return f"; write [{value}]" if isinstance(value, str | int | float) else ""
+    if kind.startswith("string_") and isinstance(value, bool):
         return "; yes, no, on, off, true and false are truth values: write the word in quotes"
-    if kind.startswith("string_") and isinstance(given, int | float):
-        return f'; write it in quotes: "{given}"'
-    if kind.startswith(("float_", "int_")) and isinstance(given, str):
-        if re.fullmatch(r"\d+,\d+", given.strip()):
-            return f"; write {given.strip().replace(',', '.')}"
-        unit = re.fullmatch(r"([\d.]+)\s*([a-z])[a-z]*", given.strip().lower())
+    if kind.startswith("string_") and isinstance(value, int | float):
+        return f'; write it in quotes: "{value}"'
+    if kind.startswith(("float_", "int_")) and isinstance(value, str):
+        if re.fullmatch(r"\d+,\d+", value.strip()):
+            return f"; write {value.strip().replace(',', '.')}"
+        unit = re.fullmatch(r"([\d.]+)\s*([a-z])[a-z]*", value.strip().lower())
         if unit and f"_{unit[2]}" in key and key.rpartition("_")[2] in ("hours", "minutes", "seconds"):
             return f"; write {unit[1]}"
-    percent = str(given).strip().removesuffix("%").strip()
-    if kind.startswith("float_") and str(given).strip().endswith("%") and re.fullmatch(r"[\d.]+", percent):
+    percent = str(value).strip().removesuffix("%").strip()
+    if kind.startswith("float_") and str(value).strip().endswith("%") and re.fullmatch(r"[\d.]+", percent):
         return f"; write {float(percent) / 100:g}"
     return ""
 
 
-def _short(given: Any) -> str:
-    text = repr(given)
-    return "nothing" if given is None else text if len(text) <= 80 else f"{text[:77]}…"
+def _short(value: Any) -> str:
+    text = repr(value)
+    return "nothing" if value is None else text if len(text) <= 80 else f"{text[:77]}…"

@@ -73,11 +73,11 @@ class SuggestionClient:
             ConnectionError: if the service stays unreachable or fails.
         """
         experiment = experiment_of_study(study)
-        found = search_of(experiment)
+        search = search_of(experiment)
         before = sum(not entry.warm for entry in history) if issued is None else issued
         request = katib.GetSuggestionsRequest(
             experiment=experiment,
-            trials=[trial_of(found, entry) for entry in history],
+            trials=[trial_of(search, entry) for entry in history],
             current_request_number=count,
             total_request_number=before + count,
         )

@@ -219,26 +219,28 @@ def search_of(experiment: Any) -> Search:
 def _too_large(spec: Any, settings: Mapping[str, str]) -> list[str]:
     """Return the problems of an Experiment larger than any search is: reading it could take longer than Katib waits."""
     parameters = spec.parameter_specs.parameters
-    found = []
+    problems = []
     if len(parameters) > MAX_PARAMETERS:
-        found.append(f"a search has at most {MAX_PARAMETERS:,} parameters, but got {len(parameters):,}")
+        problems.append(f"a search has at most {MAX_PARAMETERS:,} parameters, but got {len(parameters):,}")
     for entry in parameters[:MAX_PARAMETERS]:
         size = len(entry.feasible_space.list)
         if size > MAX_VALUES:
-            found.append(f"`list` of {entry.name[:50]!r} has at most {MAX_VALUES:,} values, but got {size:,}")
+            problems.append(
+                f"`list` of {entry.name[:50]!r} has at most {MAX_VALUES:,} values, but got {size:,}"
+            )
         space = entry.feasible_space
         texts = (entry.name, space.min, space.max, space.step, *space.list[:MAX_VALUES])
-        found += _too_long(f"a text of parameter {entry.name[:50]!r}", texts)
+        problems += _too_long(f"a text of parameter {entry.name[:50]!r}", texts)
     objective = spec.objective
-    found += _too_long(
+    problems += _too_long(
         "a metric's name", (objective.objective_metric_name, *objective.additional_metric_names)
     )
-    found += [
+    problems += [
         problem
         for name, value in settings.items()
         for problem in _too_long(f"setting {name[:50]!r}", (name, value))
     ]
-    return found[:10]
+    return problems[:10]
 
 
 def _too_long(what: str, texts: Iterable[str]) -> list[str]:
@@ -283,26 +285,28 @@ def _objective(spec: Any, constraints: str, further: str, problems: list[str]) -
 
 
 def _constraints(text: str, problems: list[str]) -> list[Constraint]:
-    found = []
+    constraints = []
     for part in _parts(text):
         match = _CONSTRAINT.fullmatch(part)
         limit = _finite(match["limit"]) if match else None
         if match is None or limit is None:
             problems.append(f"a constraint reads `metric <= number` or `metric >= number`, but got {part!r}")
             continue
-        found.append(Constraint(metric=match["metric"], **{"max" if match["sign"] == "<=" else "min": limit}))
-    return found
+        constraints.append(
+            Constraint(metric=match["metric"], **{"max" if match["sign"] == "<=" else "min": limit})
+        )
+    return constraints
 
 
 def _further(text: str, problems: list[str]) -> list[Goal]:
-    found = []
+    objectives = []
     for part in _parts(text):
         match = _GOAL.fullmatch(part)
         if match is None:
             problems.append(f"an objective reads `minimize metric` or `maximize metric`, but got {part!r}")
             continue
-        found.append(Goal.model_validate(match.groupdict()))
-    return found
+        objectives.append(Goal.model_validate(match.groupdict()))
+    return objectives
 
 
 def _parts(text: str) -> list[str]:
@@ -345,9 +349,9 @@ def _list(spec: Any, default: str | None) -> tuple[Parameter, tuple[str, ...]]:
 def _range(spec: Any, default: str | None, log10_step: str | None) -> tuple[Parameter, tuple[str, ...]]:
     feasible, name = spec.feasible_space, spec.name
     numbers: dict[str, float | None] = {}
-    given = {"min": feasible.min, "max": feasible.max, "step": feasible.step or None}
-    given |= {f"setting default.{name}": default, f"setting log_step.{name}": log10_step}
-    for what, text in given.items():
+    fields = {"min": feasible.min, "max": feasible.max, "step": feasible.step or None}
+    fields |= {f"setting default.{name}": default, f"setting log_step.{name}": log10_step}
+    for what, text in fields.items():
         numbers[what] = None if text is None else _finite(text)
         if text is not None and numbers[what] is None:
             raise InputError(f"`{what}` of {name!r} must be a finite number, but got {text!r}")
@@ -382,7 +386,7 @@ def _stepped_log(spec: Any, parameter: Parameter, step: float) -> tuple[Paramete
     most = math.floor((high - low) / step + 1e-9)
     places = (10 ** (start + span * k / max(count - 1, 1)) for k in range(count))
     values: tuple[Value, ...] = tuple(
-        sorted({tidy(low + min(round((place - low) / step), most) * step) for place in places})
+        sorted({tidy(low + min(round((position - low) / step), most) * step) for position in places})
     )
     if parameter.kind == "integer":
         values = tuple(int(value) for value in values)
@@ -427,6 +431,6 @@ def _finite(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def strings(found: Search, assignment: Assignment) -> dict[str, str]:
+def strings(search: Search, assignment: Assignment) -> dict[str, str]:
     """Return an assignment as Katib expects it, see `Search.text`."""
-    return {name: found.text(name, value) for name, value in assignment.items()}
+    return {name: search.text(name, value) for name, value in assignment.items()}

@@ -54,36 +54,36 @@ class SuggestionService:
         begun = time.monotonic()
         if not context.is_active():  # the client has given up while the call waited for a thread
             return katib.GetSuggestionsReply()
-        found = self._read(request.experiment, context)
+        search = self._read(request.experiment, context)
         count = request.current_request_number
         if count > _MAX_POINTS:
             self._refuse(
-                found.name,
+                search.name,
                 [f"at most {_MAX_POINTS:,} points are returned at once, but got {count:,}"],
                 context,
             )
         before = request.total_request_number - count
-        history = history_of(found, request.trials, first=before == 0)
+        history = history_of(search, request.trials, first=before == 0)
         reply = katib.GetSuggestionsReply()
         origins: Counter[str] = Counter()
         if count > 0:
             issued = before if before >= 0 else None
-            proposals = self._search(found, history, count, issued)
+            proposals = self._search(search, history, count, issued)
             for proposal in proposals:
                 origins[re.split("[:,]", proposal.origin)[0]] += 1
                 entry = reply.parameter_assignments.add()
-                for name, text in strings(found, proposal.assignment).items():
+                for name, text in strings(search, proposal.assignment).items():
                     entry.assignments.add(name=name, value=text)
-            log = encode_issued(found, history, [proposal.assignment for proposal in proposals])
-            reply.algorithm.algorithm_name = found.algorithm
+            log = encode_issued(search, history, [proposal.assignment for proposal in proposals])
+            reply.algorithm.algorithm_name = search.algorithm
             reply.algorithm.algorithm_settings.add(name=ISSUED, value=log)
         seconds = time.monotonic() - begun
-        self._metrics.suggested(found.algorithm, origins, seconds)
+        self._metrics.suggested(search.algorithm, origins, seconds)
         _LOG.info(
             "suggested",
             extra={
-                "experiment": found.name,
-                "algorithm": found.algorithm,
+                "experiment": search.name,
+                "algorithm": search.algorithm,
                 "count": count,
                 "trials": len(request.trials),
                 "used": len(history),
@@ -115,30 +115,42 @@ class SuggestionService:
         context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
 
     def _search(
-        self, found: Search, history: list[Observation], count: int, issued: int | None
+        self, study_search: Search, history: list[Observation], count: int, issued: int | None
     ) -> list[Proposal]:
         """Return `count` proposals; random ones if the algorithm fails or takes too long."""
-        arguments = (found.space, found.objective, found.settings, history, count, 0, issued)
+        arguments = (
+            study_search.space,
+            study_search.objective,
+            study_search.settings,
+            history,
+            count,
+            0,
+            issued,
+        )
         try:
-            proposals = _within(self._answer_seconds, lambda: search.explain(found.algorithm, *arguments))
+            proposals = _within(
+                self._answer_seconds, lambda: search.explain(study_search.algorithm, *arguments)
+            )
         except Exception as error:
             # Katib ends an Experiment for good when its suggestion service returns an error
             reason = type(error).__name__
-            self._metrics.fell_back(found.algorithm, reason)
-            _LOG.exception("random points instead", extra={"experiment": found.name, "reason": reason})
-            return self._random(found, history, count, issued, reason)
+            self._metrics.fell_back(study_search.algorithm, reason)
+            _LOG.exception("random points instead", extra={"experiment": study_search.name, "reason": reason})
+            return self._random(study_search, history, count, issued, reason)
         failed = sorted({p.origin for p in proposals if p.origin.startswith(FALLBACK)})
         if failed:
-            self._metrics.fell_back(found.algorithm, "solver")
-            _LOG.warning("a simpler search instead", extra={"experiment": found.name, "reason": failed})
+            self._metrics.fell_back(study_search.algorithm, "solver")
+            _LOG.warning(
+                "a simpler search instead", extra={"experiment": study_search.name, "reason": failed}
+            )
         return proposals
 
     def _random(
-        self, found: Search, history: list[Observation], count: int, issued: int | None, reason: str
+        self, study_search: Search, history: list[Observation], count: int, issued: int | None, reason: str
     ) -> list[Proposal]:
-        settings = {key: value for key, value in found.settings.items() if key == "seed"}
-        arguments = (found.space, found.objective, settings, history, count, 0, issued)
-        origin = f"{FALLBACK}: random, {found.algorithm} failed: {reason}"
+        settings = {key: value for key, value in study_search.settings.items() if key == "seed"}
+        arguments = (study_search.space, study_search.objective, settings, history, count, 0, issued)
+        origin = f"{FALLBACK}: random, {study_search.algorithm} failed: {reason}"
         return [Proposal(p.assignment, origin) for p in search.explain("random", *arguments)]
 
 

@@ -38,10 +38,10 @@ _CONDITION = {
 }
 
 
-def trial_of(found: Search, entry: Observation) -> Any:
+def trial_of(search: Search, entry: Observation) -> Any:
     """Return the Trial message of an observation; what Katib has no field for is passed as labels, which it leaves empty."""
     trial = katib.Trial(name=entry.name)
-    for name, text in strings(found, dict(entry.assignment)).items():
+    for name, text in strings(search, dict(entry.assignment)).items():
         trial.spec.parameter_assignments.assignments.add(name=name, value=text)
     if entry.number is not None:
         trial.spec.labels.add(key=_NUMBER, value=str(entry.number))
@@ -57,55 +57,57 @@ def trial_of(found: Search, entry: Observation) -> Any:
     return trial
 
 
-def history_of(found: Search, trials: Iterable[Any], first: bool = False) -> list[Observation]:
+def history_of(search: Search, trials: Iterable[Any], first: bool = False) -> list[Observation]:
     """Return the observations of this search, without trials of other experiments and with the trials not sent.
 
     At the `first` call an experiment has no trials yet, so all that are sent are those of others.
     """
-    own = [entry for trial in sorted(trials, key=_order) if (entry := _observation(found, trial)) is not None]
-    own = [entry for entry in own if entry.warm] if first else own
-    history = list(found.warm) + [
-        replace(e, number=place if e.number is None else e.number) for place, e in enumerate(own)
+    own = [
+        entry for trial in sorted(trials, key=_order) if (entry := _observation(search, trial)) is not None
     ]
-    issued = decode_issued(found)
+    own = [entry for entry in own if entry.warm] if first else own
+    history = list(search.warm) + [
+        replace(e, number=number if e.number is None else e.number) for number, e in enumerate(own)
+    ]
+    issued = decode_issued(search)
     if not issued:
         return history
     ours = {levels for levels, _ in issued}
-    history = [e for e in history if e.warm or found.space.encode(e.assignment) in ours]
-    visible = {found.space.encode(e.assignment) for e in history}
+    history = [e for e in history if e.warm or search.space.encode(e.assignment) in ours]
+    visible = {search.space.encode(e.assignment) for e in history}
     return history + [
         Observation(
-            found.space.decode(levels),
-            "running" if place >= len(issued) - found.parallel else "failed",
-            name=f"hidden-{place}",
-            number=len(own) + place,
+            search.space.decode(levels),
+            "running" if number >= len(issued) - search.parallel else "failed",
+            name=f"hidden-{number}",
+            number=len(own) + number,
         )
-        for levels, place in issued
+        for levels, number in issued
         if levels not in visible
     ]
 
 
-def encode_issued(found: Search, history: Sequence[Observation], replied: Sequence[Assignment]) -> str:
+def encode_issued(search: Search, history: Sequence[Observation], replied: Sequence[Assignment]) -> str:
     """Return the text of the setting `ISSUED`: the levels of every point issued so far, as ``3.0.17;4.1.200``."""
-    before = found.issued or ";".join(_levels(found, e.assignment) for e in history if not e.warm)
-    return ";".join(filter(None, [before, *(_levels(found, assignment) for assignment in replied)]))
+    before = search.issued or ";".join(_levels(search, e.assignment) for e in history if not e.warm)
+    return ";".join(filter(None, [before, *(_levels(search, assignment) for assignment in replied)]))
 
 
-def decode_issued(found: Search) -> list[tuple[tuple[int, ...], int]]:
+def decode_issued(search: Search) -> list[tuple[tuple[int, ...], int]]:
     """Return the levels and the place of each point issued so far; points that are not in the space are left out."""
     points = []
-    for place, text in enumerate(filter(None, found.issued.split(";"))):
+    for number, text in enumerate(filter(None, search.issued.split(";"))):
         if not re.fullmatch(rf"{_WHOLE}(\.{_WHOLE})*", text):
             continue
         levels = tuple(map(int, text.split(".")))
-        tops = [parameter.levels for parameter in found.space.parameters]
+        tops = [parameter.levels for parameter in search.space.parameters]
         if len(levels) == len(tops) and all(level < top for level, top in zip(levels, tops, strict=True)):
-            points.append((levels, place))
+            points.append((levels, number))
     return points
 
 
-def _levels(found: Search, assignment: Any) -> str:
-    return ".".join(map(str, found.space.encode(assignment)))
+def _levels(search: Search, assignment: Any) -> str:
+    return ".".join(map(str, search.space.encode(assignment)))
 
 
 def _order(trial: Any) -> tuple[Any, ...]:
@@ -114,16 +116,16 @@ def _order(trial: Any) -> tuple[Any, ...]:
     return done == "", done, begun, by_parts(trial.name)
 
 
-def _observation(found: Search, trial: Any) -> Observation | None:
-    given = {entry.name: entry.value for entry in trial.spec.parameter_assignments.assignments}
+def _observation(search: Search, trial: Any) -> Observation | None:
+    assigned = {entry.name: entry.value for entry in trial.spec.parameter_assignments.assignments}
     metric = trial.spec.objective.objective_metric_name
-    if set(given) != set(found.space.names) or metric not in ("", found.objective.metric):
+    if set(assigned) != set(search.space.names) or metric not in ("", search.objective.metric):
         return None
     try:
-        assignment = {name: found.value(name, given[name]) for name in found.space.names}
+        assignment = {name: search.value(name, assigned[name]) for name in search.space.names}
     except ValueError:
         return None
-    if not found.space.contains(assignment):
+    if not search.space.contains(assignment):
         return None
     values: dict[str, float] = {}
     for entry in trial.status.observation.metrics:

@@ -25,17 +25,17 @@ def encode(space: Space, warm: Iterable[Observation]) -> str:
             continue
         values = entry.values if entry.status != "failed" else {}
         levels = ".".join(map(str, space.encode(entry.assignment)))
-        place = [f"@{sources.index(entry.source)}"] if entry.source else []
+        source = [f"@{sources.index(entry.source)}"] if entry.source else []
         words.append(
-            " ".join([levels, *place, *(f"{name}={float(value)!r}" for name, value in values.items())])
+            " ".join([levels, *source, *(f"{name}={float(value)!r}" for name, value in values.items())])
         )
     return ";".join(words)
 
 
 def decode(space: Space, text: str, problems: list[str]) -> list[Observation]:
     """Return the trials in the text of a setting; problems are appended to `problems`."""
-    found = []
-    for place, word in enumerate(filter(None, map(str.strip, text.split(";")))):
+    observations = []
+    for number, word in enumerate(filter(None, map(str.strip, text.split(";")))):
         levels, *metrics = word.split()
         source = ""
         if metrics and re.fullmatch(r"@\d+", metrics[0]):
@@ -53,7 +53,7 @@ def decode(space: Space, text: str, problems: list[str]) -> list[Observation]:
             )
             continue
         status: Literal["completed", "failed"] = "completed" if values else "failed"
-        found.append(
-            Observation(space.decode(numbers), status, values, f"warm-{place}", warm=True, source=source)
+        observations.append(
+            Observation(space.decode(numbers), status, values, f"warm-{number}", warm=True, source=source)
         )
-    return found
+    return observations

@@ -42,17 +42,17 @@ def measured(space: Space, assignment: Mapping[str, Value]) -> dict[str, float]:
 def histories(draw: st.DrawFn, space: Space) -> list[Observation]:
     """Draw a history with every status, with numbers that are none, and with trials of an earlier study."""
     rng = random.Random(draw(st.integers(0, 10**6)))
-    found = []
+    observations = []
     for number in range(draw(st.sampled_from([0, 1, 2, 5, 12, 25]))):
         assignment = space.decode(space.from_unit([rng.random() for _ in space.names]))
         status = rng.choices(get_args(Status), [6, 2, 2, 1])[0]
         values = measured(space, assignment) if status in ("completed", "early_stopped") else {}
         if values and rng.random() < 0.15:
             values["validation_loss"] = rng.choice([math.nan, math.inf])
-        found.append(
+        observations.append(
             Observation(assignment, status, values, f"trial-{number}", number, warm=rng.random() < 0.2)
         )
-    return found
+    return observations
 
 
 VALUES: dict[str, Callable[[random.Random], float]] = {

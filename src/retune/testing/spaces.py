@@ -65,14 +65,14 @@ def odd_spaces(draw: st.DrawFn, conditions: bool = True) -> Space:
     """Draw a space of one to five parameters with extreme or single values, of categories alone, or with `conditions`."""
     kinds = sorted(_ODD) if draw(st.booleans()) else ["names", "one name"]
     chosen = draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=5))
-    found: list[Parameter] = []
-    for place, kind in enumerate(chosen):
-        parameter = Parameter(name=f"p{place}", **_ODD[kind])
-        parents = [p for p in found if p.values is not None]
+    parameters: list[Parameter] = []
+    for index, kind in enumerate(chosen):
+        parameter = Parameter(name=f"p{index}", **_ODD[kind])
+        parents = [p for p in parameters if p.values is not None]
         if conditions and parents and draw(st.booleans()):
             parent = draw(st.sampled_from(parents))
             when = {parent.name: draw(st.sampled_from(parent.values or ()))}
             default = parameter.value(draw(st.sampled_from([0, parameter.levels - 1])))
-            parameter = Parameter(name=f"p{place}", **_ODD[kind], default=default, when=when)
-        found.append(parameter)
-    return Space(parameters=tuple(found))
+            parameter = Parameter(name=f"p{index}", **_ODD[kind], default=default, when=when)
+        parameters.append(parameter)
+    return Space(parameters=tuple(parameters))

@@ -115,10 +115,10 @@ class StudyOnServer:
     def _experiment(self) -> str:
         if self.position.experiment is None:
             if self._adopted():
-                found = self.client.get_run(self.adopt).info.experiment_id
+                experiment = self.client.get_run(self.adopt).info.experiment_id
             else:
-                found = runs.ensure_experiment(self.client, self.uri, self.study)
-            self.position.experiment = str(found)
+                experiment = runs.ensure_experiment(self.client, self.uri, self.study)
+            self.position.experiment = str(experiment)
         return self.position.experiment
 
     def _adopted(self) -> bool:
@@ -142,11 +142,11 @@ class StudyOnServer:
             match = {"trial": trial, "parent": self._parent(at)}
             tags = {"trial.name": trial}
             try:
-                run_id, found = runs.ensure_run(self.client, self._experiment(), match, trial, tags, at)
+                run_id, existing = runs.ensure_run(self.client, self._experiment(), match, trial, tags, at)
             except Exception:
                 self._maybe_duplicated.add(trial)  # the server may still create the run after our time-out
                 raise
-            if found:
+            if existing:
                 self._known[run_id] = {}
             self.position.runs[trial] = run_id
             self.outbox.save(self.position)

@@ -239,12 +239,12 @@ def open_boards(asked: Tracking, study: str, search: str, work: Path) -> Boards:
     Args:
         asked: the study's section. study, search: their names. work: the study's local folder.
     """
-    found: dict[str, Board] = {}
+    boards: dict[str, Board] = {}
     if asked.tensorboard:
-        found["tensorboard"] = TensorBoard(Path(asked.tensorboard) / study / search)
+        boards["tensorboard"] = TensorBoard(Path(asked.tensorboard) / study / search)
     if asked.wandb:
-        found["wandb"] = WandB(asked.wandb, f"{study}-{search}", search, work / "tracking" / "wandb")
-    return Boards(found, work / "tracking" / f"{search}.boards")
+        boards["wandb"] = WandB(asked.wandb, f"{study}-{search}", search, work / "tracking" / "wandb")
+    return Boards(boards, work / "tracking" / f"{search}.boards")
 
 
 def problems(asked: Tracking) -> Iterator[str]:

@@ -103,15 +103,15 @@ class Outbox:
 
     def read(self, offset: int, limit: int) -> list[tuple[Operation | None, int]]:
         """Return up to `limit` operations from byte `offset`, each with the offset after it; None for a broken line."""
-        found: list[tuple[Operation | None, int]] = []
+        operations: list[tuple[Operation | None, int]] = []
         with self._path.open("rb") as file:
             file.seek(offset)
             for line in file:
-                if not line.endswith(b"\n") or len(found) == limit:
+                if not line.endswith(b"\n") or len(operations) == limit:
                     break
                 offset += len(line)
-                found.append((_parse(line), offset))
-        return found
+                operations.append((_parse(line), offset))
+        return operations
 
     def all(self) -> Iterator[Operation]:
         """Return every operation that was ever appended."""

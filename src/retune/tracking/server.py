@@ -63,21 +63,21 @@ def problem(uri: str) -> str | None:
     status, _ = _get(uri, "/api/2.0/mlflow/experiments/search?max_results=1")
     if status in (401, 403):
         return _refusal(uri, status)
-    found = version(uri)
-    if found is None or int(found.split(".")[0]) >= MIN_MAJOR_VERSION:
+    installed = version(uri)
+    if installed is None or int(installed.split(".")[0]) >= MIN_MAJOR_VERSION:
         return None
     return (
-        f"the MLflow server must be {MIN_MAJOR_VERSION}.0 or newer, but {uri} is {found}: upgrade it "
+        f"the MLflow server must be {MIN_MAJOR_VERSION}.0 or newer, but {uri} is {installed}: upgrade it "
         "(its database by `mlflow db upgrade`), or name another in `tracking.uri`"
     )
 
 
 def _refusal(uri: str, status: int) -> str:
     names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
-    given = [name for name in names if os.environ.get(name)]
-    if not given:
+    present = [name for name in names if os.environ.get(name)]
+    if not present:
         return (
             f"{uri} requires a login ({status}); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
             "or MLFLOW_TRACKING_TOKEN; on a cluster they come from a Secret of `cluster.secrets`"
         )
-    return f"{uri} rejects the given {' and '.join(given)} ({status}); check them"
+    return f"{uri} rejects the given {' and '.join(present)} ({status}); check them"

@@ -237,23 +237,23 @@ def _key(operation: dict[str, Any]) -> str:
 
 def _points(record: TrialRecord) -> list[dict[str, Any]]:
     """Return all measurements of a record: its curves, then the final values and costs that are in no curve."""
-    found = []
+    points = []
     ended = milliseconds(record.finished)
     for name, curve in record.curves.items():
         for metric in curve:
-            found.append(
+            points.append(
                 (name, metric.value, metric.step, milliseconds(metric.time) if metric.time else ended)
             )
-    held = {(name, value) for name, value, *_ in found}
+    held = {(name, value) for name, value, *_ in points}
     costs = {"seconds": record.seconds, "tokens": record.tokens, "steps": record.steps}
     costs["trainable_parameters"] = record.trainable_parameters
     if record.peak_memory_gib is not None:
         costs["peak_memory_gib"] = record.peak_memory_gib
-    found += [(n, float(v), record.steps, ended) for n, v in record.values.items() if (n, v) not in held]
-    found += [(name, float(value), 0, ended) for name, value in costs.items() if name not in record.values]
+    points += [(n, float(v), record.steps, ended) for n, v in record.values.items() if (n, v) not in held]
+    points += [(name, float(value), 0, ended) for name, value in costs.items() if name not in record.values]
     return [
         {"op": "metric", "trial": record.trial, "name": name, "value": float(value), "step": step, "at": at}
-        for name, value, step, at in found
+        for name, value, step, at in points
         if math.isfinite(value)
     ]
 

@@ -119,8 +119,8 @@ def _parts(base: nn.Module) -> Iterator[Any]:
     """Yield every object whose attributes make up the model, each once: its modules and their configs."""
     seen: set[int] = set()
     for module in base.modules():
-        found = [module, *(v for k, v in vars(module).items() if k in ("config", "generation_config"))]
-        for part in found:
+        candidates = [module, *(v for k, v in vars(module).items() if k in ("config", "generation_config"))]
+        for part in candidates:
             if id(part) not in seen and hasattr(part, "__dict__"):
                 seen.add(id(part))
                 yield part
@@ -146,8 +146,8 @@ def _differing(checksums: dict[str, int], storages: dict[str, Tensor], names: It
 
 def _checksums(storages: dict[str, Tensor]) -> dict[str, int]:
     """Return the checksum of each tensor: one pass over the memory, which takes about as long as a short forward."""
-    made = [_checksum(storage) for storage in storages.values()]
-    return dict(zip(storages, [int(total) for total in made], strict=True))
+    sums = [_checksum(storage) for storage in storages.values()]
+    return dict(zip(storages, [int(total) for total in sums], strict=True))
 
 
 def _checksum(tensor: Tensor) -> Tensor:

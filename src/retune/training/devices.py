@@ -127,10 +127,10 @@ class Devices:
 
     def of_first(self, value: _T) -> _T:
         """Return the first process's value: files may look different to the others, as on a machine of their own."""
-        found = [value]
+        values = [value]
         if self.world > 1:
-            distributed.broadcast_object_list(found, 0, self._group)
-        return found[0]
+            distributed.broadcast_object_list(values, 0, self._group)
+        return values[0]
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -152,10 +152,10 @@ class Devices:
         if not self._on_hosts([mine is not None])[0]:
             return
         fault = mine is not None and failures.is_fault_of_setting(mine)
-        told = self.gather_object(None if mine is None else (fault, *failures.describe(mine)))
+        faults = self.gather_object(None if mine is None else (fault, *failures.describe(mine)))
         if mine is not None:
             raise mine
-        rank, (fault, kind, reason) = next((rank, found) for rank, found in enumerate(told) if found)
+        rank, (fault, kind, reason) = next((rank, found) for rank, found in enumerate(faults) if found)
         if not fault:
             raise RetuneError(f"process {rank} of this trial stopped: {reason}")
         raise TrialFailed(f"{reason} (in process {rank} of {self.world})", kind)

@@ -70,7 +70,7 @@ class Guard:
 
     def _sources(self, out: Tensor) -> list[Tensor]:
         """Return what a tensor was computed from outside of layers: outputs of layers, and trained parameters."""
-        found: dict[Any, Tensor] = {}
+        sources: dict[Any, Tensor] = {}
         seen, waiting = set(), [out.grad_fn]
         while waiting:
             node = waiting.pop()
@@ -79,10 +79,10 @@ class Guard:
             seen.add(node)
             source = self.outputs.get(node, getattr(node, "variable", None))
             if source is not None:
-                found[node] = source
+                sources[node] = source
             else:
                 waiting += [before for before, _ in node.next_functions]
-        return list(found.values())
+        return list(sources.values())
 
     @contextmanager
     def catching(self) -> Iterator[None]:

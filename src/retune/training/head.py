@@ -82,8 +82,8 @@ def _logits(core: Any, body: nn.Module, output: Any, targets: Tensor) -> Callabl
 
     def logits_of(part: Tensor) -> Tensor:
         with _returning(body, type(output)(**{**output, "last_hidden_state": part.unsqueeze(0)})):
-            made: Tensor = call(input_ids=targets[: len(part)].unsqueeze(0), **options).logits
-        return made[0]
+            logits: Tensor = call(input_ids=targets[: len(part)].unsqueeze(0), **options).logits
+        return logits[0]
 
     return logits_of
 
@@ -93,10 +93,10 @@ def _trained(core: Any, body: nn.Module) -> list[nn.Parameter]:
     inside = {id(parameter) for parameter in body.parameters()}
     outside = [parameter for parameter in core.parameters() if id(parameter) not in inside]
     last = core.get_output_embeddings()
-    found = {
+    trained = {
         id(p): p for p in [*outside, *(last.parameters() if last is not None else [])] if p.requires_grad
     }
-    return list(found.values())
+    return list(trained.values())
 
 
 class _ChunkedLossSum(torch.autograd.Function):
@@ -155,15 +155,15 @@ class _ChunkedLosses(torch.autograd.Function):
         ctx: Any, hidden: Tensor, targets: Tensor, logits_of: Callable[[Tensor], Tensor], size: int
     ) -> Tensor:
         """Return -log p, shape ``(counted,)``; the arguments are those of `_InParts`."""
-        found, grad_hidden = [], torch.empty_like(hidden)
+        losses, grad_hidden = [], torch.empty_like(hidden)
         for start in range(0, len(hidden), size):
             part = hidden[start : start + size].detach().requires_grad_()
             with torch.enable_grad():
                 each = cross_entropy(logits_of(part).float(), targets[start : start + size], reduction="none")
             (grad_hidden[start : start + size],) = torch.autograd.grad(each, part, torch.ones_like(each))
-            found.append(each.detach())
+            losses.append(each.detach())
         ctx.save_for_backward(grad_hidden)
-        return torch.cat(found)
+        return torch.cat(losses)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]

@@ -41,14 +41,14 @@ class FirstRecords:
     def inputs(self, device: torch.device) -> list[dict[str, Tensor]]:
         """Return inputs of transformers' forward, one record each, shape ``(1, tokens)``."""
         order = [r for batch in epoch_batches(len(self.tokens), self.batch_size, self.seed, 0) for r in batch]
-        found = []
+        inputs = []
         for record in order[:_MAX_RECORDS]:
             start, end = int(self.tokens.offsets[record]), int(self.tokens.offsets[record + 1])
             ids = torch.as_tensor(self.tokens.ids[start:end], dtype=torch.long, device=device)[None]
             counted = torch.as_tensor(self.tokens.counted[start:end], dtype=torch.bool, device=device)[None]
             labels = torch.where(counted, ids, -100)
-            found.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels})
-        return found
+            inputs.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels})
+        return inputs
 
 
 def peft_options(init: str) -> dict[str, Any]:
@@ -133,16 +133,16 @@ def to_plain_adapter(
     initial = {name: getattr(m, _INITIAL) for name, m in model.named_modules() if hasattr(m, _INITIAL)}
     if not initial:
         return tensors, content
-    rank, found = content["r"], dict(tensors)
+    rank, plain = content["r"], dict(tensors)
     for name, parts in initial.items():
         for part, along, sign in (("lora_A", 0, 1.0), ("lora_B", 1, -1.0)):
             key = f"{name}.{part}.weight"
             pair = [_padded(tensors[key], rank, along), _padded(sign * parts[part].cpu(), rank, along)]
-            found[key] = torch.cat(pair, dim=along).to(tensors[key].dtype).contiguous()
+            plain[key] = torch.cat(pair, dim=along).to(tensors[key].dtype).contiguous()
     # The scale is alpha / r, or alpha / sqrt(r) with rsLoRA. It must stay the same with twice the rank.
     factor = math.sqrt(2) if content["use_rslora"] else 2.0
     content |= {"r": 2 * rank, "lora_alpha": factor * content["lora_alpha"], "init_lora_weights": True}
-    return found, content | {"lora_ga_config": None}
+    return plain, content | {"lora_ga_config": None}
 
 
 def _padded(tensor: Tensor, rank: int, along: int) -> Tensor:

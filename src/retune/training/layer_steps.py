@@ -137,7 +137,7 @@ class _Compiled:
             return self.plain(*arguments)
         begin = time.monotonic()
         try:
-            found = self.function(*arguments)
+            output = self.function(*arguments)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -146,7 +146,7 @@ class _Compiled:
         if not self.called:
             self.called = True
             _Compiled.spent += time.monotonic() - begin
-        return found
+        return output
 
     def _give_up(self, reason: str) -> None:
         self.failed = True

@@ -134,13 +134,13 @@ def _parts(layer: Any) -> Parts | None:
     if any(norm.weight.requires_grad for norm in norms):
         return None
     modules = [getattr(attention, name) for name in _NAMES[:4]] + [getattr(mlp, name) for name in _NAMES[4:]]
-    found: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
     for name, module in zip(("q", "k", "v", "o", "gate", "up", "down"), modules, strict=True):
-        found[name] = lora_linear.weights_of(module)
-    if None in found.values():
+        parts[name] = lora_linear.weights_of(module)
+    if None in parts.values():
         return None
     return Parts(
-        **found,
+        **parts,
         norm=norms[0].weight,
         norm_epsilon=norms[0].variance_epsilon,
         norm_2=norms[1].weight,

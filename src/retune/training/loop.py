@@ -149,12 +149,12 @@ class Loop:
     def _allocate(self) -> None:
         """Make AdamW's state, which it would make in its first step: then its memory is taken before passes are sized."""
         state = {
-            place: {
+            index: {
                 "step": torch.tensor(0.0),
                 "exp_avg": torch.zeros_like(p),
                 "exp_avg_sq": torch.zeros_like(p),
             }
-            for place, p in enumerate(p for group in self.optimiser.param_groups for p in group["params"])
+            for index, p in enumerate(p for group in self.optimiser.param_groups for p in group["params"])
         }
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": state, "param_groups": groups})

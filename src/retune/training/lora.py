@@ -111,15 +111,15 @@ def unsupported(settings: Mapping[str, Any]) -> list[str]:
     kind = settings.get("peft_type")
     if kind != "LORA":
         return [f"an adapter must have peft_type 'LORA', but it has {kind!r}"]
-    found = [rule for name, rule in _UNSUPPORTED.items() if settings.get(name)]
+    rules = [rule for name, rule in _UNSUPPORTED.items() if settings.get(name)]
     start = settings.get("init_lora_weights")
     if isinstance(start, str) and (edit := next((e for e in _DATA_EDITS if start.startswith(e)), None)):
-        found.append(
+        rules.append(
             f"an adapter with init_lora_weights {start!r} belongs to a base that was edited {_DATA_EDITS[edit]}, which cannot be "
             "repeated here: save it with PEFT's `path_initial_model_for_weight_conversion`, or save that base, name it as the "
             "base and set init_lora_weights to true"
         )
-    return found
+    return rules
 
 
 # Initialisations that edit the base by something that the adapter's files do not contain.

@@ -32,33 +32,33 @@ class Call:
         self.forward = forward
         self.leaves, self._arguments = tree_flatten((args, kwargs))
         self._places = [
-            place for place, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor) and leaf.requires_grad
+            index for index, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor) and leaf.requires_grad
         ]
-        self.inputs: list[Tensor] = [self.leaves[place] for place in self._places]
+        self.inputs: list[Tensor] = [self.leaves[index] for index in self._places]
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the layer's floating-point outputs for other values of `inputs`."""
         leaves = list(self.leaves)
-        for place, value in zip(self._places, inputs, strict=True):
-            leaves[place] = value
+        for index, value in zip(self._places, inputs, strict=True):
+            leaves[index] = value
         args, kwargs = tree_unflatten(leaves, self._arguments)
         self.out, self.tree = tree_flatten(self.forward(*args, **kwargs))
         self.floats = [
-            place
-            for place, leaf in enumerate(self.out)
+            index
+            for index, leaf in enumerate(self.out)
             if isinstance(leaf, Tensor) and leaf.is_floating_point()
         ]
-        tensors = tuple(self.out[place] for place in self.floats)
+        tensors = tuple(self.out[index] for index in self.floats)
         # The graph keeps them; kept here too, they would outlive it
-        for place in self.floats:
-            self.out[place] = None
+        for index in self.floats:
+            self.out[index] = None
         return tensors
 
     def output(self, tensors: Sequence[Tensor]) -> Any:
         """Return the layer's output with these tensors in it, in the order in which a call returns them."""
         out = list(self.out)
-        for place, tensor in zip(self.floats, tensors, strict=True):
-            out[place] = tensor
+        for index, tensor in zip(self.floats, tensors, strict=True):
+            out[index] = tensor
         return tree_unflatten(out, self.tree)
 
 
@@ -88,13 +88,13 @@ def trained_in(layer: nn.Module) -> list[Tensor]:
 @contextmanager
 def recomputing(model: nn.Module) -> Iterator[None]:
     """Recompute the layers of a transformers model in the backward pass inside the block."""
-    found = layers(model)
-    for layer in found:
+    modules = layers(model)
+    for layer in modules:
         layer.forward = partial(_forward, layer)
     try:
         yield
     finally:
-        for layer in found:
+        for layer in modules:
             del layer.forward
 
 

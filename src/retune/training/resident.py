@@ -139,13 +139,13 @@ class ResidentBase:
                 lora.adapted(base.model, probe, self.model.base, 0) as model,
             ):
                 lora.add_noise(model)
-                found = self_check.check(model, base.tokenizer, longest, train=True)
-            self._checked[key] = self._slowest(found)
+                checked = self_check.check(model, base.tokenizer, longest, train=True)
+            self._checked[key] = self._slowest(checked)
         return self._checked[key]
 
-    def _slowest(self, found: Checked) -> Checked:
+    def _slowest(self, own: Checked) -> Checked:
         """Return the result of the process that found the slowest way: all processes must compute in the same way."""
-        all_found: list[Checked] = self.devices.gather_object(found)
+        all_found: list[Checked] = self.devices.gather_object(own)
         return max(all_found, key=lambda each: self_check.WAYS.index(each.way))
 
     @contextmanager
@@ -164,8 +164,8 @@ class ResidentBase:
         with ExitStack() as stack:
             with self.devices.together():
                 stack.enter_context(reload_if_changed(self.forget))
-                made = lora.adapted(base, chosen, self.model.base, seed, self.model.revision, records)
-                model = stack.enter_context(made)
+                adapted = lora.adapted(base, chosen, self.model.base, seed, self.model.revision, records)
+                model = stack.enter_context(adapted)
                 stack.enter_context(reading(model, checked))
             if chosen.init in EDITING:
                 self.devices.broadcast(inits.edited(model))
@@ -191,8 +191,8 @@ class ResidentBase:
             with self.devices.together():
                 stack.enter_context(reload_if_changed(self.forget))
                 model = stack.enter_context(lora.loaded(base, folder))
-                found = self_check.check(model, self.load().tokenizer, study.data.max_length, train=False)
-            with reading(model, self._slowest(found)):
+                outcome = self_check.check(model, self.load().tokenizer, study.data.max_length, train=False)
+            with reading(model, self._slowest(outcome)):
                 loss = validation_loss(model, tokens, self.devices)
         return loss
 

@@ -18,14 +18,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from retune.data.batches import Batch, flatten
-from retune.data.tokens import Tokens, pack
+from retune.data.tokens import Tokens
 from retune.errors import InputError, is_out_of_memory, one_line
 from retune.training import (
-    check_lengths,
     head,
     llama_layer,
     lora_linear,
@@ -34,30 +33,18 @@ from retune.training import (
     randomness_check,
 )
 from retune.training.attention import segments
+from retune.training.config_limits import length_needed, rotary_limit, text_config, unsupported_reason
+from retune.training.generated_records import generate, generated_tokens, length_limit
 from retune.training.layer_steps import PLAIN, compiled
 from retune.training.loss import loss_sum
 from retune.training.model_attention import by_segments
 from retune.training.plain_forward import Reading, by_plain_forward, transformers_model
+from retune.training.rounding import gradient_tolerance, max_difference, min_tolerances, rounding_tolerance
 
 Way = Literal["flattened", "padded", "padded, eager", "one by one", "one by one, eager"]
 WAYS: tuple[Way, ...] = get_args(Way)
 """From fast to slow."""
-LENGTHS = (11, check_lengths.MIN_LENGTH, 3, 22)
-"""Tokens of the generated records."""
-# Minimum tolerances in nats: of a token's loss, and of its change with the other records of the batch.
-_MIN_TOLERANCES: dict[torch.dtype | None, tuple[float, float]] = {
-    torch.float64: (1e-9, 1e-9),
-    torch.float32: (1e-5, 3e-6),
-    torch.float16: (4e-3, 2e-3),
-    torch.bfloat16: (2e-2, 1e-2),
-    None: (2e-2, 1e-2),
-}
-# Tolerance over the effect of one rounding at the input: a model rounds at every step of every layer
-_ROUNDINGS = 30
-_GRADIENT_TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
-_LAYER_TYPES = {"full_attention", "attention", "sliding_attention", "chunked_attention"}
 _EAGER_BYTES = 16  # of eager attention per score: the score, its probability in float32, and copies of both
-_TYPICAL_LOSS = 10.0  # nats: that of a uniform guess among 22,000 tokens
 _LOG = logging.getLogger(__name__)
 
 
@@ -135,55 +122,15 @@ def check(model: Any, tokenizer: Any, longest: int, train: bool) -> Checked:
     device = next(core.parameters()).device
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            found = _Check(model, core, tokenizer, longest, train).run()
+            checked = _Check(model, core, tokenizer, longest, train).run()
     finally:
         model.train(training)
         for parameter in model.parameters():
             parameter.grad = None
-    found = replace(found, seconds=round(time.monotonic() - begin, 3))
-    if found.note:
-        _LOG.warning("%s", found.note)
-    return found
-
-
-def generated_tokens(core: Any, tokenizer: Any, longest: int) -> Tokens:
-    """Return random records of ordinary tokens, always the same ones, none longer than `longest` or than the base supports."""
-    limit = _length_limit(core, longest)
-    return _generated(core, tokenizer, [max(2, min(length, limit)) for length in LENGTHS])
-
-
-def _length_limit(core: Any, longest: int) -> int:
-    """Return the tokens that a generated record may have: `longest`, or less if the base supports less."""
-    config = text_config(core)
-    table = getattr(config, "max_position_embeddings", None) or 0
-    return int(min(longest, rotary_limit(config), table if table > 0 else longest))
-
-
-def _generated(core: Any, tokenizer: Any, lengths: Sequence[int]) -> Tokens:
-    drawn = ordinary_tokens(core, tokenizer, sum(lengths))
-    records, start = [], 0
-    for length in lengths:
-        prompt = max(min(2, length - 1), length // 3)  # about a third of a record; the rest is counted
-        records.append((drawn[start : start + length], [index >= prompt for index in range(length)]))
-        start += length
-    return pack(records)
-
-
-def ordinary_tokens(core: Any, tokenizer: Any, count: int) -> list[int]:
-    """Return random tokens that are not special tokens; always the same ones.
-
-    Args:
-        core: the transformers model. tokenizer: its own; None if there is none.
-        count: how many tokens.
-    """
-    size = int(core.get_input_embeddings().weight.shape[0])
-    if hasattr(tokenizer, "__len__"):
-        size = min(size, len(tokenizer))
-    # Without a tokenizer, where they usually are
-    special = set(getattr(tokenizer, "all_special_ids", range(4)))
-    ordinary = [token for token in range(size) if token not in special][: 1 << 16]
-    draws = torch.randint(len(ordinary), (count,), generator=torch.Generator().manual_seed(0))
-    return [ordinary[draw] for draw in draws.tolist()]
+    checked = replace(checked, seconds=round(time.monotonic() - begin, 3))
+    if checked.note:
+        _LOG.warning("%s", checked.note)
+    return checked
 
 
 class _Check:
@@ -212,7 +159,7 @@ class _Check:
         Only its losses are compared. If eager attention has not enough memory for it, it is left out, with a warning.
         """
         config = text_config(self.core)
-        wanted = min(_length_limit(self.core, self.longest), check_lengths.needed(config, self.longest))
+        wanted = min(length_limit(self.core, self.longest), length_needed(config, self.longest))
         if wanted <= self.compared:
             return None
         heads = int(getattr(config, "num_attention_heads", None) or 1)
@@ -225,7 +172,7 @@ class _Check:
             )  # fmt: skip
             return None
         self.compared = wanted
-        return self._flatten(_generated(self.core, tokenizer, [9, wanted]))
+        return self._flatten(generate(self.core, tokenizer, [9, wanted]))
 
     def run(self) -> Checked:
         with by_plain_forward(self.core, eager=True):
@@ -257,16 +204,18 @@ class _Check:
             ways = ways[1:]  # padding would change a record's length, and so its rotary frequencies
         for way in ways:
             for in_parts in (True, False):
-                found = Checked(
+                candidate = Checked(
                     way, reason, 0.0 if eager else plain, self.tolerance, None, slower, in_parts=in_parts,
                     compared=self.compared, longest=self.longest,
                 )  # fmt: skip
                 if way == ways[-1] and not in_parts:
-                    return found  # this is what `_plain` compared with the reference
-                difference, gradients = self._compare(found, reference, reference_gradients)
+                    return candidate  # this is what `_plain` compared with the reference
+                difference, gradients = self._compare(candidate, reference, reference_gradients)
                 gradients_agree = gradients is None or gradients <= self.gradient_tolerance
                 if difference <= self.tolerance and gradients_agree:
-                    return replace(found, difference=max(found.difference, difference), gradients=gradients)
+                    return replace(
+                        candidate, difference=max(candidate.difference, difference), gradients=gradients
+                    )
         raise AssertionError("the last way is always taken")
 
     def _compare(
@@ -519,11 +468,11 @@ class _Check:
     def _gradients(self, loss: Callable[[], Tensor]) -> Tensor:
         """Return the concatenated gradients of the adapter's weights for the mean loss, in float32."""
         with torch.enable_grad():
-            found = torch.autograd.grad(loss().mean(), self.adapter, allow_unused=True)
+            computed = torch.autograd.grad(loss().mean(), self.adapter, allow_unused=True)
         gradients = torch.cat(
             [
                 (torch.zeros_like(parameter) if gradient is None else gradient).float().flatten()
-                for parameter, gradient in zip(self.adapter, found, strict=True)
+                for parameter, gradient in zip(self.adapter, computed, strict=True)
             ]
         )
         if not bool(torch.isfinite(gradients).all()) or not bool(gradients.any()):
@@ -568,92 +517,5 @@ def _singles(batch: Batch) -> list[Batch]:
     return singles
 
 
-def unsupported_reason(core: nn.Module, longest: int) -> str:
-    """Return why a base's config excludes flattened batches, even if short records agree; empty if it does not.
-
-    Args:
-        core: the transformers model.
-        longest: the longest record in training, in tokens.
-    """
-    config = text_config(core)
-    limit = rotary_limit(config)
-    if longest > limit:
-        return f"its rotary frequencies change with the length from {limit} tokens on, and records may have {longest}"
-    other = sorted(set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES)
-    if other:
-        return f"it has layers of the kind {', '.join(other)}, which keep records apart in no flattened batch"
-    if any(isinstance(part, nn.Conv1d) for part in core.modules()):
-        return "it has convolutions along the sequence, which run over the records' borders"
-    for name in ("index_topk", "index_top_k"):
-        top = getattr(config, name, None)
-        if top is not None and longest > top:
-            return f"its attention chooses {top} of a record's tokens, and records may have {longest}"
-    return ""
-
-
-def min_tolerances(core: Any) -> tuple[float, float]:
-    """Return the minimum tolerances in nats: of a token's loss, and of its change with the other records of a batch."""
-    return _MIN_TOLERANCES.get(next(core.parameters()).dtype, _MIN_TOLERANCES[None])
-
-
-def gradient_tolerance(dtype: torch.dtype) -> float:
-    """Return how much rounding may change an adapter's gradients, as a share of their norm."""
-    return _GRADIENT_TOLERANCES.get(dtype, _GRADIENT_TOLERANCES[torch.bfloat16])
-
-
-def rounding_tolerance(core: Any, reference: Tensor, compute: Callable[[], Tensor]) -> float:
-    """Return how much rounding may change a model's log-probabilities, in nats, from the effect of one perturbation.
-
-    Args:
-        core: the transformers model. reference: from `compute`, without perturbation.
-        compute: returns log-probabilities of the model.
-    """
-    with perturbed(core):
-        return max(min_tolerances(core)[0], _ROUNDINGS * max_difference(reference, compute()))
-
-
-@contextmanager
-def perturbed(core: Any) -> Iterator[None]:
-    """Perturb the embeddings' output by about one rounding error of its data type inside the block."""
-    generator = torch.Generator().manual_seed(0)
-
-    def perturb(module: nn.Module, given: Any, output: Tensor) -> Tensor:
-        noise = torch.randn(output.shape, generator=generator).to(output.device, output.dtype)
-        return output + output * noise * torch.finfo(output.dtype).eps
-
-    handle = core.get_input_embeddings().register_forward_hook(perturb)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def text_config(core: Any) -> Any:
-    """Return the part of a transformers model's config that is about text."""
-    return core.config.get_text_config()
-
-
-def rotary_limit(config: Any) -> float:
-    """Return the tokens up to which a base's rotary frequencies do not depend on the length; infinity if they never do."""
-    found: Any = getattr(config, "rope_parameters", None) or {}
-    forms = [found, *(form for form in found.values() if isinstance(form, dict))]
-    limits: list[float] = [math.inf]
-    for form in forms:
-        if form.get("rope_type") in ("dynamic", "longrope", "su"):
-            given = [form.get("original_max_position_embeddings"), getattr(config, "original_max_position_embeddings", None),
-                     getattr(config, "max_position_embeddings", None)]  # fmt: skip
-            limits += [int(limit) for limit in given if limit]
-    return min(limits)
-
-
 def _losses(logits: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(logits.float(), targets, reduction="none")
-
-
-def max_difference(reference: Tensor, other: Tensor) -> float:
-    """Return the largest difference between log-probabilities, in nats; NaN if one of them is.
-
-    Rounding errors grow with the numbers, so if the largest is beyond `_TYPICAL_LOSS` nats, the result is scaled down by it.
-    """
-    scale = max(1.0, float(reference.detach().abs().max()) / _TYPICAL_LOSS)
-    return float((reference.detach().double() - other.detach().double()).abs().max()) / scale

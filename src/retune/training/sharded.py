@@ -93,10 +93,10 @@ def _shards(
     from torch.distributed.tensor import DTensor, Shard
 
     opened = {path: safe_open(path, framework="pt") for path in set(files.values())}
-    made: dict[str, nn.Parameter] = {}
+    shards: dict[str, nn.Parameter] = {}
     for name, wanted in model.state_dict().items():
         source = names[name]
-        if source not in made:
+        if source not in shards:
             part = opened[files[source]].get_slice(source)  # type: ignore[no-untyped-call]
             if tuple(part.get_shape()) != tuple(wanted.shape):
                 raise ValueError(
@@ -110,6 +110,6 @@ def _shards(
             spread = DTensor.from_local(
                 mine, mesh, [Shard(0)], run_check=False, shape=wanted.shape, stride=wanted.stride()
             )
-            made[source] = nn.Parameter(spread, requires_grad=False)
-        made[name] = made[source]
-    return {name: made[name] for name in names}
+            shards[source] = nn.Parameter(spread, requires_grad=False)
+        shards[name] = shards[source]
+    return {name: shards[name] for name in names}

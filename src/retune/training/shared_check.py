@@ -14,7 +14,7 @@ from torch import Tensor
 
 from retune.data.tokens import Tokens
 from retune.errors import is_out_of_memory
-from retune.training import lora, self_check
+from retune.training import lora, rounding
 from retune.training.detached import Adapter
 from retune.training.passes import Pass, Unit
 from retune.training.shared_passes import SharedPass, SharedPasses, Step
@@ -59,7 +59,7 @@ def difference(core: Any, tokens: Tokens, adapters: Sequence[Adapter], tolerance
         return f"in a pass of two trials the losses differ by {loss_difference:.2g}, rounding allows {tolerance:.2g}"
     reference = torch.cat([gradients for _, gradients in alone])
     gradient_difference = float((together[1] - reference).norm() / reference.norm())
-    if not gradient_difference <= self_check.gradient_tolerance(core.dtype):
+    if not gradient_difference <= rounding.gradient_tolerance(core.dtype):
         return f"in a pass of two trials the gradients differ by {gradient_difference:.2g} of their size"
     return ""
 

@@ -26,8 +26,8 @@ def target_names(base: Any, training: Training) -> list[str]:
             or if no block is in the range.
     """
     targets = training.target_modules
-    found = named(_linear(base) if targets in GROUPS else layer_names(base), targets)
-    return in_range(found, layer_names(base), training.first_layer, training.last_layer)
+    names = named(_linear(base) if targets in GROUPS else layer_names(base), targets)
+    return in_range(names, layer_names(base), training.first_layer, training.last_layer)
 
 
 def peft_targets(base: Any, training: Training) -> list[str] | str:
@@ -71,20 +71,20 @@ def in_range(names: Sequence[str], layers: Sequence[str], first: int, last: int)
     if (first, last) == (0, -1):
         return list(names)
     count = blocks(layers)
-    low, high = (place + count if place < 0 else place for place in (first, last))
+    low, high = (index + count if index < 0 else index for index in (first, last))
     if not 0 <= low <= high < count:
         raise InputError(
             f"`first_layer` and `last_layer` must be a range of the model's {count} blocks, but got {first} and {last}",
             "training",
         )
-    found = [name for name in names if (block := _block(name)) is not None and low <= block <= high]
-    if not found:
+    chosen = [name for name in names if (block := _block(name)) is not None and low <= block <= high]
+    if not chosen:
         raise InputError(
             f"`first_layer` and `last_layer` must include a target module, but none of {list(names)[:3]} … is in the blocks "
             f"{low} to {high}",
             "training",
         )
-    return found
+    return chosen
 
 
 def blocks(layers: Sequence[str]) -> int:
@@ -117,13 +117,13 @@ def _layers(base: Any) -> dict[str, Any]:
 
     kinds = (nn.Linear, Conv1D, nn.Embedding)  # the layers of language models for which PEFT has a LoRA
     excluded = excluded_modules(base)
-    found = {
+    layers = {
         name: module
         for name, module in base.named_modules()
         if isinstance(module, kinds) and not (excluded and re.fullmatch(excluded, name))
     }
-    refused = _refused_by_peft(base, {_last(name) for name in found})
-    return {name: module for name, module in found.items() if _last(name) not in refused}
+    refused = _refused_by_peft(base, {_last(name) for name in layers})
+    return {name: module for name, module in layers.items() if _last(name) not in refused}
 
 
 def _last(name: str) -> str:
@@ -177,14 +177,14 @@ def excluded_modules(base: Any) -> str | None:
     """
     from torch import nn
 
-    found = [re.escape(name) + r"(\..*)?" for name in _other_parts(base)]
+    patterns = [re.escape(name) + r"(\..*)?" for name in _other_parts(base)]
     own = {
         name.rpartition(".")[2]
         for name, module in base.named_modules()
         if isinstance(module, nn.Linear) and _has_own_forward(module) and not _returns_one_tensor(module)
     }
-    found += [rf"(.*\.)?{re.escape(name)}" for name in sorted(own)]
-    return "|".join(found) or None
+    patterns += [rf"(.*\.)?{re.escape(name)}" for name in sorted(own)]
+    return "|".join(patterns) or None
 
 
 def _returns_one_tensor(module: Any) -> bool:
@@ -194,13 +194,13 @@ def _returns_one_tensor(module: Any) -> bool:
     """
     import torch
 
-    given = torch.zeros(1, module.in_features, dtype=module.weight.dtype, device=module.weight.device)
+    inputs = torch.zeros(1, module.in_features, dtype=module.weight.dtype, device=module.weight.device)
     try:
         with torch.no_grad():
-            made = module(given)
+            output = module(inputs)
     except (RuntimeError, TypeError, ValueError, IndexError):
         return False
-    return isinstance(made, torch.Tensor) and made.shape == (1, module.out_features)
+    return isinstance(output, torch.Tensor) and output.shape == (1, module.out_features)
 
 
 def _has_own_forward(module: Any) -> bool:
@@ -217,7 +217,7 @@ def _other_parts(base: Any) -> list[str]:
     if not kept:
         return []
     head = base.get_output_embeddings()
-    found: list[str] = []
+    names: list[str] = []
 
     def walk(module: Any, prefix: str) -> None:
         for name, child in module.named_children():
@@ -226,10 +226,10 @@ def _other_parts(base: Any) -> list[str]:
             if any(id(part) in kept or part is head for part in child.modules()):
                 walk(child, f"{prefix}{name}.")
             else:
-                found.append(prefix + name)
+                names.append(prefix + name)
 
     walk(base, "")
-    return found
+    return names
 
 
 def named(layers: Sequence[str], target_modules: Sequence[str] | str) -> list[str]:
@@ -241,26 +241,26 @@ def named(layers: Sequence[str], target_modules: Sequence[str] | str) -> list[st
     if target_modules == ALL_LINEAR:
         return list(layers)
     if target_modules in GROUPS:
-        found = [name for name in layers if _block(name) is not None]
-        found = [name for name in found if _of_attention(name) == (target_modules == "attention")]
-        if not found:
+        matches = [name for name in layers if _block(name) is not None]
+        matches = [name for name in matches if _of_attention(name) == (target_modules == "attention")]
+        if not matches:
             raise InputError(
                 f"`target_modules: {target_modules}` must match a layer, but matches none of {list(layers)[:3]} …; name the "
                 "layers instead",
                 "training",
             )
-        return found
+        return matches
     if isinstance(target_modules, str):
-        found = [name for name in layers if re.fullmatch(target_modules, name)]
-        if not found:
+        matches = [name for name in layers if re.fullmatch(target_modules, name)]
+        if not matches:
             raise InputError(_no_match(target_modules, layers), "training")
-        return found
+        return matches
     if groups := [name for name in GROUPS if name in target_modules]:
         raise InputError(
             f"`{groups[0]}` must not be in a list: write `target_modules: {groups[0]}`", "training"
         )
-    found = [name for name in layers if any(name == t or name.endswith(f".{t}") for t in target_modules)]
-    lacking = [t for t in target_modules if not any(name == t or name.endswith(f".{t}") for name in found)]
+    matches = [name for name in layers if any(name == t or name.endswith(f".{t}") for t in target_modules)]
+    lacking = [t for t in target_modules if not any(name == t or name.endswith(f".{t}") for name in matches)]
     if lacking:
         known = _known(layers)
         near = {t: nearest(t, known) for t in lacking}
@@ -270,7 +270,7 @@ def named(layers: Sequence[str], target_modules: Sequence[str] | str) -> list[st
             f"{lacking}{hint}",
             "training",
         )
-    return found
+    return matches
 
 
 def _of_attention(name: str) -> bool:

@@ -20,9 +20,10 @@ from retune.events import Event, Note
 from retune.records import TrialRecord
 from retune.study import Study, Training
 from retune.study.training import EDITING
-from retune.training import lora, memory, self_check, shared_check, shared_passes
+from retune.training import lora, memory, shared_check, shared_passes
 from retune.training.detached import Adapter, CannotShare, new_adapter, unshareable_reason
 from retune.training.failures import describe, is_fault_of_setting
+from retune.training.generated_records import generated_tokens
 from retune.training.inits import FirstRecords
 from retune.training.loop import Loop
 from retune.training.model_attention import by_segments
@@ -184,9 +185,9 @@ class SideBySide:
             over = self._each(lambda loop, _: loop.at_end(), [None] * len(self.running))
             if self.running and self._passes and _fatal_error(over) is None:
                 start = time.monotonic()
-                found = self._passes.add_gradients([_next_step(trial.loop) for trial in self.running])
+                gradients = self._passes.add_gradients([_next_step(trial.loop) for trial in self.running])
                 self._charge(time.monotonic() - start)
-                over += self._each(_take_step, found)
+                over += self._each(_take_step, gradients)
         except BaseException:
             self._restore()
             raise
@@ -331,11 +332,11 @@ class SideBySide:
             return reason
         try:
             init = chosen.init if chosen.init in EDITING else "default"
-            made = chosen.model_copy(update=CHECK_OVERRIDES | {"dropout": 0.1, "init": init})
-            adapters = [self._new_adapter(made, seed) for seed in (0, 1)]
+            setting = chosen.model_copy(update=CHECK_OVERRIDES | {"dropout": 0.1, "init": init})
+            adapters = [self._new_adapter(setting, seed) for seed in (0, 1)]
         except CannotShare as error:
             return str(error)
-        tokens = self_check.generated_tokens(core, self.base.load().tokenizer, longest)
+        tokens = generated_tokens(core, self.base.load().tokenizer, longest)
         with by_segments(core, longest):
             return shared_check.difference(core, tokens, adapters, checked.allowed)
 
@@ -356,8 +357,8 @@ def _next_step(loop: _Loop) -> Step:
     return Step(loop.model, loop.generator, records, loop.counted(records))
 
 
-def _take_step(loop: _Loop, found: Tensor | Exception) -> bool:
-    if isinstance(found, Exception):
-        raise found
-    loop.step(found)
+def _take_step(loop: _Loop, gradients: Tensor | Exception) -> bool:
+    if isinstance(gradients, Exception):
+        raise gradients
+    loop.step(gradients)
     return False

@@ -166,16 +166,16 @@ class Ledger:
 
         Interrupted trials are left out, so their settings may be tried again.
         """
-        found = []
+        observations = []
         searched = _searched(self.tasks.values())
         for task in self.tasks.values():
             record = self.records.get(task.trial)
             if task.role not in searched:
                 continue
             if record is None:
-                found.append(Observation(task.assignment, "running", {}, task.trial, task.number))
+                observations.append(Observation(task.assignment, "running", {}, task.trial, task.number))
             elif record.status in ("completed", "early_stopped"):
-                found.append(
+                observations.append(
                     Observation(
                         task.assignment,
                         record.status,
@@ -186,8 +186,8 @@ class Ledger:
                     )
                 )
             elif record.status == "failed":
-                found.append(Observation(task.assignment, "failed", {}, task.trial, task.number))
-        return found
+                observations.append(Observation(task.assignment, "failed", {}, task.trial, task.number))
+        return observations
 
     def searched(self) -> list[TrialRecord]:
         """Return the finished records that the search is based on; with `search.proxy`, those on part of the data."""
@@ -283,7 +283,7 @@ def _searched(trials: Iterable[TrialTask | TrialRecord]) -> tuple[Role, ...]:
 
 def warm_start(study: Study) -> list[Observation]:
     """Return the finished search trials of earlier studies whose settings are in this study's space."""
-    found: list[Observation] = []
+    observations: list[Observation] = []
     for uri in study.search.warm_start:
         records = Ledger(uri).records.values()
         searched = _searched(records)
@@ -291,8 +291,8 @@ def warm_start(study: Study) -> list[Observation]:
             if record.status == "early_stopped":  # its final loss is unknown
                 continue
             if record.role in searched and study.search.space.contains(record.assignment):
-                found.append(observation(record, f"warm-{len(found)}", uri))
-    return found
+                observations.append(observation(record, f"warm-{len(observations)}", uri))
+    return observations
 
 
 def observation(record: TrialRecord, name: str, source: str) -> Observation:

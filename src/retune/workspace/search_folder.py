@@ -84,8 +84,8 @@ class SearchFolder:
         data = folders.data_folder(study)
         if not store.exists(store.join(data, "mix.json")):
             return None
-        found = cls(folders.search_folder(study, mixing.read_mix_record(data).digest), at_once)
-        return found if found.has("study.json") else None
+        folder = cls(folders.search_folder(study, mixing.read_mix_record(data).digest), at_once)
+        return folder if folder.has("study.json") else None
 
     @property
     def name(self) -> str:
@@ -144,11 +144,11 @@ class SearchFolder:
         self._records[name] = record
 
     def _read(self, kind: type[R], name: str) -> R:
-        found = self._records.get(name)
-        if not isinstance(found, kind):
-            found = parse(kind, self.read(name), self.path(name))
-            self._records[name] = found
-        return found
+        record = self._records.get(name)
+        if not isinstance(record, kind):
+            record = parse(kind, self.read(name), self.path(name))
+            self._records[name] = record
+        return record
 
     @property
     def search(self) -> SearchRecord:
@@ -178,15 +178,15 @@ class SearchFolder:
         for name in store.listing(root):
             if name.count("/") == 1 and name.startswith("data-") and name.endswith("/mix.json"):
                 uri = store.join(root, name.partition("/")[0])
-                found = mixing.read_mix_record(uri)
-                if found.digest == data_digest:
-                    return uri, found
+                record = mixing.read_mix_record(uri)
+                if record.digest == data_digest:
+                    return uri, record
         return None
 
     def mix(self, data_digest: str) -> MixRecord | None:
         """Return the record of the mixed data with that digest; None if it is not there."""
-        found = self.data(data_digest)
-        return found[1] if found else None
+        record = self.data(data_digest)
+        return record[1] if record else None
 
     def candidates(self, study: Study) -> list[TrialRecord]:
         """Return the trials to benchmark: base, default, the best, and the worst if the study asks for them."""
@@ -199,11 +199,11 @@ class SearchFolder:
     def benches(self, study: Study) -> list[BenchRecord]:
         """Return the benchmark records of the tasks and candidates that the study asks for now."""
         wanted = {record.trial for record in self.candidates(study)}
-        found = []
+        records = []
         below = self._below("bench")
         for name in sorted(store.listing(self.path("bench")) if below is None else below):
             if name.endswith(".json"):
                 record = self._read(BenchRecord, f"bench/{name}")
                 if record.model in wanted and record.task in study.benchmark.tasks:
-                    found.append(record)
-        return found
+                    records.append(record)
+        return records

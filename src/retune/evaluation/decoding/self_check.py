@@ -78,8 +78,8 @@ def decoding(
     Raises:
         InputError: if no way gives the numbers of the plain forward, or that is none to score by.
     """
+    from retune.training.config_limits import rotary_limit, text_config
     from retune.training.model_attention import using_attention
-    from retune.training.self_check import rotary_limit, text_config
 
     decoder = Decoder(model, tokenizer, device, context, batch_size)
     checked = check(decoder)
@@ -131,7 +131,7 @@ class _Check:
     """The check of one model."""
 
     def __init__(self, decoder: Decoder) -> None:
-        from retune.training.self_check import rotary_limit, text_config
+        from retune.training.config_limits import rotary_limit, text_config
 
         self.decoder, self.core = decoder, decoder._core
         config = text_config(self.core)
@@ -144,7 +144,7 @@ class _Check:
 
     def _generated_prompts(self) -> list[list[int]]:
         """Return prompts of ordinary tokens, drawn at random; always the same ones."""
-        from retune.training.self_check import ordinary_tokens
+        from retune.training.generated_records import ordinary_tokens
 
         total = _PREFIX + sum(_SUFFIXES) + sum(_UNSHARED)
         drawn = ordinary_tokens(self.core, self.decoder.tokenizer, total)
@@ -157,13 +157,13 @@ class _Check:
 
     def _long_prompts(self, config: Any) -> list[list[int]]:
         """Return a prompt that is long enough for what a base does to long ones, with a short one beside; none if it is not."""
-        from retune.training import check_lengths
-        from retune.training.self_check import ordinary_tokens
+        from retune.training.config_limits import length_needed
+        from retune.training.generated_records import ordinary_tokens
 
         most = min(
             self.decoder.context, self.rotary_limit, _MAX_LONG_PROMPT[self.decoder.device.type == "cpu"]
         )
-        length = check_lengths.needed(config, int(most)) - _NEW
+        length = length_needed(config, int(most)) - _NEW
         if length <= max(map(len, self.prompts)):
             return []
         drawn = ordinary_tokens(self.core, self.decoder.tokenizer, length + _UNSHARED[1])
@@ -215,7 +215,7 @@ class _Check:
         """Return the same for some prompts that are read together, in a context of `context` tokens."""
         import torch
 
-        from retune.training.self_check import max_difference, min_tolerances, rounding_tolerance
+        from retune.training.rounding import max_difference, min_tolerances, rounding_tolerance
 
         original = self.decoder
         # A call at its price on a CPU, so that these few short prompts share their prefix on a GPU too.
