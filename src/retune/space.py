@@ -71,21 +71,21 @@ class Parameter(BaseModel):
 
     @field_validator("values", mode="before")
     @classmethod
-    def _join_value_lists(cls, given: Any) -> Any:
-        return [_joined(item) for item in given] if isinstance(given, list | tuple) else given
+    def _join_value_lists(cls, value: Any) -> Any:
+        return [_joined(item) for item in value] if isinstance(value, list | tuple) else value
 
     @field_validator("default", mode="before")
     @classmethod
-    def _join_default_list(cls, given: Any) -> Any:
-        return _joined(given)
+    def _join_default_list(cls, value: Any) -> Any:
+        return _joined(value)
 
     @field_validator("when", mode="before")
     @classmethod
-    def _list_single_values(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
+    def _list_single_values(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
         return {
-            name: values if isinstance(values, list | tuple) else [values] for name, values in given.items()
+            name: values if isinstance(values, list | tuple) else [values] for name, values in value.items()
         }
 
     @model_validator(mode="after")

@@ -59,5 +59,5 @@ def command(
         count = kubeflow.unschedule(loaded)
         say(f"{count} schedule(s) of {loaded.name} deleted")
         return
-    made = kubeflow.schedule("search", loaded, arguments_of(loaded), cron)
-    say(f"{loaded.name} runs at '{cron}' as pipeline version {made.version}\n{made.url}")
+    created = kubeflow.schedule("search", loaded, arguments_of(loaded), cron)
+    say(f"{loaded.name} runs at '{cron}' as pipeline version {created.version}\n{created.url}")

@@ -135,23 +135,23 @@ def folder_rows(folder: Path, split: str | None, uri: str) -> Rows:
     logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as cache:
         try:
-            found = (
+            dataset = (
                 datasets.load_from_disk(str(folder))
                 if saved
                 else datasets.load_dataset(str(folder), cache_dir=cache)
             )
         except Exception as error:  # datasets and the readers below it raise errors of many types
             raise InputError(f"the folder cannot be read as a data set: {_reason(error)}", uri) from error
-        if isinstance(found, datasets.DatasetDict):
-            names = list(found)
+        if isinstance(dataset, datasets.DatasetDict):
+            names = list(dataset)
             chosen = split or ("train" if "train" in names else names[0] if len(names) == 1 else None)
             if chosen not in names:
                 asked = f"`split: {split}`" if split else f"no `split` is named; write `split: {names[0]}`"
                 raise InputError(f"a split must be one of {names}, but {asked}", uri)
-            found = found[chosen]
+            dataset = dataset[chosen]
         elif split:
             raise InputError(f"the folder holds one split, but `split: {split}` is given; omit it", uri)
-        yield from enumerate(found, 1)
+        yield from enumerate(dataset, 1)
 
 
 def _require_one_kind(folder: Path, uri: str) -> None:

@@ -44,14 +44,14 @@ class Pool:
 
     Attributes:
         source: as in the study. data: the bytes of its file, or its folder. sha256: of its content.
-        taken: the format detected. held_out: records with a prompt of the validation file.
+        detected: the name of the format detected. held_out: records with a prompt of the validation file.
         longest: the longest prompt that was too long, in tokens.
     """
 
     source: File
     data: bytes | Path
     sha256: str
-    taken: str = ""
+    detected: str = ""
     texts: list[Text] = field(default_factory=list)
     read: int = 0
     empty: int = 0
@@ -73,17 +73,17 @@ def pools(files: Sequence[File]) -> list[Pool]:
     Raises:
         InputError: if files are missing.
     """
-    found, problems = [], []
+    read, problems = [], []
     for source in files:
         try:
             content = sources.content(source)
         except InputError as error:
             problems += [f"{error.subject}: {problem}" for problem in error.problems]
         else:
-            found.append(Pool(source, content, sources.content_digest(content)))
+            read.append(Pool(source, content, sources.content_digest(content)))
     if problems:
         raise InputError(problems, "data.sources")
-    return sorted(found, key=lambda pool: (pool.sha256, pool.source.format, -(pool.share or 0)))
+    return sorted(read, key=lambda pool: (pool.sha256, pool.source.format, -(pool.share or 0)))
 
 
 def parse(pools: Sequence[Pool]) -> None:
@@ -95,12 +95,12 @@ def parse(pools: Sequence[Pool]) -> None:
     problems = []
     for pool in pools:
         try:
-            pool.taken, examples = sources.parsed(pool.data, pool.source)
+            pool.detected, examples = sources.parsed(pool.data, pool.source)
         except InputError as error:
             problems += [f"{error.subject}: {problem}" for problem in error.problems]
             continue
         for example in examples:
-            if example.output.strip() and (pool.taken == "text" or example.instruction.strip()):
+            if example.output.strip() and (pool.detected == "text" or example.instruction.strip()):
                 pool.texts.append(Text(example, _keys(example)))
         pool.read = len(examples)
         pool.empty = pool.read - len(pool.texts)

@@ -163,7 +163,7 @@ def preview(data: Data, seed: int, tokenizer: Any, context: int | None = None) -
         data, seed, tokenizer, pools, held_out, lambda part: None, count=False
     )
     lines = [
-        f"{sources.name(s.source)}: {s.read:,} records, read as {s.taken}{_dropped(s, data)}"
+        f"{sources.name(s.source)}: {s.read:,} records, read as {s.detected}{_dropped(s, data)}"
         for s in all_pools
     ]
     train, validation = splits["train"], splits["validation"]
@@ -462,10 +462,10 @@ def _record(
     whole: dict[str, SplitRecord] = {split: part(split) for split in splits}
     for split, content in files.items():
         whole[split].sha256 = hashlib.sha256(content).hexdigest()
-    given = [
+    parts = [
         SourceRecord(
             format=pool.source.format,
-            taken=pool.taken,
+            taken=pool.detected,
             share=_share(pool, pools, data),
             name=sources.name(pool.source),
             sha256=pool.sha256,
@@ -488,7 +488,7 @@ def _record(
         max_length=data.max_length if tokenizer else None,
         tokenizer=tokenizer,
         prompt=prompt,
-        sources=sorted(given, key=lambda source: (-source.share, source.name)),
+        sources=sorted(parts, key=lambda source: (-source.share, source.name)),
         splits=whole,
         versions=versions("tokenizers", "transformers") if tokenizer else versions(),
     )

@@ -130,16 +130,16 @@ def parsed(data: bytes | Path, source: File) -> tuple[str, list[Example]]:
         sort, rows = files.rows(data, name(source), source.format, problems)
     try:
         first = list(itertools.islice(rows, _SAMPLED))
-        taken = package.schema if package else _schema(first, source)
+        schema = package.schema if package else _schema(first, source)
         wrong = _Problems(files.POSITION_WORD.get(sort, "record"))
         read: list[Example] = []
         for position, (row, record) in enumerate(itertools.chain(first, rows)):
             if problem := growth.problem_at(position):
                 raise InputError(f"{wrong.where} {row}: {problem}", source.uri)
             wrong.objects += isinstance(record, dict)
-            if not isinstance(taken, formats.Schema):
+            if not isinstance(schema, formats.Schema):
                 continue
-            one = formats.read(record, taken, name(source), row)
+            one = formats.read(record, schema, name(source), row)
             if isinstance(one, list):
                 wrong.add(row, one)
             else:
@@ -151,18 +151,18 @@ def parsed(data: bytes | Path, source: File) -> tuple[str, list[Example]]:
         raise InputError(
             f"memory has no room for it: {growth.problem() or free_memory.REMEDY}", source.uri
         ) from error
-    if isinstance(taken, str):
-        problems.insert(0, taken)
-    elif taken is not None:
-        problems = [*wrong.sentences(taken, _fields(first)), *problems]
+    if isinstance(schema, str):
+        problems.insert(0, schema)
+    elif schema is not None:
+        problems = [*wrong.sentences(schema, _fields(first)), *problems]
     if not problems and not read:
         problems.append("a data set must have at least one record, but this file has none")
     if problems:
         rest = len(problems) - MAX_PROBLEMS + wrong.more
         more = [f"and {rest:,} more problems"] if rest > 0 else []
         raise InputError(problems[:MAX_PROBLEMS] + more, source.uri)
-    assert isinstance(taken, formats.Schema)
-    return taken.name, read
+    assert isinstance(schema, formats.Schema)
+    return schema.name, read
 
 
 def _fields(rows: list[tuple[int, Any]]) -> list[str]:
@@ -174,21 +174,21 @@ def _schema(rows: list[tuple[int, Any]], source: File) -> formats.Schema | str |
     fields = _fields(rows)
     if not fields:
         return formats.schema("jsonl", {}, ["instruction", "output"]) if rows else None
-    taken = formats.schema(source.format, source.columns, fields)
+    schema = formats.schema(source.format, source.columns, fields)
     if len(rows) == 1 and _is_columns(rows[0][1]):
         return (
             "the file is one JSON object of columns, but must hold records; save it as a JSON list or as JSONL, with pandas "
             "by `to_json(path, orient='records', lines=True)`"
         )
-    if isinstance(taken, str) and len(rows) == 1:
+    if isinstance(schema, str) and len(rows) == 1:
         lists = [k for k, v in rows[0][1].items() if isinstance(v, list) and v and isinstance(v[0], dict)]
         if lists:
             named = f"field {lists[0]!r} holds" if len(lists) == 1 else f"fields {lists} hold"
             one = "that list" if len(lists) == 1 else "one of these lists"
             return f"the file is one JSON object whose {named} the records; save {one} alone, as a JSON list or as JSONL"
-    if isinstance(taken, str):
-        return _more_of(rows) or taken
-    return taken
+    if isinstance(schema, str):
+        return _more_of(rows) or schema
+    return schema
 
 
 def _more_of(rows: list[tuple[int, Any]]) -> str | None:
@@ -246,12 +246,12 @@ class _Problems:
             else:
                 self.more += 1
 
-    def sentences(self, taken: formats.Schema, fields: list[str]) -> Iterator[str]:
-        missing = [f"field {field!r} is missing" for field in taken.fields.values()]
+    def sentences(self, schema: formats.Schema, fields: list[str]) -> Iterator[str]:
+        missing = [f"field {field!r} is missing" for field in schema.fields.values()]
         explained = False
         for problem, (row, count) in self._found.items():
             also = f" (and in {count - 1:,} more {self.where}s)" if count > 1 else ""
             everywhere = problem in missing and count == self.objects
-            why = f": {formats.missing_fields(taken, fields)}" if everywhere and not explained else ""
+            why = f": {formats.missing_fields(schema, fields)}" if everywhere and not explained else ""
             explained = explained or everywhere
             yield f"{self.where} {row}: {problem}{also}{why}"

@@ -23,12 +23,12 @@ def propose(problem: Problem, count: int) -> list[Candidate]:
     """Return the default setting, then the next unseen points of a hypercube that the seed fixes."""
     settings = problem.settings
     assert isinstance(settings, LhsSettings)
-    found = [point for point in design.start(problem, 0) if point.levels not in problem.seen]
+    proposals = [point for point in design.start(problem, 0) if point.levels not in problem.seen]
     first = max(len(problem.points) - 1, 0) // settings.size
     for block in range(first, first + _BLOCKS):
         for levels in design.latin_hypercube(problem, settings.size, block):
-            if len(found) >= count:
-                return found
-            if levels not in problem.seen and all(levels != point.levels for point in found):
-                found.append(Candidate(levels, "Latin hypercube"))
-    return found
+            if len(proposals) >= count:
+                return proposals
+            if levels not in problem.seen and all(levels != point.levels for point in proposals):
+                proposals.append(Candidate(levels, "Latin hypercube"))
+    return proposals

@@ -27,16 +27,16 @@ class Settings(BaseModel):
         return self.seed
 
 
-def problems(kind: type[Settings], given: Mapping[str, Any]) -> list[str]:
+def problems(kind: type[Settings], content: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the settings: unknown names, with the valid ones, and values out of range."""
     try:
-        kind.model_validate(dict(given))
+        kind.model_validate(dict(content))
     except ValidationError as error:
-        return [_sentence(kind, given, entry) for entry in error.errors()]
+        return [_sentence(kind, content, entry) for entry in error.errors()]
     return []
 
 
-def _sentence(kind: type[Settings], given: Mapping[str, Any], error: Any) -> str:
+def _sentence(kind: type[Settings], content: Mapping[str, Any], error: Any) -> str:
     name = str(error["loc"][0]) if error["loc"] else ""
     if error["type"] == "extra_forbidden":
         valid = sorted(kind.model_fields)
@@ -45,4 +45,4 @@ def _sentence(kind: type[Settings], given: Mapping[str, Any], error: Any) -> str
         return f"unknown setting {name!r}; {hint}valid settings are {valid}"
     message = error["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    return f"setting {name!r}: {message}, but got {given.get(name)!r}" if name else message
+    return f"setting {name!r}: {message}, but got {content.get(name)!r}" if name else message

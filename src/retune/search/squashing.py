@@ -26,8 +26,8 @@ def unsquashed(units: Floats, values: Floats, unit: float | None = None) -> Floa
     """Return squashed units as values again, on the scale that `squashed(values, unit)` has."""
     relative = np.where(units > 0, np.expm1(np.minimum(units, _LARGEST)), units)
     with np.errstate(over="ignore"):
-        found: Floats = np.median(values) + (unit or spread_of(values)) * relative
-    return found
+        restored: Floats = np.median(values) + (unit or spread_of(values)) * relative
+    return restored
 
 
 def spread_of(values: Floats) -> float:

@@ -51,21 +51,21 @@ def find(text: str, tracking: str = "sqlite:///mlflow.db") -> Contestant:
     return Contestant(Candidate(name, what), tuned.prompt_of(what))
 
 
-def prompts(a: Contestant, b: Contestant, given: str | None = None) -> tuple[Prompts, str]:
+def prompts(a: Contestant, b: Contestant, option: str | None = None) -> tuple[Prompts, str]:
     """Return the prompt of each model, and a note if one had to be assumed.
 
     Args:
-        a, b: the two models. given: the option `--prompt`: ``chat``, ``alpaca``, ``none`` or a file with a template.
+        a, b: the two models. option: of the command line, `--prompt`: ``chat``, ``alpaca``, ``none`` or a file with a template.
 
     Raises:
         InputError: if it is none of these.
     """
-    if given is not None:
-        if given == "auto":
+    if option is not None:
+        if option == "auto":
             raise InputError(
                 "a prompt must be chat, alpaca, none or a file with a template, but got 'auto'", "--prompt"
             )
-        how = resolve(given, False)
+        how = resolve(option, False)
         return {"a": how, "b": how}, ""
     unknown = [c.candidate.name for c in (a, b) if c.candidate.adapter_uri and c.prompt is None]
     known = [c.prompt for c in (a, b) if c.prompt is not None]

@@ -63,17 +63,17 @@ def find(
         InputError: as `from_run` and `from_registry`.
     """
     if not is_registered(what):
-        found = from_run(what, trial)
+        adapter = from_run(what, trial)
     elif trial:
         raise InputError(
             f"--trial needs the folder of a study, but {what} is a registered version: leave --trial out"
         )
     else:
         model, _, alias = what.partition("@")
-        found = from_registry(model, alias, tracking)
+        adapter = from_registry(model, alias, tracking)
     if base:
-        found.model = found.model.model_copy(update={"base": base, "revision": None})
-    return found
+        adapter.model = adapter.model.model_copy(update={"base": base, "revision": None})
+    return adapter
 
 
 def require_fit(what: Tuned) -> None:

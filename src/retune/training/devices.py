@@ -155,7 +155,7 @@ class Devices:
         faults = self.gather_object(None if mine is None else (fault, *failures.describe(mine)))
         if mine is not None:
             raise mine
-        rank, (fault, kind, reason) = next((rank, found) for rank, found in enumerate(faults) if found)
+        rank, (fault, kind, reason) = next((rank, entry) for rank, entry in enumerate(faults) if entry)
         if not fault:
             raise RetuneError(f"process {rank} of this trial stopped: {reason}")
         raise TrialFailed(f"{reason} (in process {rank} of {self.world})", kind)
