@@ -73,7 +73,10 @@ def command(
     source: dict[str, object] | None = None
     if data is not None:
         options = {"format": form, "columns": _columns(columns), "split": split}
-        source = {"uri": _relative_to(folder, data), **{key: value for key, value in options.items() if value}}
+        source = {
+            "uri": _relative_to(folder, data),
+            **{key: value for key, value in options.items() if value},
+        }
     if base.startswith(".") or Path(base).exists():  # otherwise it is a hub name
         base = _relative_to(folder, base)
     created = first_study.write(file, name, base, source)

@@ -77,9 +77,7 @@ def loads(text: str, path: Path, overrides: Sequence[str] = ()) -> Study:
     if not isinstance(content, dict):
         what = "is empty" if content is None else f"is {type(content).__name__}: {str(content)[:40]!r}"
         hint = _as_data(path, "; ")
-        raise InputError(
-            f"a study file is a mapping of keys to values, but this one {what}{hint}", str(path)
-        )
+        raise InputError(f"a study file is a mapping of keys to values, but this one {what}{hint}", str(path))
     for override in overrides:
         _override(content, override)
     if invalid := list(_invalid_texts(content, ())):
