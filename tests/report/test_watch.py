@@ -119,9 +119,13 @@ GPU = "0, NVIDIA H100 80GB HBM3, 87, 41234, 81559"
 LOOK = """
 const page = document.documentElement, outside = [...document.querySelectorAll("body *")].filter(e =>
   !e.closest("svg *") && !e.parentElement.closest(".scroll") && e.getBoundingClientRect().right > page.clientWidth + 0.5);
+const overlapping = query => { const all = [...document.querySelectorAll(query)].map(e => [e.textContent, e.getBoundingClientRect()]);
+  return all.flatMap(([a, one], k) => all.slice(k + 1).filter(([b, other]) => one.left < other.right && other.left < one.right &&
+    one.top < other.bottom && other.top < one.bottom).map(([b]) => [a, b])); };
 const shown = id => !document.getElementById(id).hidden && document.getElementById(id).getBoundingClientRect().height > 0;
 return {scroll: page.scrollWidth, width: page.clientWidth, outside: outside.map(e => e.outerHTML.slice(0, 80)),
   where: at("where").textContent, rows: at("rows").children.length, text: document.body.innerText,
+  axes: [...document.querySelectorAll("#settings text")].map(e => e.textContent), over: overlapping("#settings text"), covered: overlapping("#history text, #history circle").filter(pair => pair.some(text => text)),
   count: Object.fromEntries(["#history circle", "#losses polyline", "#curves polyline", "#settings polyline",
     "#importance .track", "#gpus .track", ".run", ".tag"].map(q => [q, document.querySelectorAll(q).length])),
   shown: ["machine", "queue", "history", "losses", "curves", "settings", "importance"].filter(shown),
@@ -165,7 +169,7 @@ def test_a_browser_shows_and_follows_it(folder, server, browser, tmp_path, monke
     (folder / "later").write_text(json.dumps(later))
     # As a run writes it: the page never reads half of it
     (folder / "later").replace(folder / "progress.json")
-    wait_for(lambda: "loss 2.25" in browser.run("return document.body.innerText"), 60)
+    wait_for(lambda: "loss 2.2500" in browser.run("return document.body.innerText"), 60)
     seen = browser.run(LOOK)
     if kept := os.environ.get("RETUNE_SCREENSHOTS"):  # to look at them
         browser.resize(
@@ -175,7 +179,7 @@ def test_a_browser_shows_and_follows_it(folder, server, browser, tmp_path, monke
     assert seen["scroll"] <= seen["width"] <= width
     assert seen["outside"] == []
     assert "3 of 8 settings (4 of 60 trials)" in seen["where"]
-    assert "trial-090 · 50 % · epoch 1.5 · loss 2.25" in seen["text"]
+    assert "trial-090 · 50 % · epoch 1.5 · loss 2.2500" in seen["text"]
     assert "1 running · 1 waiting with a setting" in seen["text"]
     assert ("87 %" in seen["text"], "40.3 of 80 GiB" in seen["text"]) == (True, True)
     count = seen["count"]
@@ -183,6 +187,10 @@ def test_a_browser_shows_and_follows_it(folder, server, browser, tmp_path, monke
     assert (count[".run"], count[".tag"]) == (1, 1)
     assert min(count["#history circle"], count["#curves polyline"], count["#settings polyline"]) > 10
     assert len(seen["shown"]) == 7
+    assert seen["over"] + seen["covered"] == []
+    assert seen["axes"][-6:] == ["0.000977", "1.17e-6", "learning rate", "512", "4", "rank"]
+    assert "best 1.9000 (base 2.9000)" in seen["where"]
+    assert "\t1.8975\t36\t0.001\t0.000316\t128\t82.5" in seen["text"]
     assert (max(map(int, re.findall(r"\d+", seen["back"])[:3])) < 60) == (scheme == "dark")
     assert seen["small"] >= 9  # pixels
     assert browser.complaints() == []
@@ -204,3 +212,23 @@ def test_another_name_for_this_machine_sees_nothing(server, name, status):
         content = answer.read()
         connection.close()
         assert (answer.status, b"trial" in content) == (status, status == 200)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None or CHROMEDRIVER is None, reason="needs chromium and chromium-driver")
+@pytest.mark.parametrize("width", [390, 1400])
+def test_the_names_of_many_settings_stay_apart(folder, server, browser, width):
+    names = ["rank", "alpha", "dropout", "learning_rate", "weight_decay", "warmup", "batch_size", "epochs", "label_smoothing",
+             "max_gradient_norm", "lora_plus_ratio", "neftune_noise_alpha"]  # fmt: skip
+    for path in folder.glob("search-*/trials/*/trial.json"):
+        record = json.loads(path.read_text())
+        if record["assignment"]:
+            record["assignment"] = {name: 0.5 + record["number"] * 1e4 for name in names}
+            path.write_text(json.dumps(seal(record)))
+    browser.resize(width, 900, width < 500)
+    browser.open(f"{server}/")
+    wait_for(lambda: browser.run('return at("rows").children.length') == len(trials()), 60)
+    seen = browser.run(LOOK)
+    assert {name.replace("_", " ") for name in names} == set(seen["axes"])
+    assert seen["over"] == []
+    assert seen["scroll"] <= seen["width"] <= width
