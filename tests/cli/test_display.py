@@ -39,6 +39,11 @@ def test_a_line_of_a_log_stays_one_line():
     assert len(shown(False, WORKING, width=40).splitlines()) == len(shown(False, WORKING).splitlines())
 
 
+def test_a_log_counts_no_trials_before_there_are_any():
+    begun = Progress(step="search")
+    assert "0 of 0" not in shown(False, begun, WORKING)
+
+
 def test_a_terminal_shows_each_trial_at_work_and_takes_it_away_when_it_is_done():
     text = shown(True, WORKING)
     assert "1 of 3 settings" in text

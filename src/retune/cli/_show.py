@@ -114,6 +114,7 @@ class Display:
         if (
             not self._console.is_terminal
             and progress.step == "search"
+            and progress.total
             and (progress.done, progress.total) != self._last
         ):
             self._last = (progress.done, progress.total)
