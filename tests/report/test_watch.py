@@ -223,7 +223,7 @@ def test_the_names_of_many_settings_stay_apart(folder, server, browser, width):
     for path in folder.glob("search-*/trials/*/trial.json"):
         record = json.loads(path.read_text())
         if record["assignment"]:
-            record["assignment"] = {name: 0.5 + record["number"] * 1e4 for name in names}
+            record["assignment"] = dict.fromkeys(names, 0.5 + record["number"] * 10000.0)
             path.write_text(json.dumps(seal(record)))
     browser.resize(width, 900, width < 500)
     browser.open(f"{server}/")

@@ -16,30 +16,37 @@ from retune.cli._mistakes import Group, in_words, unknown_option
 from retune.cli._say import Notes, say
 from retune.errors import EXIT_FAILED, FULL, PATHS, RetuneError, as_retune_error
 
-# Name of each command -> its line in `retune --help`; the module retune.cli.<name> holds `command`
-VERBS = {
-    "init": "Write a study file to start from.",
-    "validate": "Check a study file and everything it refers to; nothing is run.",
-    "run": "Run a study, or resume it.",
-    "watch": "Show a study in a browser while it runs.",
-    "mix": "Mix the data sets of a study into train and validation.",
-    "trial": "Train and validate one setting.",
-    "bench": "Score a base model and adapters on benchmarks.",
-    "select": "Select a model from benchmark scores, with significance tests.",
-    "judge": "Let people compare the answers of two models, blind.",
-    "suggest": "Show the settings that would be tried next, and why.",
-    "serve": "Serve the search algorithms to Katib or to a local study.",
-    "submit": "Run a study on a cluster, as a run of Kubeflow Pipelines.",
-    "schedule": "Run a study on a cluster on a schedule.",
-    "ci": "Retune what changed, from CI: lock, budget, pull request.",
-    "katib": "Register retune's algorithms with Katib, or remove them.",
-    "render": "Print what a study would create on a cluster.",
-    "promote": "Promote a registered adapter, or roll back.",
-    "rollout": "Make a server on a cluster serve the champion.",
-    "report": "Rewrite the report of a study.",
-    "export": "Write a tuned adapter for others, with a model card; merged, as GGUF or OCI.",
-    "chat": "Ask the untuned base and the tuned model the same questions.",
+# Section of `retune --help` -> its commands by name, each with its line; the module retune.cli.<name> holds `command`
+_SECTIONS = {
+    "A study": {
+        "init": "Write a study file to start from.",
+        "validate": "Check a study file and everything it refers to; nothing is run.",
+        "run": "Run a study, or resume it.",
+        "watch": "Show a study in a browser while it runs.",
+        "report": "Rewrite the report of a study.",
+        "chat": "Ask the untuned base and the tuned model the same questions.",
+        "export": "Write a tuned adapter for others, with a model card; merged, as GGUF or OCI.",
+        "promote": "Promote a registered adapter, or roll back.",
+    },
+    "One step at a time": {
+        "mix": "Mix the data sets of a study into train and validation.",
+        "suggest": "Show the settings that would be tried next, and why.",
+        "trial": "Train and validate one setting.",
+        "bench": "Score a base model and adapters on benchmarks.",
+        "select": "Select a model from benchmark scores, with significance tests.",
+        "judge": "Let people compare the answers of two models, blind.",
+    },
+    "On a cluster and in CI": {
+        "submit": "Run a study on a cluster, as a run of Kubeflow Pipelines.",
+        "schedule": "Run a study on a cluster on a schedule.",
+        "ci": "Retune what changed, from CI: lock, budget, pull request.",
+        "rollout": "Make a server on a cluster serve the champion.",
+        "render": "Print what a study would create on a cluster.",
+        "katib": "Register retune's algorithms with Katib, or remove them.",
+        "serve": "Serve the search algorithms to Katib or to a local study.",
+    },
 }
+VERBS = {name: line for commands in _SECTIONS.values() for name, line in commands.items()}
 
 
 # Words of other programs for what a command does -> the command
@@ -85,8 +92,9 @@ class _Commands(Group):
             raise in_words(error) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(VERBS.items()))
+        for section, commands in _SECTIONS.items():
+            with formatter.section(section):
+                formatter.write_dl(list(commands.items()))
 
 
 @click.group(
@@ -99,8 +107,9 @@ def cli() -> None:
     """Find, score and promote the best LoRA adapter.
 
     \b
-    Start:   retune init study.yaml && retune run study.yaml
-    Look:    open artifacts/<study>/report.html; mlflow ui --backend-store-uri sqlite:///mlflow.db
+    Start:   retune init --data questions.jsonl && retune run study.yaml
+    Look:    retune report artifacts/my-study --open yes; mlflow ui --backend-store-uri sqlite:///mlflow.db
+    Use:     retune export artifacts/my-study
     """
 
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from retune.engines.katib.api import Api, Object
 
 _ATTEMPTS = 10  # of a change while others change the ConfigMap
+_PATIENCE, _PATIENCE_AT_A_TERMINAL = (
+    120,
+    5,
+)  # seconds without the Kubernetes API; a Job of the chart waits for it
 
 
 @click.group("katib", cls=Group)
@@ -113,9 +117,10 @@ def unregister(namespace: str, dry_run: bool, delete_finished: bool, force: bool
 
 
 def _api(namespace: str) -> Api:
+    from retune import outages
     from retune.engines.katib.api import Api
 
-    return Api(namespace, patience=120)
+    return Api(namespace, patience=_PATIENCE if outages.in_pod() else _PATIENCE_AT_A_TERMINAL)
 
 
 def _text(config_map: Object | None) -> str | None:

@@ -182,6 +182,21 @@ def test_register_shows_writes_and_can_be_undone(bare):
     assert "nothing to change" in retune("unregister")
 
 
+def test_a_cluster_that_is_away_is_told_within_seconds(tmp_path, monkeypatch):
+    """A wrong context is a mistake of the person at the terminal, who looks at nothing while the command waits."""
+    kubeconfig = tmp_path / "config"
+    kubeconfig.write_text(yaml.safe_dump({
+        "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:9"}}], "current-context": "c",
+        "users": [{"name": "u", "user": {"token": "t"}}], "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+    }))  # fmt: skip
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    began = time.monotonic()
+    with pytest.raises(RetuneError, match="the Kubernetes API cannot be reached"):
+        retune("register", "--image", "r/s:1")
+    assert time.monotonic() - began < 60
+
+
 def test_a_change_by_somebody_else_meanwhile_is_not_lost(bare):
     raced, original = [], bare.objects.get
 
