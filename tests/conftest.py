@@ -28,7 +28,7 @@ SMALL = [
 
 
 def pytest_configure():
-    """Fork the program where a new interpreter is not what a test is about."""
+    """Fork the program, except in tests that need a new interpreter."""
     forked.install()
 
 

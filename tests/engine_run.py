@@ -1,4 +1,4 @@
-"""What the tests keep of a run of an engine, whichever engine it is."""
+"""A test's view of one run of an engine, the same for every engine."""
 
 
 class EngineRun:

@@ -3,8 +3,8 @@
 Most tests that start the program are about what it does, and wait seconds each time until torch, transformers, PEFT and
 MLflow are imported, in the run's process and again in each of its workers. `Popen` stands in for `subprocess.Popen`: a command
 that starts a module of retune (``python -m retune ...``) is forked by one server, which has imported them once; so are the
-processes that this one starts. What comes of it is a real process of its own: its pid, signals, pipes, session and exit code are
-those of any other. It differs in two things: its parent is the server (``os.getppid`` tells it the one that asked), and
+processes that this one starts. The result is a real process: its pid, signals, pipes, session and exit code are
+like those of any other. It differs in two things: its parent is the server (``os.getppid`` tells it the one that asked), and
 modules are there that it did not import itself. Tests where that matters carry the mark ``fresh`` and get new interpreters, as does
 every command with ``RETUNE_TESTS_FRESH`` in its environment.
 """
@@ -56,7 +56,7 @@ def _start_settings(env: dict[str, str]) -> dict[str, str]:
 
 
 class Popen(_real):
-    """`subprocess.Popen`, but what is said above is forked by the server."""
+    """`subprocess.Popen`, except that the server forks commands that start a module of retune."""
 
     on = True
     tied = False
@@ -135,7 +135,7 @@ class Popen(_real):
 
     @classmethod
     def program(cls, folder: Path) -> dict[str, str]:
-        """Write a program `retune` for a shell, and return the variables that it needs: it has its command forked."""
+        """Write an executable `retune` for shells, which has its command forked; return the environment that it needs."""
         path = folder / "retune"
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(f'#!/bin/sh\nexec {sys.executable} -S {__file__} retune "$@"\n')
@@ -172,7 +172,7 @@ class Popen(_real):
 
 
 def _line(connection: socket.socket) -> str:
-    """Return the line that the server says next, empty where it ended."""
+    """Return the server's next line; empty if it has ended."""
     said = b""
     while not said.endswith(b"\n"):
         if not (byte := connection.recv(1)):
@@ -182,12 +182,12 @@ def _line(connection: socket.socket) -> str:
 
 
 def install() -> None:
-    """Put `Popen` in the place of `subprocess.Popen`, in this process."""
+    """Replace `subprocess.Popen` by `Popen` in this process."""
     subprocess.Popen = Popen
 
 
 def _stand_in() -> None:
-    """Be the program `retune`: have it forked, hand on what signals come, and end as it ends or with it."""
+    """Act as the program `retune`: have it forked, pass signals on to it, and end with its exit code."""
     command = [sys.executable, "-m", *sys.argv[1:]]
     if ADDRESS not in os.environ:
         os.execv(sys.executable, command)
@@ -203,7 +203,7 @@ def _stand_in() -> None:
 
 
 def _serve(address: str) -> dict:
-    """Fork whenever asked, and return in the child, with what was asked for."""
+    """Fork at each request, and return in the child, with the request."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listening.bind(address)
     listening.listen(64)
@@ -257,7 +257,7 @@ def _serve(address: str) -> dict:
 
 
 def _become(asked: dict, path: list[str]) -> None:
-    """Make this process what a new interpreter would be that was started so."""
+    """Make this process equal to a new interpreter started in this way."""
     if asked["session"]:
         os.setsid()
     os.environ.clear()
@@ -297,7 +297,7 @@ def _alive(pid: int) -> bool:
 
 
 def main() -> None:
-    """Import what is large, and serve; each forked process goes on below."""
+    """Import the large libraries and serve; each forked process continues below."""
     import importlib
 
     path = sys.path[1:]

@@ -1,8 +1,8 @@
-"""Is an object what the API server of a Kubernetes version would take? `problems(document, version)` says what is not.
+"""Checks whether the API server of a Kubernetes version would accept an object: `problems(document, version)`.
 
 Kubernetes' own kinds are held against the schemas in `kubernetes-validate`, in which no unknown field is allowed.
 Katib's and Trainer's go through the typed models of `kubeflow-katib-api` and `kubeflow-trainer-api`: those drop what
-they do not know, so what comes back must be what went in. A kind that nothing here knows is a problem, too.
+they do not know, so an object must survive the round trip unchanged. An unknown kind is a problem, too.
 """
 
 import json
@@ -40,7 +40,7 @@ _LOCAL_QUEUE = {"clusterQueue", "stopPolicy"}
 
 
 def problems(document, version):
-    """Return what is wrong with an object under a version such as (1, 31); nothing if it would be taken."""
+    """Return the problems of an object under a version such as (1, 31); none if it would be accepted."""
     kind = document["apiVersion"], document["kind"]
     if kind in _TYPED:
         return _typed(_TYPED[kind], document) + _inner(document, version)

@@ -17,14 +17,14 @@ BROKEN = (
 
 @dataclass
 class Fault:
-    """What befalls requests of one HTTP method.
+    """A fault in the responses to one HTTP method.
 
     Attributes:
         method: of the requests.
         kind: `reset up`, `reset down`: the connection is reset after so many bytes of request or answer; `cut`: the
             answer ends there as if it were complete; `busy`: 503; `broken`: 500 with a page that is no JSON and no XML; `silent`: no answer; `slow`: the answer trickles.
         after: bytes that still pass.
-        times: how many requests it befalls.
+        times: how many requests it affects.
     """
 
     method: str

@@ -1,4 +1,4 @@
-"""What an adapter's files are called by, and that a changed one is noticed and named."""
+"""The digest of an adapter's files, and that a changed file is noticed and named."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""A base that is made to do harm is refused by its small files, before anything is built from them."""
+"""A malicious base is refused by its small files, before anything is built from them."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What the pages tell people to type and to open exists: commands with their options, chart values, targets, files."""
+"""Everything that the pages tell people to type or open exists: commands, options, chart values, make targets, files."""
 
 import re
 import shlex
@@ -40,7 +40,7 @@ def commands(text, program):
 
 
 def unknown(words):
-    """What of a call of `retune` the program does not know."""
+    """Return the words of a call of `retune` that the program does not accept."""
     command, rest = cli, words[1:]
     context = click.Context(cli)
     while isinstance(command, click.Group):

@@ -1,4 +1,4 @@
-"""What tests/forked.py starts is a process as any other: its output, exit code, signals and end."""
+"""A process started by tests/forked.py behaves like any other: output, exit code, signals and end."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Which GPUs workers share out, and the refusal to train on a CPU where a GPU was given."""
+"""How GPUs are divided among workers, and the refusal to train on a CPU when GPUs are required."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Files that are damaged or made to do harm end in one clear error that names them, soon and in little memory."""
+"""Damaged or malicious files end in one clear error that names them, fast and in little memory."""
 
 import gzip
 import json
@@ -238,7 +238,7 @@ def test_sealed_content_is_compared():
     ids=lambda line: line[:30],
 )  # fmt: skip
 def test_texts_and_numbers_that_nothing_can_hold(line, tmp_path):
-    """One error in a few lines, that can be printed, in bounded time: whatever PyYAML or a file system would have said."""
+    """One short, printable error in bounded time, instead of PyYAML's or the file system's own."""
     path = tmp_path / "study.yaml"
     path.write_text(line + "\n")
     begin = time.process_time()
@@ -251,7 +251,7 @@ def test_texts_and_numbers_that_nothing_can_hold(line, tmp_path):
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "many cells", "txt", "parquet"])
 def test_a_record_has_a_bound(tmp_path, kind):
-    """A table of 100 MB is data, a record of 100 MB is not: reading one took fifteen times its size."""
+    """A table of 100 MB is valid data, a record of 100 MB is not: reading one took fifteen times its size."""
     long = "x" * (MAX_RECORD + 1)
     good = {"instruction": "a", "output": "b"}
     path = tmp_path / f"data.{kind if kind != 'many cells' else 'csv'}"
@@ -402,7 +402,7 @@ def grown(name):
     ],
 )  # fmt: skip
 def test_a_file_that_memory_has_no_room_for_is_refused(tmp_path, name, where, told):
-    """By a process that may take 96 MiB: the error names file, limit and remedy, and the process is not killed."""
+    """Read by a process limited to 96 MiB: the error names file, limit and remedy, and the process is not killed."""
     path = tmp_path / name
     path.write_bytes(grown(name))
     done = subprocess.run(
@@ -416,7 +416,7 @@ def test_a_file_that_memory_has_no_room_for_is_refused(tmp_path, name, where, to
 
 
 def test_records_are_not_kept_beside_what_is_made_of_them(tmp_path):
-    """300,000 records without a text took 30 times their file: they were all read before the first was looked at."""
+    """300,000 records without a text once took 30 times the file's size, since all were read before the first was checked."""
     path = tmp_path / "data.jsonl"
     path.write_text('{"a":1}\n' * 300_000)
     tracemalloc.start()
@@ -435,7 +435,7 @@ def test_problems_of_records_have_a_bound(tmp_path):
 
 
 def test_a_long_text_that_parquet_means_a_thousand_times_is_read_row_by_row(tmp_path):
-    """One text of 12 MiB, written once and meant 1,000 times: its first 512 rows would take 6 GiB."""
+    """One text of 12 MiB, stored once and referenced 1,000 times: its first 512 rows would take 6 GiB."""
     pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "data.parquet"
     column = pa.array(["x" * (12 << 20)]).dictionary_encode().take(pa.array([0] * 1000))

@@ -1,4 +1,4 @@
-"""What others wrote stays text within Markdown: read back by a renderer, with HTML, tables and links switched on."""
+"""Texts of others stay plain text within Markdown: checked by a renderer with HTML, tables and links enabled."""
 
 import html
 import re

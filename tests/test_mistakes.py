@@ -1,7 +1,7 @@
-"""Mistakes that people make in study files, and what they are told: the right answers, a line each.
+"""Mistakes in study files: each is answered by one line that says what is right.
 
-Every answer names the key, the rule or the names there are, and what to write. None speaks of pydantic's types, tells what
-follows from another problem, or takes a study for valid that cannot run.
+Every answer names the key, the rule or the valid names, and what to write. None mentions pydantic's types or repeats a
+consequence of another problem, and no study that cannot run counts as valid.
 """
 
 import copy

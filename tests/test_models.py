@@ -1,4 +1,4 @@
-"""Loading a base: silent, named by all that decides its answers, in a type that the machine has, or refused."""
+"""Loading a base: without output, with a digest of all that determines its answers, in a data type that the machine supports."""
 
 import hashlib
 import json
@@ -252,7 +252,7 @@ def spoilt(folder, what):
     ],
 )
 def test_a_base_with_spoilt_weights_is_refused(what, said, tmp_path):
-    """transformers itself fills missing weights in at random."""
+    """transformers itself silently fills in missing weights at random."""
     folder = made(tmp_path)
     models.load_base(Model(base=str(folder)))
     spoilt(folder, what)
@@ -262,7 +262,7 @@ def test_a_base_with_spoilt_weights_is_refused(what, said, tmp_path):
 
 
 def test_a_folder_with_an_adapter_in_it_is_no_base(tmp_path):
-    """transformers puts such an adapter on the base without a word."""
+    """transformers silently applies such an adapter to the base."""
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaForCausalLM
 

@@ -1,4 +1,4 @@
-"""The moving picture of the README: a real terminal's output as frames of an SVG."""
+"""The README's animation: a real terminal's output as frames of an SVG."""
 
 import importlib.util
 import re

@@ -1,4 +1,4 @@
-"""Records: never a number that is none, never a field lost, and the same digest for the same content."""
+"""Records: no NaN, no field lost, and the same digest for the same content."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Hyper-parameters: what goes into a level or a string comes out of it, and no trial is lost between two equal points."""
+"""Hyper-parameters: values survive the way through levels and strings, and equal points compare equal."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The door to files: the same promises on a disk, on S3 (moto's real server) and on a hub (a small one)."""
+"""The store: the same guarantees on a disk, on S3 (moto's real server) and on a hub (a small one)."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def run(code, *args, **options):
 
 
 def test_killed_while_writing_leaves_the_old_file(tmp_path):
-    """The child hangs when all bytes are written and none are visible; that is the worst moment."""
+    """The child is killed at the worst moment: all bytes are written and none are visible yet."""
     target = tmp_path / "x.bin"
     store.write(target, b"old")
     hang = "import os, sys, time; from retune import store\n"
@@ -309,7 +309,7 @@ def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_write_cut_short_by_the_system_leaves_the_old_file(tmp_path):
-    """The same with a limit on file size, which needs no rights: the write fails half way."""
+    """As the test above with a limit on file size, which needs no root: the write fails half way."""
     code = (
         "import os, resource, signal, sys; from retune import store; from retune.errors import RetuneError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); folder = sys.argv[1]\n"
@@ -498,7 +498,7 @@ def test_truncated_cache_is_fetched_again(s3):
 
 
 def test_damage_on_the_way_is_seen(proxy, s3, monkeypatch, tmp_path):
-    """Not every server sends the CRC that boto3 compares by itself."""
+    """Some servers do not send the CRC that boto3 compares."""
     monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
     store.write(f"{s3}/x", b"content")
     for get in (store.download, store.read):

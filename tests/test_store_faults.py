@@ -1,4 +1,4 @@
-"""S3 over a network that fails, and with several at work at once: nothing is lost, mixed or half there."""
+"""S3 over a failing network and with concurrent clients: nothing is lost, mixed or incomplete."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_what_may_bear_absence_outlives_a_server_that_is_away_for_longer(proxy, 
 
 
 def test_a_folder_whose_upload_fails_has_no_marker(proxy, s3, tmp_path, monkeypatch):
-    """Whoever reads goes by the marker, so what is half there is not read; the next upload completes it."""
+    """Readers look for the marker, so an incomplete folder is not read; the next upload completes it."""
     for name in ("train.jsonl", "validation.jsonl", "mix.json"):
         store.write(tmp_path / "data" / name, name.encode() * 100)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
@@ -188,7 +188,7 @@ def test_writers_and_readers_at_once_see_whole_versions(s3, monkeypatch):
 
 
 def test_a_folder_that_is_rewritten_while_it_is_fetched(s3):
-    """What comes is what one listing showed: file `a` is written before `b`, so `b` is never ahead of `a`."""
+    """The result is that of one listing: file `a` is written before `b`, so `b` is never newer than `a`."""
     uri = f"{s3}/folder"
     going = threading.Event()
 

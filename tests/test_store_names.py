@@ -1,4 +1,4 @@
-"""What a server lists can lie nowhere but below the folder it is brought to; only plain files are read and sent."""
+"""Objects that a server lists are written only below the target folder; only plain files are read and sent."""
 
 import itertools
 import os
@@ -75,7 +75,7 @@ def test_names_that_differ_in_case_are_refused_where_they_are_one_file(monkeypat
     [({"Contents": [{"Key": "set/x", "ETag": '"0"', "Size": 1}]}, "without an end"), ({}, "without an end"), ({"Contents": [{"Key": "other/x", "ETag": '"0"', "Size": 1}]}, "does not lie below")],
 )  # fmt: skip
 def test_a_listing_without_an_end_is_given_up(page, words, monkeypatch):
-    """Each page has a new token, so that the client asks on; nothing is deleted, and nothing fetched, for such a server."""
+    """Each page has a new token, so that the client would go on for ever; for such a server nothing is deleted or fetched."""
 
     class Pages:
         def paginate(self, **_):
@@ -183,7 +183,7 @@ def test_links_out_of_a_folder_are_not_sent(tmp_path):
 
 @pytest.mark.parametrize("part", ["the file", "its folder", "a link within"])
 def test_a_link_that_takes_a_files_place_after_the_check_is_not_followed(part, tmp_path, monkeypatch):
-    """Another process may swap it in between the look at all names and the opening of each."""
+    """Another process may swap it in after all names were checked and before the file is opened."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "a").write_text("secret")
@@ -195,7 +195,7 @@ def test_a_link_that_takes_a_files_place_after_the_check_is_not_followed(part, t
     resolve, swapped = Path.resolve, []
 
     def swap(self, strict=False):
-        """After the last look: what `resolve` has just told is not true any more."""
+        """Runs after the last check, so that the result of `resolve` is no longer true."""
         found = resolve(self, strict)
         if self.name in ("a", "z") and swapped.append(self) is None and len(swapped) == looks:
             moved = folder / "in"

@@ -1,4 +1,4 @@
-"""S3 servers that differ from AWS: what they insist on, and what they do not know. A proxy before moto makes them."""
+"""S3 servers that differ from AWS in what they require or lack, imitated by a proxy before moto."""
 
 import http.client
 import logging

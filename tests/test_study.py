@@ -1,4 +1,4 @@
-"""The study file: every problem at once, each with its key, its rule and its value; and what a loaded study means."""
+"""The study file: all problems at once, each with key, rule and value; and the meaning of a loaded study."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""A password in an address is seen by the one who connects and by nobody else."""
+"""A password in an address is used for connecting and appears nowhere else."""
 
 import json
 import os
@@ -222,7 +222,7 @@ def test_a_secret_of_the_environment_is_in_no_error(name, monkeypatch):
     ],
 )
 def test_a_token_is_known_by_its_form(text):
-    """As that of a kubeconfig or of a file, which no variable holds."""
+    """For instance one from a kubeconfig or a file, which is in no environment variable."""
     assert text.split(" ")[-1].rsplit("/", 1)[-1] not in str(RetuneError(f"refused: {text}"))
 
 
@@ -247,7 +247,7 @@ def test_short_values_and_paths_are_no_secrets(monkeypatch):
      "AWS_ENDPOINT_URL: 'https://key:hunter2@s3.example'"],
 )  # fmt: skip
 def test_the_environment_of_pods_holds_no_secret(entry, small):
-    """A study is kept where many read it, and `retune render` prints it."""
+    """Many people can read a stored study, and `retune render` prints it."""
     name = entry.partition(":")[0]
     with pytest.raises(InputError, match=f"'{name}'.* belong in a Secret") as caught:
         small(f"cluster.env={{{entry}}}")

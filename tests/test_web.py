@@ -1,4 +1,4 @@
-"""No client takes the server of pages from others: by many connections, slow ones, or ones that never read."""
+"""No client blocks the page server for others: neither by many connections nor by slow or silent ones."""
 
 import itertools
 import socket
@@ -50,7 +50,7 @@ def connect(port):
 
 
 def ended(connection):
-    """Wait until the server has closed a connection, and return whether it said nothing."""
+    """Wait until the server has closed a connection, and return whether it sent nothing."""
     try:
         return connection.recv(1) == b""
     except ConnectionResetError:
@@ -76,7 +76,7 @@ def test_one_connection_too_many_is_closed_and_room_is_made_again(serve):
 
 
 def test_a_request_that_comes_letter_by_letter_is_given_up(serve):
-    """Each letter is in time for itself, so that the connection would last for ever."""
+    """Each letter arrives within the timeout, so that the connection would last for ever."""
     port = serve(REQUEST_SECONDS=1.0)
     with connect(port) as slow:
         slow.settimeout(0.05)

@@ -1,6 +1,6 @@
-"""A Kubernetes API for Helm itself: what it finds out first, storage for objects, and hooks that are carried out.
+"""A stand-in for the Kubernetes API, used by Helm itself: discovery, storage of objects, and hooks that are run.
 
-A Job or Pod is run as a process the moment it is made (see `kubelet`), and has ended when the answer comes.
+A Job or Pod runs as a process when it is created (see `kubelet`), and has ended when the response is sent.
 """
 
 import json
@@ -65,7 +65,7 @@ class Kubernetes(ApiServer):
         self.objects.create(plural, namespace, {"apiVersion": api, "kind": kind, **meta, **content})
 
     def there(self):
-        """What is stored, but Helm's own records, as {(plural, namespace, name)}."""
+        """Return the keys (plural, namespace, name) of all stored objects except Helm's own records."""
         return {
             key for key, found in self.objects._stored.items() if found.get("type") != "helm.sh/release.v1"
         }

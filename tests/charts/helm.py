@@ -89,7 +89,7 @@ def _install() -> str:
 
 
 class Helm:
-    """Helm with folders of its own, so that nobody's repositories and plugins play a part."""
+    """Helm with its own folders, so that the user's repositories and plugins have no effect."""
 
     def __init__(self, program: str, folder: Path) -> None:
         self._program = program
@@ -102,7 +102,7 @@ class Helm:
     def render(
         self, *words: str, release="retune", namespace="team-a", version="1.31.0", apis=APIS
     ) -> list[dict]:
-        """Return the objects that a release consists of, hooks and tests with them."""
+        """Return the objects of a release, including hooks and tests."""
         found = self.template(*words, release=release, namespace=namespace, version=version, apis=apis)
         assert found.returncode == 0, found.stderr
         return [document for document in yaml.safe_load_all(found.stdout) if document]

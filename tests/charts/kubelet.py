@@ -49,7 +49,7 @@ def start(pod, container, documents, folder, replaced=(), **more):
 
     Args:
         pod: its spec. container: one of the pod's. documents: the release, for its Secrets and ConfigMaps.
-        replaced: pairs of words of the command and what stands for them here. more: env besides.
+        replaced: pairs of words of the command and their replacements here. more: further environment variables.
 
     """
     env = environment(container, documents)

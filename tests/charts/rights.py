@@ -1,4 +1,4 @@
-"""RBAC: what an account may do by the objects of a release, and an API server of the simulator that holds it to that."""
+"""RBAC: what the objects of a release allow an account to do, and a simulated API server that enforces it."""
 
 from tests.katib_simulator.objects import Refused
 
@@ -32,7 +32,7 @@ def grants(documents, account, namespace="team-a"):
 
 
 def hold(api, granted):
-    """Let the simulator's API server refuse what is not granted; returns a list that gets what was asked for."""
+    """Make the simulator's API server refuse what is not granted; return a list that collects the requests."""
     inner, asked = api._carry_out, []
 
     def carry_out(method, match, query, body):

@@ -52,7 +52,7 @@ def password(kubernetes):
 
 
 def experiment(kubernetes, namespace, name, how=None):
-    """Put an Experiment there, one that has ended if `how` says how."""
+    """Create an Experiment; `how` is the condition with which it ended, if it did."""
     content = {
         "kind": "Experiment",
         "metadata": {"name": name},

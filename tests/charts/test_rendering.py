@@ -1,6 +1,6 @@
-"""What the chart renders is what was meant, and what Kubernetes takes.
+"""The chart renders the golden manifests, and Kubernetes accepts them.
 
-After a wanted change: RETUNE_GOLDEN=write pytest tests/charts/test_rendering.py
+After an intended change: RETUNE_GOLDEN=write pytest tests/charts/test_rendering.py
 """
 
 import copy
@@ -70,7 +70,7 @@ def test_the_images_are_those_of_this_version():
 
 @pytest.mark.parametrize("path", KATIBS, ids=lambda path: path.stem)
 def test_what_the_engine_makes_is_taken_too(path):
-    """The same strict models for the Experiments, TrainJobs and the TrainingRuntime that `retune render` prints."""
+    """The same strict models accept the Experiments, TrainJobs and the TrainingRuntime that `retune render` prints."""
     assert problems(yaml.safe_load(path.read_text()), VERSIONS[-1]) == []
 
 
@@ -133,7 +133,7 @@ def test_two_releases_do_not_share_an_object_but_the_studies_account(helm):
 
 
 def test_what_belongs_to_a_pod_is_selected_and_nothing_else(rendered):
-    """Services, budgets and workloads select by labels that their pods have, and that no other pod has."""
+    """Services, disruption budgets and workloads select by labels that their own pods have and no other pod has."""
     from tests.charts.helm import pods
 
     for documents in rendered.values():
@@ -181,7 +181,7 @@ def test_other_storage_keys_make_a_new_mlflow_pod(helm):
 
 
 def test_the_runtime_is_the_one_that_retune_render_prints(helm):
-    """For a study with the same pods; the chart adds who owns it, and pulls as `images.pullPolicy` says."""
+    """For a study with the same pods; the chart adds labels of ownership and `images.pullPolicy`."""
     golden = yaml.safe_load((ROOT / "tests/engines/katib/golden/runtime.yaml").read_text())
     words = [
         "images.pullSecrets={registry}", "images.registry=registry.example", "images.tag=1.0", "trainJob.enabled=true",

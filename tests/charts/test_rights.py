@@ -1,4 +1,4 @@
-"""RBAC: exactly what is listed here, and enough for what runs under it."""
+"""RBAC: exactly the permissions listed here, and enough of them for the programs that use them."""
 
 import pytest
 import yaml

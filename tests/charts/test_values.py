@@ -1,4 +1,4 @@
-"""values.yaml, values.schema.json and README.md hold the same keys, and the schema lets nothing else through."""
+"""values.yaml, values.schema.json and README.md have the same keys, and the schema accepts no others."""
 
 import json
 import subprocess
@@ -72,7 +72,7 @@ def test_an_undocumented_key_changes_the_readme(readme):
 
 
 def test_every_object_of_the_schema_is_closed():
-    """But what is Kubernetes' own (rules of a NetworkPolicy, affinity, spreading), and a study, which `retune` checks."""
+    """Except Kubernetes' own objects (NetworkPolicy rules, affinity, topology spread) and studies, which `retune` checks."""
     open_ = {path for path, schema in objects(SCHEMA) if "additionalProperties" not in schema}
     kubernetes = {
         "networkPolicy/properties/benchmarkEgress/items",
@@ -242,7 +242,7 @@ def at(content, key):
 
 @pytest.mark.slow
 def test_every_value_changes_what_is_rendered(helm, readme, tmp_path):
-    """A value that does nothing is a promise that is not kept."""
+    """A value without an effect would mislead whoever sets it."""
 
     def render(values):
         (tmp_path / "values.json").write_text(json.dumps(values))

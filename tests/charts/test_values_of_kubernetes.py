@@ -1,4 +1,4 @@
-"""What the API server of Kubernetes 1.34 refused of a rendered release, the schema refuses before anything is created.
+"""The schema refuses, before anything is created, the values that the API server of Kubernetes 1.34 refused.
 
 The values were found by a sweep: each key of the chart with many values, rendered, and sent to a real API server by
 `kubectl create --dry-run=server`. A release whose last object is refused is left half installed.
@@ -203,7 +203,7 @@ def test_what_kubernetes_takes_is_taken(path):
 
 
 def test_helm_reads_the_schema_as_these_tests_do(helm, tmp_path):
-    """Of each kind one: Helm is written in Go, whose patterns are not Python's."""
+    """One value of each kind: Helm is written in Go, whose regular expressions differ from Python's."""
     file = tmp_path / "values.yaml"
     for table, code in ((WRONG, 1), (RIGHT, 0)):
         for path in ("images.registry", "mlflow.tolerations", "mlflow.nodeSelector", "mlflow.ingress.host", "schedules.studies",
@@ -215,7 +215,7 @@ def test_helm_reads_the_schema_as_these_tests_do(helm, tmp_path):
 
 
 def test_every_text_of_the_schema_has_a_rule():
-    """A new key of free text would be a new way to an object that is refused. Listed is what may be any text."""
+    """A new key of free text could again produce an object that is refused. The list has the keys that may be any text."""
     free = {
         "storage.accessKeyId",
         "storage.secretAccessKey",
@@ -265,7 +265,7 @@ def test_patterns_are_ones_that_go_and_editors_read():
     ],
 )  # fmt: skip
 def test_a_request_above_its_limit_is_refused(helm, section, words, said):
-    """One of the two alone is often set, and the other is the chart's."""
+    """Users often set only one of the two; the other is then the chart's default."""
     study = "watch.enabled=true,schedules.studies[0].name=a,schedules.studies[0].cron=@daily,schedules.studies[0].study=b"
     found = helm.template("--set", study, "--set", f"{section}.resources.{words}")
     assert (found.returncode == 0) == (said is None), found.stderr

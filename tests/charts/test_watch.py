@@ -1,4 +1,4 @@
-"""The watch page on a cluster, its monitor, and the dashboard, whose panels ask for what the page really exports."""
+"""The watch page on a cluster, its ServiceMonitor, and the dashboard, whose panels query metrics that the page exports."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What a run shows while it works: counts as announced, and a line for each trial at work."""
+"""What a run displays: the announced counts, and a line for each running trial."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""The help texts: quick, short, complete, and the same as in the docs."""
+"""The help texts: fast to print, short, complete, and the same as in the docs."""
 
 import subprocess
 import sys

@@ -1,6 +1,6 @@
-"""Mistakes that people make in the words of commands, and what they are told: the right answers, a line each.
+"""Mistakes in command lines: each is answered by one line that says what is right.
 
-Mistakes in study files are in tests/test_mistakes.py. None is answered by a stack trace, and none after work was done.
+Mistakes in study files are in tests/test_mistakes.py. None may produce a stack trace or be found after work was done.
 """
 
 import json
@@ -51,7 +51,7 @@ def here(tmp_path, monkeypatch):
 
 
 def told(*words):
-    """Return what a command says about a mistake; it must be one that is told without a stack trace."""
+    """Return a command's error output, which must have no stack trace."""
     done = CliRunner().invoke(cli, list(words), prog_name="retune")
     assert done.exit_code != 0, done.output
     if isinstance(done.exception, SystemExit):  # click's own

@@ -50,7 +50,7 @@ def test_a_server_that_is_away_in_mid_run_loses_nothing(retune, tmp_path, mlflow
 
 
 def test_a_storage_that_is_away_in_mid_run_ends_nothing(retune, s3, moto_server, tmp_path):
-    """For longer than the five attempts of a command at a terminal, which end within 15 s."""
+    """The outage is longer than a command at a terminal would retry (five attempts within 15 s)."""
     from retune import store
 
     words = [f"artifacts.uri={s3}/artifacts", "search.trials=4"]

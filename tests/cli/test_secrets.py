@@ -1,4 +1,4 @@
-"""Secrets that the environment and the tracking address hold are in nothing that a study writes, prints or starts."""
+"""Secrets from the environment and the tracking address never appear in what a study writes, prints or starts."""
 
 import contextlib
 import gzip
@@ -46,7 +46,7 @@ class Commands:
 
 
 def holding(contents):
-    """Return the names whose content, or what is packed in it, holds one of the secrets."""
+    """Return the names of files whose content, unpacked too, contains one of the secrets."""
     found = []
     for name, content in contents:
         unpacked = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else b""

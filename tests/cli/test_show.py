@@ -1,4 +1,4 @@
-"""What is printed at the end of a run: a user's own words are text, and commands can be pasted."""
+"""The output at the end of a run: a user's texts are not read as markup, and commands can be pasted into a shell."""
 
 import shlex
 

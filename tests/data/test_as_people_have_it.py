@@ -1,4 +1,4 @@
-"""Files as people have them: read right, or refused once with the line that helps."""
+"""Files as people have them: read correctly, or refused once with a line that says how to fix them."""
 
 import json
 
@@ -82,7 +82,7 @@ def test_what_a_tool_answers_may_be_an_object():
 
 
 def test_a_folder_of_several_kinds_loses_none_of_them(tmp_path):
-    """`datasets` alone takes the most frequent kind and leaves the others out without a word."""
+    """`datasets` alone reads the most frequent kind of file and silently drops the others."""
     (tmp_path / "a.jsonl").write_text(lines(OTHERS))
     (tmp_path / "README.md").write_text("# Mine\n")
     (tmp_path / "LICENSE.txt").write_text("MIT\n")

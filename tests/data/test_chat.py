@@ -189,7 +189,7 @@ def test_what_cannot_be_told_is_refused_by_name():
 
 
 def test_a_template_that_never_ends_is_refused(monkeypatch):
-    """It comes with a base, from strangers. An alarm that was set before goes on."""
+    """Templates come with a base, from strangers. An alarm that was set before still fires."""
     monkeypatch.setattr("retune.data.chat._SECONDS", 0.5)
     endless = "{% for i in range(99999) %}{% for j in range(99999) %}{{ i }}{% endfor %}{% endfor %}"
     alarms = []

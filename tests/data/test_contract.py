@@ -1,4 +1,4 @@
-"""Our own data formats hold what we ask of those of other packages."""
+"""Our own data formats pass the contract for those of other packages."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Data as people have it: every format by itself, told by `format: auto`, and what is said where it cannot be told."""
+"""Every data format, by name and as detected by `format: auto`, and the errors where it cannot be detected."""
 
 import csv
 import gzip
@@ -132,7 +132,7 @@ def test_answers_of_weight_0_are_left_out_of_the_loss():
 
 
 def test_prompt_and_completion_may_be_turns():
-    """The form of TRL; its trainer learns the completion alone."""
+    """This is TRL's format; its trainer learns only the completion."""
     record = {"prompt": TALK[:4], "completion": TALK[4:]}
     for data in (lines([record]), parquet([record])):
         taken, (example,) = parsed(data, File(uri="x"))

@@ -265,7 +265,7 @@ def test_same_inputs_give_the_same_bytes(two, tmp_path):
 
 
 def test_same_bytes_in_another_process_and_folder(two, tmp_path):
-    """Neither Python's hash seed nor where the files lie takes part."""
+    """The result depends neither on Python's hash seed nor on the folder of the files."""
     record = mixing.mix(two, 0, None, str(tmp_path / "one"))
     moved = tmp_path / "elsewhere"
     moved.mkdir()
@@ -508,7 +508,7 @@ def test_to_and_from_s3(two, tmp_path, s3):
 
 @pytest.mark.slow
 def test_killed_at_any_moment_leaves_no_half_mix(two, tmp_path):
-    """Over the mix of another seed, so that a marker of the old mix could be taken for the new one's."""
+    """It replaces the mix of another seed, whose marker could be mistaken for that of the new one."""
     code = (
         "import sys; from retune.data import mixing; from retune.study import Data\n"
         "data = Data.model_validate_json(sys.argv[1])\n"
@@ -530,7 +530,7 @@ def test_killed_at_any_moment_leaves_no_half_mix(two, tmp_path):
 
 
 def test_marker_goes_before_and_comes_after_the_files(two, tmp_path, monkeypatch):
-    """The same, moment by moment: stop after each single write."""
+    """As the test above, but stopped after each single write."""
     out = str(tmp_path / "out")
     mixing.mix(two, 1, None, out)
     write = store.write

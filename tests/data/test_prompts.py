@@ -38,7 +38,7 @@ def test_white_space_is_no_input():
 
 @given(st.text(), st.text())
 def test_texts_are_taken_to_the_letter(instruction, given_input):
-    """Braces and percent signs in the data are no placeholders."""
+    """Braces and percent signs in the data are not placeholders."""
     found = prompt(instruction, given_input)
     assert f"### Instruction:\n{instruction}\n\n" in found
     assert found.endswith("### Response:")

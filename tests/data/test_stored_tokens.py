@@ -1,4 +1,4 @@
-"""The tokens that `mix` stores are those that a trial would make, and are used only where they are."""
+"""The tokens that `mix` stores equal those that a trial would compute, and are used only if they do."""
 
 import json
 import shutil

@@ -12,7 +12,7 @@ START, END = 0, 1
 
 
 def tokenizer(starts=True, ends=False):
-    """One token per byte; puts the start token in front (as Llama does), and the end behind if asked."""
+    """A tokenizer with one token per byte, which adds the start token in front (as Llama's) and, on request, the end token."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(models.BPE(vocab={t: n for n, t in enumerate(["<s>", "</s>", *letters])}, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -46,11 +46,11 @@ class Cluster:
         self.kubectl("label", "namespace", self.namespace, LABEL, namespaced=False)
 
     def end_searches(self):
-        """Delete the Experiments, without which no release may be removed; whatever failed before."""
+        """Delete the Experiments, since a release cannot be removed while there are any. Ignores earlier failures."""
         self._try("kubectl", "delete", "experiments", "--all", "--timeout", "1m")
 
     def remove(self):
-        """Remove the release, part of which is elsewhere, and the namespace; whatever failed before."""
+        """Remove the release, including its parts in other namespaces, and the namespace. Ignores earlier failures."""
         self._try("helm", "uninstall", "retune", "--wait", "--timeout", "5m")
         self.kubectl(
             "delete", "namespace", self.namespace, "--wait=false", "--ignore-not-found", namespaced=False
@@ -79,7 +79,7 @@ class Cluster:
         ]
 
     def evict(self, pod):
-        """Take a pod away as a drained node does."""
+        """Evict a pod, as draining a node does."""
         eviction = {
             "apiVersion": "policy/v1",
             "kind": "Eviction",
@@ -90,7 +90,7 @@ class Cluster:
 
     @contextmanager
     def away(self, deployment):
-        """Take a server away, and bring it back."""
+        """Stop a server, and start it again at the end of the block."""
         self.kubectl("scale", f"deployment/{deployment}", "--replicas", "0")
         self.kubectl("rollout", "status", f"deployment/{deployment}", "--timeout", "2m")
         try:

@@ -1,4 +1,4 @@
-"""The commands of docs/install.md, as a shell runs them: what stands for the reader's own names is filled in, the rest is as it is written."""
+"""The commands of docs/install.md, run by a shell: placeholders are filled in, the rest is unchanged."""
 
 import re
 import subprocess

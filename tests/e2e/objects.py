@@ -1,4 +1,4 @@
-"""What the test puts onto the cluster besides the chart: the study, and the pod that runs it."""
+"""The objects that tests create on the cluster besides the chart: the study, and the pod that runs it."""
 
 import yaml
 
@@ -47,7 +47,7 @@ def overrides(namespace, registry, tag, name, *more):
 def run_job(namespace, registry, tag, name, *more, job=None):
     """The study file, and a Job that does what `retune run` does on a laptop, with the rights of a study.
 
-    Its folder is a volume of the pod's own: what carries a study on is in the bucket.
+    Its folder is the pod's own volume: what a study needs to resume is in the bucket.
     """
     job = job or f"run-{name}"
     given = ["/study/study.yaml", *overrides(namespace, registry, tag, name, *more), "--json"]

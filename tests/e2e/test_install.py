@@ -1,4 +1,4 @@
-"""docs/install.md as a new user types it: from the namespace to a search of Katib's, and away again.
+"""docs/install.md as a new user follows it: from the namespace to a search by Katib, and its removal.
 
 What pushes images and submits to Kubeflow Pipelines is left out: this cluster has no registry, and test_schedule.py submits. So is
 the way without Helm, of which tests/k8s tests what it renders.

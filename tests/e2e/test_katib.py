@@ -1,4 +1,4 @@
-"""Real Katib says what the simulator's transcript holds: the same requests, the same answers.
+"""Real Katib gives the answers of the simulator's transcript to the same requests.
 
 `RETUNE_E2E_WRITE=1` writes the transcript, tests/katib_simulator/katib-0.19.json, anew; `test_like_katib.py` beside it holds
 the simulator against it.

@@ -1,4 +1,4 @@
-"""Installing without Helm, by the kustomizations that docs/install.md shows: registration, a namespace, a search, and away again."""
+"""Installing without Helm, by the kustomizations of docs/install.md: registration, a namespace, a search, and removal."""
 
 import re
 import shutil

@@ -29,7 +29,7 @@ print(json.dumps(found))
 
 
 def probe(cluster, image, name, labels, wanted):
-    """Return to which of the targets a pod with these labels gets a connection, in time if as `wanted`."""
+    """Return the targets that a pod with these labels can connect to; retries until the result is `wanted`, for a while."""
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",

@@ -1,4 +1,4 @@
-"""What can be said of the test on a cluster without one: its objects are taken, and the study would be, too."""
+"""What can be tested without a cluster of the tests that need one: Kubernetes accepts their objects, and retune their study."""
 
 import pytest
 

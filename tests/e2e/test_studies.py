@@ -1,4 +1,4 @@
-"""Studies under Katib on a real cluster, which lose pods, servers and nodes, and end with a champion all the same."""
+"""Studies under Katib on a real cluster lose pods, servers and nodes, and still end with a champion."""
 
 import json
 import time
@@ -19,7 +19,7 @@ def champion(cluster, model):
 
 
 class Thief:
-    """Takes the first running pod with each of some labels away, once."""
+    """Deletes, once for each of some labels, the first running pod that has it."""
 
     def __init__(self, cluster, *labels):
         self.cluster, self.taken = cluster, dict.fromkeys(labels, "")
@@ -60,7 +60,7 @@ def roomy_tpe(team):
 
 @pytest.mark.own
 def test_a_study_whose_run_dies_is_carried_on_under_katibs_own_tpe(team, images, roomy_tpe):
-    """The engine's pod is killed while trials run; another `retune run` finds the Experiment and ends it."""
+    """The engine's pod is killed while trials run; another `retune run` finds the Experiment and completes it."""
     words = ["search.algorithm=tpe", "search.trials=3"]
     job = start(team, images, "tpe", *words)
     until(lambda: team.pods(TRIALS), 300, "a trial")

@@ -20,7 +20,7 @@ KIND = "TrainJob.v1alpha1.trainer.kubeflow.org"
 
 @pytest.fixture(scope="module")
 def trainer(team):
-    """JobSet and Trainer, and a Katib that knows TrainJobs, as docs/install.md says; both go again, for their room on the node."""
+    """JobSet, Trainer and a Katib that supports TrainJobs, installed as docs/install.md says; removed afterwards to free the node."""
     installed = (("jobset", "jobset-system"), ("trainer", "kubeflow-system"))
     for name, place in installed:
         team.kubectl(

@@ -24,14 +24,14 @@ STAYS = {
 
 
 def unregistered(team):
-    """What the Job that takes our algorithms out has said."""
+    """The output of the Job that unregisters our algorithms."""
     return team.kubectl(
         "logs", "--namespace", "kubeflow", "job/retune-unregister", "--tail", "-1", namespaced=False
     )
 
 
 def test_removal_is_refused_while_katib_needs_our_algorithms(team, namespace, images):
-    """A running Experiment and finished ones, in two namespaces: none may lose its algorithm, and the release goes on."""
+    """A running Experiment and finished ones, in two namespaces: none may lose its algorithm, and the release keeps working."""
     other = namespace("c")
     search(other, images, "done", "sleep 3; echo loss=1")
     search(team, images, "at-work", "sleep 3600")

@@ -62,7 +62,7 @@ def start(overrides, folder):
 
 
 def kill_until_done(overrides, folder, draw, seconds, kills, patience):
-    """Start the search again and again, kill it `kills` times after a number of `seconds` that is drawn, and let it end."""
+    """Start the search repeatedly, kill it `kills` times after random times up to `seconds`, then let it end."""
     killed = 0
     while True:
         process = start(overrides, folder)

@@ -1,4 +1,4 @@
-"""The engine `local` holds what we ask of the engines of other packages."""
+"""The engine `local` passes the contract for engines of other packages."""
 
 import pytest
 

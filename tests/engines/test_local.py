@@ -166,7 +166,7 @@ def _children(pid):
 
 
 def test_a_full_disk_ends_the_search_and_no_setting_is_blamed(five, tmp_path, undisturbed):
-    """The kernel lets the worker write no file of more than 2 kB any more once trial 2 has begun."""
+    """Once trial 2 has begun, the kernel refuses the worker files of more than 2 kB."""
 
     def fill(engine, event):
         if isinstance(event, Issued) and event.trial == "trial-002":
@@ -181,7 +181,7 @@ def test_a_full_disk_ends_the_search_and_no_setting_is_blamed(five, tmp_path, un
 
 
 def test_trials_side_by_side_end_as_in_processes_of_their_own(small, tmp_path, undisturbed):
-    """One process trains two at a time; it is killed once, and both of its trials are carried on, now apart."""
+    """One process trains two trials at a time; it is killed once, and both of its trials resume, now separately."""
     study = small("search.algorithm=nomad", "search.trials=5", "engine.pack=2", "engine.threads=64")
     killed = []
 

@@ -1,4 +1,4 @@
-"""Processes forked ahead of a search: what they get, how they end, and that none is left."""
+"""Processes forked before a search: what they inherit, how they end, and that none is left behind."""
 
 import json
 import os

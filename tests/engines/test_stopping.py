@@ -1,4 +1,4 @@
-"""`search.stopping` on real trainings: stopped trials go on from their checkpoints; killed, it ends alike."""
+"""`search.stopping` on real trainings: stopped trials resume from their checkpoints, and a killed search ends the same."""
 
 import os
 import random
@@ -21,7 +21,7 @@ STOPPING = [
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """An undisturbed search with trials that were stopped and went on."""
+    """An uninterrupted search in which trials were stopped and later resumed."""
     return running.whole_search(STOPPING, tmp_path_factory.mktemp("stopped"))
 
 
@@ -113,7 +113,7 @@ def test_a_stopped_trial_that_dies_for_good_keeps_what_others_were_compared_with
 
 
 def test_decisions_hide_what_a_later_job_found(stopped):
-    """A search that is started again has all records, and still decides as if it had not."""
+    """A restarted search has the records of later jobs too, and must decide without them."""
     jobs = Jobs(stopped.engine.study.search, Ledger(stopped.engine.folder))
     made = []
     while (job := jobs.next()) is not None:

@@ -1,4 +1,4 @@
-"""What retune writes as YAML is read by Go as it is by Python: text stays text."""
+"""Go reads retune's YAML as Python does: text stays text."""
 
 import json
 import random
@@ -19,7 +19,7 @@ WORDS = [
 
 
 def read_by_kubectl(kubectl, text):
-    """What Kubernetes' Go reader makes of it; a label is added on the way, the cluster is not asked."""
+    """Return YAML as Kubernetes' Go parser reads it: kubectl adds a label locally, without a cluster."""
     words = [kubectl, "label", "--local", "--filename", "-", "--output", "json", "seen=yes"]
     done = subprocess.run(words, input=text, capture_output=True, text=True, env={"KUBECONFIG": "/dev/null"})
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""A base model of a few thousand random weights, adapters for it, and the real data where it is there."""
+"""A base model of a few thousand random weights, adapters for it, and the real data if it is available."""
 
 import os
 from pathlib import Path

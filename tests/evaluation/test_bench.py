@@ -1,4 +1,4 @@
-"""Whole benchmarks on a small random base: records, carrying on, refusing bad input before a model is loaded."""
+"""Whole benchmarks on a small random base: records, resuming, and refusing bad input before a model is loaded."""
 
 import contextlib
 import json
@@ -106,7 +106,7 @@ EDITS = {
 
 @pytest.mark.slow
 def test_no_adapter_changes_what_is_scored_after_it(model, base, adapter, mmlu, bbh, tmp_path):
-    """Whatever the adapters do to the base, each candidate's answers are those that it gives alone."""
+    """Whatever the adapters do to the base, each candidate answers as it does alone."""
     candidates = [Candidate("base"), Candidate("plain", str(adapter))]
     for seed, (name, settings) in enumerate(EDITS.items()):
         candidates.append(

@@ -203,7 +203,7 @@ def test_humaneval_runs_in_our_sandbox(base, tmp_path):
 
 @pytest.mark.slow
 def test_nothing_is_fetched(base, mmlu, drop, hellaswag, bbh, tmp_path):
-    """With every way out closed the whole run works: neither import nor run asks a server."""
+    """The whole run works without a network: neither importing nor running contacts a server."""
     guard = tmp_path / "guard" / "sitecustomize.py"
     guard.parent.mkdir()
     guard.write_text(

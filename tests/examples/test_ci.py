@@ -55,7 +55,7 @@ def test_github_takes_the_workflow_and_the_action(schema, path):
 
 
 def test_gitlab_takes_the_template(tmp_path):
-    """Its inputs are all declared and all used, and the job that comes of them is one that GitLab knows."""
+    """All of its inputs are declared and used, and GitLab's schema accepts the resulting job."""
     declared = GITLAB[0]["spec"]["inputs"]
     text = (ROOT / "templates/retune.yml").read_text().split("\n---\n")[1]
     assert set(re.findall(r"\$\[\[ inputs\.([\w-]+) \]\]", text)) == set(declared)

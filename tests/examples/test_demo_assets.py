@@ -1,4 +1,4 @@
-"""The demo's files are what its scripts build, and are what the demo needs."""
+"""The demo's files are those that its scripts build, and have the properties that the demo needs."""
 
 import gzip
 import json
@@ -145,7 +145,7 @@ def test_base_reads_its_world():
 
 
 def test_a_prompt_is_cut_into_tokens_like_the_text_it_begins():
-    """A tokenizer that joins a line break with what follows would show the model prompts it never read."""
+    """A tokenizer that merges a line break with the next text would give the model prompts that it never saw in training."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(TINY)

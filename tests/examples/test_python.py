@@ -1,4 +1,4 @@
-"""The fourth example: the front door, and the script that goes through it, with fewer trials."""
+"""The fourth example: `import retune`, and the script that uses it, with fewer trials."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The README's first screen is enough: its own lines lead from a clone to a result on one's own data, and to what comes after."""
+"""The README's first commands lead from a clone to a result on one's own data, and to the steps after it."""
 
 import json
 import os

@@ -56,7 +56,7 @@ RESTRICTED = [
 
 
 def missing():
-    """What keeps the images from being built here, as a sentence; empty if nothing does."""
+    """Return why the images cannot be built here, as a sentence; empty if they can."""
     if os.geteuid() != 0:
         return "building and running images needs root"
     lacking = [tool for tool in (*TOOLS, "make") if shutil.which(tool) is None]
@@ -158,7 +158,7 @@ class Containers:
             yield
 
     def _base(self):
-        """Make the base image unless it is there, and return its name, which tells how it is made."""
+        """Build the base image if it is missing; return its name, which depends on how it is built."""
         recipe = hashlib.sha256(repr((_DEBIAN, _INCLUDE, _LEFT_OUT)).encode()).hexdigest()[:12]
         name = f"localhost/retune-test-base:{recipe}"
         if self._call("podman", "images", "--quiet", name):
@@ -200,7 +200,7 @@ class Containers:
 
 
 def _local(word):
-    """The folder or file of this machine that a word of pip's configuration names, if it does."""
+    """Return the local folder or file that a word of pip's configuration names, if any."""
     address = urlsplit(word)
     path = Path(unquote(address.path))
     if address.scheme == "file":

@@ -159,7 +159,7 @@ def test_the_suggestion_service_is_healthy_in_time_and_every_algorithm_answers(c
 
 
 def _until_healthy(address):
-    """Ask as the kubelet does: Katib's service name, and a second for the answer."""
+    """Probe as the kubelet does: by Katib's service name, with a timeout of one second."""
     until = time.monotonic() + 120
     while True:
         with grpc.insecure_channel(address) as channel:
@@ -174,7 +174,7 @@ def _until_healthy(address):
 
 
 def _ask_for_twelve(client, algorithm):
-    """Three calls of four points each, the later ones with results: what starts an algorithm, and what carries it on."""
+    """Three calls of four points each, the later ones with results, so that an algorithm both starts and continues."""
     study = load(DEMO, [f"search.algorithm={algorithm}"])
     history = []
     for _ in range(3):
@@ -208,7 +208,7 @@ def test_the_train_image_runs_a_trial_as_katib_starts_it(containers, built, shar
 
 
 def test_the_train_image_runs_every_step_of_a_study_but_benchmarks(containers, built, shared):
-    """What a pipeline's pods do, in one: nothing that a step imports is missing, and none writes where it may not."""
+    """All steps of a pipeline in one container: no import is missing, and no step writes where it may not."""
     built("train")
     place = ["artifacts.uri=/shared/artifacts", "tracking.uri=sqlite:////shared/mlflow.db", "search.trials=2"]
     words = ["run", f"/examples/{DEMO.relative_to(ROOT / 'examples')}", *SMALL, *place, "--json"]

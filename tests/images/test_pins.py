@@ -1,4 +1,4 @@
-"""The pins of a layer are all that its packages require, so that nothing in it comes in a version of the day."""
+"""A layer's pins cover all requirements of its packages, so that no package is installed in its newest version by accident."""
 
 import importlib.util
 import re
@@ -21,7 +21,7 @@ def names(text):
 
 
 def required(package, found):
-    """Return what a package requires here, itself and what its requirements require included."""
+    """Return a package and all its requirements here, transitively."""
     package = re.sub(r"[-_.]+", "-", package).lower()
     if package not in found:
         found.add(package)

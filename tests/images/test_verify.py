@@ -1,4 +1,4 @@
-"""Images hold the very files that this repository names by hash, or are not built."""
+"""An image contains only package files whose hashes are in this repository, or is not built."""
 
 import importlib.util
 import re

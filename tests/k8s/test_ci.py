@@ -1,4 +1,4 @@
-"""The CronJob and the Argo Events sensor that retune: the same Job, with words that the program knows."""
+"""The CronJob and the Argo Events sensor that start a retuning: the same Job, with valid arguments of the program."""
 
 import pytest
 import yaml

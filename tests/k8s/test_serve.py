@@ -96,7 +96,7 @@ def test_kubernetes_takes_the_predictor_as_a_pod(kustomize, version):
 
 
 class Api:
-    """Objects by path; only who has the present resource version may replace one."""
+    """Objects by path; replacing one requires its current resource version."""
 
     def __init__(self, folder):
         self.objects, self.changes = {}, 0

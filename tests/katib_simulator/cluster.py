@@ -1,4 +1,4 @@
-"""A cluster with Katib 0.19, in this process: start one with `Cluster(folder)`, point $KUBECONFIG at `kubeconfig()`."""
+"""A simulated cluster with Katib 0.19, in this process: start one with `Cluster(folder)`, point $KUBECONFIG at `kubeconfig()`."""
 
 import stat
 import sys
@@ -89,7 +89,7 @@ class Cluster:
             threading.Thread(target=running[key].kill).start()
 
     def _due(self, numbers):
-        """Whether so many calls were made; each number is due once."""
+        """Return whether this number of calls has been reached; true once for each number."""
         due = [number for number in numbers if number <= self.calls]
         numbers -= set(due[:1])
         return bool(due)
@@ -122,7 +122,7 @@ class Cluster:
         return found
 
     def give_back(self, container):
-        """End a service; ours live on, since they remember nothing."""
+        """End a service of Katib's; ours keep running, since they have no state."""
         if not isinstance(container, services.Ours):
             container.kill()
 

@@ -55,7 +55,7 @@ def observation(rows, strategies):
 
 
 def chosen(metric, strategy):
-    """The one value that the suggestion service is told of a metric."""
+    """The one value of a metric that is sent to the suggestion service."""
     value = metric.get(strategy, "")
     return metric.get("latest", "") if value == UNAVAILABLE and strategy in ("min", "max") else value
 

@@ -34,7 +34,7 @@ def condition(thing, kind):
 
 
 def mark(thing, kind, reason="", message=""):
-    """Set the latest condition; whatever ran runs no more."""
+    """Set the latest condition; a running condition becomes false."""
     conditions = thing.setdefault("status", {}).setdefault("conditions", [])
     conditions[:] = [c for c in conditions if c["type"] != kind]
     if kind in (*_OVER, "Restarting"):
@@ -50,7 +50,7 @@ def over(thing):
 
 
 class Controller:
-    """All controllers. `step` reconciles every object once and says whether something is still to come."""
+    """All controllers. `step` reconciles every object once and returns whether anything is left to do."""
 
     def __init__(self, objects, pods, world):
         self.objects, self.pods, self.world = objects, pods, world
@@ -73,7 +73,7 @@ class Controller:
                     self._guard(lambda thing, plural=plural: self._start(plural, thing), job)
 
     def _guard(self, reconcile, thing):
-        """A conflict or a missing object puts the thing back into the queue; any error is an event."""
+        """After a conflict or a missing object, the object is queued again; every error is an event."""
         try:
             reconcile(thing)
         except Refused:
@@ -188,7 +188,7 @@ class Controller:
         status["completionTime"] = now()
 
     def _trials(self, experiment, trials):
-        """Ask for as many suggestions as trials are missing, and make trials of those that are there."""
+        """Request as many suggestions as trials are missing, and create trials from those that have arrived."""
         spec, status = experiment["spec"], experiment["status"]
         active = status.get("trialsRunning", 0) + status.get("trialsPending", 0)
         done = sum(

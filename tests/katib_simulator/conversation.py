@@ -1,7 +1,7 @@
-"""The same requests to any cluster with Katib 0.19, and what came of them: real Katib and the simulator must answer alike.
+"""The same requests to any cluster with Katib 0.19, and its answers: real Katib and the simulator must give the same.
 
 `admissions` asks for Experiments that are refused, and for ones whose defaults are filled in. `conversation` runs one
-Experiment whose suggestion service is `RECORDER`: trial by trial it does what a trial may do, and writes down what it was asked.
+Experiment whose suggestion service is `RECORDER`: each trial ends in another way, and the service records its requests.
 Names, times and identities are the cluster's own; `alike` puts one word in place of each.
 """
 
@@ -208,7 +208,7 @@ EDITS = [
 
 
 class Side:
-    """A cluster as the script asks it, by the configuration that $KUBECONFIG-like files hold."""
+    """A cluster that the script talks to, by a kubeconfig."""
 
     def __init__(self, connection, namespace):
         self.namespace = namespace
@@ -224,7 +224,7 @@ class Side:
             return error.status, json.loads(error.body)["message"]
 
     def change(self, name, spec):
-        """Return what would be said of a change: (200, "") or (code, message)."""
+        """Return the answer to a change: (200, "") or (code, message)."""
         try:
             self._custom.patch_namespaced_custom_object(
                 GROUP, VERSION, self.namespace, "experiments", name, {"spec": spec}, dry_run="All"
@@ -255,7 +255,7 @@ class Side:
 
 
 def admissions(side, image):
-    """What is said to each wish: the code, and the message or the spec with its defaults."""
+    """Return the answer to each Experiment: the code, and the message or the spec with its defaults."""
     answers = {}
     for wish, change in WISHES.items():
         wanted = experiment(image)
@@ -304,7 +304,7 @@ def conversation(side, image, pod_log, pod, requests, seconds=600):
 
 
 def alike(text, names):
-    """Put the same words in place of what each cluster makes up."""
+    """Replace what differs between clusters (names, times, identities) by fixed words."""
     for name, word in names.items():
         text = text.replace(name, word)
     return re.sub(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", "uid", text)

@@ -1,6 +1,6 @@
 """A stand-in for `retune trial` that takes milliseconds: a known function of the setting in place of a training.
 
-Same words, same environment, same lines on stdout, same `trial.json`. What shall go wrong comes as JSON in
+Same arguments, same environment, same lines on stdout, same `trial.json`. What is to go wrong comes as JSON in
 $SIMULATED: {"fail": [low, high], "silent": [low, high], "crash": …, "nan": …}, ranges of alpha; "epochs", "seconds".
 """
 

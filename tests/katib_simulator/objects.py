@@ -52,7 +52,7 @@ class Objects:
         return "".join(self._random.choice(_SUFFIX) for _ in range(length))
 
     def create(self, plural, namespace, content, dry=False):
-        """Store a new object; `dry` only says what it would be."""
+        """Store a new object; with `dry` only return it."""
         with self.lock:
             new = copy.deepcopy(content)
             meta = new.setdefault("metadata", {})
@@ -88,7 +88,7 @@ class Objects:
             ]
 
     def replace(self, plural, content, status_only=False):
-        """Update an object; one that was changed since it was read is a conflict."""
+        """Update an object; it is a conflict if it was changed since it was read."""
         with self.lock:
             meta = content["metadata"]
             old = self.get(plural, meta["namespace"], meta["name"])

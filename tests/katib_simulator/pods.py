@@ -50,7 +50,7 @@ class Pods:
         threading.Thread(target=self._run, args=(plural, job), daemon=True).start()
 
     def evict(self, name):
-        """Let the node drain: the pod is killed with the condition DisruptionTarget."""
+        """Drain the node: the pod is killed with the condition DisruptionTarget."""
         self.evicted.add(name)
         self._kill(name)
 
@@ -210,7 +210,7 @@ class Pods:
         os.kill(int(children[0]), signal.SIGTERM)
 
     def _collect(self, name, trial, folder, log):
-        """Report the metrics; a main process that left no mark makes the collector, and so the pod, fail."""
+        """Report the metrics; if the main process left no mark, the collector fails, and so does the pod."""
         mark = folder / f"{(folder / 'pid').read_text()}.pid"
         state = mark.read_text().strip() if mark.exists() else ""
         if state not in ("completed", "early-stopped"):
@@ -229,7 +229,7 @@ class Pods:
 
 
 def _policy(spec, namespace, name, code):
-    """What the Job controller says where a rule of the Job's failure policy fits an exit code."""
+    """Return the Job controller's message if a rule of the Job's failure policy matches an exit code."""
     code = 128 - code if code < 0 else code  # a process that a signal ended
     for number, rule in enumerate(spec.get("podFailurePolicy", {}).get("rules", [])):
         codes = rule.get("onExitCodes")
@@ -257,7 +257,7 @@ def _expanded(word, env):
 
 
 def _broken(rules, text, trial):
-    """Whether the log has come to where all early-stopping rules are reached: the best value so far is compared."""
+    """Return whether the log so far meets all early-stopping rules, by the best value so far."""
     spec = trial["spec"]["objective"]
     found = [
         float(m[2]) for m in collector.FILTER.finditer(text) if m[1] == spec["objectiveMetricName"] and m[2]

@@ -93,7 +93,7 @@ def run_on(tmp_path, on_katib):
 
 
 def wrong(cluster, **what):
-    """Let the stand-in for a training go wrong, see `fast_trial`."""
+    """Make the stand-in for training fail, see `fast_trial`."""
     cluster.pods.env["SIMULATED"] = json.dumps(what)
 
 

@@ -1,7 +1,7 @@
 """The suggestion pods: ours run as `retune serve`, Katib's own as stand-ins with the same contract.
 
 The stand-ins have Katib's names, settings and answers (any place in the range, printed as Python prints it, off our
-ladders) and hyperopt's faults; they are not its mathematics: `tpe` samples near the best of what it was told.
+levels) and hyperopt's faults, but not its mathematics: `tpe` samples near the best reported trial.
 """
 
 import json

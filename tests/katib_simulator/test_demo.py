@@ -37,7 +37,7 @@ def test_the_demo_study_ends_with_real_trials_through_restarts_and_lost_replies(
     drained = [] if algorithm == "nomad" else ["once is enough"]
 
     def drain_a_node(run):
-        """Take the node from under the first trial that trains; its Job starts another pod."""
+        """Drain the node of the first running trial; its Job starts another pod."""
         training = [name for name in cluster.trials() if "step " in printed(cluster, name)]
         if training and not drained:
             drained.append(training[0])

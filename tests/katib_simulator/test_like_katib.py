@@ -1,4 +1,4 @@
-"""The simulator says what real Katib said to the same requests: `katib-0.19.json`, which tests/e2e/test_katib.py writes and checks."""
+"""The simulator gives the answers that real Katib gave to the same requests: `katib-0.19.json`, which tests/e2e/test_katib.py writes and checks."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A stand-in for the KFP API server (v2beta1 REST), for the real client: it keeps what it is given, and runs it.
+"""A stand-in for the KFP API server (v2beta1 REST), for the real client: it stores pipelines and runs them.
 
 A run is carried out by `kfp.local` from the uploaded package, in a process of its own, as Kubeflow would in pods.
 What a real server would refuse is refused: an unknown pipeline, a package that KFP cannot read.

@@ -1,4 +1,4 @@
-"""The log of a local run: what is said of a failure, and that earlier logs are kept."""
+"""The log of a local run: how failures are reported, and that earlier logs are kept."""
 
 import os
 import subprocess
@@ -77,7 +77,7 @@ def test_earlier_logs_are_kept_but_not_for_ever(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_names_the_step_and_its_reason(small, monkeypatch):
-    """The real pipeline, with data that goes between the check and the run."""
+    """The real pipeline; the data is deleted after the check and before the run."""
     study = small("data.sources.0.uri=gone.json")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     begun = time.monotonic()

@@ -1,4 +1,4 @@
-"""The package for a cluster: the golden pipeline, untouched in what decides a result, with the study's pods."""
+"""The package for a cluster: the golden pipeline with the study's pod settings, and nothing changed that affects results."""
 
 import pytest
 import yaml

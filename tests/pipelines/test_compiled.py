@@ -1,4 +1,4 @@
-"""The compiled components and pipelines: they are what the code says, and nothing that decides a result comes by the environment."""
+"""The compiled components and pipelines: they match the code, and nothing that affects results comes from the environment."""
 
 import functools
 import http.server

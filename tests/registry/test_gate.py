@@ -1,4 +1,4 @@
-"""The gate: every rule alone can keep the champion, and says why in numbers."""
+"""The gate: every rule alone can keep the champion, and states its numbers."""
 
 import math
 

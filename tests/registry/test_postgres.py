@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def server(postgres, s3, tmp_path, monkeypatch):
-    """An MLflow server that keeps nothing itself. Clients need no credentials: it hands artifacts on."""
+    """An MLflow server without local state. Clients need no credentials, since it proxies artifacts."""
     for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL"])

@@ -1,4 +1,4 @@
-"""The registry on a real database: nothing twice, always a champion, one winner."""
+"""The registry on a real database: nothing is registered twice, there is always a champion, and races have one winner."""
 
 import json
 import multiprocessing

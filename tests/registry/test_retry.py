@@ -23,7 +23,7 @@ AWAY = 2.0
 
 @pytest.fixture
 def patient(monkeypatch):
-    """As in a step, whose tracker leaves all repeating to us."""
+    """As in a step, where MLflow's client does not retry and we do."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv(outages.MLFLOW, "500")  # where the machine is busy, the server takes minutes to start
 
@@ -45,7 +45,7 @@ def away(mlflow_server):
 
 
 def test_every_call_of_a_run_waits_for_the_server(mlflow_server, patient, adapter, tmp_path):  # noqa: F811
-    """Here the way to it opens late, since the server itself takes seconds to start."""
+    """The proxy before the server opens late, since a server takes seconds to start."""
     way = Proxy(mlflow_server.port)
     way.close()
     uri, port = way.uri, int(way.uri.rpartition(":")[2])
@@ -76,7 +76,7 @@ def test_every_call_of_a_run_waits_for_the_server(mlflow_server, patient, adapte
 
 
 def test_a_server_that_dies_in_mid_promotion(mlflow_server, patient, away, adapter, monkeypatch):  # noqa: F811
-    """While the lock is held: the next attempt takes over its own lock, once that has lapsed."""
+    """It dies while the lock is held: the next attempt takes over the lock once it has expired."""
     uri = mlflow_server.uri
     promotion.register(uri, "dies", trial(1, 1.5), adapter("d"), study="dies")
     enter, entered = Lock.__enter__, []

@@ -1,4 +1,4 @@
-"""All studies of an artifacts folder: the list, the live page of each, and what Prometheus gets."""
+"""All studies of an artifacts folder: the list, each study's live page, and the metrics for Prometheus."""
 
 import json
 import re

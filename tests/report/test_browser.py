@@ -1,4 +1,4 @@
-"""The page in a real browser: on a phone nothing sticks out, and nothing is fetched."""
+"""The page in a real browser: nothing overflows on a phone, and nothing is fetched."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Figures: well formed, honest about what is missing, and not flattened by one diverged trial."""
+"""Figures: well formed, with missing values marked, and with an axis that one diverged trial does not stretch."""
 
 import random
 import re

@@ -1,4 +1,4 @@
-"""The page: what it says, that it needs nothing from outside, and that no text can break it."""
+"""The page: its content, that it needs nothing from outside, and that no text can break it."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The live page: what it is sent, and how a browser shows it, on a desk and on a phone."""
+"""The live page: the data it receives, and how a browser shows it on a desktop and on a phone."""
 
 import http.client
 import json

@@ -1,4 +1,4 @@
-"""Requests on GitHub and GitLab, and messages to a webhook: what is sent, and what is told when that fails."""
+"""Requests to GitHub and GitLab, and messages to a webhook: what is sent, and what is reported when that fails."""
 
 import subprocess
 

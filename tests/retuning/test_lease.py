@@ -1,4 +1,4 @@
-"""One retuning at a time, whoever dies; and what all of them spent."""
+"""One retuning at a time, even if processes die; and the sum of what they spent."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ with Retunings(sys.argv[1], float(sys.argv[2])).acquire(2, {"base": "b"}, ["beca
 
 
 def test_a_retuning_that_failed_without_a_word_is_still_told(small):
-    """Of a record by another version, say: the next look names it."""
+    """For instance a record written by another version: the next reading names it."""
     loaded = small()
     record = Retuning(number=1, state="failed", problem="")
     store.write(Retunings(loaded.root).path(1), record.to_json())
@@ -36,7 +36,7 @@ def test_a_retuning_that_failed_without_a_word_is_still_told(small):
 
 @pytest.fixture
 def hold():
-    """Return a function that starts a process which holds a retuning; it is back when that has begun."""
+    """Return a function that starts a process which holds a retuning, and returns once it does."""
     started = []
 
     def start(root, seconds=60.0):

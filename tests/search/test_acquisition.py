@@ -1,4 +1,4 @@
-"""The acquisition function's search for its highest point, and the predictions that it asks for."""
+"""The search for the maximum of the acquisition function, and the number of predictions that it takes."""
 
 import random
 

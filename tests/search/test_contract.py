@@ -44,7 +44,7 @@ class TestTrees(AlgorithmContract):
 @pytest.mark.parametrize("values", [lambda unit: 1.0, lambda unit: sum(unit)], ids=["flat", "tilted"])
 @pytest.mark.parametrize("algorithm", ["soo", "bamsoo"])
 def test_an_exhausted_tree_ends(algorithm, values):
-    """All of a lattice of 4,096 is known but a corner that no cell's centre comes to before the tree is used up."""
+    """All points of a lattice of 4,096 are known except a corner that no cell's centre reaches before the tree is exhausted."""
     space = Space(parameters=tuple(Parameter(name=name, kind="integer", low=0, high=63) for name in "xy"))
     points = [dict(zip("xy", place, strict=True)) for place in itertools.product(range(64), repeat=2)][:-3]
     history = [
@@ -102,7 +102,7 @@ def bowl(unit):
 
 @pytest.mark.parametrize("algorithm", ["mads-global", "gp"])
 def test_an_earlier_study_leads_whatever_the_level_and_scale_of_its_losses(algorithm):
-    """Its losses are all below this study's: as they are, they would be the best for ever, and nothing would be near."""
+    """Its losses are all below this study's: taken as they are, no result of this study would ever be the best."""
     space, warm = tribes2024(), told(tribes2024(), lambda unit: 0.25 * bowl(unit) - 7)
     history = played(algorithm, space, 9, 3, start=warm)
     mine = [e.values["validation_loss"] for e in history if not e.warm]
@@ -113,7 +113,7 @@ def test_an_earlier_study_leads_whatever_the_level_and_scale_of_its_losses(algor
 
 @pytest.mark.parametrize("algorithm", ["mads-global", "gp"])
 def test_an_earlier_study_that_is_wrong_is_given_up(algorithm):
-    """What was good there is bad here; the search finds the valley all the same."""
+    """What was good there is bad here; the search still finds the valley."""
     space, warm = tribes2024(), told(tribes2024(), lambda unit: bowl([1 - u for u in unit]))
     history = played(algorithm, space, 24, 4, start=warm)
     assert min(e.values["validation_loss"] for e in history if not e.warm) < 0.1
@@ -138,7 +138,7 @@ def test_levels_of_several_earlier_studies_do_not_matter(algorithm):
 
 
 def test_an_earlier_part_of_the_same_search_counts_as_it_is():
-    """Katib begins a new Experiment to carry on: the answer is that of one that was never interrupted."""
+    """Katib creates a new Experiment to resume: the proposals are those of an uninterrupted one."""
     space, history = tribes2024(), played("mads-global", tribes2024(), 16, 4)
     again = [
         Observation(e.assignment, e.status, e.values, f"w{e.number:02d}", warm=True, source=search.SAME)

@@ -1,4 +1,4 @@
-"""Stopped trials teach: the model of `gp` and `mads-global` knows how far each loss was trained."""
+"""The model of `gp` and `mads-global` learns from stopped trials: it knows the share of training behind each loss."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""NOMAD where it hurts: crashes, hangs, frames, meshes, warm starts, constraints and long histories."""
+"""NOMAD in difficult cases: crashes, hangs, frames, meshes, warm starts, constraints and long histories."""
 
 import contextlib
 import logging
@@ -140,7 +140,7 @@ def test_a_solver_that_spins_is_ended_by_its_cpu_seconds_not_by_the_clock(broken
 
 
 def test_no_answer_needs_a_tenth_of_the_cpu_limit():
-    """What keeps the limit from ever deciding: a slow machine must not give another answer than a fast one."""
+    """The CPU limit must never decide: a slow machine must give the same answer as a fast one."""
     import resource
 
     history, space = (
@@ -289,7 +289,7 @@ def test_settings_that_contradict_each_other_are_refused():
 
 @pytest.mark.slow
 def test_every_setting_changes_what_is_proposed():
-    """None is accepted and then ignored."""
+    """No setting is accepted and then ignored."""
     history, _ = play(24, batch=8)
     plain = {"EVAL_QUEUE_SORT": "RANDOM"}
     usual = search.suggest("nomad", tribes2024(), LOSS, plain, history, 8, 0)
@@ -433,7 +433,7 @@ def test_the_papers_nomad_starts_from_the_default_alone_and_looks_further_after_
 
 
 def test_the_papers_cache_holds_earlier_results_as_they_were_measured():
-    """A point of the first round that is better than all of the second is what the poll goes round."""
+    """The poll is around a point of the first round that is better than all of the second."""
     space = tribes2024()
     best = {"rank": 128, "dropout": 0.0, "alpha": 60, "learning_rate": 1e-3}
     cache = [Observation(best, "completed", {"validation_loss": 0.1}, "w", warm=True, source="round1")]

@@ -1,4 +1,4 @@
-"""An algorithm whose package is not installed is refused; it must not answer with something else in its place."""
+"""An algorithm whose package is not installed is refused, never replaced silently by another."""
 
 from retune import search
 from retune.space import tribes2024

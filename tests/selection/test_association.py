@@ -1,4 +1,4 @@
-"""Rank correlation: known values, SciPy, and that it says nothing where nothing can be said."""
+"""Rank correlation: known values, SciPy's values, and None where it is undefined."""
 
 import math
 

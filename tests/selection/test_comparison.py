@@ -1,4 +1,4 @@
-"""The choice against base, default, runner-up and the best objective: what is noise is called noise."""
+"""The choice compared with base, default, runner-up and best objective: differences within noise are reported as such."""
 
 import random
 
@@ -139,7 +139,7 @@ def test_scores_alone_are_compared_by_their_standard_errors_or_not_at_all(trials
 
 
 def test_the_pareto_set_is_over_the_scores_and_over_objectives_that_were_named_as_goals(trials):
-    """The best loss alone makes nobody optimal; a second objective of the search does."""
+    """The best loss alone makes no trial Pareto-optimal; a second objective of the search does."""
     shares = [0.2, 0.3, 0.3, 0.4]
     benches = [bench(k, [n < 400 * share for n in range(400)]) for k, share in enumerate(shares)]
     assert select(trials, benches, LOSS, Select(), ["mmlu"]).pareto == ["trial-003"]

@@ -1,4 +1,4 @@
-"""The expected objective: a lucky loss does not win, and repeats count."""
+"""The expected objective: a lucky loss does not win, and repeated trials count."""
 
 import random
 

@@ -224,7 +224,7 @@ def test_noise_is_called_a_difference_in_at_most_five_of_a_hundred_cases(discord
 
 
 def test_ten_points_on_three_hundred_questions_are_mostly_found():
-    """The pairing makes it sharp: with the standard errors alone, fewer than half as many are."""
+    """Because the test is paired: by the standard errors alone, fewer than half as many would be found."""
     rng = np.random.default_rng(7)
     paired, unpaired = [], []
     for _ in range(150):

@@ -1,4 +1,4 @@
-"""What base, default and winner answer to held-out prompts: made once, by the prompt of the study, and shown in the report."""
+"""Answers of base, default and winner to held-out prompts: generated once, with the study's prompt, and shown in the report."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is known of a base by its files alone is what one knows who builds it."""
+"""Facts read from a base's files alone equal those of the loaded model."""
 
 import json
 import shutil

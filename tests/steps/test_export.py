@@ -1,4 +1,4 @@
-"""A finished study as files for others, and both models asked the same."""
+"""Exporting a finished study, and chatting with base and tuned model side by side."""
 
 import hashlib
 import json
@@ -145,7 +145,7 @@ def test_a_chat_in_a_terminal(searched):
     said = ""
 
     def prompted(behind):
-        """Read until there is a prompt behind these words: what is typed before is for the terminal, not for the line."""
+        """Read until a prompt follows these words: input typed earlier would not reach the line editor."""
         nonlocal said
         said = ""
         while behind not in said or not said.endswith("> "):

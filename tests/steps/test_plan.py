@@ -1,4 +1,4 @@
-"""A study that is done is seen to be done with few requests, however many trials it had."""
+"""Recognising a finished study takes few requests, however many trials it had."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The gate after interruptions: what was decided against a champion that is gone is decided again."""
+"""The gate after interruptions: a decision against a champion that was replaced is made again."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Whoever asks a model after its training does so by the prompt of its study: chat, judge, cards, registered versions."""
+"""Everything that prompts a tuned model uses its study's prompt: chat, judge, model cards, registered versions."""
 
 import json
 import subprocess

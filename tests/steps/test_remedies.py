@@ -1,6 +1,6 @@
-"""What a search cannot have is refused with a remedy, and a study that follows the remedy is accepted and runs.
+"""A combination that a search does not support is refused with a remedy, and a study that follows the remedy is accepted and runs.
 
-Every algorithm under every engine, with each thing that some cannot do; some algorithms with each pair of these.
+Every algorithm under every engine, with each feature that some lack; some algorithms with each pair of features.
 """
 
 import ast
@@ -162,7 +162,7 @@ def _when_loaded(content, files):
 
 
 def _same_rule(text, problems):
-    """Return whether a problem was told before, with other names to advise or for another algorithm."""
+    """Return whether the same rule was reported before, with other suggested names or for another algorithm."""
     rule = text.partition("but got")[2].partition(":")[0]
     return bool(rule) and any(rule in problem for problem in problems)
 

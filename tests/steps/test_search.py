@@ -1,4 +1,4 @@
-"""What a search says of itself to MLflow."""
+"""What a search reports to MLflow."""
 
 from retune.steps import search
 

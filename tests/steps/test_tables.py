@@ -1,4 +1,4 @@
-"""`retune select` on a study: what the steps left behind becomes tables and a choice, and nothing is changed."""
+"""`retune select` on a study: tables and a choice from its records, none of which is changed."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The studies of the papers: what the papers fix is in the files, and each runs with a tiny base through overrides."""
+"""The papers' studies: the files have the papers' settings, and each runs with a tiny base through overrides."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""The section `cluster`: what Kubernetes would refuse is refused first, and what is given reaches every kind of pod."""
+"""The section `cluster`: values that Kubernetes would refuse are refused first, and each value reaches every kind of pod."""
 
 import json
 

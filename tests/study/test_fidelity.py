@@ -1,4 +1,4 @@
-"""The keys `search.stopping` and `search.proxy`: what is taken, and what is refused by name."""
+"""The keys `search.stopping` and `search.proxy`: accepted and refused values."""
 
 import json
 

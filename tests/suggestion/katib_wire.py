@@ -25,7 +25,7 @@ def load():
 
 
 def request(api):
-    """A request in which no two fields hold the same."""
+    """A request in which all fields have different values."""
     experiment = api.Experiment(
         name="study",
         spec=api.ExperimentSpec(

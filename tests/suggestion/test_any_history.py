@@ -1,4 +1,4 @@
-"""A history longer than any study of adapters: every algorithm answers in time, in its memory, and the pod stays ready."""
+"""A history longer than any study of adapters: every algorithm answers within its time and memory, and the pod stays ready."""
 
 import random
 import threading
@@ -52,7 +52,7 @@ def test_eight_thousand_trials(algorithm):
 
 
 def probe(address, answered, health):
-    """Ask as the kubelet does: by name, with a second's time."""
+    """Probe as the kubelet does: by name, with a timeout of one second."""
     with grpc.insecure_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         while not answered.wait(0.3):

@@ -1,4 +1,4 @@
-"""The local engine's client: the same answers as the functions give, through the wire and through kills."""
+"""The local engine's client: it returns what the functions return, over gRPC and through kills of the service."""
 
 import random
 import threading

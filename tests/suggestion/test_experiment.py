@@ -150,7 +150,7 @@ def test_normal_distributions_begin_at_their_mean():
 
 
 def test_steps_that_cannot_be_counted_on_a_log_scale_are_refused():
-    """Each of these once broke the reading; Katib takes a broken call for the end of the experiment."""
+    """Each of these once raised in the parser; Katib ends the Experiment when a call fails."""
     with pytest.raises(InputError, match="`step` is too small"):
         double("1", "10", "5e-324", katib.LOG_NORMAL)
     with pytest.raises(InputError, match="whole `step`"):
@@ -218,7 +218,7 @@ def _magnitude(word):
 @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(message=experiments())
 def test_any_experiment_is_refused_with_reasons_or_gets_its_points(message):
-    """Any other error would end the Experiment without a reason, or be asked for again for ever."""
+    """Any other error would end the Experiment without a reason, or be retried for ever."""
     try:
         found = search_of(message)
     except InputError:

@@ -68,7 +68,7 @@ def test_an_algorithm_that_never_ends_is_answered_for_before_katib_gives_up(monk
 
 
 def test_algorithms_that_never_end_cost_later_calls_nothing(monkeypatch):
-    """More of them than the service has threads for calls; each costs its own call and no other."""
+    """There are more of them than the service has threads; each delays only its own call."""
     ended = threading.Event()
     hung = Algorithm(Settings, lambda problem, count: ended.wait(), "")
     monkeypatch.setitem(search.ALGORITHMS, "nomad", hung)

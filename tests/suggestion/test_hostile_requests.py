@@ -1,4 +1,4 @@
-"""Requests that no Katib makes: each is answered, or refused in words; the service goes on as if nothing had been."""
+"""Requests that no Katib sends: each is answered or refused with a message, and the service keeps working."""
 
 import contextlib
 import socket
@@ -76,7 +76,7 @@ class Refused(Exception):
 
 
 class Context:
-    """What a method may do with its call."""
+    """The part of a gRPC context that methods use."""
 
     def abort(self, code, details):
         assert code == grpc.StatusCode.INVALID_ARGUMENT

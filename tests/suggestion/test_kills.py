@@ -23,7 +23,7 @@ def loss(given):
 
 
 class Katib:
-    """What Katib's controllers do with a suggestion service: ask, store, start trials, see them end."""
+    """Katib's controllers as a client of the suggestion service: request, store, start trials, observe their end."""
 
     def __init__(self, seed):
         self.request = katib.GetSuggestionsRequest(experiment=experiment(tribes2024(), parallel=PARALLEL))
@@ -82,7 +82,7 @@ class Killed:
         return self.answer(request)
 
     def die_under(self, request):
-        """Kill it at some moment of the call; whether the reply still came is the machine's chance."""
+        """Kill it during the call; whether the reply still arrives is up to chance."""
         with grpc.insecure_channel(self.service.address, options=UNLIMITED) as channel:
             asking = threading.Thread(target=self.heard, args=(channel, request))
             asking.start()

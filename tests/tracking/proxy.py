@@ -1,4 +1,4 @@
-"""An HTTP proxy that loses or delays what a test tells it to."""
+"""An HTTP proxy that loses or delays chosen requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small study told to a tracker, and what MLflow holds of it."""
+"""A small study reported to a tracker, and what MLflow then has of it."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Held:
 
 
 def expect_whole(held: Held, count: int = 3, points: int = 5) -> None:
-    """Assert that a study told by `tell` is there completely, and nothing twice."""
+    """Assert that MLflow has all of a study reported by `tell`, and nothing twice."""
     assert len(held.parents) == 1
     assert held.parents[0].info.status == "FINISHED"
     assert held.names() == [f"trial-{number:03d}" for number in range(count)]

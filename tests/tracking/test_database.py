@@ -1,4 +1,4 @@
-"""MLflow's SQLite database is there whole, or not at all."""
+"""MLflow's SQLite database is created completely or not at all."""
 
 import os
 import sqlite3

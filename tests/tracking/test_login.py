@@ -1,4 +1,4 @@
-"""MLflow with the chart's login: a real server, the account by the chart's own script, and who is let in."""
+"""MLflow with the chart's login: a real server, the account created by the chart's script, and who has access."""
 
 import os
 import shutil

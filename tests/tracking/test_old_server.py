@@ -1,4 +1,4 @@
-"""An MLflow server that is too old is told of before anything is spent: by `validate`, by the registry, by `helm test`.
+"""An MLflow server that is too old is reported before any compute is spent: by `validate`, the registry and `helm test`.
 
 With MLflow 2.22.0 itself `list_artifacts` of a run ends with 404; here a server tells that version and answers 404 to all else.
 """

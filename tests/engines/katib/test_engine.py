@@ -1,4 +1,4 @@
-"""The engine on a simulated cluster: one Experiment whatever happens, every trial's record, and an end."""
+"""The engine on a simulated cluster: whatever happens, one Experiment, a record of every trial, and an end."""
 
 import json
 import math
@@ -81,7 +81,7 @@ def test_one_after_the_other_nothing_that_happens_changes_what_is_tried(
 
 
 def suggested(cluster):
-    """What the service answered, in order."""
+    """The service's replies, in order."""
     (found,) = cluster.objects.list("suggestions", NAMESPACE)
     return [entry["parameterAssignments"] for entry in found["status"]["suggestions"]]
 
@@ -334,7 +334,7 @@ def test_stopped_it_leaves_the_experiment_going_and_finds_it_again(cluster, run_
 @pytest.mark.slow
 @pytest.mark.parametrize("after", range(1, 16, 2))
 def test_killed_after_any_event_it_ends_alike(cluster, on_katib, tmp_path, after):
-    """The engine's process is gone after its n-th event: nothing is tried twice, and there is one Experiment."""
+    """The engine's process dies after its n-th event: no setting is tried twice, and there is one Experiment."""
     run = Run(on_katib("search.repeats=1", "search.trials=5"), tmp_path / SEARCH)
     run.engine.observe = Dies(after)
     with pytest.raises(Killed):
@@ -413,7 +413,7 @@ def test_settings_that_the_service_refuses_end_with_its_words(cluster, run_on):
 
 
 def test_what_our_service_refuses_ends_the_experiment_with_every_reason(cluster, on_katib, tmp_path):
-    """Written by hand, as `retune` would never: of the codes of a refusal Katib takes INVALID_ARGUMENT alone for one."""
+    """A handwritten Experiment that `retune` would never create: Katib treats only INVALID_ARGUMENT as a refusal."""
     made = manifest.experiment(
         on_katib("search.algorithm=nomad"), manifest.Place(str(tmp_path / SEARCH), "d"), 2
     )
@@ -463,7 +463,7 @@ def test_an_experiment_deleted_while_nobody_looked_costs_what_was_not_written_do
 
 
 def test_a_budget_that_comes_a_moment_too_late_makes_a_second_experiment(cluster, run_on):
-    """The Experiment ends between the look at it and the change, which Katib then refuses."""
+    """The Experiment ends after it was read and before it is changed; Katib then refuses the change."""
     wrong(cluster, seconds=0.3)
     with pytest.raises(Interrupted):
         run_on("search.trials=3", stop=lambda run: len(run.finished) >= 1)
@@ -577,7 +577,7 @@ def test_two_engines_at_once_follow_one_experiment(cluster, run_on, on_katib, tm
 
 @pytest.mark.slow
 def test_an_engine_that_was_given_up_numbers_the_trials_as_the_one_in_its_place(cluster, on_katib, tmp_path):
-    """It read the ledger before there were trials, and sees all of them at once, not one after the other."""
+    """It read the ledger before there were trials, and later sees all of them at once instead of one by one."""
     wanted = ("search.trials=9", "search.parallel=1")
     late = Run(on_katib(*wanted), tmp_path / SEARCH)
     first = Run(on_katib(*wanted), tmp_path / SEARCH).go()
@@ -616,7 +616,7 @@ def test_constraints_reach_the_service_and_hold_in_the_ranking(cluster, run_on):
 def test_equal_searches_of_two_studies_or_in_two_folders_have_nothing_to_do_with_each_other(
     cluster, on_katib, tmp_path
 ):
-    """Found on a real cluster: the digest, by which the engine finds its Experiment, holds neither name nor folder."""
+    """Found on a real cluster: the digest by which the engine finds its Experiment covers neither name nor folder."""
     runs = []
     for name, folder in (("first", "a"), ("second", "a"), ("second", "b")):
         (tmp_path / folder / name).mkdir(parents=True)

@@ -1,6 +1,6 @@
-"""What is created on the cluster: golden manifests, and what is refused before anything is.
+"""The manifests created on the cluster, compared with golden ones, and what is refused before any is created.
 
-After a wanted change: RETUNE_GOLDEN=write pytest tests/engines/katib/test_manifest.py
+After an intended change: RETUNE_GOLDEN=write pytest tests/engines/katib/test_manifest.py
 """
 
 import os
@@ -218,7 +218,7 @@ def test_every_kind_of_parameter_reaches_the_pod_and_our_service():
     ],
 )  # fmt: skip
 def test_the_size_of_shared_memory_is_written_as_kubernetes_writes_it(cluster, given, written):
-    """Real Katib 0.19 refuses `1.5Gi`: read into a Job and back it is another text. The simulator's webhook does the same."""
+    """Real Katib 0.19 refuses `1.5Gi`, which becomes another text when read into a Job and back. So does the simulator."""
     made = manifest.experiment(study(f"cluster.shared_memory={given}"), PLACE, 2)
     pod = made["spec"]["trialTemplate"]["trialSpec"]["spec"]["template"]["spec"]
     assert [v["emptyDir"]["sizeLimit"] for v in pod["volumes"] if v["name"] == "shm"] == [written]

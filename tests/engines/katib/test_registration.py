@@ -1,4 +1,4 @@
-"""`retune katib register`: an edit of somebody else's file, with nothing lost, and a way back."""
+"""`retune katib register` edits Katib's configuration without losing anything, and the edit can be undone."""
 
 import time
 
@@ -149,7 +149,7 @@ def test_names_fit_katibs_objects():
 
 @pytest.fixture
 def bare(make_cluster):
-    """A cluster whose Katib does not know us yet."""
+    """A cluster whose Katib has none of our algorithms registered."""
     cluster = make_cluster()
     config = cluster.objects.get("configmaps", "kubeflow", "katib-config")
     config["data"] = {"katib-config.yaml": CONFIG, "other": "kept"}
@@ -233,7 +233,7 @@ def test_a_namespace_without_katib_is_named(bare):
 
 @pytest.fixture
 def experiment(cluster, on_katib, tmp_path):
-    """Return a function that makes an Experiment, and marks it as ended if it shall be; returns its name. Others run on."""
+    """Return a function that creates an Experiment, marks it as ended if asked to, and returns its name."""
     from retune.engines.katib import manifest
     from tests.katib_simulator.controller import mark
 
@@ -294,7 +294,7 @@ def test_finished_experiments_are_deleted_first_where_that_is_asked_for(cluster,
 
 
 def test_an_experiment_whose_entry_was_taken_out_by_force_goes_once_it_is_back(cluster, experiment):
-    """What `--force` warns of, and the way out of it."""
+    """The situation that `--force` warns of, and its remedy."""
     name = experiment("team-a", "Succeeded")
     retune("unregister", "--force")
     cluster.objects.delete("experiments", "team-a", name)
@@ -316,7 +316,7 @@ def test_an_experiment_that_does_not_go_is_told_and_nothing_is_taken_out(cluster
 
 
 def test_other_names_and_others_entries_under_our_names(cluster, experiment):
-    """What counts is what is registered as ours, not what we would register."""
+    """Unregistering removes what is registered as ours, not what we would register now."""
     config = cluster.objects.get("configmaps", "kubeflow", "katib-config")
     content = yaml.safe_load(config["data"]["katib-config.yaml"])
     for entry in content["runtime"]["suggestions"]:

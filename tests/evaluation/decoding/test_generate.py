@@ -26,7 +26,7 @@ def decoder(loaded, batch_size=8, context=512, model=None):
 
 
 class Padded:
-    """A model whose layers are not seen: batches are padded and go through transformers' own forward."""
+    """A model that hides its layers, so that batches are padded and use transformers' own forward."""
 
     def __init__(self, model):
         self.forward, self.config = model, model.config
@@ -203,7 +203,7 @@ ON_CPU = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can'
 
 @pytest.mark.parametrize("room", [0, 30])
 def test_where_a_shared_prefix_has_no_room_each_prompt_is_read_whole(loaded, room):
-    """None of the prefix fits, or nothing does beside it."""
+    """Either the prefix itself does not fit, or nothing fits beside it."""
     given = prompts(loaded, prefix=120)
     expected = decoder(loaded).complete(given, 4), decoder(loaded).likelihoods(given, [[5, 6]] * len(given))
 

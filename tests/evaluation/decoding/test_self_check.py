@@ -1,4 +1,4 @@
-"""The check of how prompts are read: what is broken or does not fit is left, and the answers are those of one at a time."""
+"""The check of how prompts are read: ways that are wrong for a model are not used, and answers equal those of one prompt at a time."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_a_broken_fast_path_is_left_with_one_line_in_the_log(what, monkeypatch, 
 
 
 def test_a_step_that_goes_wrong_behind_a_right_first_pass_is_noticed(monkeypatch):
-    """Only tokens after the first are wrong: what was kept of the prompt is read at the wrong places."""
+    """Only tokens after the first are wrong, because the prompt's cache is read at wrong positions."""
     real = Decoder._step
 
     def shifted(self, ids, mask, places, cache):
@@ -146,7 +146,7 @@ def test_a_benchmark_on_any_base_is_that_of_one_prompt_at_a_time(name, bases, mm
 
 
 def test_what_cannot_be_split_is_answered_unshared():
-    """A window longer than any prompt: nothing to share, and no recursion without end."""
+    """A window longer than any prompt: nothing can be shared, and the recursion must end."""
     model = zoo.build("mistral")
     model.config.sliding_window = 4096
     assert not can_be_split(model)

@@ -1,4 +1,4 @@
-"""Small studies with answers that are known, and people who fill in the form without a browser."""
+"""Small studies with known answers, and simulated people who fill in the form without a browser."""
 
 import json
 from pathlib import Path

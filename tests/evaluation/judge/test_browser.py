@@ -54,7 +54,7 @@ def chromium(tmp_path_factory):
 
 @pytest.fixture
 def browser(chromium, study):
-    """Return the browser as if it were new: nothing kept, nothing said, its own size."""
+    """Return the browser reset to its initial state: no storage, no console messages, its default size."""
     chromium.devtools("Emulation.clearDeviceMetricsOverride")
     chromium.open(f"file://{study[0] / 'form.html'}")
     chromium.run("localStorage.clear()")
@@ -70,7 +70,7 @@ def start(browser: Browser, folder, name: str) -> None:
 
 
 def whose(text: str) -> str:
-    """The test alone knows it: the answers of a say so."""
+    """Return which model an answer is from: only the test can tell, since the answers of a name it."""
     return "b" if text.startswith("from b") else "a"
 
 

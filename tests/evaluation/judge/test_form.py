@@ -1,4 +1,4 @@
-"""What the page that people get holds, and what it must not hold."""
+"""What the form for people contains, and what it must not contain."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""From two models to a form: real generation on a tiny base, killed and carried on."""
+"""From two models to a form: real generation on a tiny base, killed and resumed."""
 
 import json
 import os

@@ -142,7 +142,7 @@ def test_the_interval_of_one_person_is_that_of_the_questions():
 
 
 def test_the_interval_knows_that_people_differ():
-    """Ten people of whom each always votes alike: more questions do not make that surer, 1 / sqrt(10) = 0.32."""
+    """Ten people who each always give the same vote: more questions add no certainty, 1 / sqrt(10) = 0.32."""
     names = [str(k) for k in range(200)]
     votes = [dict.fromkeys(names, "a" if person % 2 else "b") for person in range(10)]
     low, high = interval(votes, names, 0)

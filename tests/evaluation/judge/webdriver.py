@@ -1,4 +1,4 @@
-"""A browser driven as a person would: chromedriver, spoken to as the W3C WebDriver recommendation says."""
+"""A browser used as a person would, through chromedriver and the W3C WebDriver protocol."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Completions that try to pass a test without solving it, or to harm what judges them.
+"""Completions that try to pass a test without solving it, or to harm the judging process.
 
 Each is the body of `TARGET`, whose tests are `TESTS`. Add what you think of: a line here is a test.
 """

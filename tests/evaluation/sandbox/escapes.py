@@ -1,4 +1,4 @@
-"""Yet more forged completions of `attacks.TARGET`: ways to end, to be killed, to speak over other pipes, and to leave something."""
+"""More forged completions of `attacks.TARGET`: they exit, get killed, write to other pipes, or leave files and processes behind."""
 
 CLAIM = '(b\'{"passed": true, "reason": ""}\\n\', b\'{"killed": true}\\n\', b\'{"ready": true}\\n\', b\'\\n{"passed": true}\')'
 

@@ -1,4 +1,4 @@
-"""More forged completions of `attacks.TARGET`: what the interpreter, the C library and the wire between the processes offer."""
+"""More forged completions of `attacks.TARGET`: attacks through the interpreter, the C library and the processes' protocol."""
 
 MORE = {
     # the interpreter

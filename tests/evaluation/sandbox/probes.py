@@ -1,4 +1,4 @@
-"""Programs that reach for what is outside of the sandbox. Each must end in an exception: one that runs through has got out.
+"""Programs that try to reach something outside the sandbox. Each must end in an exception; one that completes has escaped.
 
 All run in one sandbox, one after the other. `libc(name, ...)` calls a function of the C library and `call(number, ...)` the
 kernel; both raise OSError where the kernel refuses. `VICTIM` is a folder with files of the user that runs retune (`mine`,

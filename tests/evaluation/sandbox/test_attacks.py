@@ -78,7 +78,7 @@ def test_no_forgery_passes(isolation):
 
 
 def test_what_a_function_may_return_arrives_as_it_was():
-    """By the judge's own tests: each kind of plain data goes there and back, with its type."""
+    """Each kind of plain data is sent to the answer and back, and keeps its type."""
     values = (
         "[None, True, 0, -7, 1 << 80, -(1 << 70), 0.1, -0.0, 1e308, float('inf'), 3 + 4j, '', 'ü\\u2028\\ud800', b'\\x00', bytearray(b'x'),"
         " [], [[1], [2]], (1, (2,)), {1, 2}, frozenset('a'), {'a': [1], (1, 2): None}, range(3), Decimal('0.10'),"
@@ -121,7 +121,7 @@ def test_how_an_answer_ended_is_said(body, tests, reason):
 
 
 def test_an_answer_sees_no_test():
-    """All that the answer's process holds is searched for a text of the tests."""
+    """The memory of the answer's process is searched for a text of the tests."""
     answer = (
         "def f(word):\n"
         "    import gc, sys\n"
@@ -160,7 +160,7 @@ def test_a_sandbox_that_cannot_be_set_up_is_tried_again(monkeypatch):
 
 @pytest.mark.parametrize("victim", ["the judge", "its supervisor", "the answer", "the answer's supervisor"])
 def test_what_the_machine_kills_is_no_wrong_answer(monkeypatch, victim):
-    """As Linux does where memory runs out. The answer is right, so nothing but the kill can lose it."""
+    """Linux kills a process when memory runs out. The answer is right, so only the kill could make it count as wrong."""
     killed, started = [], []
     wait, start = runner._wait, runner._start
 
@@ -193,7 +193,7 @@ def test_what_the_machine_kills_is_no_wrong_answer(monkeypatch, victim):
 
 
 def test_what_its_own_limit_of_cpu_time_kills_is_a_wrong_answer():
-    """SIGKILL ends both, but the kernel sends it to one that has spent its CPU time; it must not stop a benchmark."""
+    """SIGKILL ends it as well, but because it has used up its CPU time; this must not stop the benchmark."""
     verdict, control = os.pipe(), os.pipe()
     job = {
         "role": "program", "program": "while True: pass", "verdict": verdict[1], "pipes": [verdict[1]], "control": control[1],
@@ -233,7 +233,7 @@ print(json.dumps([[outcome.passed, outcome.reason] for outcome in outcomes]))
 @pytest.mark.slow
 @pytest.mark.parametrize("isolation", ["namespaces", "filters"])
 def test_no_forgery_of_an_ordinary_user_passes(isolation, shown):
-    """As `test_no_forgery_passes`, by a user without root's rights, whose own processes the sandbox's are."""
+    """As `test_no_forgery_passes`, run by an ordinary user, who owns the sandbox's processes."""
     if os.getuid() != 0:
         pytest.skip("needs root, to become another user")
     forged = corpus()
@@ -250,7 +250,7 @@ def test_no_forgery_of_an_ordinary_user_passes(isolation, shown):
 
 
 def test_an_answer_leaves_nothing_for_the_next():
-    """What one wrote to its folder, and wherever else it could, is not there for the other."""
+    """Whatever one answer wrote, in its folder or elsewhere, is gone for the next."""
     planted = escapes.ESCAPES["modules for the next one"].replace("typing", "planted")
     search = (
         "    import os\n"
@@ -322,7 +322,7 @@ def test_grading_gives_every_answer_a_verdict():
 
 
 def test_a_sandbox_that_never_said_it_was_ready_is_no_verdict(monkeypatch):
-    """Killed by a machine short of memory before it began, it said nothing: that is nobody's wrong answer."""
+    """If a machine short of memory kills the sandbox before it begins, the answer must not count as wrong."""
     monkeypatch.setattr(runner, "_START", "import sys; sys.stdin.read()")
     with pytest.raises(runner.SetupError, match="silent"):
         runner._once([{"role": "program", "program": "pass"}], runner.DEFAULT, "filters")

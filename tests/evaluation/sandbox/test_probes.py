@@ -1,4 +1,4 @@
-"""Nothing outside of the sandbox is reached: as root and as the user to whom all that could be reached belongs."""
+"""Nothing outside the sandbox can be reached, neither as root nor as the user who owns the files and processes outside."""
 
 import ctypes
 import json
@@ -51,7 +51,7 @@ finally:
 
 @pytest.fixture
 def shown():
-    """A folder that other users see: each start of pytest closes the one above `tmp_path`."""
+    """A folder that other users can read, unlike `tmp_path`, whose parent pytest makes private."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         yield Path(folder)
@@ -75,7 +75,7 @@ def test_no_probe_gets_out(user, isolation, shown):
 
 
 def test_where_landlock_lets_files_be_emptied_the_filter_does_not(tmp_path):
-    """Before Linux 6.2 Landlock has no rule for it: O_TRUNC is then forbidden by the filter, with its old and its new call."""
+    """Before Linux 6.2 Landlock has no rule for truncation, so the system-call filter forbids O_TRUNC in both open calls."""
     (tmp_path / "kept").write_text("kept")
     child = os.fork()
     if child == 0:
@@ -136,14 +136,14 @@ print(found)
 
 @pytest.mark.parametrize("isolation", ["namespaces", "filters"])
 def test_a_crash_leaves_no_core(isolation, shown):
-    """RLIMIT_CORE does not hold a core pattern that is a pipe, so the process is not dumpable: its files are root's."""
+    """RLIMIT_CORE does not apply to a core pattern that is a pipe, so the process is not dumpable: root owns its files in /proc."""
     user = "65534" if os.getuid() == 0 else "root"
     done = as_user(CRASH, user, isolation, shown, shown)
     assert done.stdout.strip() == "[0]", done
 
 
 def as_user(scene, user, isolation, folder, place, seconds=100):
-    """Run a script with the arguments `SCENE` has, by the first Python that this user may start."""
+    """Run a script with the arguments in `SCENE`, with the first Python that this user may execute."""
     pythons = [sys._base_executable] if user == "root" else [sys._base_executable, "/usr/bin/python3"]
     for python in pythons:  # the first may lie in a folder of root's
         command = [python, "-c", scene, str(SOURCE), str(folder), str(place), isolation, user]

@@ -1,4 +1,4 @@
-"""The sandbox against programs that try to get out of it: one test a property, under both means of isolation."""
+"""The sandbox's properties, one test each, under both kinds of isolation."""
 
 import functools
 import http.server
@@ -29,7 +29,7 @@ def run(request):
 
 
 def strays():
-    """Processes that a sandbox left behind, as command lines; what was killed gets a moment to be gone."""
+    """Return the command lines of processes that a sandbox left behind; killed ones get a moment to disappear."""
     end = time.monotonic() + 5
     while (found := alive()) and time.monotonic() < end:
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Our own benchmarks hold what we ask of those of other packages; the data is the examples'."""
+"""Our own benchmarks pass the contract for those of other packages, on the data of the examples."""
 
 import pytest
 
@@ -22,7 +22,7 @@ class TestDrop(TaskContract):
 
 @pytest.mark.slow
 class TestHumanEval(TaskContract):
-    """Its label is a name, and what is right is what passes the tests: a solution that the file carries."""
+    """Its label is a name, and an answer is right if it passes the tests; the file contains a solution."""
 
     name, data = "humaneval", DATA / "humaneval.jsonl.gz"
 
