@@ -233,7 +233,7 @@ def _compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _say(text: str) -> None:
-    """Print where the program stands, and the CPU seconds so far."""
+    """Print the program's progress, and the CPU seconds so far."""
     print(f"{_seconds():7.1f} CPU s  {text}", file=sys.stderr, flush=True)
 
 

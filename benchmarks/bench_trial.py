@@ -299,7 +299,7 @@ def _reset(base: LoadedBase) -> None:
 
 
 def _finish(base: LoadedBase) -> None:
-    """Wait until the device has done all that was asked of it, so that a time stamp means what it says."""
+    """Wait until the device has finished its queue, so that times are those of the work."""
     if base.device.type == "cuda":
         torch.cuda.synchronize()
 

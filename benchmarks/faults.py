@@ -48,7 +48,7 @@ class Line:
     note: str = ""
 
     def count(self, problem: str | None) -> None:
-        """Count one attempt; `problem` says what was lost, None if nothing."""
+        """Count one attempt; `problem` is what was lost, None if nothing."""
         self.tried += 1
         if problem:
             self.lost.append(problem)

@@ -163,7 +163,7 @@ class Nets:
         return self
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
-        """Return the values that the mean of the networks stands for."""
+        """Return the values of the networks' mean."""
         total = np.zeros(len(inputs))
         for (w1, b1), (w2, b2), (w3, b3) in self.layers:
             total += (np.tanh(np.tanh(_centred(inputs) @ w1 + b1) @ w2 + b2) @ w3 + b3)[:, 0]

@@ -45,7 +45,7 @@ def ridge(a: Assignment) -> float:
 
 
 def cliff(a: Assignment) -> float:
-    """A plateau at small learning rates, a narrow valley, and failure right behind it."""
+    """A plateau at small learning rates, a narrow valley, and failures right next to it."""
     rank, dropout, alpha, rate = _parts(a)
     if rate > -3.45 - 0.02 * (alpha / 32 - 1):
         return math.inf
@@ -58,7 +58,7 @@ def cliff(a: Assignment) -> float:
 
 
 def two_basins(a: Assignment) -> float:
-    """Two valleys; the default setting lies in the wider and worse one."""
+    """Two valleys; the default setting is in the wider and worse one."""
     rank, dropout, alpha, rate = _parts(a)
     wide = 0.2 + 0.15 * (rate + 5.1) ** 2 + 0.003 * (rank - 3) ** 2
     deep = 0.9 * (rate + 3.6) ** 2 + 0.012 * (rank - 7) ** 2 + ((alpha - 14) / 40) ** 2

@@ -1,4 +1,4 @@
-"""Studies and data that are made up, so that what surrounds the training can be measured at any size without training."""
+"""Generated studies and data, to measure everything around the training at any size without training."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def trial(study: Study, number: int, rng: random.Random) -> TrialRecord:
 
 
 def finished(study: Study, trials: int) -> SearchFolder:
-    """Write a finished study of that many trials where the study says, stamps and all; return its folder."""
+    """Write a finished study of that many trials, with its stamps, into the study's folders; return its folder."""
     mix = mixing.mix(study.data, study.seed, models.locate(study.model), folders.data_folder(study))
     folder, rng = SearchFolder(folders.search_folder(study, mix.digest)), random.Random(0)
     ledger = Ledger(folder.uri)

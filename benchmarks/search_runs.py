@@ -260,7 +260,7 @@ def nomad_optimize(study: Study, seed: int, answer: Connection) -> None:
         os.chdir(folder)
         with open("start.txt", "w") as file:  # the only way to give NOMAD several points
             file.writelines(f"{' '.join(map(str, space.encode(given)))}\n" for given in start)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # NOMAD prints whatever the display degree
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # NOMAD prints at any display degree
         PyNomad.optimize(evaluate, [], [0] * len(tops), tops, settings)
     answer.close()
     os._exit(0)

@@ -1,6 +1,6 @@
-"""`python -m pipelines`, from the root of the repository: write the compiled YAML of all components and pipelines anew.
+"""`python -m pipelines`, from the root of the repository: compile all components and pipelines to YAML.
 
-A component's YAML lies beside its source, for `kfp.components.load_component_from_url`; a pipeline's is what
+A component's YAML is next to its source, for `kfp.components.load_component_from_url`; a pipeline's is what
 `retune run` runs on this machine and what `retune submit` sends to a cluster.
 """
 

@@ -10,7 +10,7 @@ from components.validate_adapter.component import validate_adapter
 
 
 @dsl.pipeline(name="retune-tune", description="Mix, train, validate and benchmark one setting")
-def tune_pipeline(study: str, assignment: dict = {}) -> float:  # noqa: B006 - KFP reads the default, nobody writes to it
+def tune_pipeline(study: str, assignment: dict = {}) -> float:  # noqa: B006 - KFP only reads the default
     """Train and score one setting; return its validation loss.
 
     Args:

@@ -1,7 +1,7 @@
 """Write a page of results from finished searches: python studies/results.py docs/results/NAME.md SEARCH_FOLDER...
 
 A search folder is artifacts/<study>/search-<digest>. Everything on the page comes from the records in it; the figure
-of best-so-far losses is written beside the page.
+of best-so-far losses is written next to the page.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def marks(board: Scoreboard, printed: dict[str, Any]) -> list[str]:
 
 
 def statistics(board: Scoreboard, printed: dict[str, Any]) -> str:
-    """Return Table 1 beside ours; a cell that differs shows both."""
+    """Return Table 1 compared with ours; a cell that differs shows both."""
     found = {(s.method, s.task): s for s in board.statistics if s.models == "10 best"}
     rows = []
     for method, tasks in printed["table_1"].items():

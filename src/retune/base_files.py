@@ -60,7 +60,7 @@ def _json(path: Path) -> Any:
 
 
 def _of_shapes(folder: Path) -> Iterator[str]:
-    """Yield which sizes in config.json are beyond what the weights beside it can hold."""
+    """Yield the sizes in config.json that exceed what the weights next to it can contain."""
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     held = sum(path.stat().st_size for path in weights) * _WEIGHTS_PER_BYTE
     for section in _sections(_json(folder / "config.json")):
@@ -91,7 +91,7 @@ def _sections(config: Any) -> Iterator[dict[str, Any]]:
 
 
 def _of_an_index(folder: Path, name: str) -> Iterator[str]:
-    """Yield which files of an index do not lie in the folder."""
+    """Yield the files of an index that are outside the folder."""
     index = _json(folder / name)
     where = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(where, dict):
@@ -103,7 +103,7 @@ def _of_an_index(folder: Path, name: str) -> Iterator[str]:
 
 @functools.lru_cache(maxsize=16)
 def _of_a_tokenizer(path: Path, changed: int, size: int) -> tuple[str, ...]:
-    """Return what in a tokenizer's rules could make much of little, or take for ever."""
+    """Return the rules of a tokenizer that could inflate a text or take unbounded time."""
     content = _json(path)
     if not isinstance(content, dict):
         return ()
@@ -124,7 +124,7 @@ def _of_a_tokenizer(path: Path, changed: int, size: int) -> tuple[str, ...]:
 
 
 def _values(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every value in JSON with the key it stands under."""
+    """Yield every value in JSON with its key."""
     waiting = [(key, content)]
     while waiting:
         key, value = waiting.pop()

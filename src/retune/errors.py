@@ -158,7 +158,7 @@ def as_retune_error(error: RetuneError | OSError, subject: str | None = None) ->
 
 
 def first_line(problem: object) -> str:
-    """Return the first line of an error's text, or of a text; the name of its class where it says nothing."""
+    """Return the first line of an error's text, or of a text; the class's name if the text is empty."""
     lines = str(problem).strip().splitlines()
     return lines[0] if lines else type(problem).__name__
 

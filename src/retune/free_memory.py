@@ -19,7 +19,7 @@ REMEDY = "split it into several sources, keep fewer records, or use a machine wi
 
 
 def available() -> int | None:
-    """Return the bytes that this process may still take, None where nothing says.
+    """Return the bytes that this process may still allocate; None if unknown.
 
     The least of what the machine has, of what the container may use (cgroup v2 or v1) and of this process's limits
     (RLIMIT_AS, RLIMIT_DATA).
@@ -29,7 +29,7 @@ def available() -> int | None:
 
 
 def resident() -> int:
-    """Return the bytes of memory that this process holds now; where no system file says, the most it ever held."""
+    """Return the resident bytes of this process now; on systems without /proc, their peak."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return peak_resident()
@@ -60,7 +60,7 @@ def too_large(size: int, what: str = "the file has") -> str | None:
     )
 
 
-_LOOK_EVERY = 1000  # records between two looks at the memory taken: a look takes as long as reading some
+_LOOK_EVERY = 1000  # records between two measurements of memory: one takes as long as reading some records
 
 
 class Growth:
@@ -99,7 +99,7 @@ def _machine() -> Iterator[int]:
 
 
 def container(root: Path) -> Iterator[int]:
-    """Yield what is left of the container's limit; the files it has read are given back when memory is short."""
+    """Yield what is left of the container's limit; the page cache counts as free, since the kernel reclaims it."""
     for limit, used, given_back in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),

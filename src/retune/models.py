@@ -138,7 +138,7 @@ def _snapshot(model: Model) -> Path:
 
 
 def _did_you_mean(folder: Path) -> str:
-    """Return the end of the message about a folder that does not exist: one beside it with a similar name."""
+    """Return the end of the message about a missing folder: a sibling with a similar name, if any."""
     if not folder.parent.is_dir():
         return ""
     near = nearest(folder.name, [path.name for path in folder.parent.iterdir() if path.is_dir()])

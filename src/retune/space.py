@@ -265,7 +265,7 @@ class Parameter(BaseModel):
         return min(max(round(position), 0), self.levels - 1)
 
     def contains(self, value: Value) -> bool:
-        """Return whether `value` lies in the range (not necessarily on a level)."""
+        """Return whether `value` is in the range (not necessarily on a level)."""
         if self.kind == "categorical":
             return str(value) in map(str, self.values or ())
         try:
@@ -470,7 +470,7 @@ class Space(BaseModel):
         return self.decode(self.encode(assignment))
 
     def contains(self, assignment: Mapping[str, Value]) -> bool:
-        """Return whether every parameter is there and in its range."""
+        """Return whether every parameter has a value within its range."""
         return all(p.name in assignment and p.contains(assignment[p.name]) for p in self.parameters)
 
     def to_unit(self, levels: Sequence[int]) -> list[float]:

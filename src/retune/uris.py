@@ -28,7 +28,7 @@ _SECRET_NAME = re.compile(
     r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|SECRET_?KEY|PRIVATE_?KEY|WEBHOOK|CREDENTIAL)(_URL)?$",
     re.IGNORECASE,
 )
-# Tokens that are told by their first letters, and addresses that are secrets themselves
+# Tokens with a known prefix, and addresses that are secrets themselves
 _TOKENS = re.compile(
     r"\b(?:hf_|sk-|gh[opsru]_|github_pat_|glpat-|xox[abeprs]-|xapp-)[\w-]{16,}|(?<=\bBearer )[\w.~+/-]{8,}=*"
     r"|(?<=://hooks\.slack\.com/)[\w/-]{8,}|(?<=://discord\.com/api/webhooks/)[\w/-]{8,}",

@@ -22,7 +22,7 @@ POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; frame-ancestors 'none'"
 )
-SILENT_SECONDS = 60.0  # a client that takes no answer for so long is let go
+SILENT_SECONDS = 60.0  # a client that reads nothing for so long is disconnected
 REQUEST_SECONDS = 20.0  # within which a request must have come whole
 MOST_CONNECTIONS = 100  # at a time; a further one is closed, and browsers try again
 
@@ -38,7 +38,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer a connection in a thread of its own; close it where there are too many."""
+        """Answer a connection in its own thread; close it if there are too many."""
         if not self._places.acquire(blocking=False):
             self.shutdown_request(request)
             return
@@ -101,7 +101,7 @@ class Page(BaseHTTPRequestHandler):
         return False
 
     def send(self, kind: str, content: bytes | Iterable[bytes]) -> None:
-        """Send a whole answer, or one that goes on part by part; a browser that goes away ends it.
+        """Send a whole response, or one part after the other; it ends when the browser disconnects.
 
         Args:
             kind: the content type. content: the body.

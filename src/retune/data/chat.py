@@ -189,7 +189,7 @@ class ChatTemplate:
         return sorted({*added, *self.tokenizer.all_special_tokens} - {""})
 
     def _tokens(self, text: str, spans: Sequence[Span]) -> Ids:
-        """Return the ids of a text and which of them lie in the spans.
+        """Return the ids of a text and, for each, whether it is within one of the spans.
 
         At inference the prompt is tokenised alone, before the answer exists. So no token may cross the border of a span. In this
         order: the parts tokenised separately, if that equals the tokens of the whole text; the whole text, if no token crosses a

@@ -35,7 +35,7 @@ _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; which of two values under one name is meant, nobody can tell."""
+    """Return a JSON object; refuse a name that occurs twice, since either value could be meant."""
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
         names = [name for name, _ in pairs]
@@ -177,7 +177,7 @@ def _require_one_kind(folder: Path, uri: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return why `datasets` cannot read a folder; its own sentence is general, and the cause behind it tells more."""
+    """Return why `datasets` cannot read a folder: the cause of its error, which is more specific than the error."""
     cause = error.__cause__
     if cause is None:
         return first_line(error)

@@ -17,7 +17,7 @@ _TOKENIZER_FILES = (
 
 
 def chat_template_digest(tokenizer: Any) -> str | None:
-    """Return the digest of a chat template that lies in a file of its own; others are in `tokenizer_config.json`."""
+    """Return the digest of a chat template in a separate file; others are in `tokenizer_config.json`."""
     if not isinstance(tokenizer, str | Path):
         return digest(tokenizer.chat_template) if tokenizer.chat_template else None
     files = [
@@ -28,7 +28,7 @@ def chat_template_digest(tokenizer: Any) -> str | None:
 
 
 def tokenizer_digest(tokenizer: Any) -> str | None:
-    """Return the digest of a tokenizer's files; of one made in memory, that of its own JSON."""
+    """Return the digest of a tokenizer's files; of a tokenizer without files, that of its JSON."""
     if tokenizer is None:
         return None
     folder = tokenizer if isinstance(tokenizer, str | Path) else tokenizer.name_or_path

@@ -253,7 +253,7 @@ def _task(name: TaskName, part: Part) -> Any:
                 config={**_HUMANEVAL, "custom_dataset": local, "process_results": _run_tests}
             )
         changes = {"task": part.task, "custom_dataset": local, "training_split": None}
-        # In a group, since a single task would be read as a definition of its own, without that of the harness.
+        # In a group: the harness would read a single task as a new definition, without its own.
         return _index(_TASKS[name][0]).load([{"group": "local", "task": [changes]}])["tasks"][part.task]
 
 

@@ -92,7 +92,7 @@ class Reading:
         self._model, self._past, self._mask, self.means = model, past, mask, means
 
     def behind(self, token: torch.Tensor) -> torch.Tensor:
-        """Return the last layer at `token`, shape (width,), after each text: shape (n, width), differentiable in the token."""
+        """Return the last layer's output at `token` (width,) appended to each text: shape (n, width), differentiable in it."""
         import torch
 
         count = len(self._mask)

@@ -25,7 +25,7 @@ KEPT_LOGS = 9  # of earlier runs
 
 @dataclass(frozen=True)
 class Log:
-    """The log of the latest run's steps; logs of earlier runs lie beside it, named by the time of their last line."""
+    """The log of the latest run's steps; logs of earlier runs are in the same folder, named by the time of their last line."""
 
     path: Path
 
@@ -49,7 +49,7 @@ class Log:
             old.unlink(missing_ok=True)
 
     def failure(self) -> str:
-        """Return which step failed and its error, so that nobody has to search the whole log."""
+        """Return which step failed and its error, so that users need not search the log."""
         if self.error.exists():
             return self.error.read_text(encoding="utf-8", errors="replace")[:2000]
         text = self.path.read_text(errors="replace") if self.path.exists() else ""

@@ -185,7 +185,7 @@ def _place(task: Any, cluster: Cluster, heavy: bool) -> None:
 
 
 def _milli(cpu: str) -> str:
-    """Return a quantity of CPU in the one form of Kubernetes' that KFP takes for each."""
+    """Return a quantity of CPU in millicores, the only form of Kubernetes' that KFP accepts for every value."""
     return f"{math.ceil(number(cpu) * 1000)}m"
 
 

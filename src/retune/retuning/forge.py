@@ -146,7 +146,7 @@ def push(branch: str, files: Mapping[str, bytes], message: str) -> str:
     Raises:
         RetuneError: if git refuses.
     """
-    # In a temporary index, so that the clone keeps whatever is staged in its own
+    # In a temporary index, so that the clone's own keeps what is staged
     with tempfile.TemporaryDirectory() as folder:
         env = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
         _git("read-tree", "HEAD", env=env)

@@ -89,7 +89,7 @@ def title(outcome: Outcome) -> str:
 
 
 def page(outcome: Outcome, reasons: Sequence[str], gpu_hours: float) -> str:
-    """Return the comparison as Markdown: the gate's rules, the best settings beside base and default, findings."""
+    """Return the comparison as Markdown: the gate's rules, the best settings with base and default, findings."""
     gate, selection = outcome.gate, outcome.selection
     against = f"champion version {plain(gate.champion)}" if gate.champion else "no champion so far"
     lines = [

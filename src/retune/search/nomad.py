@@ -24,7 +24,7 @@ from retune.search.settings import Settings
 if TYPE_CHECKING:
     from retune.search.acquisition import Acquisition
 
-_BASIN = 0.2  # a point further away in some coordinate of the unit cube may lie in another basin
+_BASIN = 0.2  # a point further away in some coordinate of the unit cube may be in another basin
 _SEEDS = 1_000_000  # PyNomad takes O(seed) to set one
 _SPECULATIVE = 4.0  # NOMAD's SPECULATIVE_SEARCH_BASE_FACTOR
 _VNS_TURN = 4  # every fourth point is shaken while no poll succeeds
@@ -206,7 +206,7 @@ def _other_categories(problem: Problem, center: Levels) -> list[Candidate]:
 
 
 def _acquisition(problem: Problem) -> Acquisition | None:
-    """Return the model that says which of NOMAD's points to try first; None where it is not wanted."""
+    """Return the model that ranks NOMAD's points; None if the settings turn it off."""
     if _settings(problem).EVAL_QUEUE_SORT == "RANDOM" or len(problem.ok) < 2:
         return None
     from retune.search.acquisition import Acquisition

@@ -1,4 +1,4 @@
-"""NOMAD in a process of its own: what goes in, how it is limited, and what is asked when it breaks.
+"""NOMAD in a separate process: its input, its limits, and what is used if it fails.
 
 The process is limited by CPU seconds, far above what any request needs, and not by the clock: a busy machine
 must give the same answer. A crash repeats on the same request, so the way down the ladder of simpler settings

@@ -1,4 +1,4 @@
-"""Runs PyNomad in a process of its own: a request on standard input, the answer on standard output, both JSON.
+"""Runs PyNomad in a separate process: a request on standard input, the answer on standard output, both JSON.
 
 PyNomad ends the process on many inputs (std::terminate), keeps its state in singletons, writes to stdout, and
 may spin or eat memory: so this file is started by path for each call, imports nothing of retune, and limits
@@ -19,7 +19,7 @@ import sys
 def main() -> None:
     """Answer one request."""
     answer = os.dup(1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # NOMAD prints whatever the display degree
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # NOMAD prints at any display degree
     request = json.load(sys.stdin)
     seconds, memory = request["cpu_seconds"], request["memory_mib"] << 20
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -253,7 +253,7 @@ def pose(
 
 
 def _levels(space: Space, entry: Observation) -> Levels | None:
-    """Return the levels of an observation, None if it lies outside the space."""
+    """Return the levels of an observation; None if it is outside the space."""
     try:
         return space.encode(entry.assignment) if space.contains(entry.assignment) else None
     except (KeyError, ValueError, TypeError):

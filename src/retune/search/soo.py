@@ -71,7 +71,7 @@ Score = Callable[[Levels, int], float | None]
 
 
 def propose(problem: Problem, count: int) -> list[Candidate]:
-    """Return the default setting first, then the unknown centres that the sweeps come to."""
+    """Return the default setting first, then the unknown centres in the order of the sweeps."""
     known = penalised(problem)
     return grow(problem, count, lambda levels, _: known.get(levels))
 

@@ -1,6 +1,6 @@
 """The unit of the models: objective values with the bad half compressed.
 
-How bad a bad point is says little about where the good ones are. The median becomes 0, and a spread, the distance from the
+The value of a bad point says little about where the good ones are. The median becomes 0, and a spread, the distance from the
 median to the best value, becomes 1.
 """
 

@@ -103,7 +103,7 @@ def _first(stopping: Stopping, trial: int) -> float:
 
 
 def _goes_on(stopping: Stopping, results: Sequence[Result], under_way: Sequence[Job]) -> Job | None:
-    """Return the job of a stopped trial that the rule lets go on, those at higher rungs first."""
+    """Return the job of a stopped trial that the rule continues, those at higher rungs first."""
     furthest: dict[int, float] = {}
     entries: list[Result | Job] = [*results, *under_way]
     for entry in entries:

@@ -56,7 +56,7 @@ def oriented(
 def goals(
     objective: Objective, further: Sequence[Objective], rule: Select, tasks: Sequence[str]
 ) -> list[Objective]:
-    """Return the objectives that count for the Pareto set beside the scores.
+    """Return the objectives that count for the Pareto set in addition to the scores.
 
     By default none, as in Tribes et al. 2024: the loss made the short list already, and would keep the trial with the
     best loss on the front whatever its scores. Objectives that the study names as goals do count: several objectives

@@ -50,7 +50,7 @@ def read(base: Path) -> BaseFacts:
     try:
         facts = _from_files(base)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        facts = None  # another architecture, or damaged; then `_from_model` raises an error that tells what is wrong
+        facts = None  # another architecture, or damaged; then `_from_model` raises an error that says what is wrong
     if facts is None:
         facts = _from_model(base)
         _require_weights(base)
@@ -58,7 +58,7 @@ def read(base: Path) -> BaseFacts:
 
 
 def _require_weights(base: Path) -> None:
-    """Raise InputError if there are no weights, or a safetensors file is damaged, as far as its header tells."""
+    """Raise InputError if there are no weights, or the header of a safetensors file shows that it is damaged."""
     problems = []
     for file in sorted(base.glob("*.safetensors")):
         try:
@@ -85,7 +85,7 @@ def _from_files(base: Path) -> BaseFacts | None:
         return None
     rotary = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if config["hidden_act"] != "silu" or rotary.get("rope_type", "default") not in _ROTARY:
-        return None  # not known here; building the model will tell
+        return None  # not known here; building the model will show it
     shapes: dict[str, list[int]] = {}
     for file in sorted(base.glob("model*.safetensors")):
         shapes |= tensor_shapes(file)

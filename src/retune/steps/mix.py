@@ -28,5 +28,5 @@ def recipe(study: Study) -> Recipe:
 
 
 def mix(recipe: Recipe) -> mixing.MixRecord:
-    """Mix the data into the recipe's folder, unless it is there already."""
+    """Mix the data into the recipe's folder, unless that was done before."""
     return mixing.mix(recipe.data, recipe.seed, models.locate(recipe.model), recipe.folder)

@@ -183,7 +183,7 @@ def _named(study: Study) -> Prompt | None:
     try:
         return None if study.data.prompt == "auto" else resolve(study.data.prompt, False)
     except InputError:
-        return None  # the file with the template is gone
+        return None  # the file with the template no longer exists
 
 
 def _chosen(search: SearchFolder, study: Study) -> str:

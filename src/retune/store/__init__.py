@@ -80,7 +80,7 @@ def write(uri: str | Path, data: bytes) -> None:
 
 
 def create(uri: str | Path, data: bytes) -> bool:
-    """Write the file at `uri` if nothing is there, and return whether this call wrote it.
+    """Write the file at `uri` if there is none, and return whether this call wrote it.
 
     Of several callers at the same time exactly one gets True. Needs hard links on a local disk, and
     conditional writes (``If-None-Match``) on S3.

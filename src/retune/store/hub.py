@@ -120,7 +120,7 @@ class HubPlace:
             )
 
     def _below(self) -> list[str]:
-        """Return the names below this folder; the empty name stands for a file at the path itself."""
+        """Return the names below this folder; the empty name means a file at the path itself."""
         with self._translated_errors():
             names = _api().list_repo_files(self.repo, repo_type=self.kind, revision=self.revision)
         if self.path in names:

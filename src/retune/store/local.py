@@ -107,7 +107,7 @@ class LocalPlace:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             except FileExistsError as error:
-                # A file where a folder is needed. Not FileExistsError, by which `create` knows that the file is there
+                # A file where a folder is needed. Not FileExistsError, which `create` reads as an existing file
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
             try:
                 with temporary.open("xb") as file:
@@ -121,14 +121,14 @@ class LocalPlace:
 
     @contextmanager
     def _translated_errors(self, verb: str) -> Iterator[None]:
-        """Convert the operating system's errors, but those by which callers tell what is there."""
+        """Convert the operating system's errors, except those by which callers test for existence."""
         try:
             yield
         except FileExistsError:
             raise
         except (FileNotFoundError, NotADirectoryError) as error:
             if verb == "deleted":
-                return  # nothing is there, or another process has just deleted it
+                return  # it does not exist, or another process has just deleted it
             if verb == "read":
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path)) from error
             raise as_retune_error(error, f"{self.path} cannot be {verb}") from error
@@ -137,7 +137,7 @@ class LocalPlace:
 
 
 def _open_nonblocking(path: str, flags: int) -> int:
-    """Open a file without waiting: opening a pipe that nobody writes to would else block for ever."""
+    """Open a file without waiting: opening a pipe without a writer would block for ever."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 

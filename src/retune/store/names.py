@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from retune.errors import InputError
 
-# Windows opens the device whatever the extension: `nul.txt` is no file
+# Windows ignores the extension and opens the device: `nul.txt` is not a file
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])[ .]*(\..*)?", re.IGNORECASE)
 _MAX_PROBLEMS = 10
 _MAX_PATH_BYTES = 2048  # S3 allows 1024; Linux 4096, with the folder before it

@@ -1,4 +1,4 @@
-"""Limits on what data from elsewhere may hold, and gzip unpacked within them: a few kilobytes can stand for gigabytes."""
+"""Limits on data from others, and gzip unpacked within them: a few kilobytes can expand to gigabytes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zlib
 from retune import free_memory
 
 MAX_RATIO = 200  # unpacked to packed size; text and tables reach 5 to 50, a file of zeros 1000
-ALWAYS_ALLOWED_BYTES = 64 << 20  # whatever the ratio: small files of few different lines compress well
+ALWAYS_ALLOWED_BYTES = 64 << 20  # at any ratio: small files of few different lines compress well
 MAX_RECORD = 16 << 20  # characters of one record: several times the longest context of any model
 RECORD_TOO_LONG = f"a record must have at most {MAX_RECORD >> 20} MiB, but this one is longer"
 UNPACKS_TOO_LARGE = (

@@ -24,7 +24,7 @@ from retune.store.local import LocalPlace
 
 log = logging.getLogger("retune.store")
 
-MULTIPART_BYTES = 8 << 20  # larger files are sent in parts of this size, several at once
+MULTIPART_BYTES = 8 << 20  # larger files are sent in parts of this size, several in parallel
 READ_SECONDS = 60  # a request that gets no byte for so long is repeated
 _SMALL_BYTES = 1 << 20  # objects up to this size are fetched by one request
 _RETRIES_DAMAGED = 2  # of an object whose content does not match its checksum
@@ -146,7 +146,7 @@ class S3Place:
         return contents
 
     def _gathered(self, listed: list[tuple[str, str, int]]) -> dict[str, gathered.Content]:
-        """Return the objects gathered of this folder, at whatever time; {} if there are none."""
+        """Return the gathered objects of this folder, which may be out of date; {} if there are none."""
         for name, etag, size in listed:
             if name == gathered.NAME:
                 with contextlib.suppress(FileNotFoundError):
@@ -384,7 +384,7 @@ def _checksums(head: Any, file: BinaryIO) -> tuple[dict[str, str], dict[str, str
 
 
 def _temporary(path: Path) -> Path:
-    """Return a temporary name beside `path`, in a folder that exists."""
+    """Return a temporary name in the folder of `path`, which is created if missing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

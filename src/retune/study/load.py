@@ -90,7 +90,7 @@ def loads(text: str, path: Path, overrides: Sequence[str] = ()) -> Study:
 
 
 def _as_data(path: Path, before: str = "") -> str:
-    """Return what to do with a file that is data by its name, where a study file is asked for; "" for another file."""
+    """Return the advice if the name of a supposed study file is that of a data file; "" otherwise."""
     if not set(path.suffixes) & _DATA:
         return ""
     return (
@@ -177,7 +177,7 @@ def _index(items: list[Any], text: str, override: str) -> int:
 
 
 def _read(text: str, name: str) -> Any:
-    """Return the content of a YAML text; `name` stands for the file in its errors.
+    """Return the content of a YAML text; `name` is the file's name in errors.
 
     Raises:
         ValueError: if it is not valid, or nested deeper or, with its aliases expanded, larger than any study.

@@ -48,7 +48,7 @@ def all_problems(content: Mapping[str, Any], error: ValidationError) -> list[str
 
 
 def _wrapped(content: Mapping[str, Any]) -> str | None:
-    """Return the problem of a study that stands as a whole below an unknown key."""
+    """Return the problem of a study that is nested as a whole below an unknown key."""
     for key, inner in content.items():
         if key not in Study.model_fields and isinstance(inner, dict) and {"model", "data"} <= inner.keys():
             return f"{key}: unknown key; move what is below it to the top of the file"
@@ -75,7 +75,7 @@ def _one_per_value(errors: Sequence[Any]) -> list[Any]:
 
 
 def _without_misspelt(problems: Sequence[str]) -> list[str]:
-    """Return the problems without "required" for a key that is there under a misspelt name."""
+    """Return the problems without "required" for a key that is present under a misspelt name."""
     matches = [
         re.match(r"(.*\.)?[^.:]+: unknown key; did you mean '(\w+)'\?", problem) for problem in problems
     ]
@@ -116,7 +116,7 @@ def _remove(content: Any, path: Sequence[str | int]) -> bool:
 
 
 def paths_of(name: str) -> list[str]:
-    """Return the dotted paths of the keys that `name`, a key, its name in another tool or a path, can stand for."""
+    """Return the dotted paths of the keys that `name` can mean: a key, its name in another tool, or a path."""
     first, _, rest = name.partition(".")
     if rest:
         return [name] if first in Study.model_fields else []

@@ -59,7 +59,7 @@ def _levels(parameter: Parameter) -> list[int]:
 
 
 def _parameter_problems(training: Training, parameter: Parameter) -> Iterator[str]:
-    """Yield the problems of one parameter's values, whatever the others are."""
+    """Yield the problems of one parameter's values, independent of the others."""
     alone = training.model_copy(
         update={"variant": "lora", "init": "default", "first_layer": 0, "last_layer": -1}
     )

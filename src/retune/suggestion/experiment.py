@@ -250,7 +250,7 @@ def _too_long(what: str, texts: Iterable[str]) -> list[str]:
     return [f"{what} has at most {MAX_CHARACTERS:,} letters, but got {longest:,}"]
 
 
-# Stands in for a space that cannot be read, so that algorithm and settings are checked all the same
+# Replaces a space that cannot be read, so that algorithm and settings are still checked
 _ANY_SPACE = Space(parameters=(Parameter(name="any", kind="categorical", values=("any",)),))
 
 

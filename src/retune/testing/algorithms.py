@@ -145,7 +145,7 @@ def played(
 
 
 class AlgorithmContract:
-    """What `retune.search` promises of every algorithm, whatever the space and the history.
+    """What `retune.search` promises of every algorithm, for any space and history.
 
     ::
 

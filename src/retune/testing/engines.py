@@ -46,7 +46,7 @@ class EngineContract:
     def finished(
         cls, tmp_path_factory: pytest.TempPathFactory
     ) -> tuple[Path, dict[str, TrialRecord], list[Event]]:
-        """A search of three trials: its place, its records, and what the engine told."""
+        """A search of three trials: its folder, its records, and the engine's events."""
         place = tmp_path_factory.mktemp("engine")
         events: list[Event] = []
         return place, cls.run(place, 3, events), events

@@ -199,7 +199,7 @@ class StudyOnServer:
         self.client.log_dict(run_id, record, "trial.json")
         self._delete_duplicates(record["trial"], at)
         self.client.set_terminated(run_id, status=_STATUS[record["status"]], end_time=at)
-        if operation["adapter"]:  # last: if the folder is gone, the rest is there
+        if operation["adapter"]:  # last: if the folder is missing, the rest is complete
             self._upload(run_id, Path(operation["adapter"]), "adapter")
 
     def _delete_duplicates(self, trial: str, at: int) -> None:

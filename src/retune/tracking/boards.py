@@ -217,7 +217,7 @@ class Boards:
                 return
             try:
                 action(board)
-            except Exception as error:  # whatever the library raises: a board must not stop a training
+            except Exception as error:  # any error of the library: a board must not stop a training
                 log.warning("%s is not used any more in this run: %s: %s", name, type(error).__name__, error)
                 self._boards.pop(name, None)
                 return

@@ -92,7 +92,7 @@ def connect(uri: str) -> MlflowClient:
 
 
 def artifact_root(uri: str, study: str) -> str | None:
-    """Return where a study's artifacts go: beside an SQLite database; None lets the server choose."""
+    """Return where a study's artifacts go: next to an SQLite database; None lets the server choose."""
     path = database.path_of(uri)
     return None if path is None else (path.resolve().parent / "mlartifacts" / study).as_uri()
 

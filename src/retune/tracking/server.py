@@ -20,7 +20,7 @@ class Unreachable(RetuneError):
 
 
 def version(uri: str) -> str | None:
-    """Return the server's version; None for a database, and for a server that does not tell it (as hosted ones).
+    """Return the server's version; None for a database, and for a server that does not report it (as hosted ones).
 
     Raises:
         Unreachable: if it does not answer.

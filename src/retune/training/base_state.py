@@ -1,4 +1,4 @@
-"""Restores a loaded base bit for bit after an adapter, whatever the adapter changed.
+"""Restores a loaded base bit for bit after an adapter, including everything that the adapter changed.
 
 An adapter can do more than add layers beside linear ones: replace whole modules (`modules_to_save`), overwrite biases, norms and
 embeddings, or edit the base's own weights at its initialisation (PiSSA, OLoRA, LoftQ, CorDA). So all attributes of the model's

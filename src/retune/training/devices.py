@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 @lru_cache(maxsize=1)
 def _hosts() -> Any:
-    """Return the group in which the processes tell each other numbers without waiting for their GPUs."""
+    """Return the group in which the processes exchange numbers without waiting for their GPUs."""
     return distributed.new_group(backend="gloo")
 
 
@@ -134,7 +134,7 @@ class Devices:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Let an error of one process in the block be one of all, so that none waits for one that is gone.
+        """Raise an error of one process in the block in all of them, so that none waits for one that has ended.
 
         Inside, the processes exchange nothing. Over a sharded base they do, and `retune.training.guarded` sees to errors.
 

@@ -179,7 +179,7 @@ def _forward(guard: Guard, layer: Any, own: Callable[..., Any], *args: Any, **kw
 
 
 def _remember(layer: nn.Module, call: recompute.Call, tensors: Sequence[Tensor]) -> None:
-    """Keep the structure of a layer's output without its values, for `_zeros`; None stands for the shape of the input."""
+    """Keep the structure of a layer's output without its values, for `_zeros`; None means the shape of the input."""
     like = _hidden(call).shape
     shapes = [None if tensor.shape == like else (tensor.shape, tensor.dtype) for tensor in tensors]
     vars(layer)[_FORM] = call.tree, list(call.out), call.floats, shapes

@@ -188,7 +188,7 @@ def _vocabulary(core: Any) -> int:
 
 @contextmanager
 def _returning(module: nn.Module, output: Any) -> Iterator[None]:
-    """Let a module return this output inside the block, whatever its inputs."""
+    """Make a module return this output inside the block, for any inputs."""
     own = module.__dict__.get("forward")
     module.forward = lambda *args, **kwargs: output
     try:

@@ -28,7 +28,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Steps:
-    """The functions of one version; the docstrings of the plain ones tell what each computes.
+    """The functions of one version; the docstrings of the plain ones say what each computes.
 
     Attributes:
         name: for the log.

@@ -135,7 +135,7 @@ class Loop:
         return self.state
 
     def begin(self) -> None:
-        """Start anew or resume; then call `at_end`, `records` and `step` in turn."""
+        """Start or resume; then call `at_end`, `records` and `step` in turn."""
         with self.devices.together():
             self._allocate()
         # A seed per process: processes must not drop the same elements of their different records. 1009, a prime, keeps the

@@ -17,7 +17,7 @@ from retune.training.plain_forward import transformers_model
 
 
 def layout(model: Any) -> Layout:
-    """Return how `loss_sum` reads the records of a batch: one behind the other, padded, or each by itself."""
+    """Return how `loss_sum` computes the records of a batch: concatenated, padded, or one by one."""
     if is_flattened(model):
         return "flattened"
     return "padded" if plain_forward.reading_of(model).padded else "alone"

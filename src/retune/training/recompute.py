@@ -138,7 +138,7 @@ _tracked: Sequence[torch.Generator] = ()  # see `tracking_generators`
 
 @contextmanager
 def tracking_generators(generators: Sequence[torch.Generator]) -> Iterator[None]:
-    """Inside the block, reset these generators too, beside the default ones, when a layer is recomputed."""
+    """Inside the block, also reset these generators, not only the default ones, when a layer is recomputed."""
     global _tracked
     before, _tracked = _tracked, generators
     try:

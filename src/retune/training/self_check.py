@@ -239,7 +239,7 @@ class _Check:
                     gradients = float((own - reference_gradients).norm() / reference_gradients.norm())
                     if self._randomness_differs():
                         return math.inf, None
-        except Exception as error:  # whatever a model's own code raises: this way is not possible with it
+        except Exception as error:  # any error of a model's own code: this way is not possible with it
             if is_out_of_memory(error):
                 raise
             return math.inf, None

@@ -93,7 +93,7 @@ def blocks(layers: Sequence[str]) -> int:
 
 
 def _block(name: str) -> int | None:
-    """Return the number of the block that a layer lies in, None outside of all."""
+    """Return the number of the block that a layer is in; None outside of all."""
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
@@ -274,7 +274,7 @@ def named(layers: Sequence[str], target_modules: Sequence[str] | str) -> list[st
 
 
 def _of_attention(name: str) -> bool:
-    """Return whether a layer belongs to the attention of its block, by the names of the modules it lies in."""
+    """Return whether a layer belongs to the attention of its block, by the names of the modules around it."""
     return any("attn" in part or "attention" in part for part in name.lower().split(".")[:-1])
 
 

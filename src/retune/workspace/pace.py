@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from retune.records import TrialRecord
 
-ENOUGH = 0.25  # of one training: less says nothing, since a trial begins with loading and checking the base
+ENOUGH = 0.25  # of one training: less is no measure, since a trial begins with loading and checking the base
 
 
 @dataclass

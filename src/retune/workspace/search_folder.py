@@ -125,7 +125,7 @@ class SearchFolder:
         return self._files[name]
 
     def _below(self, folder: str) -> dict[str, bytes] | None:
-        """Return the files of a subfolder that were read at once; None if they are read one by one."""
+        """Return the files of a subfolder that were read together; None if they are read one by one."""
         if self._files is None:
             return None
         start = f"{folder}/"
@@ -171,7 +171,7 @@ class SearchFolder:
         return self._read(AnswersRecord, ANSWERS) if self.has(ANSWERS) else None
 
     def data(self, data_digest: str) -> tuple[str, MixRecord] | None:
-        """Return folder and record of the mixed data with that digest, beside this search; None if it is not there."""
+        """Return folder and record of the mixed data with that digest, next to this search; None if it does not exist."""
         from retune.data import mixing
 
         root = self.uri.rstrip("/").rpartition("/")[0]

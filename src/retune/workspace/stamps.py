@@ -37,7 +37,7 @@ class Stamps:
         return stamp["outputs"] if stamp and stamp["inputs"] == digest(inputs) else None
 
     def last(self, step: str) -> dict[str, Any] | None:
-        """Return the outputs of a step's last run, on whatever inputs."""
+        """Return the outputs of a step's last run, on any inputs."""
         stamp = self._read(step)
         return stamp["outputs"] if stamp else None
 

@@ -118,7 +118,7 @@ def problems(study: Study) -> list[str]:
 
 
 def spec(study: Study, warm: Sequence[Observation] = ()) -> models.V1beta1AlgorithmSpec:
-    """Return the Experiment's `algorithm`; the settings of ours hold what Katib's message has no field for."""
+    """Return the Experiment's `algorithm`; settings of ours carry what Katib's message has no field for."""
     name = study.search.algorithm
     if is_ours(name):
         message = experiment_of_study(study)

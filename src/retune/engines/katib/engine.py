@@ -223,7 +223,7 @@ class KatibEngine:
                 raise RetuneError(
                     f"experiment {name} in namespace {self._api.namespace} was deleted while it ran; run again to carry on"
                 )
-            # While somebody deletes it (foreground deletion), its trials disappear first: they have not failed
+            # During a foreground deletion its trials disappear first: they have not failed
             if "deletionTimestamp" not in current["metadata"]:
                 unfinished = self._collect(current)
                 if ended(current) and not unfinished and _progress(current) != self._stale:

@@ -85,7 +85,7 @@ def _pod(study: Study, words: Sequence[str], env: Mapping[str, str], container: 
         bundle = client.V1ConfigMapVolumeSource(name=cluster.ca_bundle.config_map)
         volumes.append(client.V1Volume(name="ca", config_map=bundle))
         mounts.append(client.V1VolumeMount(name="ca", mount_path=CA_FOLDER, read_only=True))
-    # The root file system is read-only, so home and caches lie in /tmp
+    # The root file system is read-only, so home and caches are in /tmp
     fixed = {
         "HOME": "/tmp", "XDG_CACHE_HOME": "/tmp/cache", "PYTHONUNBUFFERED": "1",
         cores.VARIABLE: str(cpu_cores(cluster)), **environment(cluster),

@@ -198,7 +198,7 @@ class Decoder:
             for places, shared in self._prefix_tree(prompts, order, new_tokens, steps):
                 places.sort(key=lambda k: -len(prompts[k]))
                 size = 1 if self._one_by_one else self.batch_size
-                # A row that has ended stays in its batch while others go on, and must not be led beyond the position table
+                # A finished row stays in its batch while others continue, and must not run past the end of the position table
                 alone = [k for k in places if len(prompts[k]) + steps > self._positions]
                 rest = [k for k in places if len(prompts[k]) + steps <= self._positions]
                 batches = [[k] for k in alone] + [rest[k : k + size] for k in range(0, len(rest), size)]
@@ -221,7 +221,7 @@ class Decoder:
                     else:
                         raise _no_room(prompts[rows[0]], outcome)
             shared = None
-            for k in crowded:  # by now what was shared is gone
+            for k in crowded:  # by now the shared prefix is freed
                 outcome = self._try(lambda k=k: work([k], None))  # type: ignore[misc]
                 if isinstance(outcome, str):
                     raise _no_room(prompts[k], outcome)
@@ -345,7 +345,7 @@ class Decoder:
 
     @cached_property
     def _accepts(self) -> Callable[[str], bool]:
-        """A function that tells whether the model's forward accepts an argument."""
+        """Return whether the model's forward accepts an argument."""
         from torch import nn
 
         if not isinstance(self._core, nn.Module):
@@ -469,7 +469,7 @@ class Decoder:
     def _measure(
         self, prompts: Sequence[Sequence[int]], counts: Sequence[int], shared: Prefix | None
     ) -> list[float]:
-        """Return the log-likelihood of the last tokens of each prompt, as many as `counts` says."""
+        """Return the log-likelihood of the last `counts` tokens of each prompt."""
         import torch
 
         ends = [

@@ -1,6 +1,6 @@
 """The first pass over a batch of prompts on a CPU: no padding, and the last layer only where its output is used.
 
-The same sums as transformers' forward, with three differences. The prompts stand one behind the other in one sequence,
+The same sums as transformers' forward, with three differences. The prompts are concatenated into one sequence,
 so nothing is computed for padding. Keys and values of what they begin with in common are read from one copy. Behind
 the last layer only the positions are looked at whose logits are wanted, so there the others need keys and values alone:
 no queries, no attention, no feed-forward. On a model of few layers the last one is much of the work.
@@ -83,7 +83,7 @@ def first_pass(
 
 
 def _core(model: Any) -> Any:
-    """Return the transformers model under an adapter; the adapter's layers stand in it."""
+    """Return the transformers model under an adapter, with the adapter's layers in it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 

@@ -63,7 +63,7 @@ class Prefix:
         return cache
 
     def _block(self, prefix: torch.Tensor, rows: int) -> torch.Tensor:
-        # Zeros, not whatever memory holds: where rows are padded, what is masked must still be a number.
+        # Zeros, not uninitialised memory: masked positions of padded rows must still be numbers.
         block = prefix.new_zeros(rows, prefix.shape[0], self._room, prefix.shape[2])
         block[:, :, : self.length] = prefix
         return block
@@ -106,7 +106,7 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def worth_sharing(prompts: Sequence[Sequence[int]], start: int, cost: float) -> bool:
-    """Return whether computing the common prefix behind `start` once saves more tokens than it costs (`separation_cost`)."""
+    """Return whether computing the common prefix after `start` once saves more tokens than it costs (`separation_cost`)."""
     gain = common_prefix(prompts) - start
     return len(prompts) > 1 and gain >= _SHORTEST_SHARED and gain * (len(prompts) - 1) >= cost
 

@@ -1,8 +1,8 @@
 """Selects how a model's prompts are processed, by a check on generated prompts before the first score.
 
-Each way makes some tokens behind a few prompts of different lengths, and measures how likely they are. Right by definition
-is transformers' plain forward over each prompt with its answer, alone, without a cache, with eager attention. The first
-way whose numbers are those, beyond rounding, is taken: sharing prefixes, then padded batches, then one prompt at a time.
+Each way generates a few tokens after prompts of different lengths and measures their likelihood. The reference is transformers'
+plain forward over each prompt with its answer, alone, without a cache, with eager attention. The first way that agrees with it
+up to rounding is used: sharing prefixes, then padded batches, then one prompt at a time.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from retune.evaluation.decoding.prefix import CALL_TOKENS, can_be_split
 if TYPE_CHECKING:
     import torch
 
-_PREFIX = 44  # with four prompts behind it, it is worth sharing
-_SUFFIXES = (9, 9, 9, 2)  # rows of different room: some leave before others end
+_PREFIX = 44  # long enough to be worth sharing by four prompts
+_SUFFIXES = (9, 9, 9, 2)  # rows of different lengths: some leave the batch before others end
 _UNSHARED = (6, 13)
 _NEW = 6
-# Tokens of a prompt on a GPU and on a CPU, whatever is in the config
+# The longest generated prompt on a GPU and on a CPU, in tokens
 _MAX_LONG_PROMPT = {False: 5000, True: 1100}
-_TOP_TOKENS = 16  # of the likeliest tokens at each place
+_TOP_TOKENS = 16  # the likeliest tokens at each position, which are compared
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Answered:
-    """What the check found.
+    """The result of the check.
 
     Attributes:
-        way: how prompts are read. eager: whether with transformers' eager attention.
-        reason: why not faster; empty if nothing is lost.
-        difference: the largest of a token's log-likelihood from the plain forward's, in nats. allowed: what is rounding.
-        seconds: what the check took.
+        way: how prompts are processed. eager: whether with transformers' eager attention.
+        reason: why not in a faster way; empty if it is the fastest.
+        difference: the largest of a token's log-likelihood from the plain forward's, in nats. allowed: the tolerance.
+        seconds: duration of the check.
     """
 
     way: Way
@@ -50,12 +50,12 @@ class Answered:
     seconds: float = 0.0
 
     def record(self) -> dict[str, Any]:
-        """Return it as it is written into a benchmark's record."""
+        """Return the fields for a benchmark's record."""
         return asdict(self)
 
     @property
     def note(self) -> str:
-        """One line for the log; empty where nothing is lost."""
+        """One line for the log; empty if the fastest way is used."""
         if not self.reason:
             return ""
         how = f"{self.way}{', with eager attention' if self.eager else ''}"
@@ -69,14 +69,14 @@ class Answered:
 def decoding(
     model: Any, tokenizer: Any, device: torch.device, context: int, batch_size: int
 ) -> Iterator[tuple[Decoder, Answered]]:
-    """Yield a decoder that reads prompts in the fastest way that is right for this model, and what the check found.
+    """Yield a decoder that processes prompts in the fastest way that is right for this model, and the result of the check.
 
     Args:
         model: a transformers causal language model, with or without an adapter, in evaluation mode.
         context: the longest sequence in tokens. batch_size: as of `Decoder`.
 
     Raises:
-        InputError: if no way gives the numbers of the plain forward, or that is none to score by.
+        InputError: if no way agrees with the plain forward, or the plain forward itself is not finite or reproducible.
     """
     from retune.training.config_limits import rotary_limit, text_config
     from retune.training.model_attention import using_attention
@@ -101,7 +101,7 @@ def check(decoder: Decoder) -> Answered:
 
 
 class _NoEnd:
-    """A tokenizer without an end of text, so that made-up prompts are answered to their last token."""
+    """A tokenizer without an end of text, so that every answer has its full length."""
 
     eos_token_id = -1
 
@@ -114,7 +114,7 @@ class _NoEnd:
 
 @dataclass(frozen=True)
 class _Traced(Decoder):
-    """A decoder that keeps the log-likelihoods that it chose each token by, by prompt, step by step."""
+    """A decoder that keeps the log-likelihoods of every step, by prompt."""
 
     traced: dict[int, list[torch.Tensor]] = field(default_factory=dict)
 
@@ -156,7 +156,7 @@ class _Check:
         return [prompt[-longest:] if len(prompt) > longest else prompt for prompt in prompts]
 
     def _long_prompts(self, config: Any) -> list[list[int]]:
-        """Return a prompt that is long enough for what a base does to long ones, with a short one beside; none if it is not."""
+        """Return a prompt long enough to show how the base treats long ones, and a short one; none if the limits are too short for it."""
         from retune.training.config_limits import length_needed
         from retune.training.generated_records import ordinary_tokens
 
@@ -212,13 +212,13 @@ class _Check:
         return max(of_short, of_long), failed
 
     def _compare(self, way: Way, prompts: Sequence[list[int]], context: int) -> tuple[float, str]:
-        """Return the same for some prompts that are read together, in a context of `context` tokens."""
+        """Return the same as `_difference` for some prompts that are processed together, in a context of `context` tokens."""
         import torch
 
         from retune.training.rounding import max_difference, min_tolerances, rounding_tolerance
 
         original = self.decoder
-        # A call at its price on a CPU, so that these few short prompts share their prefix on a GPU too.
+        # The cost of a call on a CPU, so that these few short prompts share their prefix on a GPU too.
         decoder = _Traced(
             original.model,
             _NoEnd(original.tokenizer),

@@ -17,7 +17,7 @@ def nominal(one: int, other: int, totals: Sequence[float]) -> float:
 
 
 def ordinal(one: int, other: int, totals: Sequence[float]) -> float:
-    """Return the squared number of values that lie between two categories, half of their own included.
+    """Return the squared number of values between two categories, counting half of each of the two.
 
     Args:
         totals: how many values each category has; categories are in order.

@@ -71,7 +71,7 @@ def unanswered(
 
 
 def resume(fresh: Generated, uri: str) -> Generated:
-    """Return the record at `uri` if it was made from the same inputs, and `fresh` if nothing is there.
+    """Return the record at `uri` if it was made from the same inputs, and `fresh` if there is none.
 
     Raises:
         InputError: if the record there belongs to another study: people may be filling in its form already.
@@ -86,7 +86,7 @@ def resume(fresh: Generated, uri: str) -> Generated:
     changed = [
         f"{name}: {old.get(name)!r} there, {new.get(name)!r} here"
         for name in {**old, **new}
-        if name != "base" and old.get(name) != new.get(name)  # a base may lie elsewhere today
+        if name != "base" and old.get(name) != new.get(name)  # the base may be elsewhere now
     ]
     if changed:
         raise InputError(
@@ -138,7 +138,7 @@ def generate(model: Model, record: Generated, uri: str, report: Report, prompts:
 
 
 def _tokens(model: Model, record: Generated, prompter: Prompter) -> dict[str, list[int]]:
-    """Return each question's prompt as tokens, as it was in training."""
+    """Return each question's prompt as tokens, in the format of the model's training."""
     from transformers import AutoConfig
 
     ids = [prompter.ids(prompter.prompt(question.question)) for question in record.questions]
@@ -156,7 +156,7 @@ def _tokens(model: Model, record: Generated, prompter: Prompter) -> dict[str, li
 
 
 def _batches(record: Generated, side: Side, tokens: dict[str, list[int]]) -> list[list[Answered]]:
-    """Return the questions that lack this side's answer, longest first: a killed run carries on with equal batches."""
+    """Return the questions that lack this side's answer, longest first, so that a resumed run has the same batches."""
     missing = [question for question in record.questions if side not in question.answers]
     missing.sort(key=lambda question: -len(tokens[question.id]))
     return [missing[k : k + record.batch_size] for k in range(0, len(missing), record.batch_size)]

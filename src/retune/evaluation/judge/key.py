@@ -47,7 +47,7 @@ class Key(Record):
 
 
 def fetch(generated: Generated, uri: str) -> Key:
-    """Return the key at `uri`; make it, once, if nothing is there.
+    """Return the key at `uri`; create it if there is none.
 
     The names in the form are drawn by the system's random numbers and not by the study's seed: a seed can be guessed.
 

@@ -87,7 +87,7 @@ def _from_json(line: str, number: int) -> Question:
 
 
 def _repeated(questions: Sequence[Question]) -> list[str]:
-    """Return a problem for every id and every text that stands there twice: people would judge it twice."""
+    """Return a problem for every repeated id and text: people would judge it twice."""
     problems = []
     for what, values in (("id", [q.id for q in questions]), ("text", [q.text for q in questions])):
         seen: set[str] = set()

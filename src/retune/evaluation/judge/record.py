@@ -21,7 +21,7 @@ class Contestant(BaseModel):
 
 
 class Answered(BaseModel):
-    """A question, the digest of its prompt, and each model's answer once it is there."""
+    """A question, the digest of its prompt, and each model's answer once generated."""
 
     id: str
     category: str

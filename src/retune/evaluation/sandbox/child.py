@@ -39,7 +39,7 @@ def main() -> None:
         finally:
             os._exit(0)
     for pipe in job["pipes"]:
-        os.close(pipe)  # otherwise readers would not see end of file when the child is gone
+        os.close(pipe)  # otherwise readers would not see end of file when the child has ended
     ended = os.pidfd_open(child)
     ready, _, _ = select.select([ended], [], [], job["seconds"])
     if not ready:

@@ -161,7 +161,7 @@ def _own_file_system(root: str, python: list[str], scratch_mib: int) -> None:
     _read_only(root, recursive=False)
     os.chdir(root)
     _syscall("pivot_root", b".", b".")
-    _call("umount2", b".", 2)  # MNT_DETACH: the old root lies over the new one until here
+    _call("umount2", b".", 2)  # MNT_DETACH: until here the old root is mounted over the new one
     os.chdir("/scratch")
 
 
@@ -202,7 +202,7 @@ def _keep_capabilities(kept: int) -> None:
 
 
 def _landlock(readable: list[str]) -> bool:
-    """Allow reading `readable` and what lies below, and writing /dev/null; no other file is opened, or made, at all.
+    """Allow reading below `readable` and writing /dev/null; opening or creating any other file is refused.
 
     Return whether files may be opened with O_TRUNC: before its third version (Linux 6.2) Landlock lets those be emptied
     that may only be read.
@@ -259,7 +259,7 @@ def forbid(truncates: bool = True) -> None:
     for number in _ALLOWED_NEW_CALLS:
         code += [(equal, 0, 1, number), allow]
     code += [(at_least, 0, 1, _NEW_CALLS), no_such]
-    first, second, third = 16, 24, 32  # where the low halves of the arguments lie
+    first, second, third = 16, 24, 32  # offsets of the low halves of the arguments
     clone = [
         (load, 0, 0, first),
         (any_bit, 0, 1, _CLONE_NEW),

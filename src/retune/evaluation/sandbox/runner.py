@@ -191,7 +191,7 @@ def _once(jobs: list[dict[str, Any]], limits: Limits, isolation: Isolation) -> O
             for _, control in started:
                 messages += _lines(control, 0)
             too_long = any("timeout" in message for message in messages)
-            # How the answer ended matters; without its judge it ends at once, or when its time is up
+            # How the answer ended matters; without its judge it ends immediately, or when its time is up
             if not passed:
                 for child, _ in started[1:]:
                     _wait(child, limits.seconds + _GRACE_SECONDS)

@@ -23,7 +23,7 @@ _JSON_INTEGER = 1 << 53
 
 
 class ProtocolError(Exception):
-    """The other side is gone, or sent something that is not a message."""
+    """The other process has ended, or sent something that is not a message."""
 
 
 class AnswerError(Exception):

@@ -57,7 +57,7 @@ def read(path: Path) -> list[Question]:
 
 
 def average(questions: Sequence[Question], right: Sequence[bool]) -> Score:
-    """Return the mean of the tasks' scores, whatever their sizes; its standard error treats tasks as independent."""
+    """Return the unweighted mean of the tasks' scores; its standard error treats tasks as independent."""
     scores = {f"task:{task}": share(verdicts) for task, verdicts in by_group(questions, right).items()}
     value = sum(p for p, _ in scores.values()) / len(scores)
     stderr = math.sqrt(sum(error**2 for _, error in scores.values())) / len(scores)
