@@ -99,7 +99,7 @@ def _machine() -> Iterator[int]:
 
 
 def container(root: Path) -> Iterator[int]:
-    """Yield what is left of the container's limit; the page cache counts as free, since the kernel reclaims it."""
+    """Yield what is left of the container's limit; inactive page cache counts as free, since the kernel reclaims it."""
     for limit, used, given_back in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),

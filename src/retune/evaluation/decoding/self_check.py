@@ -156,7 +156,7 @@ class _Check:
         return [prompt[-longest:] if len(prompt) > longest else prompt for prompt in prompts]
 
     def _long_prompts(self, config: Any) -> list[list[int]]:
-        """Return a prompt long enough to show how the base treats long ones, and a short one; none if the limits are too short for it."""
+        """Return a prompt long enough to show how the base treats long ones, and a short one; none if none can be longer."""
         from retune.training.config_limits import length_needed
         from retune.training.generated_records import ordinary_tokens
 
