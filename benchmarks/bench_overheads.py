@@ -127,7 +127,7 @@ def bucket(work: Path) -> list[Row]:
     return [
         row("nothing to do, 100 trials in a bucket, on a new machine", "requests", before, cold,
             "one for each record", equal, goal=20),
-        row("the same once more", "requests", 1200, warm, "dc50625", equal, goal=20),
+        row("the same again", "requests", 1200, warm, "dc50625", equal, goal=20),
     ]  # fmt: skip
 
 
@@ -375,7 +375,7 @@ def demo(work: Path) -> list[Row]:
     used, told = retune("run", str(DEMO), *words, cwd=work)
     alone = part("trials", json.loads(told)["folder"], cwd_of(work))
     equal = same("losses of all trials, in the demo and alone", alone["demo"], alone["alone"])
-    what = "the demo beside its trials and the answers to its benchmarks"
+    what = "the demo without its trials and the answers to its benchmarks"
     return [
         row(what, "CPU s", 69.0, used - alone["cpu"], f"dc50625; here whole {used:.0f} s", equal, goal=15)
     ]
