@@ -38,8 +38,8 @@ def test_a_flipped_bit_is_noticed_and_its_file_named(trial, name, known):
     expected = adapter.digest(FILES) if known else None
     assert adapter.damage(uri, expected) == []
     flip(trial / "adapter" / name)
-    (told,) = adapter.damage(uri, expected)
-    assert told.startswith(f"{uri}/{name} is not what the trial wrote")
+    (messages,) = adapter.damage(uri, expected)
+    assert messages.startswith(f"{uri}/{name} is not what the trial wrote")
 
 
 def test_digests_of_older_releases_are_taken(trial):

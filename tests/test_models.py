@@ -80,9 +80,9 @@ def test_tokenizers_that_do_not_fit_are_told_of(tmp_path):
     assert models.tokenizer_problems(tokenizer, 258) == []
     tokenizer.add_tokens(["<one>", "<two>"])
     tokenizer.eos_token = None
-    told = models.tokenizer_problems(tokenizer, 258)
-    assert "must have an end-of-text token" in told[0]
-    assert "among the base's 258 embeddings, but '<one>', '<two>' have numbers up to 259" in told[1]
+    messages = models.tokenizer_problems(tokenizer, 258)
+    assert "must have an end-of-text token" in messages[0]
+    assert "among the base's 258 embeddings, but '<one>', '<two>' have numbers up to 259" in messages[1]
 
 
 @pytest.mark.parametrize(
@@ -120,14 +120,14 @@ def test_bitsandbytes_is_spared_where_no_base_can_need_it(monkeypatch, tmp_path)
     monkeypatch.setattr("retune.gpus.visible", list)
     models.skip_bitsandbytes(Model(base="x", quantization="nf4"))
     assert "bitsandbytes" not in sys.modules
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", "import sys; from retune import models; from retune.study import Model\n"
          "import gc; models.import_libraries(Model(base=sys.argv[1]))\n"
          "print(sys.modules['bitsandbytes'], 'transformers.models.llama.modeling_llama' in sys.modules, gc.isenabled())",
          str(made(tmp_path))],
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert told.stdout.split() == ["None", "True", "True"]
+    assert done.stdout.split() == ["None", "True", "True"]
 
 
 def test_four_bits_need_a_gpu(tmp_path):

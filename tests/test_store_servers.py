@@ -85,9 +85,9 @@ def test_a_server_without_conditional_writes_is_told_of_once_and_nothing_is_writ
         assert not store.create(f"{s3}/a/record", b"second")
         assert store.create(f"{s3}/a/other", b"third")
     assert store.read(f"{s3}/a/record") == b"first"
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 1
-    assert "no conditional writes (If-None-Match)" in told[0]
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 1
+    assert "no conditional writes (If-None-Match)" in warnings[0]
     assert store.listing(f"{s3}/a") == ["other", "record"]
 
 

@@ -88,8 +88,8 @@ def test_pods_get_no_password(small):
 def test_no_error_holds_the_password(kind):
     error = kind(f"cannot reach http://me:{SECRET}@host")
     assert SECRET not in str(error) + repr(error) + repr(vars(error))
-    told = InputError([f"a http://me:{SECRET}@host", "b"], f"s3://k:{SECRET}@bucket")
-    assert SECRET not in str(told) + repr(vars(told))
+    message = InputError([f"a http://me:{SECRET}@host", "b"], f"s3://k:{SECRET}@bucket")
+    assert SECRET not in str(message) + repr(vars(message))
 
 
 def test_the_command_line_does_not_print_it(tmp_path):
@@ -198,9 +198,9 @@ def test_a_secret_of_the_environment_is_in_no_error(name, monkeypatch):
     """A server may repeat what it was sent, and a library the request that failed."""
     secret = SECRETS[name]
     monkeypatch.setenv(name, secret)
-    told = RetuneError(f"the server answered 401: header Authorization: {secret}, of {secret!r}")
-    assert secret not in str(told)
-    assert "401" in str(told)
+    message = RetuneError(f"the server answered 401: header Authorization: {secret}, of {secret!r}")
+    assert secret not in str(message)
+    assert "401" in str(message)
     assert secret not in str(InputError([f"a {secret}", "b"], secret)) + TrialFailed(f"a {secret}").reason
 
 
@@ -266,9 +266,9 @@ def test_an_error_that_nobody_foresaw_is_printed_without_secrets(monkeypatch, ca
     )
     with pytest.raises(SystemExit) as ended:
         commands.main()
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert ended.value.code == 1
-    assert "Traceback" in told
-    assert "correct-horse" not in told
-    assert SECRET not in told
-    assert "\x1b" not in told
+    assert "Traceback" in message
+    assert "correct-horse" not in message
+    assert SECRET not in message
+    assert "\x1b" not in message

@@ -70,9 +70,9 @@ def test_warnings_of_libraries_steer_no_terminal():
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         f"logging.getLogger('some.library').warning('cannot read %s', {EVIL!r})"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
-    assert "cannot read \\x1b]0;owned" in told
-    assert not set(told) & STEERING
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    assert "cannot read \\x1b]0;owned" in printed
+    assert not set(printed) & STEERING
     assert isinstance(_say.Notes(), logging.Formatter)
 
 

@@ -238,10 +238,10 @@ def test_refused_records_are_named_with_what_to_do():
     encoder = Encoder(single_bytes(), Prompt(kind="chat", text=LAST_SYSTEM))
     with pytest.raises(InputError) as caught:
         list(encoder.encode([talk("a", "b"), *(talk("a", "b", "c", "d", row=n) for n in range(2, 9))]))
-    told = caught.value.problems
-    assert told[0].startswith("x.jsonl, record 2: the template renders")
-    assert told[3] == "and 4 more records"
-    assert "{% generation %}" in told[4]
+    messages = caught.value.problems
+    assert messages[0].startswith("x.jsonl, record 2: the template renders")
+    assert messages[3] == "and 4 more records"
+    assert "{% generation %}" in messages[4]
 
 
 def test_a_base_without_chat_template_is_refused():

@@ -144,9 +144,9 @@ def test_damage_is_seen_and_mended_by_the_next_mix(tmp_path, name, harm):
     (folder,) = tmp_path.glob("tokens-*")
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(harm(whole))
-    with pytest.raises(Exception, match=name) as told:
+    with pytest.raises(Exception, match=name) as caught:
         loaded(out, "train", data)
-    assert isinstance(told.value, InputError) or "cannot be read" in str(told.value)
+    assert isinstance(caught.value, InputError) or "cannot be read" in str(caught.value)
     mixing.mix(data, 0, TINY, out)
     assert (folder / name).read_bytes() == whole
 
@@ -185,7 +185,7 @@ def test_the_files_are_mapped_not_read(tmp_path):
         "flatten(tokens, [7, 49_999])\n"
         "print(rss() - before)"
     )
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", code, place], capture_output=True, text=True, check=True
     ).stdout
-    assert float(told) < 100
+    assert float(printed) < 100

@@ -54,15 +54,15 @@ def test_a_spare_process_becomes_a_worker_and_no_process_is_left(tmp_path):
         [sys.executable, "-c", WHOLE, str(log)], capture_output=True, text=True, env=env, check=False
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert (told["threads"], told["OMP"]) == (3, "3"), (
+    output = json.loads(done.stdout)
+    assert (output["threads"], output["OMP"]) == (3, "3"), (
         "its threads are those it is told, not those it began with"
     )
-    assert told["parent"] == told["me"]
-    assert len(told["files"]) == 4, "standard input, output and error, and the listing itself"
-    assert told["codes"] == [75, -signal.SIGKILL]
-    assert told["left"] == []
-    assert told["more"], "none is left to take"
+    assert output["parent"] == output["me"]
+    assert len(output["files"]) == 4, "standard input, output and error, and the listing itself"
+    assert output["codes"] == [75, -signal.SIGKILL]
+    assert output["left"] == []
+    assert output["more"], "none is left to take"
     assert log.read_text() == "for the log\n"
 
 

@@ -28,10 +28,10 @@ def test_the_front_door_is_quick_and_gives_what_it_promises():
 def test_bench_tells_all_problems_of_its_settings_at_once():
     with pytest.raises(retune.InputError) as caught:
         retune.bench("base", {"mmlu": "x", "mmul": "y"}, dtype="int8", limt=3)
-    told = str(caught.value)
-    assert "dtype" in told
-    assert "did you mean 'mmlu'" in told
-    assert "limt: unknown key; did you mean 'limit'?" in told
+    messages = str(caught.value)
+    assert "dtype" in messages
+    assert "did you mean 'mmlu'" in messages
+    assert "limt: unknown key; did you mean 'limit'?" in messages
 
 
 @pytest.mark.slow

@@ -124,11 +124,11 @@ class Katibs:
         self._server.stop(0)
 
     def _validate(self, request, context):
-        given = {entry.name: entry.value for entry in request.experiment.spec.algorithm.algorithm_settings}
-        for name in sorted(set(given) - KATIBS[self.algorithm]):
+        values = {entry.name: entry.value for entry in request.experiment.spec.algorithm.algorithm_settings}
+        for name in sorted(set(values) - KATIBS[self.algorithm]):
             text = f"unknown setting {name} for algorithm {self.algorithm}"
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
-        if not 0 < float(given.get("gamma", 0.25)) < 1:
+        if not 0 < float(values.get("gamma", 0.25)) < 1:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "gamma should be in the range of (0, 1)")
         return katib.ValidateAlgorithmSettingsReply()
 

@@ -28,11 +28,11 @@ def value(space, assignment):
 def history(space, count=14):
     rng, found = random.Random(0), []
     for number in range(count):
-        given = space.decode(space.from_unit([rng.random() for _ in space.names]))
-        given = space.default() if number == 0 and space.default() else given
+        assignment = space.decode(space.from_unit([rng.random() for _ in space.names]))
+        assignment = space.default() if number == 0 and space.default() else assignment
         status = "failed" if number == 3 else "running" if number == 5 else "completed"
-        values = {"validation_loss": value(space, given)} if status == "completed" else {}
-        found.append(Observation(given, status, values, number=number))
+        values = {"validation_loss": value(space, assignment)} if status == "completed" else {}
+        found.append(Observation(assignment, status, values, number=number))
     return found
 
 
@@ -94,9 +94,11 @@ def test_the_ablations_give_other_points(parts):
 def test_the_search_finds_the_valley():
     space, known = tribes2024(), []
     while len(known) < 24:
-        for given in search.suggest("language-bo", space, LOSS, TINY, known, 8, 0):
+        for assignment in search.suggest("language-bo", space, LOSS, TINY, known, 8, 0):
             known.append(
-                Observation(given, "completed", {"validation_loss": value(space, given)}, number=len(known))
+                Observation(
+                    assignment, "completed", {"validation_loss": value(space, assignment)}, number=len(known)
+                )
             )
     assert min(e.values["validation_loss"] for e in known) < 0.25, "the start design alone gives about 0.3"
 

@@ -82,9 +82,9 @@ def test_a_run_names_the_step_and_its_reason(small, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     begun = time.monotonic()
     for _ in range(2):
-        with pytest.raises(RetuneError, match=r"the step 'mix' failed: .*gone.json") as told:
+        with pytest.raises(RetuneError, match=r"the step 'mix' failed: .*gone.json") as caught:
             local.run(study, lambda _: time.monotonic() - begun)
-    assert "raise RuntimeError" not in str(told.value)
+    assert "raise RuntimeError" not in str(caught.value)
     logs = sorted(path.name for path in (local.folders.work_folder(study) / "logs").glob("pipeline*.log"))
     assert len(logs) == 2
 

@@ -100,9 +100,9 @@ def test_under_katib_the_search_step_only_watches(small):
 
 
 def test_what_pods_cannot_reach_is_refused_all_at_once(small):
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as caught:
         package("search", small())
-    text = "\n".join(told.value.problems)
+    text = "\n".join(caught.value.problems)
     for key in ("model.base", "artifacts.uri", "data.sources.0.uri", "data.sources.1.uri", "tracking.uri", "cluster.images.train"):  # fmt: skip
         assert f"`{key}`" in text, key
-    assert len(told.value.problems) == 6
+    assert len(caught.value.problems) == 6

@@ -114,12 +114,12 @@ def test_pushing_a_proposal_changes_nothing_else(tmp_path, monkeypatch):
 @pytest.mark.parametrize("status", [200, 404, 500])
 def test_a_message_is_sent_and_a_failure_is_only_told(server, status):
     server.answers["POST", "/hook/secret"] = (status, "x")
-    told = []
-    notifier(f"{server.url}/hook/secret", told.append)("support-bot: done")
+    warnings = []
+    notifier(f"{server.url}/hook/secret", warnings.append)("support-bot: done")
     assert server.texts() == ["support-bot: done"]
-    assert len(told) == (status != 200)
-    assert not any("secret" in line for line in told)
-    assert status == 200 or f"{server.url}/***" in told[0]
+    assert len(warnings) == (status != 200)
+    assert not any("secret" in line for line in warnings)
+    assert status == 200 or f"{server.url}/***" in warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -127,15 +127,15 @@ def test_a_message_is_sent_and_a_failure_is_only_told(server, status):
     ["http://127.0.0.1:9/hook/secret", "hook/secret", "ftp://x/secret", "http://[secret", "http://h:port/secret", "http://h /secret", "https://x.invalid/secret"],
 )  # fmt: skip
 def test_an_address_that_leads_nowhere_stops_nothing_and_stays_secret(url):
-    told = []
-    notifier(url, told.append)("x")
-    assert len(told) == 1
-    assert "secret" not in told[0]
+    warnings = []
+    notifier(url, warnings.append)("x")
+    assert len(warnings) == 1
+    assert "secret" not in warnings[0]
 
 
 def test_without_an_address_nothing_is_sent():
-    told = []
-    notifier(None, told.append)("x")
-    notifier("", told.append)("x")
-    assert told == []
+    warnings = []
+    notifier(None, warnings.append)("x")
+    notifier("", warnings.append)("x")
+    assert warnings == []
     assert masked("https://hooks.example/services/T0/B0/key?x=1") == "https://hooks.example/***"

@@ -63,9 +63,9 @@ def test_many_parameters_and_trials_need_few_predictions(monkeypatch):
     """60 parameters and 1,000 trials: a batch of 8 took 310,607 predictions; this search takes 116,459."""
     space, rng, history, asked = cube(60), random.Random(0), [], []
     for number in range(1000):
-        given = space.decode(space.from_unit([rng.random() for _ in space.names]))
-        loss = sum((value - 0.3) ** 2 * (1 + k % 3) for k, value in enumerate(given.values()))
-        history.append(Observation(given, "completed", {"validation_loss": loss}, number=number))
+        assignment = space.decode(space.from_unit([rng.random() for _ in space.names]))
+        loss = sum((value - 0.3) ** 2 * (1 + k % 3) for k, value in enumerate(assignment.values()))
+        history.append(Observation(assignment, "completed", {"validation_loss": loss}, number=number))
     predict = Gaussian.predict
     monkeypatch.setattr(
         Gaussian, "predict", lambda self, inputs: asked.append(len(inputs)) or predict(self, inputs)

@@ -54,10 +54,12 @@ def test_what_is_not_active_keeps_its_default():
 def test_every_point_of_a_conditional_space_is_tried_once(algorithm):
     history = []
     while len(history) < SPACE.size:
-        for given in search.suggest(algorithm, SPACE, Objective(), {}, history, 11, 0):
-            assert SPACE.decode(SPACE.encode(given)) == given
+        for assignment in search.suggest(algorithm, SPACE, Objective(), {}, history, 11, 0):
+            assert SPACE.decode(SPACE.encode(assignment)) == assignment
             history.append(
-                Observation(given, "completed", {"validation_loss": loss(given)}, number=len(history))
+                Observation(
+                    assignment, "completed", {"validation_loss": loss(assignment)}, number=len(history)
+                )
             )
     assert {SPACE.encode(entry.assignment) for entry in history} == distinct()
 

@@ -69,9 +69,9 @@ def test_nomad_with_many_parameters_polls_in_time(dimension):
     rng, history = random.Random(0), []
     for number in range(80):
         unit = [0.5] * dimension if number == 0 else [rng.random() for _ in names]
-        given = space.decode(space.from_unit(unit))
-        values = {"validation_loss": sum((value - 0.3) ** 2 for value in given.values())}
-        history.append(Observation(given, "completed", values, number=number))
+        assignment = space.decode(space.from_unit(unit))
+        values = {"validation_loss": sum((value - 0.3) ** 2 for value in assignment.values())}
+        history.append(Observation(assignment, "completed", values, number=number))
     found = search.explain("nomad", space, LOSS, {"LH_SEARCH": 0}, history, 8, 0)
     assert all(proposal.origin.startswith(("poll", "model search")) for proposal in found), found
 
@@ -90,9 +90,9 @@ def told(space, loss, source="before", trials=40):
     """Trials of an earlier study that searched well."""
     rng, found = random.Random(4), []
     for number in range(trials):
-        given = space.decode(space.from_unit([rng.random() for _ in space.names]))
-        values = {"validation_loss": loss(space.to_unit(space.encode(given)))}
-        found.append(Observation(given, "completed", values, f"w{number}", warm=True, source=source))
+        assignment = space.decode(space.from_unit([rng.random() for _ in space.names]))
+        values = {"validation_loss": loss(space.to_unit(space.encode(assignment)))}
+        found.append(Observation(assignment, "completed", values, f"w{number}", warm=True, source=source))
     return found
 
 

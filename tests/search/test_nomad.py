@@ -210,13 +210,15 @@ def test_a_thousand_points_of_an_earlier_study_are_used_at_once():
     space, rng = tribes2024(), random.Random(0)
     warm = []
     for number in range(1000):
-        given = space.decode(space.from_unit([rng.random() for _ in space.names]))
+        assignment = space.decode(space.from_unit([rng.random() for _ in space.names]))
         if number % 10 == 0:
             # Off the grid, perhaps out of bounds
-            given = {**given, "learning_rate": given["learning_rate"] * 1.004}
+            assignment = {**assignment, "learning_rate": assignment["learning_rate"] * 1.004}
         status = "failed" if number % 7 == 0 else "completed"
         warm.append(
-            Observation(given, status, {"validation_loss": smooth(given)}, f"warm-{number}", warm=True)
+            Observation(
+                assignment, status, {"validation_loss": smooth(assignment)}, f"warm-{number}", warm=True
+            )
         )
     found = search.explain("nomad", space, LOSS, {"LH_SEARCH": 0}, warm, 5, 0)
     seen = {space.encode(entry.assignment) for entry in warm if space.contains(entry.assignment)}

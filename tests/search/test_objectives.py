@@ -61,10 +61,10 @@ def hypervolume(points, reference):
 def play(algorithm, function, space, objective, trials, batch, seed, settings=None):
     history = []
     while len(history) < trials:
-        for given in search.suggest(algorithm, space, objective, settings or {}, history, batch, seed):
-            values = function([given[name] / 100 for name in space.names])
+        for assignment in search.suggest(algorithm, space, objective, settings or {}, history, batch, seed):
+            values = function([assignment[name] / 100 for name in space.names])
             named = {f"f{k}": v for k, v in enumerate(values)}
-            history.append(Observation(given, "completed", named, number=len(history)))
+            history.append(Observation(assignment, "completed", named, number=len(history)))
     return history
 
 

@@ -57,12 +57,13 @@ def test_noise_is_called_noise_and_a_difference_a_difference(trials):
     assert (selection.chosen, selection.runner_up) == ("trial-003", "trial-002")
     verdicts = {c.against: c.verdict for c in selection.comparisons}
     assert verdicts == {"trial-000": "better", "trial-001": "better", "trial-002": "noise"}
-    told = {c.against: c.sentence() for c in selection.comparisons}
-    assert told["trial-000"].startswith(
+    sentences = {c.against: c.sentence() for c in selection.comparisons}
+    assert sentences["trial-000"].startswith(
         "mmlu: better than trial-000 (untuned base) beyond noise (+10.00 points"
     )
     assert (
-        "no difference beyond noise from trial-002 (runner-up, lowest validation loss)" in told["trial-002"]
+        "no difference beyond noise from trial-002 (runner-up, lowest validation loss)"
+        in sentences["trial-002"]
     )
     assert [(c.first_only, c.second_only) for c in selection.comparisons] == [(40, 0), (40, 0), (3, 0)]
     assert any("no difference beyond noise, so it may be luck" in found for found in selection.findings)

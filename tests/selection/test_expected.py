@@ -21,8 +21,8 @@ def valley(noise, lucky=None, count=30):
     for number in range(1, count + 1):
         level = round((number - 1) * 300 / (count - 1))
         loss = 1 + ((level - 150) / 150) ** 2 + noise * rng.gauss(0, 1)
-        given = SPACE.decode((level,))
-        found.append(trial(number, loss if number != lucky else 0.9, assignment=given))
+        assignment = SPACE.decode((level,))
+        found.append(trial(number, loss if number != lucky else 0.9, assignment=assignment))
     return found
 
 

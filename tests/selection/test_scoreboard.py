@@ -88,10 +88,10 @@ def test_the_choice_is_by_the_rule_over_both_methods(paper):
     assert selection.runner_up == "NOMAD 4"
     assert "16 that are Pareto optimal" in selection.why
     assert "NOMAD 1" in selection.why
-    told = {(c.against, c.task): c for c in selection.comparisons}
-    assert told["NOMAD 100", "mmlu"].verdict == "better"
-    assert told["NOMAD 100", "humaneval"].verdict == "noise"  # 31 against 25 of 164
-    assert told["NOMAD 100", "bbh"].verdict == "untested"
+    comparisons = {(c.against, c.task): c for c in selection.comparisons}
+    assert comparisons["NOMAD 100", "mmlu"].verdict == "better"
+    assert comparisons["NOMAD 100", "humaneval"].verdict == "noise"  # 31 against 25 of 164
+    assert comparisons["NOMAD 100", "bbh"].verdict == "untested"
     by_code = compare_scores([str(PAPER)], order="humaneval,mmlu").selection
     assert by_code.chosen == "NOMAD 7"
     assert compare_scores([str(PAPER)], weights="bbh=1").selection.chosen == "NNI-TPE 2"

@@ -22,15 +22,15 @@ def test_a_right_study_passes(small):
 
 
 def test_target_modules_must_be_the_bases(small):
-    told = problems(small("training.target_modules=[q_proj, query]", "data.sources.0.uri=gone.json"))
-    assert "'query'" in told
-    assert "q_proj" in told
-    assert "gone.json" in told
+    messages = problems(small("training.target_modules=[q_proj, query]", "data.sources.0.uri=gone.json"))
+    assert "'query'" in messages
+    assert "q_proj" in messages
+    assert "gone.json" in messages
 
 
 def test_a_base_that_is_none_is_told_once(small, tmp_path):
-    told = problems(small(f"model.base={tmp_path}"))
-    assert told.count("config.json") == 1
+    messages = problems(small(f"model.base={tmp_path}"))
+    assert messages.count("config.json") == 1
     (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
     assert "transformers cannot read" in problems(small(f"model.base={tmp_path}"))
 
@@ -42,10 +42,10 @@ def test_adapters_of_a_finished_search_are_checked_before_they_are_scored(search
     other = make_base(tmp_path / "other", hidden=64)
     shutil.rmtree(tmp_path / "adapter-2")
     make_adapter(other, tmp_path / "adapter-2")
-    told = problems(study)
-    assert "trial-001: there is no adapter at" in told
-    assert "trial-002" in told
-    assert "was made for another base" in told
+    messages = problems(study)
+    assert "trial-001: there is no adapter at" in messages
+    assert "trial-002" in messages
+    assert "was made for another base" in messages
     with folder.stamps.step("benchmark", benchmark.inputs(study, folder)):
         pass
     check(study)  # scored already: nobody needs the adapters

@@ -212,10 +212,10 @@ REFUSED = {
 
 @pytest.mark.parametrize("override", REFUSED)
 def test_what_kubernetes_would_refuse_is_refused_first(small, override):
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as caught:
         small(f"cluster.{override}")
-    assert REFUSED[override] in "\n".join(told.value.problems)
-    assert all("pydantic" not in problem for problem in told.value.problems)
+    assert REFUSED[override] in "\n".join(caught.value.problems)
+    assert all("pydantic" not in problem for problem in caught.value.problems)
 
 
 def test_the_shorthand_of_a_toleration_is_one_that_kubernetes_takes(small):

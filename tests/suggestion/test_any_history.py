@@ -29,8 +29,8 @@ def test_eight_thousand_trials(algorithm):
         unit = [chance.random() for _ in space.names]
         loss = sum((u - 0.3) ** 2 for u in unit) if number % 7 else None
         condition = katib.FAILED if loss is None else katib.SUCCEEDED
-        given = space.default() if number == 0 else space.decode(space.from_unit(unit))
-        add_trial(request, given, condition, loss)
+        assignment = space.default() if number == 0 else space.decode(space.from_unit(unit))
+        add_trial(request, assignment, condition, loss)
     service, health = Service(), []
     try:
         with grpc.insecure_channel(service.address, options=UNLIMITED) as channel:

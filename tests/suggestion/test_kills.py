@@ -45,8 +45,8 @@ class Katib:
 
     def store(self, reply):
         """Start the trials of a reply and keep its settings, as one status update."""
-        for given in assignments(reply):
-            add_trial(self.request, given, katib.RUNNING)
+        for assignment in assignments(reply):
+            add_trial(self.request, assignment, katib.RUNNING)
         settings = self.request.experiment.spec.algorithm.algorithm_settings
         for entry in [e for e in settings if e.name == ISSUED]:
             settings.remove(entry)
@@ -55,13 +55,13 @@ class Katib:
     def end_some(self, second):
         """Let up to three running trials end, whichever; a fifth of all settings fail."""
         for trial in self.chance.sample(self.running, self.chance.randint(1, 3)):
-            given = {pair.name: pair.value for pair in trial.spec.parameter_assignments.assignments}
+            values = {pair.name: pair.value for pair in trial.spec.parameter_assignments.assignments}
             trial.status.completion_time = f"2026-01-01T03:{second // 60:02d}:{second % 60:02d}Z"
-            if hashlib.sha256(repr(given).encode()).digest()[0] < 256 / 5:
+            if hashlib.sha256(repr(values).encode()).digest()[0] < 256 / 5:
                 trial.status.condition = katib.FAILED
             else:
                 trial.status.condition = katib.SUCCEEDED
-                trial.status.observation.metrics.add(name="validation_loss", value=repr(loss(given)))
+                trial.status.observation.metrics.add(name="validation_loss", value=repr(loss(values)))
 
 
 class Killed:

@@ -32,9 +32,9 @@ def studied(trials):
     """The settings that `nomad` tries in a study of so many trials, every seventh of which fails."""
     history = []
     for number in range(trials):
-        given = search.suggest("nomad", tribes2024(), Objective(), {}, history, 1, 0)[0]
-        values = {} if number % 7 == 3 else {"validation_loss": loss(given)}
-        history.append(Observation(given, "completed" if values else "failed", values, number=number))
+        assignment = search.suggest("nomad", tribes2024(), Objective(), {}, history, 1, 0)[0]
+        values = {} if number % 7 == 3 else {"validation_loss": loss(assignment)}
+        history.append(Observation(assignment, "completed" if values else "failed", values, number=number))
     return history
 
 
@@ -163,8 +163,8 @@ def test_trials_that_vanish_are_never_asked_for_again(channel):
     for hidden in range(12):
         total = len(request.trials) + hidden + 1
         reply = call(channel, "GetSuggestions", ask(request, 1, total))
-        given = assignments(reply)[0]
-        seen.append(tuple(given.values()))
+        assignment = assignments(reply)[0]
+        seen.append(tuple(assignment.values()))
         settings = request.experiment.spec.algorithm.algorithm_settings
         for entry in [e for e in settings if e.name == ISSUED]:
             settings.remove(entry)

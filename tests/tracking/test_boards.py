@@ -118,13 +118,16 @@ def test_what_is_missing_is_said_before_a_run(monkeypatch, tmp_path):
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    (told,) = boards.problems(Tracking(wandb="bots"))
-    assert "set WANDB_API_KEY, or WANDB_MODE=offline" in told
+    (messages,) = boards.problems(Tracking(wandb="bots"))
+    assert "set WANDB_API_KEY, or WANDB_MODE=offline" in messages
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password key\n")
     assert list(boards.problems(Tracking(wandb="bots"))) == []
     monkeypatch.setattr(boards.importlib.util, "find_spec", lambda name: None)
-    told = list(boards.problems(Tracking(wandb="bots", tensorboard="tb")))
-    assert ["pip install 'retune[tensorboard]'" in told[0], "pip install 'retune[wandb]'" in told[1]] == [
+    messages = list(boards.problems(Tracking(wandb="bots", tensorboard="tb")))
+    assert [
+        "pip install 'retune[tensorboard]'" in messages[0],
+        "pip install 'retune[wandb]'" in messages[1],
+    ] == [
         True,
         True,
     ]

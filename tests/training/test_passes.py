@@ -44,13 +44,13 @@ def test_a_pass_that_runs_out_of_memory_is_halved_and_nothing_else_changes(
 ):
     """With dropout, in every linear layer, so that also what the trimmed last layer draws is the same."""
     settings = {"dropout": 0.3, "target_modules": ALL_LINEAR, "batch_size": batch_size}
-    whole, told = learnt(base, data, task, **settings)
-    assert told == []
+    whole, events = learnt(base, data, task, **settings)
+    assert events == []
     limited(300)
-    halved, told = learnt(
+    halved, events = learnt(
         base, data, task.model_copy(update={"folder": str(tmp_path / "halved")}), **settings
     )
-    assert "ran out of memory: its records are computed in two halves" in told[0]
+    assert "ran out of memory: its records are computed in two halves" in events[0]
     assert_same(halved, whole)
 
 
@@ -58,8 +58,10 @@ def test_a_small_room_from_the_start_changes_nothing_either(base, data, task, tm
     settings = {"dropout": 0.3, "batch_size": 11}
     whole, _ = learnt(base, data, task, **settings)
     monkeypatch.setattr(MemoryBudget, "tokens", lambda self: 200)
-    split, told = learnt(base, data, task.model_copy(update={"folder": str(tmp_path / "split")}), **settings)
-    assert told == []
+    split, events = learnt(
+        base, data, task.model_copy(update={"folder": str(tmp_path / "split")}), **settings
+    )
+    assert events == []
     assert_same(split, whole)
 
 
@@ -68,8 +70,10 @@ def test_layers_compute_again_before_a_record_is_given_up(base, data, task, tmp_
     settings = {"dropout": 0.3, "target_modules": ALL_LINEAR}
     whole, _ = learnt(base, data, task, **settings)
     limited(100, again=500)
-    again, told = learnt(base, data, task.model_copy(update={"folder": str(tmp_path / "again")}), **settings)
-    assert any("its layers are recomputed in the backward pass" in text for text in told)
+    again, events = learnt(
+        base, data, task.model_copy(update={"folder": str(tmp_path / "again")}), **settings
+    )
+    assert any("its layers are recomputed in the backward pass" in text for text in events)
     assert_same(again, whole)
     assert not any("forward" in vars(layer) for layer in recompute.layers(base.load().model))
 

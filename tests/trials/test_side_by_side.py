@@ -99,8 +99,8 @@ def test_three_trials_of_different_settings_give_what_each_gives_alone(pack, alo
         assert_same(record, alone[name])
         assert (record.side_by_side, alone[name].side_by_side) == (3, 1)
         assert record.values.keys() == alone[name].values.keys()
-        told = [e for e in pack.events if isinstance(e, Measured) and e.trial == name]
-        assert [e.name for e in told].count("validation_loss") == 2
+        notes = [e for e in pack.events if isinstance(e, Measured) and e.trial == name]
+        assert [e.name for e in notes].count("validation_loss") == 2
     assert sum(r.values["seconds"] for r in found.values()) > 0
 
 

@@ -110,15 +110,15 @@ def test_what_it_costs_to_compute_rows_apart():
 
 
 def test_equal_prompts_and_a_prompt_that_is_the_prefix(loaded):
-    given = prompts(loaded, count=3)
-    given += [given[0], given[0][:40]]
-    assert decoder(loaded).complete(given, 6) == one_at_a_time(loaded, given, 6)
+    asked = prompts(loaded, count=3)
+    asked += [asked[0], asked[0][:40]]
+    assert decoder(loaded).complete(asked, 6) == one_at_a_time(loaded, asked, 6)
 
 
 def test_a_row_that_ends_early_leaves_and_the_others_go_on(loaded):
-    given = prompts(loaded, count=6)
-    expected = one_at_a_time(loaded, given, 20)
-    stopped = decoder(loaded).complete(given, 20, stop=lambda text: len(text) >= 4)
+    asked = prompts(loaded, count=6)
+    expected = one_at_a_time(loaded, asked, 20)
+    stopped = decoder(loaded).complete(asked, 20, stop=lambda text: len(text) >= 4)
     assert all(
         whole.startswith(short) and len(short) >= 4 for whole, short in zip(expected, stopped, strict=True)
     )
@@ -126,45 +126,45 @@ def test_a_row_that_ends_early_leaves_and_the_others_go_on(loaded):
 
 
 def test_the_end_of_text_token_ends_a_row(loaded):
-    given = prompts(loaded, count=4)
-    ids = torch.tensor([given[2]], device=loaded.device)
+    asked = prompts(loaded, count=4)
+    ids = torch.tensor([asked[2]], device=loaded.device)
     first = int(loaded.model(ids).logits[0, -1].argmax())
 
     class EndsThere:
         pad_token_id, eos_token_id, decode = 2, first, loaded.tokenizer.decode
 
-    whole = decoder(loaded).complete(given, 5)
-    ended = Decoder(loaded.model, EndsThere, loaded.device, 512, 8).complete(given, 5)
+    whole = decoder(loaded).complete(asked, 5)
+    ended = Decoder(loaded.model, EndsThere, loaded.device, 512, 8).complete(asked, 5)
     assert ended[2] == ""
     assert any(ended[k] == whole[k] for k in (0, 1, 3))
 
 
 def test_the_context_ends_an_answer(loaded):
-    given = prompts(loaded, count=2)
-    longest = max(map(len, given))
-    short = decoder(loaded, context=longest + 2).complete(given, 50)
-    whole = decoder(loaded).complete(given, 50)
-    place = [len(prompt) for prompt in given].index(longest)
+    asked = prompts(loaded, count=2)
+    longest = max(map(len, asked))
+    short = decoder(loaded, context=longest + 2).complete(asked, 50)
+    whole = decoder(loaded).complete(asked, 50)
+    place = [len(prompt) for prompt in asked].index(longest)
     assert len(short[place]) < len(whole[place])
     assert whole[place].startswith(short[place])
 
 
 def test_the_checkpoint_generation_config_is_not_read(loaded):
-    given = prompts(loaded, count=2)
-    before = decoder(loaded).complete(given, 5)
+    asked = prompts(loaded, count=2)
+    before = decoder(loaded).complete(asked, 5)
     kept = loaded.model.generation_config.do_sample, loaded.model.generation_config.max_length
     loaded.model.generation_config.do_sample, loaded.model.generation_config.max_length = True, 1
-    assert decoder(loaded).complete(given, 5) == before
+    assert decoder(loaded).complete(asked, 5) == before
     loaded.model.generation_config.do_sample, loaded.model.generation_config.max_length = kept
 
 
 def test_sampled_answers_depend_on_seed_and_name_and_not_on_the_batch(loaded):
-    given = prompts(loaded, count=5) * 2
+    asked = prompts(loaded, count=5) * 2
     names = [str(k) for k in range(10)]
 
     def sample(seed=3, batch_size=4, order=range(10), temperature=1.5):
         drawn = Sampling(temperature, seed).named([names[k] for k in order])
-        texts = decoder(loaded, batch_size).complete([given[k] for k in order], 8, sampling=drawn)
+        texts = decoder(loaded, batch_size).complete([asked[k] for k in order], 8, sampling=drawn)
         return [texts[list(order).index(k)] for k in range(10)]
 
     first = sample()
@@ -172,7 +172,7 @@ def test_sampled_answers_depend_on_seed_and_name_and_not_on_the_batch(loaded):
     assert sample(seed=4) != first
     assert first[:5] != first[5:]  # the same prompts under other names
     cold = sample(temperature=1e-4)
-    assert cold == decoder(loaded).complete(given, 8)
+    assert cold == decoder(loaded).complete(asked, 8)
 
 
 @pytest.mark.slow
@@ -204,8 +204,8 @@ ON_CPU = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can'
 @pytest.mark.parametrize("room", [0, 30])
 def test_where_a_shared_prefix_has_no_room_each_prompt_is_read_whole(loaded, room):
     """Either the prefix itself does not fit, or nothing fits beside it."""
-    given = prompts(loaded, prefix=120)
-    expected = decoder(loaded).complete(given, 4), decoder(loaded).likelihoods(given, [[5, 6]] * len(given))
+    asked = prompts(loaded, prefix=120)
+    expected = decoder(loaded).complete(asked, 4), decoder(loaded).likelihoods(asked, [[5, 6]] * len(asked))
 
     class Tight(Small):
         def __call__(self, input_ids, past_key_values=None, **settings):
@@ -217,8 +217,8 @@ def test_where_a_shared_prefix_has_no_room_each_prompt_is_read_whole(loaded, roo
             return self.model(input_ids=input_ids, past_key_values=past_key_values, **settings)
 
     tight = decoder(loaded, model=Tight(loaded.model, 0))
-    assert tight.complete(given, 4) == expected[0]
-    assert tight.likelihoods(given, [[5, 6]] * len(given)) == pytest.approx(expected[1], rel=1e-5)
+    assert tight.complete(asked, 4) == expected[0]
+    assert tight.likelihoods(asked, [[5, 6]] * len(asked)) == pytest.approx(expected[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("way", ["shared", "padded"])
@@ -237,9 +237,9 @@ def test_prompts_near_the_end_of_the_position_table_are_answered_too(loaded, way
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), ON_CPU, MemoryError()])
 def test_too_large_a_batch_is_halved_until_it_fits(loaded, error):
-    given = prompts(loaded)
+    asked = prompts(loaded)
     small = Small(loaded.model, 3, error)
-    assert decoder(loaded, model=small).complete(given, 4) == decoder(loaded).complete(given, 4)
+    assert decoder(loaded, model=small).complete(asked, 4) == decoder(loaded).complete(asked, 4)
     assert max(small.calls) > 3
 
 
