@@ -47,7 +47,7 @@ slow: $(VENV)/.dev ## run every test, and write anew which ones `make quick` lea
 
 test-gpu: $(VENV)/.dev ## run what trains and scores on this machine's GPU, Llama-2-7B's shape among it, and print its peaks
 	$(BIN)/python -m pytest -s tests/training/test_on_gpu.py
-	$(BIN)/python -m pytest -n 4 --dist loadfile tests/training tests/evaluation --deselect tests/training/test_on_gpu.py
+	$(BIN)/python -m pytest -n 4 --dist loadfile tests/training tests/trials tests/evaluation --deselect tests/training/test_on_gpu.py
 
 # torch's oldest version beside the other packages as they are pinned; on Linux a download of 3 GB. The table of architectures is
 # that of the pinned versions, so its test is left out.
@@ -56,7 +56,7 @@ test-lowest: $(VENV)/.dev ## run the tests of training and decoding with the old
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip --disable-pip-version-check --quiet install "torch==$(shell sed -n 's/^train = .*"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml).*"
 	$(BIN)/python -c 'import site; print(*site.getsitepackages(), "$(CURDIR)/src", sep="\n")' > $$($(LOWEST)/bin/python -c 'import site; print(site.getsitepackages()[0])')/zz-the-rest.pth
-	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile tests/training tests/evaluation/decoding --ignore tests/training/test_architectures.py
+	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile tests/training tests/trials tests/evaluation/decoding --ignore tests/training/test_architectures.py
 
 lint: $(VENV)/.dev ## ruff, types, layers
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """What only a GPU can show: FlashAttention with record borders, 4 bits, and Llama-2-7B's shape in the memory there is.
 
-`make test-gpu` runs this with all of tests/training and tests/evaluation and prints the peaks. Without a GPU all of it skips.
+`make test-gpu` runs this with all of tests/training, tests/trials and tests/evaluation and prints the peaks. Without a GPU all of it skips.
 """
 
 import time
