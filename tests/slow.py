@@ -1,6 +1,7 @@
 """Which tests `make quick` leaves out: those marked `slow`, and those listed in slow.txt because they took long when measured.
 
-`make slow` runs all tests and writes the list anew.
+`make slow` runs all tests and writes the list anew. A file all of whose tests are slow stands in it by its path alone and is not even
+imported: most of these import torch or start servers.
 """
 
 import json
@@ -15,7 +16,7 @@ import pytest
 from tests import forked
 
 LIST = Path(__file__).with_name("slow.txt")
-CPU_LIMIT, WALL_LIMIT = 0.2, 0.5
+CPU_LIMIT, WALL_LIMIT = 0.15, 0.5
 """Seconds that the most expensive case of a test may take, its processes included."""
 MEASURE = "RETUNE_TESTS_MEASURE"
 """A file for what each test takes; the variable holds its path."""
@@ -26,8 +27,17 @@ def pytest_collection_modifyitems(items):
     """Mark the listed tests."""
     listed = set(LIST.read_text().split())
     for item in items:
-        if _function(item.nodeid) in listed:
+        test = _function(item.nodeid)
+        if test in listed or _file(test) in listed:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave out the listed files where no slow test is wanted."""
+    if config.option.markexpr == "not slow" and collection_path.suffix == ".py":
+        listed = LIST.read_text().split()
+        return collection_path.relative_to(config.rootpath).as_posix() in listed or None
+    return None
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -46,6 +56,10 @@ def _function(test):
     return test.partition("[")[0]
 
 
+def _file(test):
+    return test.partition("::")[0]
+
+
 def _cpu_seconds():
     """CPU seconds of this process, of the children that it waited for, and of the server that forks programs, likewise."""
     seconds = 0.0
@@ -61,9 +75,11 @@ def _cpu_seconds():
 
 def write(measured):
     """Write the list from a file of measurements."""
-    lines = map(json.loads, Path(measured).read_text().splitlines())
+    lines = [json.loads(line) for line in Path(measured).read_text().splitlines()]
     slow = {test for test, cpu, wall in lines if cpu > CPU_LIMIT or wall > WALL_LIMIT}
-    LIST.write_text("".join(f"{test}\n" for test in sorted(slow)))
+    whole = {_file(test) for test in slow} - {_file(test) for test, *_ in lines if test not in slow}
+    names = whole | {test for test in slow if _file(test) not in whole}
+    LIST.write_text("".join(f"{name}\n" for name in sorted(names)))
 
 
 if __name__ == "__main__":
