@@ -35,7 +35,7 @@ REAL = ("alpaca-dolly", "davouse-64")
 SIX = ("alpaca-dolly", "davouse-64", "davouse-64-mmlu", "dolly", "rasbt", "alpaca-demo")
 """The real surfaces of the goal of 25 trials: the last four were not looked at by any search before."""
 HALF = (
-    "hyperopt", "hyperopt-katib", "optuna", "optuna-multivariate", "optuna-gp", "nni", "botorch", "hebo",
+    "hyperopt", "hyperopt-katib", "optuna", "optuna-multivariate", "optuna-gp", "nni", "botorch", "hebo", "smac",
 )  # fmt: skip
 UNINFORMATIVE = ("davouse-512",)  # every search, `random` too, ends at the same regret
 Regrets = Mapping[tuple[str, str, int, int], Sequence[float]]

@@ -3,7 +3,7 @@
 ``hyperopt``, ``optuna``, ``optuna-multivariate`` and ``optuna-gp`` (its GPSampler) are those libraries; failed trials are told as
 failed, which both TPEs leave out of their estimates. ``hyperopt-katib`` is hyperopt's TPE as Katib calls it: one seed for all
 points of a request, so that they are the same, and the number of points of the request as the number of random first points.
-``nomad-optimize`` is NOMAD's own sequential run from retune's start design. ``botorch``, ``hebo`` and ``nni`` run in
+``nomad-optimize`` is NOMAD's own sequential run from retune's start design. ``botorch``, ``hebo``, ``nni`` and ``smac`` run in
 environments of their own (`rivals/ask.py`): ``$RETUNE_RIVALS/<name>/bin/python``, installed as benchmarks/rivals/README.md says.
 """
 
@@ -28,7 +28,7 @@ from landscape import Surface
 from retune import search
 from retune.search import Objective, Observation
 
-SEPARATE_ENVIRONMENT = ("botorch", "hebo", "nni")
+SEPARATE_ENVIRONMENT = ("botorch", "hebo", "nni", "smac")
 RIVALS = (
     "hyperopt",
     "hyperopt-katib",

@@ -1,6 +1,6 @@
 """A rival search library in an environment of its own: `search_runs.py` starts this and talks to it in JSON lines.
 
-    <environment>/bin/python benchmarks/rivals/ask.py botorch|hebo|nni
+    <environment>/bin/python benchmarks/rivals/ask.py botorch|hebo|nni|smac
 
 The first line is ``{"levels": [8, 5, …], "ordered": [true, …], "default": [2, …], "seed": 0, "trials": 50}``; points are
 levels. Then ``{"ask": n}`` is answered by n points, and ``{"tell": [[point, value or null], …]}`` by nothing. Each library
@@ -13,7 +13,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import warnings
+from pathlib import Path
 from typing import Any
 
 warnings.filterwarnings("ignore")
@@ -172,7 +174,62 @@ class Nni(AskTell):
                 self.tuner.receive_trial_result(number, given, -value)
 
 
-RIVALS: dict[str, type[AskTell]] = {"botorch": Botorch, "hebo": Hebo, "nni": Nni}
+class Smac(AskTell):
+    """SMAC3's facade for hyper-parameters with its defaults, each setting tried once, as in SMAC's example of ask and tell."""
+
+    def __init__(self, setup: dict[str, Any]) -> None:
+        super().__init__(setup)
+        from ConfigSpace import CategoricalHyperparameter, ConfigurationSpace, UniformIntegerHyperparameter
+        from smac import HyperparameterOptimizationFacade, Scenario
+
+        self.space = ConfigurationSpace(seed=self.seed)
+        for k, (n, ordered, level) in enumerate(zip(self.levels, self.ordered, self.default, strict=True)):
+            self.space.add(
+                UniformIntegerHyperparameter(f"p{k}", 0, n - 1, default_value=level)
+                if ordered
+                else CategoricalHyperparameter(f"p{k}", list(range(n)), default_value=level)
+            )
+        self.folder = tempfile.TemporaryDirectory()  # SMAC writes a record of its run
+        scenario = Scenario(
+            self.space, n_trials=self.trials, seed=self.seed, output_directory=Path(self.folder.name)
+        )
+        facade = HyperparameterOptimizationFacade
+        self.facade = facade(
+            scenario,
+            lambda config, seed: 0.0,
+            intensifier=facade.get_intensifier(scenario, max_config_calls=1),
+            overwrite=True,
+            logging_level=False,
+        )
+        self.asked: list[tuple[Point, Any]] = []
+        self.trial_seed: int | None = None
+
+    def propose(self, count: int) -> list[Point]:  # noqa: D102
+        found: list[Point] = []
+        for _ in range(count):
+            trial = self.facade.ask()
+            self.trial_seed = trial.seed
+            point = [int(trial.config[f"p{k}"]) for k in range(len(self.levels))]
+            self.asked.append((point, trial))
+            found.append(point)
+        return found
+
+    def tell(self, results: list[tuple[Point, float | None]]) -> None:  # noqa: D102
+        from ConfigSpace import Configuration
+        from smac.runhistory.dataclasses import TrialInfo, TrialValue
+
+        super().tell(results)
+        for point, value in results:
+            place = next((k for k, (known, _) in enumerate(self.asked) if known == point), None)
+            if place is None:  # the default setting, which SMAC has not proposed
+                given = Configuration(self.space, {f"p{k}": level for k, level in enumerate(point)})
+                trial = TrialInfo(given, seed=self.trial_seed)
+            else:
+                trial = self.asked.pop(place)[1]
+            self.facade.tell(trial, TrialValue(self.worst if value is None else value), save=False)
+
+
+RIVALS: dict[str, type[AskTell]] = {"botorch": Botorch, "hebo": Hebo, "nni": Nni, "smac": Smac}
 
 
 def main() -> None:
