@@ -6,9 +6,10 @@
 
 Each run is a study: points are asked for in batches, measured with noise, and some fail (`search_runs.py`). Every
 finished run appends a line to `--lines`; run again to carry on: a run whose line is there, and whose code has not changed
-since, is not made again. `--report` makes none, and takes what has all its seeds. Without `--algorithms` and `--batches`
-the comparison is `PLAN`. Written are the regrets of every run at the marks as JSON, and the page (`search_page.py`) with
-medians, quartiles and what `search_goals.py` says of the goals.
+since, is not made again. `--report` makes none and takes what has all its seeds; the errors of the fits, which take minutes,
+it keeps from the results that it replaces. Without `--algorithms` and `--batches` the comparison is `PLAN`. Written are the
+regrets of every run at the marks as JSON, and the page (`search_page.py`) with medians, quartiles and what `search_goals.py`
+says of the goals.
 """
 
 from __future__ import annotations
@@ -168,6 +169,16 @@ def rows(jobs: Sequence[Job], known: dict[str, tuple[list[float], int]]) -> list
     return found
 
 
+def fits(surfaces: Sequence[str], before: Path | None) -> dict[str, str]:
+    """Return the errors of the fitted surfaces in words, those that the results `before` have as they are: they take minutes."""
+    known: dict[str, str] = json.loads(before.read_text())["fits"] if before and before.exists() else {}
+    return {
+        name: known.get(name) or f"{fitted.error(name)}; {fitted.spread(name)}"
+        for name in surfaces
+        if name in fitted.names()
+    }
+
+
 def main() -> None:
     """Run, judge, print and write."""
     parser = argparse.ArgumentParser(
@@ -212,11 +223,7 @@ def main() -> None:
         "trials": given.trials,
         "seeds": [given.first_seed, given.first_seed + given.seeds - 1],
         "lowest": {name: round(surface(name).best, 5) for name in given.surfaces},
-        "fits": {
-            name: f"{fitted.error(name)}; {fitted.spread(name)}"
-            for name in given.surfaces
-            if name in fitted.names()
-        },
+        "fits": fits(given.surfaces, given.out if given.report else None),
         "rows": rows(jobs, measured(given.lines)),
     }
     given.out.write_text(search_page.compact(content))
