@@ -1,6 +1,6 @@
-"""Mistakes in command lines: each is answered by one line that says what is right.
+"""Mistakes that people make in the words of commands, and what they are told: the right answers, a line each.
 
-Mistakes in study files are in tests/test_mistakes.py. None may produce a stack trace or be found after work was done.
+Mistakes in study files are in tests/test_mistakes.py. None is answered by a stack trace, and none after work was done.
 """
 
 import json
@@ -51,7 +51,7 @@ def here(tmp_path, monkeypatch):
 
 
 def told(*words):
-    """Return a command's error output, which must have no stack trace."""
+    """Return what a command says about a mistake; it must be one that is told without a stack trace."""
     done = CliRunner().invoke(cli, list(words), prog_name="retune")
     assert done.exit_code != 0, done.output
     if isinstance(done.exception, SystemExit):  # click's own
@@ -96,7 +96,8 @@ def told(*words):
     ("chat m@champion --tracking ./mlruns", "write sqlite:///mlflow.db"),
     ("promote m", "there is no database mlflow.db"),
     ("promote m --rollback --tracking sqlite:///gone.db", "there is no database gone.db"),
-    ("watch file", "file: a study's folder is needed, but this is a file"),
+    ("watch file", "file: a study's folder is needed, but this is a file; name the folder below `artifacts` that has"),
+    ("judge score empty/", "the answers: empty/ is a folder: name the files in it, empty/*.json"),
     ("watch empty --port 99999", "99999 is not in the range 0<=x<=65535"),
     ("watch empty --host nosuch.invalid", "but nosuch.invalid:8008 cannot be served"),
     ("serve --port 99999", "99999 is not in the range 0<=x<=65535"),

@@ -137,6 +137,14 @@ def score(files: tuple[str, ...], key: str | None, out: str | None, seed: int, a
     from retune.evaluation.judge import score as scores
     from retune.report import preference as page
 
+    if folders := [file for file in files if "://" not in file and Path(file).is_dir()]:
+        raise InputError(
+            [
+                f"{folder} is a folder: name the files in it, {folder.rstrip('/')}/*.json"
+                for folder in folders
+            ],
+            "the answers",
+        )
     key_path = key or _beside(files[0])
     outcome = scores.score(files, keys.read(key_path), seed)
     if out is None and "://" in key_path:

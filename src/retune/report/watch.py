@@ -182,7 +182,10 @@ def why_nothing_to_show(folder: str, every: bool) -> str | None:
         InputError: if it is a file.
     """
     if "://" not in folder and Path(folder).is_file():
-        raise InputError("a study's folder is needed, but this is a file", folder)
+        raise InputError(
+            "a study's folder is needed, but this is a file; name the folder below `artifacts` that has the study's name",
+            folder,
+        )
     try:
         if every:
             return None if store.exists(folder) else f"{folder}: there is no such folder"
