@@ -38,8 +38,10 @@ def difference(
     """
     core = transformers_model(model)
     device = next(core.parameters()).device
+    devices = Devices()
+    devices.device = device  # the model may be on the CPU of a machine with a GPU
     passes = Passes(
-        model, core, tokens, trained, Devices(), loss_sum, lambda loss: loss, lambda note: None, layout(model)
+        model, core, tokens, trained, devices, loss_sum, lambda loss: loss, lambda note: None, layout(model)
     )
     records, counted = list(range(len(tokens))), int(tokens.counts.sum())
     lengths, padded = tokens.lengths.tolist(), passes.layout == "padded"
