@@ -120,7 +120,9 @@ def test_the_check_lets_right_layers_compute(core):
 
 
 def test_layers_that_are_wrong_are_left_to_transformers_and_one_line_says_so(core, monkeypatch, caplog):
-    monkeypatch.setattr(self_check, "PLAIN", dataclasses.replace(PLAIN, rotate=lambda x, cos, sin: x))
+    wrong = dataclasses.replace(PLAIN, rotate=lambda x, cos, sin: x)
+    monkeypatch.setattr(self_check, "PLAIN", wrong)
+    monkeypatch.setattr(self_check, "compiled", lambda: wrong)  # tried on a GPU too
     model = copy.deepcopy(core).to(torch.bfloat16)
     with (
         caplog.at_level(logging.WARNING),
