@@ -4,6 +4,7 @@
 imported: most of these import torch or start servers.
 """
 
+import functools
 import json
 import os
 import resource
@@ -22,21 +23,24 @@ MEASURE = "RETUNE_TESTS_MEASURE"
 """A file for what each test takes; the variable holds its path."""
 
 
+@functools.cache
+def _listed():
+    return frozenset(LIST.read_text().split())
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Mark the listed tests."""
-    listed = set(LIST.read_text().split())
     for item in items:
         test = _function(item.nodeid)
-        if test in listed or _file(test) in listed:
+        if test in _listed() or _file(test) in _listed():
             item.add_marker(pytest.mark.slow)
 
 
 def pytest_ignore_collect(collection_path, config):
     """Leave out the listed files where no slow test is wanted."""
     if config.option.markexpr == "not slow" and collection_path.suffix == ".py":
-        listed = LIST.read_text().split()
-        return collection_path.relative_to(config.rootpath).as_posix() in listed or None
+        return collection_path.relative_to(config.rootpath).as_posix() in _listed() or None
     return None
 
 

@@ -172,7 +172,7 @@ def nearest(word: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
     """Return the name that was probably meant: equal but for case, else the most similar; None if none is similar.
 
     Args:
-        given: what was written. names: of what there is. cutoff: the least similarity, as `difflib` counts it.
+        word: what was written. names: of what there is. cutoff: the least similarity, as `difflib` counts it.
     """
     names = list(names)
     equal = [name for name in names if name.lower() == word.lower()]

@@ -16,10 +16,8 @@ if TYPE_CHECKING:
     from retune.engines.katib.api import Api, Object
 
 _ATTEMPTS = 10  # of a change while others change the ConfigMap
-_PATIENCE, _PATIENCE_AT_A_TERMINAL = (
-    120,
-    5,
-)  # seconds without the Kubernetes API; a Job of the chart waits for it
+# Seconds without the Kubernetes API: a Job of the chart waits for it, a person at a terminal does not
+_PATIENCE_IN_A_POD, _PATIENCE = 120, 5
 
 
 @click.group("katib", cls=Group)
@@ -120,7 +118,7 @@ def _api(namespace: str) -> Api:
     from retune import outages
     from retune.engines.katib.api import Api
 
-    return Api(namespace, patience=_PATIENCE if outages.in_pod() else _PATIENCE_AT_A_TERMINAL)
+    return Api(namespace, patience=_PATIENCE_IN_A_POD if outages.in_pod() else _PATIENCE)
 
 
 def _text(config_map: Object | None) -> str | None:

@@ -228,14 +228,14 @@ def _aliases(client: Any, model: str) -> Aliases:
     from mlflow.exceptions import MlflowException
 
     try:
-        aliases = client.get_registered_model(model).aliases
+        registered = client.get_registered_model(model)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise InputError(
             f"there is no registered model of that name{_others(client, model)}", model
         ) from error
-    versions = {name: str(version) for name, version in aliases.items()}
+    versions = {name: str(version) for name, version in registered.aliases.items()}
     return Aliases(versions.get(CHAMPION), versions.get(PREVIOUS), versions.get(CHALLENGER))
 
 

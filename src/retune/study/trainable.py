@@ -71,9 +71,9 @@ def _parameter_problems(training: Training, parameter: Parameter) -> Iterator[st
 
 
 def _setting_problems(training: Training, assignment: Assignment) -> list[str]:
-    settings = ", ".join(f"{name} {value}" for name, value in assignment.items())
+    setting = ", ".join(f"{name} {value}" for name, value in assignment.items())
     return [
-        f"{text} (at {settings}): remove a value, or tie it to another parameter by `when`"
+        f"{text} (at {setting}): remove a value, or tie it to another parameter by `when`"
         for text in (_errors(training, assignment) if assignment else [])
     ]
 

@@ -155,15 +155,15 @@ class _ChunkedLosses(torch.autograd.Function):
         ctx: Any, hidden: Tensor, targets: Tensor, logits_of: Callable[[Tensor], Tensor], size: int
     ) -> Tensor:
         """Return -log p, shape ``(counted,)``; the arguments are those of `_InParts`."""
-        losses, grad_hidden = [], torch.empty_like(hidden)
+        parts, grad_hidden = [], torch.empty_like(hidden)
         for start in range(0, len(hidden), size):
             part = hidden[start : start + size].detach().requires_grad_()
             with torch.enable_grad():
                 each = cross_entropy(logits_of(part).float(), targets[start : start + size], reduction="none")
             (grad_hidden[start : start + size],) = torch.autograd.grad(each, part, torch.ones_like(each))
-            losses.append(each.detach())
+            parts.append(each.detach())
         ctx.save_for_backward(grad_hidden)
-        return torch.cat(losses)
+        return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]

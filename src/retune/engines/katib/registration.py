@@ -116,8 +116,8 @@ def suggestions(text: str) -> list[dict[str, Any]]:
             f"{sorted(content) if isinstance(content, dict) else type(content).__name__}",
             CONFIG_MAP,
         )
-    suggestions: list[dict[str, Any]] = content["runtime"].get("suggestions") or []
-    return suggestions
+    listed: list[dict[str, Any]] = content["runtime"].get("suggestions") or []
+    return listed
 
 
 def _edited(text: str, wanted: Sequence[dict[str, Any]]) -> str:

@@ -345,7 +345,7 @@ class Decoder:
 
     @cached_property
     def _accepts(self) -> Callable[[str], bool]:
-        """Return whether the model's forward accepts an argument."""
+        """Return a function that says whether the model's forward accepts an argument."""
         from torch import nn
 
         if not isinstance(self._core, nn.Module):

@@ -46,10 +46,12 @@ class Prefix:
         return cache
 
     def filled(self, lengths: Sequence[int], layers: Layers) -> Any:
-        """Return a cache for rows of these lengths behind the prefix, whose keys and values are `made` already.
+        """Return a cache for rows of these lengths behind the prefix, whose keys and values are computed already.
 
         Args:
-            made: per layer, of shape (key heads, sum of the lengths, head size); in the cache the rows end together.
+            lengths: of the rows, without the prefix.
+            layers: their keys and values, per layer, of shape (key heads, sum of the lengths, head size); in the cache the
+                rows end together.
         """
         import torch
 
@@ -129,7 +131,7 @@ def split_by_prefix(prompts: Sequence[Sequence[int]], indices: list[int], start:
     """Split sorted prompts wherever two neighbours have little in common after `start`.
 
     Args:
-        places: which prompts, in lexicographic order.
+        indices: which prompts, in lexicographic order.
     """
     runs = [[indices[0]]]
     for before, index in pairwise(indices):
