@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import measuring
+
 HERE = Path(__file__).parent
 Result = dict[str, Any]
 
@@ -59,39 +61,33 @@ def measurements(options: argparse.Namespace, folder: Path) -> list[Measurement]
             "--alone", str(alone), "--peers", str(peers), *sources,
         ]  # fmt: skip
 
-    def apart(result: Result) -> str:
-        return f"losses differ by at most {max(result['difference_to_alone'], result['difference_to_trainer']):.1e}"
+    def side_by_side(shape: str, trials: int, words: list[str], goals: list[float | None]) -> Measurement:
+        trainer, together, alone = goals
+        rows = [
+            Row("times a Trainer process each", trainer, lambda result: result["ratio_to_trainer"]["wall"]),
+            Row("times one after another", 2, lambda result: result["ratio_to_alone"]["wall"]),
+            Row("real tokens/s side by side", together, lambda result: result["tokens_per_second"]["side_by_side"]),
+            Row("real tokens/s of one trial", alone, lambda result: result["tokens_per_second"]["alone"]),
+            Row("share of the 4N limit, side by side", None, lambda result: result["share_of_4n_limit"]["side_by_side"]),
+            Row("share of the 4N limit, one trial", None, lambda result: result["share_of_4n_limit"]["alone"]),
+            compiled,
+        ]  # fmt: skip
+        return Measurement(
+            f"{shape}, {trials} trials", words, rows,
+            lambda result: _apart(max(result["difference_to_alone"], result["difference_to_trainer"])),
+        )  # fmt: skip
 
-    tokens, alone = "real tokens/s side by side", "real tokens/s of one trial"
-    share = [
-        Row(f"share of the 4N limit, {name}", None, lambda result, key=key: result["share_of_4n_limit"][key])  # type: ignore[misc]
-        for name, key in (("side by side", "side_by_side"), ("one trial", "alone"))
-    ]
     compiled = Row(
         "seconds of the first trial, compiling included (at most 60)",
         None,
         lambda result: result["first_trial"]["wall"],
     )
     found = [
-        Measurement(
-            f"{small}, 16 trials", pack(small, 16, 160, 4, 2),
-            [Row("times a Trainer process each", 10, lambda result: result["ratio_to_trainer"]["wall"]),
-             Row("times one after another", 2, lambda result: result["ratio_to_alone"]["wall"]),
-             Row(tokens, 60_000, lambda result: result["tokens_per_second"]["side_by_side"]),
-             Row(alone, None, lambda result: result["tokens_per_second"]["alone"]), *share, compiled],
-            apart,
-        ),
-        Measurement(
-            f"{large}, 8 trials", pack(large, 8, 64, 2, 1),
-            [Row("times a Trainer process each", 4, lambda result: result["ratio_to_trainer"]["wall"]),
-             Row("times one after another", 2, lambda result: result["ratio_to_alone"]["wall"]),
-             Row(tokens, 18_000, lambda result: result["tokens_per_second"]["side_by_side"]),
-             Row(alone, 12_000, lambda result: result["tokens_per_second"]["alone"]), *share, compiled],
-            apart,
-        ),
+        side_by_side(small, 16, pack(small, 16, 160, 4, 2), [10, 60_000, None]),
+        side_by_side(large, 8, pack(large, 8, 64, 2, 1), [4, 18_000, 12_000]),
         Measurement(
             f"{small}, compiled before", pack(small, 1, 80, 1, 0), [compiled],
-            lambda result: f"losses differ by at most {result['difference_to_alone']:.1e}",
+            lambda result: _apart(result["difference_to_alone"]),
         ),
     ]  # fmt: skip
     if options.mmlu:
@@ -128,8 +124,6 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     parser.add_argument("--minutes", type=float, default=9.5, help="for all lines together")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(argv)
-    options.source = [_absolute(source) for source in options.source]
-    options.mmlu = options.mmlu.resolve() if options.mmlu else None
     until = time.monotonic() + 60 * options.minutes
     found: list[Result] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -180,15 +174,13 @@ def _measure(measurement: Measurement, file: Path, environment: dict[str, str], 
     return found
 
 
-def _absolute(source: str) -> str:
-    kind, _, rest = source.partition(":")
-    file, _, share = rest.rpartition(":")
-    return f"{kind}:{Path(file).resolve()}:{share}"
+def _apart(difference: float) -> str:
+    return f"losses differ by at most {difference:.1e}"
 
 
 def _settings(options: argparse.Namespace) -> Result:
     return {"shapes": options.shapes, "subject": options.subject, "context": options.context,
-            "sources": [Path(source.partition(":")[2].rpartition(":")[0]).name for source in options.source]}  # fmt: skip
+            "sources": [Path(measuring.source(text)["uri"]).name for text in options.source]}  # fmt: skip
 
 
 def _print(found: list[Result]) -> None:

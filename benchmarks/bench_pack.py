@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -28,14 +27,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import measuring
+
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "examples/01-first-study/study.yaml"
 SHAPES = {
     "tiny": (64, 128, 2, 4), "1.1B": (2048, 5632, 22, 32), "7B": (4096, 11008, 32, 32),
 }  # fmt: skip
 """Hidden size, inner size, layers and heads."""
-PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
-"""Dense bfloat16, NVIDIA's data sheets."""
 PEER = """
 import sys, json
 import torch
@@ -93,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         result = _compare(options, Path(folder))
-    machine = {"cpu": _cpu(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    machine = {"cpu": measuring.processor(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
     settings = {
@@ -134,7 +133,7 @@ def _compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if options.shape:
         overrides.append("data.validation=8")  # validation is not counted in tokens a second
     if options.source:
-        sources = json.dumps([_source(words) for words in options.source])
+        sources = json.dumps([measuring.source(text) for text in options.source])
         overrides += [f"data.sources={sources}", "data.max_length=512"]
     os.chdir(folder)
     study = load(DEMO, overrides)
@@ -199,7 +198,11 @@ def _compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if torch.cuda.is_available():
         weights = sum(parameter.numel() for parameter in base.load().model.parameters())
         result["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        result["share_of_4n_limit"] = share_of_limit(result["tokens_per_second"], weights)
+        result["share_of_4n_limit"] = {
+            way: share
+            for way, speed in result["tokens_per_second"].items()
+            if (share := measuring.share_of_limit(speed, weights))
+        }
     if not count:
         return result
     data = base.tokens(recipe.folder, "train", study.data)
@@ -242,12 +245,6 @@ def _seconds() -> float:
     return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def _timed(act: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     """Return what it gives, and the wall and CPU seconds of this process and of those that it waited for."""
     before = time.monotonic(), _seconds()
@@ -276,25 +273,6 @@ def _row(tokens: Any, record: int) -> dict[str, list[int]]:
     ids, counted = tokens.ids[span].tolist(), tokens.counted[span].tolist()
     labels = [token if flag else -100 for token, flag in zip(ids, counted, strict=True)]
     return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
-
-
-def _source(words: str) -> dict[str, Any]:
-    """Return ``FORMAT:FILE:SHARE`` as a source of a study."""
-    kind, _, rest = words.partition(":")
-    file, _, share = rest.rpartition(":")
-    return {"format": kind, "uri": str(Path(file).resolve()), "share": float(share)}
-
-
-def share_of_limit(speeds: dict[str, float], weights: int) -> dict[str, float]:
-    """Return what share of the GPU's peak each speed is, in tokens a second at 4 FLOP a weight and token.
-
-    A frozen base costs 2 FLOP a weight forward and 2 for the gradients of activations. Empty for an unknown GPU.
-    """
-    import torch
-
-    name = torch.cuda.get_device_name()
-    peak = next((peak for key, peak in PEAK_TFLOPS.items() if key in name), None)
-    return {key: speed * 4 * weights / (peak * 1e12) for key, speed in speeds.items()} if peak else {}
 
 
 def write_random_base(folder: Path, shape: str) -> None:

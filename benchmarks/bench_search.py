@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 import fitted
+import measuring
 import search_goals
 import search_page
 from functions import names, surface
@@ -218,7 +219,7 @@ def main() -> None:
             print(f"{done}/{len(todo)}", *job, f"{regrets[-1]:.4f}", flush=True)
     content = {
         "measured": now(),
-        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "machine": f"{measuring.processor()}, {os.cpu_count()} cores",
         "versions": versions("numpy", "scipy", "optuna", "hyperopt", "PyNomadBBO", "scikit-learn"),
         "trials": given.trials,
         "seeds": [given.first_seed, given.first_seed + given.seeds - 1],
@@ -230,11 +231,6 @@ def main() -> None:
     search_page.write(content, given.page)
     for goal in search_goals.judge(content["rows"]):
         print(f"{'HOLDS' if goal.holds else 'FAILS'}  {goal.name}: {goal.summary}")
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any
 import grpc
 import numpy as np
 
+import measuring
 from functions import valley
 from retune import search
 from retune.engines.service import COMMAND
@@ -92,7 +93,7 @@ def main() -> None:
     content = {
         "measured": now(),
         "machine": platform.machine(),
-        "processor": processor(),
+        "processor": measuring.processor(),
         "cores": os.cpu_count(),
         "load": load,
         "calls": given.calls,
@@ -102,15 +103,6 @@ def main() -> None:
     given.out.parent.mkdir(exist_ok=True)
     given.out.write_text(json.dumps(content, indent=1) + "\n")
     given.page.write_text(page(content))
-
-
-def processor() -> str:
-    """Return the name of the processor if the system reports it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def page(content: dict[str, Any]) -> str:

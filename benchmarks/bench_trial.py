@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from typing import Any
 
 import torch
 
+import measuring
 from retune.data import mixing, prompts
 from retune.data.batches import epoch_order
 from retune.data.tokens import Tokens, pack, tokenize
@@ -47,7 +47,6 @@ SEED = 0
 TARGETS = ["q_proj", "v_proj"]
 LLAMA_2_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
               "num_key_value_heads": 32, "vocab_size": 32000, "max_position_embeddings": 4096}  # fmt: skip
-PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}  # dense bfloat16, NVIDIA's data sheets
 
 
 @dataclass
@@ -112,10 +111,7 @@ def _prepare(options: argparse.Namespace) -> tuple[Tokens, LoadedBase]:
     with tempfile.TemporaryDirectory() as folder:
         uri = options.data or folder
         if options.source:
-            parts = [source.split(":") for source in options.source]
-            sources = [
-                {"format": p[0], "uri": str(Path(":".join(p[1:-1])).resolve()), "share": p[-1]} for p in parts
-            ]
+            sources = [measuring.source(text) for text in options.source]
             # A tenth more, since records that are too long are not counted
             train = records * 11 // 10 + 8
             data = Data.model_validate({"sources": sources, "train": train, "validation": len(sources)})
@@ -189,12 +185,9 @@ def _gpu_numbers(
     options: argparse.Namespace, base: LoadedBase, speed: float, runs: list[Run]
 ) -> dict[str, float]:
     numbers = {"peak_gib": max(run.peak_gib for run in runs)}
-    name = torch.cuda.get_device_name()
-    peak = options.peak_tflops or next((peak for key, peak in PEAK_TFLOPS.items() if key in name), None)
-    if peak:
-        weights = sum(p.numel() for p in base.model.parameters())
-        numbers["share_of_4n_limit"] = speed * 4 * weights / (peak * 1e12)
-    return numbers
+    weights = sum(p.numel() for p in base.model.parameters())
+    share = measuring.share_of_limit(speed, weights, options.peak_tflops)
+    return numbers if share is None else numbers | {"share_of_4n_limit": share}
 
 
 def _ours(options: argparse.Namespace, base: LoadedBase, tokens: Tokens) -> Run:
@@ -317,12 +310,8 @@ def _statistics(tokens: Tokens, batch_size: int) -> dict[str, float]:
 
 
 def _machine(base: LoadedBase) -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
     found = {
-        "cpu": cpu,
+        "cpu": measuring.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],

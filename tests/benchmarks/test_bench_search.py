@@ -9,11 +9,9 @@ from pathlib import Path
 import pytest
 from scipy.stats import mannwhitneyu
 
+import search_goals
+
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import search_goals  # noqa: E402
-
 GOOD, POOR = [k / 100 for k in range(20)], [0.1 + k / 100 for k in range(20)]
 
 
