@@ -191,6 +191,7 @@ def apart(study: Study, job: Job) -> None:
     }  # fmt: skip
     with subprocess.Popen(
         [*command, job.algorithm],
+        env={**os.environ, "PYTHONHASHSEED": "0"},  # SMAC3's answers depend on it, beside the seed
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

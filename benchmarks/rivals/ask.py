@@ -32,6 +32,7 @@ class AskTell:
         self.seed: int = setup["seed"]
         self.trials: int = setup["trials"]
         self.results: list[tuple[Point, float | None]] = []
+        self.proposals: list[tuple[Point, Any]] = []
 
     def ask(self, count: int) -> list[Point]:
         """Return the next points, the default setting first of all."""
@@ -45,6 +46,14 @@ class AskTell:
     def tell(self, results: list[tuple[Point, float | None]]) -> None:
         """Add measured points; None is a failed trial."""
         self.results += results
+
+    def proposal_of(self, point: Point) -> Any | None:
+        """Take out and return the handle of a point that the library proposed; None for the default setting, which is ours."""
+        for index, (proposed, proposal) in enumerate(self.proposals):
+            if proposed == point:
+                del self.proposals[index]
+                return proposal
+        return None
 
     @property
     def worst(self) -> float:
@@ -147,31 +156,27 @@ class Nni(AskTell):
                 for k, (n, ordered) in enumerate(zip(self.levels, self.ordered, strict=True))
             }
         )
-        self.numbers: list[tuple[Point, int]] = []
         self.count = 0
 
     def propose(self, count: int) -> list[Point]:  # noqa: D102
-        found: list[Point] = []
+        points: list[Point] = []
         for _ in range(count):
-            given = self.tuner.generate_parameters(self.count)
-            point = [int(given[f"p{k}"]) for k in range(len(self.levels))]
-            self.numbers.append((point, self.count))
+            values = self.tuner.generate_parameters(self.count)
+            points.append([int(values[f"p{k}"]) for k in range(len(self.levels))])
+            self.proposals.append((points[-1], self.count))
             self.count += 1
-            found.append(point)
-        return found
+        return points
 
     def tell(self, results: list[tuple[Point, float | None]]) -> None:  # noqa: D102
         super().tell(results)
         for point, value in results:
-            place = next((k for k, (known, _) in enumerate(self.numbers) if known == point), None)
-            if place is None:  # the default setting: NNI's tuner accepts no points that it has not proposed
+            number = self.proposal_of(point)
+            if number is None:  # NNI's tuner accepts no points that it has not proposed
                 continue
-            _, number = self.numbers.pop(place)
-            given = {f"p{k}": v for k, v in enumerate(point)}
             if value is None:
                 self.tuner.trial_end(number, False)
             else:
-                self.tuner.receive_trial_result(number, given, -value)
+                self.tuner.receive_trial_result(number, {f"p{k}": v for k, v in enumerate(point)}, -value)
 
 
 class Smac(AskTell):
@@ -201,18 +206,16 @@ class Smac(AskTell):
             overwrite=True,
             logging_level=False,
         )
-        self.asked: list[tuple[Point, Any]] = []
         self.trial_seed: int | None = None
 
     def propose(self, count: int) -> list[Point]:  # noqa: D102
-        found: list[Point] = []
+        points: list[Point] = []
         for _ in range(count):
             trial = self.facade.ask()
             self.trial_seed = trial.seed
-            point = [int(trial.config[f"p{k}"]) for k in range(len(self.levels))]
-            self.asked.append((point, trial))
-            found.append(point)
-        return found
+            points.append([int(trial.config[f"p{k}"]) for k in range(len(self.levels))])
+            self.proposals.append((points[-1], trial))
+        return points
 
     def tell(self, results: list[tuple[Point, float | None]]) -> None:  # noqa: D102
         from ConfigSpace import Configuration
@@ -220,12 +223,10 @@ class Smac(AskTell):
 
         super().tell(results)
         for point, value in results:
-            place = next((k for k, (known, _) in enumerate(self.asked) if known == point), None)
-            if place is None:  # the default setting, which SMAC has not proposed
-                given = Configuration(self.space, {f"p{k}": level for k, level in enumerate(point)})
-                trial = TrialInfo(given, seed=self.trial_seed)
-            else:
-                trial = self.asked.pop(place)[1]
+            trial = self.proposal_of(point)
+            if trial is None:
+                setting = Configuration(self.space, {f"p{k}": level for k, level in enumerate(point)})
+                trial = TrialInfo(setting, seed=self.trial_seed)
             self.facade.tell(trial, TrialValue(self.worst if value is None else value), save=False)
 
 
