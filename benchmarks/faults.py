@@ -460,6 +460,8 @@ def registry(_: bool) -> Line:
     from tests.tcp_proxy import Fault, TcpProxy
 
     from retune.registry import promotion
+    from retune.registry.aliases import aliases
+    from retune.registry.versions import register
 
     line = Line("MLflow: 500, 503, slow, half a body, silence, resets")
     for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
@@ -476,12 +478,12 @@ def registry(_: bool) -> Line:
                 adapter.mkdir()
                 (adapter / "adapter_config.json").write_text("{}")
                 (adapter / "adapter_model.safetensors").write_bytes(bytes([number]))
-                promotion.register(server.uri, "m", trial(number), adapter, study="faults")
+                register(server.uri, "m", trial(number), adapter, study="faults")
             promotion.promote(server.uri, "m", "1", None)
             proxy = TcpProxy(server.port)
             for kind in KINDS:
                 for method in ("GET", "POST", "DELETE"):
-                    old = promotion.aliases(server.uri, "m").champion
+                    old = aliases(server.uri, "m").champion
                     new = "2" if old == "1" else "1"
                     proxy.faults[:] = [Fault(method, kind, 40)]
                     begin = time.monotonic()
@@ -489,7 +491,7 @@ def registry(_: bool) -> Line:
                         promotion.promote(proxy.url, "m", new, old)
                     problem = None if time.monotonic() - begin < SLOW_SECONDS else "it took too long"
                     proxy.faults.clear()
-                    found = promotion.aliases(server.uri, "m")
+                    found = aliases(server.uri, "m")
                     if found.champion not in (old, new) or (found.previous is None and found.champion == new):
                         problem = f"{kind} {method}: the aliases are {found}"
                     done = promotion.promote(server.uri, "m", new, found.champion)

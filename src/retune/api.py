@@ -176,7 +176,8 @@ def promote(
         RetuneError: if the gate or another promotion forbids it.
 
     """
-    from retune.registry import promotion
+    from retune.registry import promotion, versions
+    from retune.registry.aliases import aliases
 
     if rollback and version is not None:
         raise InputError(
@@ -185,7 +186,7 @@ def promote(
     if rollback:
         promotion.rollback(tracking, model)
     elif version is not None:
-        promotion.promote(tracking, model, version, promotion.aliases(tracking, model).champion)
+        promotion.promote(tracking, model, version, aliases(tracking, model).champion)
     else:
         promotion.promote_challenger(tracking, model)
-    return promotion.describe(tracking, model)
+    return versions.describe(tracking, model)

@@ -15,7 +15,7 @@ from tests.examples.actions import Actions, evaluate
 
 from retune import study
 from retune.cli import cli
-from retune.registry import promotion
+from retune.registry.aliases import aliases
 
 EXAMPLE = ROOT / "examples/03-retune-in-ci"
 WORKFLOW = yaml.safe_load((EXAMPLE / "workflow.yaml").read_text())
@@ -160,7 +160,7 @@ def test_what_changed_is_tuned_again_and_a_merge_makes_it_the_champion(push):
     outputs, said = push.event()
     assert any("nightly-adapter version 1 is the champion now" in text for text in said)
     assert json.loads(outputs["result"])["retuning"] is None  # what was merged starts no search
-    assert promotion.aliases(tracking, "nightly-adapter").champion == "1"
+    assert aliases(tracking, "nightly-adapter").champion == "1"
 
     data = clone / "examples/data/alpaca-demo.json"
     outputs, said = push("examples/data/alpaca-demo.json", json.dumps(json.loads(data.read_text())[:400]))

@@ -7,7 +7,9 @@ import random
 import pytest
 
 from retune import store
-from retune.registry.promotion import Aliases, aliases, download_adapter, promote, register, rollback
+from retune.registry.aliases import Aliases, aliases
+from retune.registry.promotion import promote, rollback
+from retune.registry.versions import download_adapter, register
 from retune.tracking import Tracker
 from tests.mlflow_server import Server
 from tests.selection.test_choice import bench

@@ -15,8 +15,10 @@ from retune.cli.promote import command
 from retune.errors import InputError, RetuneError
 from retune.records import GateRecord
 from retune.registry import promotion
+from retune.registry.aliases import Aliases, aliases
 from retune.registry.lock import Lock, Locked
-from retune.registry.promotion import Aliases, ChampionChanged, aliases, promote, register, rollback
+from retune.registry.promotion import ChampionChanged, promote, rollback
+from retune.registry.versions import champion_facts, describe, download_adapter, prompt, register
 from retune.tracking import Tracker
 from retune.tracking.runs import connect
 from tests.selection.test_choice import bench, trial
@@ -85,7 +87,7 @@ def test_registering_takes_the_adapter_only_and_says_what_it_stands_on(database,
     }
     assert expected.items() <= made.tags.items()
     assert aliases(database, "m") == Aliases(None, None, "1")
-    fetched = promotion.download_adapter(database, "m", "1", tmp_path / "fetched")
+    fetched = download_adapter(database, "m", "1", tmp_path / "fetched")
     names = {path.name: path.read_bytes() for path in fetched.iterdir()}
     assert names == {path.name: path.read_bytes() for path in adapter("a").iterdir()}
 
@@ -282,7 +284,7 @@ def gate(decision: str, champion: str | None, version: str = "3") -> GateRecord:
 
 
 def test_what_the_registry_knows_of_the_champion(database, adapter):
-    assert promotion.champion_facts(database, "m") is None
+    assert champion_facts(database, "m") is None
     record = trial(1, 1.5, data_digest="dd", base="llama", base_revision="rev")
     register(
         database,
@@ -292,9 +294,9 @@ def test_what_the_registry_knows_of_the_champion(database, adapter):
         study="demo",
         scores=[bench(1, "mmlu", 0.4), bench(1, "bbh", 0.3)],
     )
-    assert promotion.champion_facts(database, "m") is None
+    assert champion_facts(database, "m") is None
     promote(database, "m", "1", None)
-    facts = promotion.champion_facts(database, "m", ["mmlu"])
+    facts = champion_facts(database, "m", ["mmlu"])
     assert (facts.version, facts.objective, facts.scores) == ("1", 1.5, {"mmlu": 0.4})
     assert (facts.data_digest, facts.base, facts.base_revision, facts.study) == ("dd", "llama", "rev", "demo")
 
@@ -363,8 +365,8 @@ def test_names_that_would_be_taken_for_something_else(database, model):
         aliases,
         rollback,
         promotion.promote_challenger,
-        promotion.describe,
-        promotion.champion_facts,
+        describe,
+        champion_facts,
     ):
         with pytest.raises(InputError, match="name"):
             call(database, model)
@@ -389,7 +391,7 @@ def test_an_adapter_with_names_that_lead_away_is_not_fetched(database, versions,
     listed = [FileInfo("adapter/../../x", False, 1), FileInfo("adapter/adapter_config.json", False, 1)]
     monkeypatch.setattr(MlflowClient, "list_artifacts", lambda *_: listed)
     with pytest.raises(InputError, match=r"\.\./\.\./x"):
-        promotion.download_adapter(database, "m", "1", tmp_path / "here")
+        download_adapter(database, "m", "1", tmp_path / "here")
     assert not (tmp_path / "here").exists()
 
 
@@ -397,8 +399,8 @@ def test_a_version_that_was_deleted_meanwhile_is_named(database, versions, tmp_p
     versions(2)
     connect(database).delete_model_version("m", "1")
     for ask in (
-        lambda: promotion.download_adapter(database, "m", "1", tmp_path / "x"),
-        lambda: promotion.prompt(database, "m", "1"),
+        lambda: download_adapter(database, "m", "1", tmp_path / "x"),
+        lambda: prompt(database, "m", "1"),
     ):
         with pytest.raises(InputError, match="there is no version '1'"):
             ask()

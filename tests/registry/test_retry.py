@@ -9,7 +9,10 @@ from retune import outages
 from retune.errors import InputError
 from retune.records import GateRecord
 from retune.registry import promotion
+from retune.registry.aliases import Aliases, aliases
+from retune.registry.client import wait_for_server
 from retune.registry.lock import Lock
+from retune.registry.versions import champion_facts, download_adapter, register
 from retune.tracking import server
 from retune.tracking.runs import connect
 from tests.registry.test_promotion import adapter  # noqa: F401, a fixture
@@ -51,13 +54,13 @@ def test_every_call_of_a_run_waits_for_the_server(mlflow_server, patient, adapte
     uri, port = way.uri, int(way.uri.rpartition(":")[2])
     gate = GateRecord(study="s", model="waits", challenger="1", champion=None, decision="promote", rules=[])
     calls = [
-        lambda: promotion.register(uri, "waits", trial(1, 1.5), adapter("w"), study="waits"),
-        lambda: promotion.aliases(uri, "waits"),
-        lambda: promotion.champion_facts(uri, "waits"),
+        lambda: register(uri, "waits", trial(1, 1.5), adapter("w"), study="waits"),
+        lambda: aliases(uri, "waits"),
+        lambda: champion_facts(uri, "waits"),
         lambda: promotion.promote(uri, "waits", "1", None),
         lambda: promotion.note_gate(uri, gate),
-        lambda: promotion.download_adapter(uri, "waits", "1", tmp_path / "copy"),
-        lambda: promotion.wait_for_server(uri),
+        lambda: download_adapter(uri, "waits", "1", tmp_path / "copy"),
+        lambda: wait_for_server(uri),
     ]
     for call in calls:
         server.problem.cache_clear()
@@ -71,14 +74,14 @@ def test_every_call_of_a_run_waits_for_the_server(mlflow_server, patient, adapte
             timer.join()
             opened[0].close()
     uri = mlflow_server.uri
-    assert promotion.aliases(uri, "waits") == promotion.Aliases("1", None, "1")
+    assert aliases(uri, "waits") == Aliases("1", None, "1")
     assert connect(uri).get_model_version("waits", "1").tags["gate"] == "promote"
 
 
 def test_a_server_that_dies_in_mid_promotion(mlflow_server, patient, away, adapter, monkeypatch):  # noqa: F811
     """It dies while the lock is held: the next attempt takes over the lock once it has expired."""
     uri = mlflow_server.uri
-    promotion.register(uri, "dies", trial(1, 1.5), adapter("d"), study="dies")
+    register(uri, "dies", trial(1, 1.5), adapter("d"), study="dies")
     enter, entered = Lock.__enter__, []
 
     def taken(lock):
@@ -102,7 +105,7 @@ def test_lost_answers_register_nothing_twice(mlflow_server, patient, adapter, en
     between = Proxy(mlflow_server.port, lose_first=(endpoint,))
     model = endpoint.replace("/", "-")
     try:
-        assert promotion.register(between.uri, model, trial(1, 1.5), adapter("l"), study="lost") == "1"
+        assert register(between.uri, model, trial(1, 1.5), adapter("l"), study="lost") == "1"
         assert promotion.promote(between.uri, model, "1", None).champion == "1"
     finally:
         between.close()
@@ -115,14 +118,14 @@ def test_without_patience_an_absence_is_told_at_once(monkeypatch):
     monkeypatch.delenv(outages.MLFLOW, raising=False)
     begun = time.monotonic()
     with pytest.raises(server.Unreachable, match="does not answer"):
-        promotion.aliases("http://127.0.0.1:9", "m")
+        aliases("http://127.0.0.1:9", "m")
     assert time.monotonic() - begun < 30
 
 
 def test_an_absence_that_lasts_says_for_how_long_it_was_waited(monkeypatch):
     monkeypatch.setenv(outages.MLFLOW, "1")
     with pytest.raises(server.Unreachable, match=r"does not answer.*tried for 1 s, RETUNE_PATIENCE_SECONDS"):
-        promotion.aliases("http://127.0.0.1:9", "m")
+        aliases("http://127.0.0.1:9", "m")
 
 
 @pytest.mark.parametrize("text", ["long", "-1", "inf", "nan"])

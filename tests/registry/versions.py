@@ -3,7 +3,7 @@
 import json
 
 from retune.records import TrialRecord
-from retune.registry import promotion
+from retune.registry import versions
 
 
 def register_version(database, folder, name, model="m"):
@@ -14,4 +14,4 @@ def register_version(database, folder, name, model="m"):
     (made / "adapter_model.safetensors").write_bytes(name.encode())
     record = TrialRecord(trial="trial-002", number=2, role="search", assignment={}, seed=0, status="completed",
                          values={"validation_loss": 1.0}, adapter_digest=name, base="b")  # fmt: skip
-    return promotion.register(database, model, record, made, study="s", objective="validation_loss")
+    return versions.register(database, model, record, made, study="s", objective="validation_loss")

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from retune.registry import promotion
+from retune.registry.aliases import aliases
 from retune.retuning.lease import Retunings
 from tests.conftest import ROOT, wait_for
 from tests.registry.versions import register_version
@@ -112,7 +113,7 @@ def test_from_changed_data_by_a_pull_request_to_the_champion(tmp_path, server):
     assert result["pull_request"] == "https://git.example/team/bot/pull/1"
     assert [entry.state for entry in job.retunings.entries()] == ["running", "done"]
     assert job.retunings.spent(30) > result["gpu_hours"]  # what the killed one spent counts
-    assert promotion.aliases(job.tracking, MODEL).champion is None  # nobody merged it yet
+    assert aliases(job.tracking, MODEL).champion is None  # nobody merged it yet
 
     # The pull request: the version, the comparison and the report, and nothing of them in the job's clone.
     (request,) = [
@@ -164,7 +165,7 @@ def test_from_changed_data_by_a_pull_request_to_the_champion(tmp_path, server):
             [*promote, "--before", before], cwd=job.clone, env=job.env, capture_output=True, text=True
         )
         assert (done.returncode, done.stdout.strip()) == (0, said), done.stderr
-    assert promotion.aliases(job.tracking, MODEL).champion == "1"
+    assert aliases(job.tracking, MODEL).champion == "1"
     assert server.texts()[-1] == f"{MODEL} version 1 is the champion now; it was none"
     assert not job.dry()["steps"]
 
@@ -202,7 +203,7 @@ def test_reverting_a_merge_brings_the_champion_back_and_an_old_proposal_is_refus
     with pytest.raises(promotion.ChampionChanged):
         apply_pin(database, Pin(model="m", version=one))
     assert "back at version 1" in apply_pin(database, Pin(model="m", version=one), revert=True)
-    assert promotion.aliases(database, "m").champion == one
+    assert aliases(database, "m").champion == one
     with pytest.raises(promotion.ChampionChanged):
         apply_pin(database, Pin(model="m", version=three, champion=two), revert=True)
-    assert promotion.aliases(database, "m").champion == one
+    assert aliases(database, "m").champion == one

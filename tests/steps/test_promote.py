@@ -7,7 +7,8 @@ import pytest
 from retune import models, store
 from retune.data import mixing
 from retune.records import TrialRecord
-from retune.registry import promotion
+from retune.registry import promotion, versions
+from retune.registry.aliases import aliases
 from retune.steps import promote as step
 from retune.steps.select import select
 from retune.workspace import folders
@@ -39,7 +40,7 @@ def registered(small, database, tmp_path):
         )  # fmt: skip
 
     def other(name, loss):
-        return promotion.register(
+        return versions.register(
             database,
             "m",
             record(9, loss, adapter_digest=name),
@@ -60,7 +61,7 @@ def registered(small, database, tmp_path):
     found = SearchFolder(folder)
     select(study, found)
     with found.stamps.step("register", {}) as outputs:
-        outputs["version"] = promotion.register(
+        outputs["version"] = versions.register(
             database,
             "m",
             record(2, 1.0, adapter_digest="own"),
@@ -91,8 +92,8 @@ def test_killed_before_and_after_the_alias_moved(registered, monkeypatch, place)
     study, folder, data, _ = registered
     killed_at(monkeypatch, place, study, folder, data)
     assert step.promote(study, SearchFolder(folder), data).decision == "promote"
-    assert promotion.aliases(study.tracking.uri, "m").champion == "1"
-    tags = promotion.describe(study.tracking.uri, "m")["champion"]
+    assert aliases(study.tracking.uri, "m").champion == "1"
+    tags = versions.describe(study.tracking.uri, "m")["champion"]
     assert (tags["gate"], tags["gate_champion"]) == ("promote", "")
     assert step.promote(study, SearchFolder(folder), data).decision == "promote"  # by its stamp
 
@@ -103,7 +104,7 @@ def test_a_decision_against_a_champion_that_is_gone_is_made_again(registered, mo
     promotion.promote(study.tracking.uri, "m", other("better", 0.5), None)
     record = step.promote(study, SearchFolder(folder), data)
     assert (record.decision, record.champion) == ("keep", "2")
-    assert promotion.aliases(study.tracking.uri, "m").champion == "2"
+    assert aliases(study.tracking.uri, "m").champion == "2"
     assert SearchFolder(folder).gate.decision == "keep"
 
 
@@ -115,7 +116,7 @@ def test_a_decision_to_keep_is_made_again_too(registered, monkeypatch):
     promotion.promote(study.tracking.uri, "m", other("worse", 1.5), "2")
     record = step.promote(study, SearchFolder(folder), data)
     assert (record.decision, record.champion) == ("promote", "3")
-    assert promotion.aliases(study.tracking.uri, "m").champion == "1"
+    assert aliases(study.tracking.uri, "m").champion == "1"
 
 
 def test_a_decision_by_rules_that_have_changed_is_made_again(registered, monkeypatch):
@@ -124,7 +125,7 @@ def test_a_decision_by_rules_that_have_changed_is_made_again(registered, monkeyp
     gate = study.promote.gate.model_copy(update={"min_gain_over_base": 100.0})
     strict = study.model_copy(update={"promote": study.promote.model_copy(update={"gate": gate})})
     assert step.promote(strict, SearchFolder(folder), data).decision == "keep"
-    assert promotion.aliases(study.tracking.uri, "m").champion is None
+    assert aliases(study.tracking.uri, "m").champion is None
 
 
 def _asking(study, **changes):
@@ -135,7 +136,7 @@ def test_the_champion_waits_for_a_person_where_the_study_says_so(registered):
     study, folder, data, _ = registered
     record = step.promote(_asking(study, automatic="never"), SearchFolder(folder), data)
     assert (record.decision, record.waits) == ("promote", True)
-    assert promotion.aliases(study.tracking.uri, "m").champion is None
+    assert aliases(study.tracking.uri, "m").champion is None
     assert step.promote(_asking(study, automatic="never"), SearchFolder(folder), data).waits  # by its stamp
     assert promotion.promote_challenger(study.tracking.uri, "m").champion == "1"
 
@@ -145,7 +146,7 @@ def test_a_gain_whose_noise_is_not_known_is_not_beyond_it(registered):
     assert step.promote(_asking(study, automatic="beyond-noise"), SearchFolder(folder), data).waits
     record = step.promote(study, SearchFolder(folder), data)  # asked anew, by another rule
     assert (record.decision, record.waits) == ("promote", False)
-    assert promotion.aliases(study.tracking.uri, "m").champion == "1"
+    assert aliases(study.tracking.uri, "m").champion == "1"
 
 
 def test_the_stamps_of_older_studies_stay_valid(registered):

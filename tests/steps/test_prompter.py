@@ -15,6 +15,7 @@ from retune.data.prompts import Prompt
 from retune.errors import InputError
 from retune.evaluation.prompter import Prompter
 from retune.registry import promotion
+from retune.registry.versions import register
 from retune.steps import contestants, export, tuned
 from retune.steps.chat import open_pair
 
@@ -94,7 +95,7 @@ def test_a_registered_version_keeps_its_prompt_and_is_exported_by_alias_and_numb
     trial = folder.trials["trial-002"]
     own = Prompt(kind="chat", text="{% for m in messages %}[{{ m.content }}]{% endfor %}")
     adapter = store.download(trial.adapter_uri)
-    version = promotion.register(uri, "bot", trial, adapter, study=study.name, prompt=own)
+    version = register(uri, "bot", trial, adapter, study=study.name, prompt=own)
     promotion.promote(uri, "bot", version, None)
     for name in ("champion", version):
         found = tuned.find(f"bot@{name}", tracking=uri)
@@ -110,7 +111,7 @@ def test_a_registered_version_keeps_its_prompt_and_is_exported_by_alias_and_numb
     from transformers import AutoTokenizer
 
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == own.text
-    old = promotion.register(uri, "old", trial, adapter, study=study.name)  # as before prompts were kept
+    old = register(uri, "old", trial, adapter, study=study.name)  # as before prompts were kept
     found = tuned.find(f"old@{old}", tracking=uri)
     assert (found.prompt, found.template) == (None, Prompt())
     assert "not recorded" in export.card(found, None)

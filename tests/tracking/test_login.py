@@ -10,7 +10,7 @@ import urllib.request
 import pytest
 
 from retune.errors import InputError, RetuneError
-from retune.registry import promotion
+from retune.registry.aliases import aliases
 from retune.steps.check import check
 from retune.tracking import server
 from tests.conftest import ROOT
@@ -81,7 +81,7 @@ def test_a_study_that_would_be_refused_at_its_end_is_refused_at_once(guarded, lo
     with pytest.raises(InputError, match=f"tracking.uri: {guarded.uri} {answer}"):
         check(small(f"tracking.uri={guarded.uri}"))
     with pytest.raises(RetuneError, match=answer):
-        promotion.aliases(guarded.uri, "model")
+        aliases(guarded.uri, "model")
 
 
 def test_helms_test_passes_with_the_account_and_a_changed_password_counts_from_the_next_start(guarded, log_in, small):  # fmt: skip

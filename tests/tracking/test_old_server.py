@@ -12,6 +12,7 @@ import pytest
 
 from retune.errors import InputError, RetuneError
 from retune.registry import promotion
+from retune.registry.aliases import aliases
 from retune.steps.check import check
 from retune.tracking import server
 from tests.conftest import ROOT
@@ -49,7 +50,7 @@ def test_validate_refuses_it(old, small):
 
 def test_the_registry_refuses_it(old):
     with pytest.raises(RetuneError, match=TOLD):
-        promotion.aliases(old, "model")
+        aliases(old, "model")
     with pytest.raises(RetuneError, match=r"http://127.0.0.1:9 does not answer: .*refused"):
         promotion.rollback("http://127.0.0.1:9", "model")
 

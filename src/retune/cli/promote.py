@@ -30,11 +30,11 @@ def command(model: str, uri: str, version: str | None, rollback: bool, show: boo
       retune promote alpaca-dolly --rollback
     """
     from retune import api
-    from retune.registry import promotion
+    from retune.registry.versions import describe
 
     if sum([version is not None, rollback, show]) > 1:
         raise click.UsageError("give one of --to, --rollback and --show")
-    shown = promotion.describe(uri, model) if show else api.promote(model, uri, version, rollback)
+    shown = describe(uri, model) if show else api.promote(model, uri, version, rollback)
     if as_json:
         import json
 

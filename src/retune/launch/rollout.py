@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retune.errors import InputError, RetuneError
-from retune.registry import promotion
+from retune.registry.aliases import aliases
 
 GROUPS = {
     "deployment": ("apps", "v1", "deployments"),
@@ -59,7 +59,7 @@ def rollout(
         )
     if problems:
         raise InputError(problems, "retune rollout")
-    version = promotion.aliases(uri, model).champion
+    version = aliases(uri, model).champion
     if version is None:
         raise RetuneError(f"{model} has no champion, so nothing is rolled out; promote a version first")
     value = template.replace(PLACEHOLDER, version)

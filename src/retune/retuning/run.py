@@ -10,6 +10,7 @@ from typing import Any
 from retune import gpus, outages
 from retune.errors import Interrupted, RetuneError, first_line
 from retune.registry import promotion
+from retune.registry.aliases import aliases
 from retune.retuning import changes, forge, proposal
 from retune.retuning.lease import HEARTBEAT_SECONDS, Lease, Retuning, Retunings, stop_when
 from retune.steps import outcome as outcomes
@@ -239,7 +240,7 @@ def apply_pin(uri: str, wanted: proposal.Pin, revert: bool = False) -> str:
         ChampionChanged: if the champion is no longer the one that the gate compared it with.
         InputError: if there is no such version.
     """
-    present = promotion.aliases(uri, wanted.model)
+    present = aliases(uri, wanted.model)
     if present.champion == wanted.version:
         return f"{wanted.model} version {wanted.version} is the champion already"
     if revert and present.previous == wanted.version:
@@ -301,7 +302,7 @@ def _unproposed(study: Study, entries: list[Retuning]) -> str | None:
         if (
             gate.waits
             and not proposed
-            and promotion.aliases(study.tracking.uri, gate.model).champion != gate.challenger
+            and aliases(study.tracking.uri, gate.model).champion != gate.challenger
         ):
             return f"{gate.model} version {gate.challenger} passed its gate but was not proposed yet"
     return None

@@ -10,7 +10,8 @@ from typing import Any
 from retune import models
 from retune.data import mixing
 from retune.records import GateRecord, digest
-from retune.registry import gate, promotion
+from retune.registry import gate, promotion, versions
+from retune.registry.aliases import aliases
 from retune.registry.gate import ChampionFacts
 from retune.study import Study
 from retune.study.scored import MEAN_SCORE
@@ -48,7 +49,7 @@ def promote(study: Study, folder: SearchFolder, data_uri: str) -> GateRecord:
         trials, benches, selection = folder.trials, folder.benches(study), folder.selection
         assert selection.chosen is not None  # `register` refuses a study without a winner
         challenger = trials[selection.chosen]
-        champion = promotion.champion_facts(uri, model, study.benchmark.tasks)
+        champion = versions.champion_facts(uri, model, study.benchmark.tasks)
         record = gate.decide(
             study.promote.gate,
             study.search.objective,
@@ -82,7 +83,7 @@ def _carried_out(study: Study, folder: SearchFolder, version: str) -> GateRecord
         return None
     if record.waits:
         return None
-    return record if promotion.aliases(study.tracking.uri, record.model).champion == version else None
+    return record if aliases(study.tracking.uri, record.model).champion == version else None
 
 
 def _carry_out(uri: str, record: GateRecord) -> None:
@@ -112,7 +113,7 @@ def _on_this_data(study: Study, champion: ChampionFacts, data_uri: str) -> Champ
     from retune.training.resident import ResidentBase  # imports torch, which a run without work does not need
 
     with tempfile.TemporaryDirectory() as folder:
-        adapter = promotion.download_adapter(
+        adapter = versions.download_adapter(
             study.tracking.uri, study.promote.model, champion.version, Path(folder)
         )
         base = ResidentBase(study.model)

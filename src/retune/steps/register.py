@@ -6,7 +6,8 @@ from typing import Any
 
 from retune import store
 from retune.errors import RetuneError
-from retune.registry import promotion
+from retune.registry import versions
+from retune.registry.client import wait_for_server
 from retune.steps.search import open_tracker
 from retune.study import Study
 from retune.workspace.search_folder import SearchFolder
@@ -32,7 +33,7 @@ def register(study: Study, folder: SearchFolder) -> str:
         return str(done["version"])
     with folder.stamps.step("register", step_inputs) as outputs:
         tracker = open_tracker(study, folder)
-        promotion.wait_for_server(study.tracking.uri)
+        wait_for_server(study.tracking.uri)
         tracker.flush(FLUSH_SECONDS)  # the version refers to its trial's run, which must exist first
         tracker.close(0)
         trial = folder.trials[_chosen(folder)]
@@ -42,7 +43,7 @@ def register(study: Study, folder: SearchFolder) -> str:
                 f"({study.artifacts.keep}), or choose another trial"
             )
         mix = folder.mix(folder.search.data_digest)
-        outputs["version"] = promotion.register(
+        outputs["version"] = versions.register(
             study.tracking.uri,
             study.promote.model,
             trial,

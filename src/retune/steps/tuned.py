@@ -13,12 +13,12 @@ from retune.data.prompts import Prompt
 from retune.errors import InputError, RetuneError
 from retune.evaluation.decoding import adapters
 from retune.records import TrialRecord
-from retune.registry import promotion
+from retune.registry import versions
 from retune.report.folder import newest_search, study_in
 from retune.study import Model, Study
 from retune.workspace.search_folder import GATE, SEARCH, SELECTION, SearchFolder
 
-PROMPT = promotion.PROMPT
+PROMPT = versions.PROMPT
 """The file in an exported folder with the prompt template of the model."""
 
 
@@ -137,9 +137,9 @@ def from_registry(model: str, alias: str, uri: str) -> Tuned:
     Raises:
         InputError: if there is none.
     """
-    version, tags = promotion.version(uri, model, alias)
+    version, tags = versions.version(uri, model, alias)
     folder = Path(tempfile.mkdtemp(prefix="retune-export-"))
-    adapter = promotion.download_adapter(uri, model, version, folder)
+    adapter = versions.download_adapter(uri, model, version, folder)
     base = Model(base=tags["base"], revision=tags.get("base_revision") or None)
     named = (
         "study",
@@ -154,7 +154,7 @@ def from_registry(model: str, alias: str, uri: str) -> Tuned:
     facts = {"Version": f"{version} of {model}", "Base": _base(base)}
     facts |= {name.replace("_", " ").capitalize(): tags[name] for name in named if tags.get(name)}
     facts |= {name.removeprefix("bench."): tags[name] for name in sorted(tags) if name.startswith("bench.")}
-    return Tuned(model, adapter, base, promotion.prompt(uri, model, version), facts, folder)
+    return Tuned(model, adapter, base, versions.prompt(uri, model, version), facts, folder)
 
 
 def prompt_of(adapter_uri: str) -> Prompt | None:
