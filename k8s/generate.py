@@ -55,7 +55,7 @@ def from_chart(helm: str, namespace: str) -> list[Object]:
     found = [_without_helm(document) for document in yaml.safe_load_all(done.stdout) if document]
     for document in found:
         if not document["kind"].startswith("Cluster"):
-            # Written out, so that kustomize knows a binding's account again when it moves both to another namespace.
+            # Explicit, because kustomize only then recognises a binding's account when it moves both to another namespace.
             document["metadata"].setdefault("namespace", namespace)
     return found
 

@@ -20,7 +20,7 @@ else:
     store.create_user(name, password, is_admin=True)
 
 config = configparser.ConfigParser(interpolation=None)
-# `%` has a meaning for the server, which reads this file with interpolation.
+# The server reads this file with configparser's interpolation, so a literal `%` is doubled.
 config["mlflow"] = {
     "database_uri": database.replace("%", "%%"),
     "default_permission": "READ",

@@ -18,7 +18,7 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- end }}
 {{- end -}}
 
-{{/* What never changes of them. Trials have the name `retune` too, but no instance. */}}
+{{/* The labels that never change, for selectors. Trials have `name: retune` too, but no instance. */}}
 {{- define "retune.selector" -}}
 {{- $root := index . 0 -}}
 app.kubernetes.io/name: retune
@@ -40,7 +40,7 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 {{- end -}}
 
-{{/* What Pod Security "restricted" asks of a pod. Without a user id the cluster chooses one, as OpenShift does. */}}
+{{/* The security context that Pod Security "restricted" requires. Without a user id the cluster assigns one, as OpenShift does. */}}
 {{- define "retune.podSecurity" -}}
 runAsNonRoot: true
 {{- with . }}
@@ -58,7 +58,7 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end -}}
 
-{{/* The Secrets with the storage's address and keys; a key in a later one counts. */}}
+{{/* The Secrets with the storage's address and keys. If a key is in both, the later one wins. */}}
 {{- define "retune.storageSecrets" -}}
 - {{ include "retune.fullname" . }}-storage
 {{- with .Values.storage.existingSecret }}
@@ -105,7 +105,7 @@ http://{{ include "retune.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc.clu
 {{- .Values.mlflow.image | default (include "retune.image" (list . "train")) -}}
 {{- end -}}
 
-{{/* How the server reaches its database. The kubelet puts the password into the address. */}}
+{{/* The environment with the database's address. The kubelet expands the password in it. */}}
 {{- define "retune.databaseEnv" -}}
 {{- if include "retune.ownDatabase" . -}}
 {{- $name := printf "%s-postgresql" (include "retune.fullname" .) -}}
@@ -125,12 +125,12 @@ http://{{ include "retune.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc.clu
 {{- if and .Values.mlflow.enabled (not .Values.mlflow.database.existingSecret) }}yes{{ end -}}
 {{- end -}}
 
-{{/* Whether suggestion pods, which Katib makes, need an account of ours: only an account brings pull secrets to them. */}}
+{{/* Whether suggestion pods need a service account of this chart. Katib creates the pods, and pull secrets reach them only by an account. */}}
 {{- define "retune.suggestionAccount" -}}
 {{- if and .Values.katib.register.enabled .Values.images.pullSecrets }}{{ include "retune.fullname" . }}-suggestion{{ end -}}
 {{- end -}}
 
-{{/* The scheduled studies and NOTES say these, so that a study file needs nothing of this cluster in it. */}}
+{{/* Overrides with the settings of this cluster, for scheduled studies and NOTES, so that study files need none of them. */}}
 {{- define "retune.overrides" -}}
 - engine.kind=katib
 - cluster.namespace={{ .Release.Namespace }}
@@ -154,7 +154,7 @@ http://{{ include "retune.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc.clu
 - artifacts.uri={{ .Values.storage.uri }}
 {{- end -}}
 
-{{/* Where pods run: (nodeSelector, tolerations, affinity, priorityClassName …) of a part of the values. */}}
+{{/* Scheduling of pods: nodeSelector, tolerations, affinity, priorityClassName … of a section of the values. */}}
 {{- define "retune.placement" -}}
 {{- range $key := list "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "priorityClassName" "runtimeClassName" }}
 {{- with index $ $key }}
@@ -163,7 +163,7 @@ http://{{ include "retune.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc.clu
 {{- end }}
 {{- end -}}
 
-{{/* Ports of a rule between pods: (list $ port …). Istio's ambient mesh carries all of it through its own port. */}}
+{{/* Ports of a rule between pods: (list $ port …). In Istio's ambient mesh all traffic between pods arrives at port 15008. */}}
 {{- define "retune.ports" -}}
 {{- $root := first . -}}
 {{- range rest . }}
@@ -207,7 +207,7 @@ http://{{ include "retune.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc.clu
 {{- end -}}
 {{- end -}}
 
-{{/* In an ambient mesh the kubelet's probes come from this one address. */}}
+{{/* In an ambient mesh the kubelet's probes come from this address. */}}
 {{- define "retune.probesOfMesh" -}}
 {{- if .Values.networkPolicy.istioAmbient -}}
 - from:
@@ -215,7 +215,7 @@ http://{{ include "retune.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc.clu
 {{- end -}}
 {{- end -}}
 
-{{/* The Ingress and the HTTPRoute of a page, as its section of the values asks for them: (list $ "section" name port "what browsers call"). */}}
+{{/* The Ingress and the HTTPRoute of a page, if its section of the values enables them: (list $ "section" name port "what browsers open"). */}}
 {{- define "retune.routes" }}
 {{- $root := index . 0 }}
 {{- $section := index . 1 }}
@@ -271,7 +271,7 @@ spec:
 {{- end }}
 {{- end }}
 
-{{/* The number that a quantity such as 500m or 1.5Gi stands for. */}}
+{{/* The value of a quantity such as 500m or 1.5Gi, as a number. */}}
 {{- define "retune.number" -}}
 {{- $unit := regexFind "[A-Za-z]*$" (toString .) -}}
 {{- $factors := dict "" 1 "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624 -}}
