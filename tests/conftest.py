@@ -14,6 +14,11 @@ from tests import forked
 
 pytest_plugins = ["tests.slow"]
 
+# Before anything imports NumPy or torch, here or in a program that a test starts: two pytest workers with a thread for each core wait
+# for each other in every matrix product.
+for library in ("OMP", "OPENBLAS", "MKL"):
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+
 # A slow machine is no failure: what is fast is measured in benchmarks/, never asserted here.
 settings.register_profile("retune", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("retune")

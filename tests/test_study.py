@@ -1,7 +1,9 @@
 """The study file: all problems at once, each with key, rule and value; and the meaning of a loaded study."""
 
 import copy
+import importlib
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -560,3 +562,28 @@ def test_what_was_asked_of_a_space_does_not_change_the_study():
     assert (made.model_dump_json(), made.search_digest("data", "base")) == before
     again = study.parse(json.loads(made.model_dump_json()))
     assert again.search_digest("data", "base") == before[1]
+
+
+PIECES = [
+    *"ab19-.:, \n[]{}#&*|>'\"%@`=<_", "a: ", "- ", "\n  ", "1e-4", "true", "null", "&x ", "*x", "<<: ", "\u00e9", "\u2028", "\r\n", "---",
+    "...", "2020-01-01", "1:30", "0x1f", "!!int ", "\t", "? ",
+]  # fmt: skip
+
+
+def test_both_of_pyyamls_loaders_read_a_file_alike(monkeypatch):
+    """The one in C, which is not built everywhere, and the one in Python."""
+    load = importlib.import_module("retune.study.load")  # the package has a function of that name
+    dice = random.Random(0)
+    texts = ["".join(dice.choices(PIECES, k=dice.randint(1, 12))) for _ in range(1000)]
+    texts += [yaml.safe_dump(VALID), "[" * 200_000, "- " * 200_000, "a: [" * 200_000, "\ud800"]
+
+    def read(text):
+        try:
+            return load._read(text, "study.yaml")
+        except ValueError as error:
+            return str(error)
+
+    fast = [read(text) for text in texts]
+    monkeypatch.setattr(load, "_FAST_LEVELS", 0)
+    assert [repr(content) for content in fast] == [repr(read(text)) for text in texts]
+    assert sum(not isinstance(content, str) for content in fast) > 100, "too few of them mean anything"

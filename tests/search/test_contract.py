@@ -1,10 +1,13 @@
 """What every algorithm must hold, whatever the space and the history."""
 
+import dataclasses
 import itertools
 import random
 import time
 
 import pytest
+import scipy.linalg
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from retune import search
 from retune.search import Observation
@@ -148,3 +151,22 @@ def test_an_earlier_part_of_the_same_search_counts_as_it_is():
     assert [p.assignment for p in found] == [
         p.assignment for p in search.explain("gp", space, LOSS, {}, history, 4, 0, 16)
     ]
+
+
+def test_an_answer_is_computed_in_one_thread_whatever_the_machine_has(monkeypatch):
+    asked = search.ALGORITHMS["random"]
+    seen = []
+
+    def threads():
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    def propose(problem, count):
+        seen.append(threads())
+        return asked.propose(problem, count)
+
+    monkeypatch.setitem(search.ALGORITHMS, "random", dataclasses.replace(asked, propose=propose))
+    scipy.linalg.norm([1.0])  # loads the libraries
+    with threadpool_limits(2, user_api="blas"):
+        search.suggest("random", tribes2024(), LOSS, {}, [], 1, 0)
+        assert seen == [{1}]
+        assert threads() == {2}, "what the caller has set is set again"

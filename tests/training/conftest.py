@@ -5,15 +5,11 @@ for bit on a CPU and to rounding on a GPU (`alike`).
 """
 
 import json
-import os
 import random
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -18,6 +18,7 @@ from typing import Any, ParamSpec
 from retune import extensions
 from retune.errors import InputError
 from retune.search import bamsoo, design, gp, lhs, mads_global, nomad, random, soo, tpe
+from retune.search.linear_algebra import one_thread
 from retune.search.problem import (
     FALLBACK,
     SAME,
@@ -229,12 +230,13 @@ def explain(
     chosen = find(algorithm)
     parsed = chosen.settings.model_validate(dict(settings))
     own = parsed.own_seed()
-    problem = pose(space, objective, parsed, history, seed if own is None else own, issued)
-    if any(point.outcome == "ok" for point in problem.earlier) and not parsed.as_measured:
-        from retune.search.transfer import adapted
+    with one_thread():
+        problem = pose(space, objective, parsed, history, seed if own is None else own, issued)
+        if any(point.outcome == "ok" for point in problem.earlier) and not parsed.as_measured:
+            from retune.search.transfer import adapted
 
-        problem = adapted(problem)
-    candidates = _complete(problem, chosen.propose(problem, count), count)
+            problem = adapted(problem)
+        candidates = _complete(problem, chosen.propose(problem, count), count)
     return [Proposal(space.decode(levels), origin) for levels, origin in candidates]
 
 

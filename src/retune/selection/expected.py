@@ -39,12 +39,14 @@ def expected(trials: Sequence[TrialRecord], objective: Objective, space: Space) 
 
     from retune.search.gaussian import fit
     from retune.search.lattice import Lattice
+    from retune.search.linear_algebra import one_thread
     from retune.search.squashing import squashed, unsquashed
 
     lattice = Lattice(space)
     places = lattice.features([space.encode(trial.assignment) for _, trial in kept])
     values = np.array([min(max(value, -1e100), 1e100) for value, _ in kept])  # finite when they are squared
-    mean, _ = fit(places, squashed(values), lattice.groups).predict(places)
+    with one_thread():
+        mean, _ = fit(places, squashed(values), lattice.groups).predict(places)
     expectations = sign * unsquashed(mean, values)
     return {trial.trial: float(value) for (_, trial), value in zip(kept, expectations, strict=True)}
 
