@@ -5,6 +5,7 @@ Katib's and Trainer's go through the typed models of `kubeflow-katib-api` and `k
 they do not know, so an object must survive the round trip unchanged. An unknown kind is a problem, too.
 """
 
+import functools
 import json
 import re
 
@@ -37,6 +38,8 @@ _FIELDS = {
     ("argoproj.io/v1alpha1", "Sensor"): {"dependencies", "triggers", "template"},
 }
 _LOCAL_QUEUE = {"clusterQueue", "stopPolicy"}
+# It would read the megabytes of a version's schemas again for every object
+kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
 
 
 def problems(document, version):

@@ -105,7 +105,7 @@ class Helm:
         """Return the objects of a release, including hooks and tests."""
         found = self.template(*words, release=release, namespace=namespace, version=version, apis=apis)
         assert found.returncode == 0, found.stderr
-        return [document for document in yaml.safe_load_all(found.stdout) if document]
+        return [document for document in yaml.load_all(found.stdout, yaml.CSafeLoader) if document]
 
     def template(self, *words, release="retune", namespace="team-a", version="1.31.0", apis=APIS):
         options = [word for api in apis for word in ("--api-versions", api)]

@@ -82,6 +82,6 @@ def kustomize(kubectl):
     def build(folder):
         done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        return list(yaml.safe_load_all(done.stdout))
+        return list(yaml.load_all(done.stdout, yaml.CSafeLoader))
 
     return build
