@@ -4,9 +4,9 @@ Faithful: resourceVersion conflicts, generateName, label selectors, merge patche
 errors as Status objects. Left out: watches, paging, server-side apply.
 """
 
-import copy
 import itertools
 import json
+import pickle
 import random
 import re
 import socket
@@ -54,7 +54,7 @@ class Objects:
     def create(self, plural, namespace, content, dry=False):
         """Store a new object; with `dry` only return it."""
         with self.lock:
-            new = copy.deepcopy(content)
+            new = _copy(content)
             meta = new.setdefault("metadata", {})
             meta["namespace"] = namespace
             if "name" not in meta:
@@ -69,18 +69,18 @@ class Objects:
         with self.lock:
             if (plural, namespace, name) not in self._stored:
                 raise Refused(404, "NotFound", f'{plural} "{name}" not found')
-            return copy.deepcopy(self._stored[plural, namespace, name])
+            return _copy(self._stored[plural, namespace, name])
 
     def find(self, plural, namespace, name):
         """Like `get`, but None if there is none."""
         with self.lock:
-            return copy.deepcopy(self._stored.get((plural, namespace, name)))
+            return _copy(self._stored.get((plural, namespace, name)))
 
     def list(self, plural, namespace=None, selector=""):
         """Objects of a namespace, or of all of them."""
         with self.lock:
             return [
-                copy.deepcopy(found)
+                _copy(found)
                 for (kind, place, _), found in self._stored.items()
                 if kind == plural
                 and namespace in (None, place)
@@ -101,7 +101,7 @@ class Objects:
                     "Conflict",
                     "the object has been modified; please apply your changes to the latest version",
                 )
-            new = {**old, "status": content.get("status", {})} if status_only else copy.deepcopy(content)
+            new = {**old, "status": content.get("status", {})} if status_only else _copy(content)
             if not status_only:
                 self.admit(plural, new, old)
             if "deletionTimestamp" in old["metadata"] and not new["metadata"].get("finalizers"):
@@ -144,7 +144,12 @@ class Objects:
         new["metadata"]["resourceVersion"] = str(next(self._version))
         self._stored[plural, new["metadata"]["namespace"], new["metadata"]["name"]] = new
         self.changed.notify_all()
-        return copy.deepcopy(new)
+        return _copy(new)
+
+
+def _copy(content):
+    """Return a deep copy of JSON, which a copy by pickle makes several times as fast as `copy.deepcopy`."""
+    return pickle.loads(pickle.dumps(content))
 
 
 def _matches(labels, selector):

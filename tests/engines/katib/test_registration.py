@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from retune.cli import cli
 from retune.engines.katib import OURS, registration, removal
 from retune.errors import InputError, RetuneError
+from retune.search import Observation
 from retune.study import load
 from retune.suggestion.client import SuggestionClient
 from tests.conftest import DEMO
@@ -126,8 +127,16 @@ def test_the_memory_that_the_service_needs_is_asked_for():
     service = services.Ours(WANTED[0])
     try:
         assert service.alive
-        with SuggestionClient(service.address) as client:  # what a search needs is imported at its first call
-            client.suggest(load(DEMO, ["search.algorithm=mads-global"]), [], count=1)
+        with SuggestionClient(
+            service.address
+        ) as client:  # what a search needs is imported when its models are asked first
+            study = load(DEMO, ["search.algorithm=mads-global"])
+            points = client.suggest(study, [], count=12)
+            history = [
+                Observation(point, "completed", {"validation_loss": loss}, number=loss)
+                for loss, point in enumerate(points)
+            ]
+            client.suggest(study, history, count=1)
         assert (
             services.DEFAULT_LIMIT
             < service.memory()

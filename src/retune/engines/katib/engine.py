@@ -376,13 +376,12 @@ class KatibEngine:
             return
         existing = self._api.jobs(f"{self._selector},{manifest.TRIAL_LABEL}")
         for task in waiting:
-            wanted = manifest.job(self.study, self.place, task)
-            name = wanted["metadata"]["name"]
+            name = manifest.job_name(self.study, self.place, task)
             self._announce(task)
             if name not in existing:
                 written = self._stored_record(task)  # the Job may have been deleted after it ended
                 if written is None:
-                    self._api.create_job(wanted)
+                    self._api.create_job(manifest.job(self.study, self.place, task))
                 else:
                     self._finish(written)
             elif how := _job_ended(existing[name]):

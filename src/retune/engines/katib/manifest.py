@@ -339,12 +339,14 @@ def job(study: Study, place: Place, task: TrialTask) -> dict[str, Any]:
     """Return a Job for a task that the engine runs itself: the untuned base, the default setting, a repeat."""
     env = {f"RETUNE_HP_{name.upper()}": _text(value) for name, value in task.assignment.items()}
     content = _job(study, place, _command(study, place, task), env)
-    content["metadata"] |= {
-        "name": f"{short(study.name)}-{hashlib.sha256(place.folder.encode()).hexdigest()[:8]}-{task.trial}",
-        **_namespaced(study),
-    }
+    content["metadata"] |= {"name": job_name(study, place, task), **_namespaced(study)}
     content["metadata"]["labels"][TRIAL_LABEL] = task.trial
     return content
+
+
+def job_name(study: Study, place: Place, task: TrialTask) -> str:
+    """Return the name of the Job for a task."""
+    return f"{short(study.name)}-{hashlib.sha256(place.folder.encode()).hexdigest()[:8]}-{task.trial}"
 
 
 def _text(value: Value) -> str:
