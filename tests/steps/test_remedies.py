@@ -98,9 +98,16 @@ def remedies(problem, content):
     return found
 
 
+_ASKED = set()
+
+
 def works(accepted):
     """Ask for the next settings as the engine would, and read them."""
     wanted, space = accepted.search, accepted.search.space
+    question = accepted.engine.kind, wanted.model_dump_json()
+    if question in _ASKED:
+        return
+    _ASKED.add(question)
     if accepted.engine.kind == "katib" and not is_ours(wanted.algorithm):
         assert not wanted.constraints, "it would not know of them"
         assert not wanted.further_objectives
