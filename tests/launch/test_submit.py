@@ -5,7 +5,8 @@ import json
 import pytest
 
 from retune.errors import InputError, RetuneError
-from retune.launch.submit import Kubeflow, arguments_of, six_fields
+from retune.launch.cron import six_fields
+from retune.launch.submit import Kubeflow, arguments_of
 from retune.steps.entry import unpacked
 from tests.conftest import DEMO, ROOT, SMALL, wait_for
 from tests.launch.kubeflow_server import serve

@@ -34,8 +34,9 @@ def command(
     """
     from retune import study
     from retune.errors import InputError
+    from retune.launch.cron import six_fields
     from retune.launch.package import package, trials_only
-    from retune.launch.submit import Kubeflow, arguments_of, six_fields
+    from retune.launch.submit import Kubeflow, arguments_of
 
     if remove == (cron is not None):
         raise InputError("give either --cron with the times, or --remove", "retune schedule")

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from retune import __version__
 from retune.errors import InputError, Interrupted, RetuneError
+from retune.launch.cron import six_fields
 from retune.launch.package import package
 from retune.records import digest
 from retune.steps.entry import packed
@@ -29,19 +30,6 @@ PATIENCE_SECONDS = 600.0
 MAX_ARGUMENT_BYTES = 10_000
 """The limit of Kubeflow Pipelines on the arguments of a run as JSON."""
 _HOSTS = ("KF_PIPELINES_ENDPOINT", "KUBERNETES_SERVICE_HOST")
-_CRON = (
-    ("second", 0, 59),
-    ("minute", 0, 59),
-    ("hour", 0, 23),
-    ("day", 1, 31),
-    ("month", 1, 12),
-    ("weekday", 0, 6),
-)
-_NAMES = {
-    "month": ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"),
-    "weekday": ("sun", "mon", "tue", "wed", "thu", "fri", "sat"),
-}
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -126,7 +114,7 @@ class Kubeflow:
             name: of the pipeline.
             study: its name is that of the schedule.
             arguments: of each run, see `arguments_of`.
-            cron: five fields, or six with seconds first, see `six_fields`.
+            cron: five fields, or six with seconds first, see `retune.launch.cron`.
 
         Raises:
             InputError: if the study cannot run on a cluster, or `cron` is invalid.
@@ -300,44 +288,6 @@ def _require_short(arguments: dict[str, Any]) -> None:
             "compressed: shorten its lists (search.parameters, search.warm_start, data.sources, cluster), or start it by "
             "`retune run` in a pod"
         )
-
-
-def six_fields(cron: str) -> str:
-    """Return the times of a schedule in the six fields that Kubeflow Pipelines expects, with seconds first.
-
-    Raises:
-        InputError: with every invalid field.
-
-    """
-    fields = cron.split()
-    if len(fields) not in (5, 6):
-        raise InputError(
-            f"a schedule has five fields (minute hour day month weekday), or six with seconds first, but got {cron!r}; "
-            "every Monday at three is '0 3 * * 1'"
-        )
-    fields = ["0", *fields] if len(fields) == 5 else fields
-    problems = [
-        f"the {name} of a schedule is `*`, or numbers from {low} to {high} as in 5, 1-5, 1,15 or */10, but got {field!r}"
-        for field, (name, low, high) in zip(fields, _CRON, strict=True)
-        if not all(_is_time(part, name, low, high) for part in field.split(","))
-    ]
-    if problems:
-        raise InputError(problems, f"--cron {cron!r}")
-    return " ".join(fields)
-
-
-def _is_time(part: str, name: str, low: int, high: int) -> bool:
-    """Return whether one part of a schedule's field is a number, a range or ``*``, with or without a step."""
-    field, slash, step = part.partition("/")
-    if slash and not (step.isascii() and step.isdigit() and int(step) > 0):
-        return False
-    if field in ("*", "?") and (field == "*" or name in ("day", "weekday")):
-        return True
-    names = _NAMES.get(name, ())
-    ends = [str(low + names.index(end)) if end in names else end for end in field.lower().split("-")]
-    if len(ends) > 2 or not all(end.isascii() and end.isdigit() and low <= int(end) <= high for end in ends):
-        return False
-    return int(ends[0]) <= int(ends[-1])
 
 
 def _has_kubeconfig() -> bool:
