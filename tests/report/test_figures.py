@@ -8,13 +8,13 @@ import pytest
 import sklearn.ensemble
 
 from retune.report import importance
-from retune.report.figures import draw, history, write_figures
+from retune.report.figures import draw, history
 from retune.report.importance import MIN_TRIALS, importances
-from retune.report.style import to_svg
+from retune.report.style import to_svg, write_files
 from retune.selection.choice import select
 from retune.space import tribes2024
 from retune.study import Objective, Select
-from tests.report.synthetic import outcome, study, trial, trials
+from tests.report.synthetic import outcome, trial, trials
 
 LOSS = Objective()
 SPACE = tribes2024()
@@ -106,7 +106,8 @@ def test_importance_of_too_few_or_equal_trials_is_not_told():
 
 
 def test_files_for_mlflow(tmp_path):
-    files = write_figures(study(), trials(), tmp_path / "figures")
+    records = trials()
+    files = write_files(draw(records, SPACE, LOSS, selected(records)), tmp_path / "figures")
     names = {path.name for path in files}
     assert {"history.png", "history.svg", "importance.png"} <= names
     assert all(path.stat().st_size > 2000 for path in files)

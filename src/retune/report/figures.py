@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retune.records import TrialRecord
@@ -20,13 +19,11 @@ from retune.report.style import (
     new_figure,
     rank_colours,
     words,
-    write_files,
 )
-from retune.selection.choice import select
 from retune.selection.ranking import gain, rank
 from retune.selection.record import Row, Selection
 from retune.space import Parameter, Space
-from retune.study import Objective, Select, Study
+from retune.study import Objective
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,26 +52,6 @@ def draw(
         "scores": scores(selection, objective),
     }
     return {name: figure for name, figure in found.items() if figure is not None}
-
-
-def write_figures(
-    study: Study,
-    trials: Sequence[TrialRecord],
-    folder: Path,
-    selection: Selection | None = None,
-    drawn: dict[str, Figure] | None = None,
-) -> list[Path]:
-    """Write the figures of a study as PNG and SVG files, for its run in MLflow; return the files.
-
-    Args:
-        study, trials, selection: see `draw`.
-        folder: where to write.
-        drawn: the figures, if they have been drawn.
-
-    """
-    objective = study.search.objective
-    chosen = selection or select(trials, [], objective, Select(), [])
-    return write_files(drawn or draw(trials, study.search.space, objective, chosen), folder)
 
 
 def history(trials: Sequence[TrialRecord], objective: Objective) -> Figure:
