@@ -1,4 +1,8 @@
-"""Two processes on this CPU (gloo, started by torchrun) learn what one process learns."""
+"""Two processes on this CPU (gloo, started by torchrun) learn what one process learns.
+
+The programs wait before they destroy the process group: torch joins gloo's threads while it holds the interpreter's lock, and one that
+still has to free the tensor of the last exchange needs the lock, so that both wait for ever (seen with torch 2.6 on a busy machine).
+"""
 
 import json
 import os
@@ -20,7 +24,7 @@ from tests.training.conftest import make_study
 ROOT = Path(__file__).parents[2]
 
 _PROGRAM = """
-import json, sys
+import json, sys, time
 import torch
 torch.set_num_threads(1)
 from retune.errors import Interrupted
@@ -86,6 +90,7 @@ if base.devices.sharded:  # memory runs out in one process: in a forward, in a b
     with open(f"{out}/notes-{base.devices.rank}.json", "w") as file:
         json.dump([note.text for note in notes if isinstance(note, Note)], file)
 run_trial(study, data, TrialTask(trial="base", number=0, role="base", folder=f"{out}/base"), base)
+time.sleep(1)
 torch.distributed.destroy_process_group()
 """
 
@@ -152,7 +157,7 @@ def test_two_processes_learn_what_one_learns(base, base_folder, data, task, tmp_
 
 
 _PARTS = """
-import json, sys
+import json, sys, time
 import torch
 torch.set_num_threads(1)
 from retune.errors import RetuneError
@@ -210,6 +215,7 @@ except RetuneError as error:
     told["away"] = str(error)
 with open(f"{out}/told-{rank}.json", "w") as file:
     json.dump(told, file)
+time.sleep(1)
 torch.distributed.destroy_process_group()
 """
 
