@@ -8,7 +8,7 @@ import pytest
 from retune import search
 from retune.search import Objective, Observation
 from retune.search.acquisition import climb
-from retune.search.gaussian import Gaussian, _kernel, fit
+from retune.search.gaussian import Gaussian, fit
 from retune.search.lattice import Lattice
 from retune.space import Parameter, Space
 
@@ -21,6 +21,12 @@ def cube(size):
     )
 
 
+def matern(distances):
+    """The Matérn 5/2 kernel of unit variance."""
+    scaled = np.sqrt(5) * distances
+    return (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
+
+
 def test_predictions_are_those_of_the_textbook_however_many_points_are_asked_for():
     """Rasmussen and Williams (2006), equations 2.25 and 2.26, from the inverse; more points than one block has."""
     rng = np.random.default_rng(0)
@@ -28,13 +34,22 @@ def test_predictions_are_those_of_the_textbook_however_many_points_are_asked_for
     values = np.sin(5 * known[:, 0]) + known[:, 1]
     model = fit(known, values, np.arange(3))
     asked[0] = known[0]  # the distance is 0, and must not become the root of a rounding error below it
-    lengths = model.log_lengths[model.groups]
-    covariance = _kernel(known, known, lengths, model.log_signal) + np.exp(model.log_noise) * np.eye(40)
-    cross = _kernel(asked, known, lengths, model.log_signal)
+    lengths, kernel = np.exp(model.kernel.log_lengths), model.kernel
+
+    def covariances(left):
+        """One function of all parameters together, and one of each alone."""
+        apart = np.abs(left[:, None] - known[None]) / lengths
+        single = np.exp(kernel.log_single) / 3 * matern(apart).sum(axis=2)
+        return np.exp(kernel.log_joint) * matern(np.sqrt((apart**2).sum(axis=2))) + single
+
+    covariance = covariances(known) + np.exp(model.log_noise) * np.eye(40)
+    cross = covariances(asked)
     inverse = np.linalg.inv(covariance)
     mean, deviation = model.predict(asked)
     assert mean == pytest.approx(model.shift + model.scale * cross @ inverse @ model.values, abs=1e-5)
-    variance = np.exp(model.log_signal) - np.einsum("ij,jk,ik->i", cross, inverse, cross)
+    variance = (
+        np.exp(kernel.log_joint) + np.exp(kernel.log_single) - np.einsum("ij,jk,ik->i", cross, inverse, cross)
+    )
     assert deviation == pytest.approx(model.scale * np.sqrt(variance), abs=1e-5)
 
 

@@ -102,7 +102,7 @@ class Acquisition:
         climbed: Sequence[Ints] = ()
         if self._climbs > 0:
             self._climbs -= 1
-            climbed = list(climb(self.lattice, self.value, pool[order[:3]], values[order[:3]]))
+            climbed = list(climb(self.lattice, self.value, pool[order[:1]], values[order[:1]]))
         for row in (*climbed, *pool[order]):
             levels = self._problem.snap(row.tolist())
             if levels not in taken:

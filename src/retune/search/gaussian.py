@@ -1,12 +1,15 @@
 """Gaussian-process regression (Rasmussen and Williams 2006) for a few hundred points, in NumPy.
 
-Matérn 5/2 kernel with a length scale a parameter, a noise term, and log-normal priors; the hyper-parameters
-are the maximum of the posterior. Written here because the libraries that have it bring torch or refit in
+The function is a sum of two: one of all parameters together, and one of each parameter alone (Duvenaud et al. 2011).
+The second learns what a parameter does from few points, wherever the others are. Both have a Matérn 5/2 kernel with
+the same length scale a parameter. There is a noise term, and log-normal priors; the hyper-parameters are the maximum
+of the posterior. Written here because the libraries that have it bring torch or refit in
 seconds, and the service's image must stay small.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +20,14 @@ from retune.search.lattice import Floats, Ints
 _SQRT5 = np.sqrt(5.0)
 _JITTER = 1e-8
 _BLOCK = 256  # points predicted at a time: their kernel stays in the processor's cache
+_FEW = 300  # points up to which equal values are not looked for
 _FITTED = 150  # points used to fit the hyper-parameters; the cost grows with the cube
 
 # Priors on the logarithms: length scale (of the unit cube), signal variance, noise variance of standardised values.
-_PRIOR_MEAN = {"length": np.log(0.5), "signal": 0.0, "noise": np.log(0.01)}
-_PRIOR_SD = {"length": 1.0, "signal": 1.0, "noise": 1.5}
+_PRIOR_MEAN = {"length": np.log(0.5), "joint": np.log(0.5), "single": np.log(0.5), "noise": np.log(0.01)}
+_PRIOR_SD = {"length": 1.0, "joint": 1.0, "single": 1.0, "noise": 1.5}
+_LOWEST = {"length": np.log(0.03), "joint": np.log(1e-3), "single": np.log(1e-3), "noise": np.log(1e-5)}
+_HIGHEST = {"length": np.log(20.0), "joint": np.log(20.0), "single": np.log(20.0), "noise": 0.0}
 
 
 @dataclass(frozen=True)
@@ -30,10 +36,8 @@ class Gaussian:
 
     inputs: Floats
     values: Floats
-    log_lengths: Floats
-    log_signal: float
+    kernel: Kernel
     log_noise: float
-    groups: Ints
     shift: float
     scale: float
     factor: Floats
@@ -46,17 +50,15 @@ class Gaussian:
 
     def predict(self, inputs: Floats) -> tuple[Floats, Floats]:
         """Return mean and standard deviation of the noise-free function at `inputs`, each of shape (m,)."""
-        scale = _SQRT5 * np.exp(-self.log_lengths[self.groups])
-        known, signal = self.inputs * scale, np.exp(self.log_signal)
-        square = (known**2).sum(axis=1)
-        mean, variance = np.zeros(len(inputs)), np.full(len(inputs), signal)
-        for begin in range(0, len(inputs) if len(self.values) else 0, _BLOCK):
-            block = slice(begin, begin + _BLOCK)
-            cross = _matern(inputs[block] * scale, known, square)
-            cross *= signal
-            mean[block] = cross @ self.weights
-            half = scipy.linalg.solve_triangular(self.factor, cross.T, lower=True, check_finite=False)
-            variance[block] -= np.einsum("ij,ij->j", half, half)
+        mean, variance = np.zeros(len(inputs)), np.full(len(inputs), self.kernel.variance)
+        if len(self.values):
+            cross_of = self.kernel.between(inputs, self.inputs)
+            for begin in range(0, len(inputs), _BLOCK):
+                block = slice(begin, begin + _BLOCK)
+                cross = cross_of(block)
+                mean[block] = cross @ self.weights
+                half = scipy.linalg.solve_triangular(self.factor, cross.T, lower=True, check_finite=False)
+                variance[block] -= np.einsum("ij,ij->j", half, half)
         return self.shift + self.scale * mean, self.scale * np.sqrt(np.maximum(variance, 1e-12))
 
     def loo_log_density(self) -> float:
@@ -74,8 +76,8 @@ class Gaussian:
         return _condition(
             np.vstack([self.inputs, inputs]),
             np.concatenate([self.values, standard]),
-            (self.log_lengths, self.log_signal, self.log_noise),
-            self.groups,
+            self.kernel,
+            self.log_noise,
             (self.shift, self.scale),
         )
 
@@ -88,109 +90,148 @@ def fit(inputs: Floats, values: Floats, groups: Ints, units: tuple[float, float]
     """
     shift, scale = units or (float(np.mean(values)), float(np.std(values)) or 1.0)
     standard = (values - shift) / scale
-    if not len(values):
-        return _condition(inputs, standard, _expected_logs(groups), groups, (shift, scale))
-    chosen = np.argsort(standard, kind="stable")[:_FITTED]  # the good ones: there the model must be right
     count = int(groups.max()) + 1 if len(groups) else 0
-    squares = _squares(inputs[chosen], inputs[chosen], groups)
-    mean = np.array([_PRIOR_MEAN["length"]] * count + [_PRIOR_MEAN["signal"], _PRIOR_MEAN["noise"]])
-    deviation = np.array([_PRIOR_SD["length"]] * count + [_PRIOR_SD["signal"], _PRIOR_SD["noise"]])
-    bounds = [(np.log(0.03), np.log(20.0))] * count + [
-        (np.log(0.05), np.log(20.0)),
-        (np.log(1e-5), np.log(1.0)),
-    ]
+    names = ["length"] * count + ["joint", "single", "noise"]
+    mean, deviation = (np.array([prior[name] for name in names]) for prior in (_PRIOR_MEAN, _PRIOR_SD))
+    if not len(values):
+        return _condition(inputs, standard, Kernel.of(mean, groups), mean[-1], (shift, scale))
+    chosen = np.argsort(standard, kind="stable")[:_FITTED]  # the good ones: there the model must be right
     found = scipy.optimize.minimize(
         _objective,
         mean,
-        args=(squares, standard[chosen], mean, deviation),
+        args=(_SQRT5 * np.sqrt(_squares(inputs[chosen], groups)), standard[chosen], mean, deviation),
         jac=True,
         method="L-BFGS-B",
-        bounds=bounds,
+        bounds=[(_LOWEST[name], _HIGHEST[name]) for name in names],
         options={"maxiter": 60, "ftol": 1e-6},  # relative; closer to the maximum no prediction changes
     )
-    *lengths, signal, noise = found.x.tolist()
-    return _condition(inputs, standard, (np.array(lengths), signal, noise), groups, (shift, scale))
+    return _condition(inputs, standard, Kernel.of(found.x, groups), float(found.x[-1]), (shift, scale))
 
 
-def _expected_logs(groups: Ints) -> tuple[Floats, float, float]:
-    """Return the hyper-parameters before anything is measured."""
-    count = int(groups.max()) + 1 if len(groups) else 0
-    return np.full(count, _PRIOR_MEAN["length"]), _PRIOR_MEAN["signal"], float(_PRIOR_MEAN["noise"])
+@dataclass(frozen=True)
+class Kernel:
+    """The covariance: `groups` has each column's parameter, `log_lengths` each parameter's length scale.
+
+    `log_joint` and `log_single` are the variances of the function of all parameters together and of the sum of those of one.
+    """
+
+    groups: Ints
+    log_lengths: Floats
+    log_joint: float
+    log_single: float
+
+    @classmethod
+    def of(cls, logs: Floats, groups: Ints) -> Kernel:
+        """Return the kernel of a vector of hyper-parameters, as `fit` orders them."""
+        return cls(groups, logs[:-3], float(logs[-3]), float(logs[-2]))
+
+    @property
+    def variance(self) -> float:
+        """The variance of the function at a point."""
+        return float(np.exp(self.log_joint) + (np.exp(self.log_single) if len(self.groups) else 0.0))
+
+    def between(self, left: Floats, right: Floats) -> Callable[[slice], Floats]:
+        """Return a function that computes the rows of the covariance of two sets of points.
+
+        Points of a search share most of their single values, so each of these is computed once. A search asks for millions of
+        these numbers.
+        """
+        scale = _SQRT5 * np.exp(-self.log_lengths[self.groups])
+        left, right = left * scale, right * scale
+        square = (right**2).sum(axis=1)
+        joint, share = np.exp(self.log_joint), np.exp(self.log_single) / max(len(self.log_lengths), 1)
+        tables = []
+        for group in range(len(self.log_lengths)):
+            columns = np.flatnonzero(self.groups == group)
+            if len(columns) == 1 and len(left) > _FEW:
+                distinct, places = np.unique(left[:, columns[0]], return_inverse=True)
+                distances = np.abs(np.subtract.outer(distinct, right[:, columns[0]]))
+            elif len(columns) == 1:
+                places, distances = None, np.abs(np.subtract.outer(left[:, columns[0]], right[:, columns[0]]))
+            else:
+                places, distances = None, scipy.spatial.distance.cdist(left[:, columns], right[:, columns])
+            table = _matern(distances)
+            table *= share
+            tables.append((table, places))
+
+        def rows(block: slice) -> Floats:
+            # Rounding moves a distance near 0 by 1e-7, which the kernel, flat there, does not show
+            squares = (left[block] ** 2).sum(axis=1)[:, None] + square - 2 * (left[block] @ right.T)
+            found: Floats = _matern(np.sqrt(np.maximum(squares, 0, out=squares), out=squares))
+            found *= joint
+            for table, places in tables:
+                found += table[block] if places is None else table[places[block]]
+            return found
+
+        return rows
 
 
 def _condition(
-    inputs: Floats,
-    standard: Floats,
-    logs: tuple[Floats, float, float],
-    groups: Ints,
-    units: tuple[float, float],
+    inputs: Floats, standard: Floats, kernel: Kernel, noise: float, units: tuple[float, float]
 ) -> Gaussian:
-    lengths, signal, noise = logs
-    covariance = _kernel(inputs, inputs, lengths[groups], signal)
+    covariance = kernel.between(inputs, inputs)(slice(None))
     covariance[np.diag_indices_from(covariance)] += np.exp(noise) + _JITTER
     if len(standard):
         factor = scipy.linalg.cholesky(covariance, lower=True, check_finite=False)
         weights = scipy.linalg.cho_solve((factor, True), standard, check_finite=False)
     else:
         factor, weights = covariance, standard
-    return Gaussian(inputs, standard, lengths, signal, noise, groups, *units, factor, weights)
+    return Gaussian(inputs, standard, kernel, noise, *units, factor, weights)
 
 
-def _squares(left: Floats, right: Floats, groups: Ints) -> Floats:
-    """Return the squared differences by group, shape (groups, n, m)."""
-    count = int(groups.max()) + 1 if len(groups) else 0
-    found = np.zeros((count, len(left), len(right)))
+def _squares(inputs: Floats, groups: Ints) -> Floats:
+    """Return the squared differences of all pairs by group, shape (groups, pairs)."""
+    left, right = np.triu_indices(len(inputs), 1)
+    found = np.zeros((int(groups.max()) + 1 if len(groups) else 0, len(left)))
     for column, group in enumerate(groups):
-        found[group] += (left[:, None, column] - right[None, :, column]) ** 2
+        found[group] += (inputs[left, column] - inputs[right, column]) ** 2
     return found
 
 
-def _kernel(left: Floats, right: Floats, log_lengths: Floats, log_signal: float) -> Floats:
-    """Return the covariance of two sets of points; `log_lengths` has one entry a column."""
-    scale = np.exp(-log_lengths)
-    distance = _SQRT5 * scipy.spatial.distance.cdist(left * scale, right * scale)
-    kernel: Floats = np.exp(log_signal) * (1 + distance + distance**2 / 3) * np.exp(-distance)
-    return kernel
-
-
-def _matern(left: Floats, right: Floats, square: Floats) -> Floats:
-    """Return the kernel of unit signal between scaled points; `square` holds the squared lengths of `right`.
-
-    By one product of matrices and in place: a search asks for millions of these. Rounding moves a distance near 0 by 1e-7,
-    which the kernel, flat there, does not show.
-    """
-    squares = (left**2).sum(axis=1)[:, None] + square - 2 * (left @ right.T)
-    np.maximum(squares, 0, out=squares)
-    distance = np.sqrt(squares)
-    squares /= 3
-    squares += 1
-    squares += distance
-    np.negative(distance, out=distance)
-    squares *= np.exp(distance, out=distance)
-    found: Floats = squares
+def _matern(distances: Floats) -> Floats:
+    """Return the kernel of unit variance at distances in length scales, times the root of 5; `distances` is spoilt."""
+    found: Floats = distances**2
+    found /= 3
+    found += distances
+    found += 1
+    np.negative(distances, out=distances)
+    found *= np.exp(distances, out=distances)
     return found
 
 
 def _objective(
-    logs: Floats, squares: Floats, values: Floats, prior_mean: Floats, prior_sd: Floats
+    logs: Floats, roots: Floats, values: Floats, prior_mean: Floats, prior_sd: Floats
 ) -> tuple[float, Floats]:
-    """Return the negative log posterior of the hyper-parameters and its gradient."""
-    lengths, signal, noise = logs[:-2], np.exp(logs[-2]), np.exp(logs[-1])
-    weight, flat = np.exp(-2 * lengths), squares.reshape(len(lengths), -1)
-    distance = _SQRT5 * np.sqrt(weight @ flat).reshape(len(values), -1)
+    """Return the negative log posterior of the hyper-parameters and its gradient.
+
+    `roots` are the distances of the pairs of points by group, times the root of 5: the covariance is symmetric.
+    """
+    count, places = len(roots), np.triu_indices(len(values), 1)
+    joint, single, noise = np.exp(logs[count:])
+    share = single / max(count, 1)
+    apart = roots * np.exp(-logs[:count, None])
+    squares = apart**2
+    decay = np.exp(-apart)
+    slopes = squares * (1 + apart) * decay  # of each parameter's kernel by its log length, times 3
+    apart += 1
+    apart += squares / 3
+    apart *= decay  # the kernels of the parameters
+    distance = np.sqrt(squares.sum(axis=0))
     decay = np.exp(-distance)
-    kernel = signal * (1 + distance + distance**2 / 3) * decay
-    covariance = kernel + (noise + _JITTER) * np.eye(len(values))
+    together = (1 + distance + distance**2 / 3) * decay
+    covariance = np.zeros((len(values), len(values)))
+    covariance[places[::-1]] = joint * together + share * apart.sum(axis=0)
+    covariance[np.diag_indices_from(covariance)] = joint + (single if count else 0.0) + noise + _JITTER
     factor = scipy.linalg.cholesky(covariance, lower=True, check_finite=False)
     weights = scipy.linalg.cho_solve((factor, True), values, check_finite=False)
-    inverse = scipy.linalg.cho_solve((factor, True), np.eye(len(values)), check_finite=False)
-    outer = np.outer(weights, weights) - inverse
-    # Of the kernel by the log length, over the scaled square
-    slope = signal * (5 / 3) * (1 + distance) * decay
+    inverse, _ = scipy.linalg.lapack.dpotri(factor, lower=True)  # only the lower triangle
+    pairs = weights[places[0]] * weights[places[1]] - inverse[places[::-1]]
+    trace = weights @ weights - np.trace(inverse)
     gradient = np.empty_like(logs)
-    gradient[:-2] = -0.5 * weight * (flat @ (outer * slope).ravel())
-    gradient[-2] = -0.5 * np.sum(outer * kernel)
-    gradient[-1] = -0.5 * noise * np.trace(outer)
+    gradient[:count] = -(share * (slopes @ pairs) + squares @ (joint * (1 + distance) * decay * pairs)) / 3
+    gradient[count] = -joint * (together @ pairs + 0.5 * trace)
+    gradient[count + 1] = -share * ((apart @ pairs).sum() + 0.5 * count * trace)
+    gradient[count + 2] = -0.5 * noise * trace
     value = 0.5 * values @ weights + np.log(np.diag(factor)).sum()
     off = (logs - prior_mean) / prior_sd
     return float(value + 0.5 * off @ off), gradient + off / prior_sd

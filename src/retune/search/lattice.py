@@ -12,6 +12,10 @@ from retune.space import Parameter, Space
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+# On a log scale the models see powers of the values: 0 would be the logarithm, 1 the value (Box and Cox 1964). What a parameter
+# on a log scale does fades towards its small values: losses are flat over decades of small learning rates, steep over large ones.
+_POWER = 0.2
+
 
 class Lattice:
     """Levels and features of many points.
@@ -78,7 +82,7 @@ class Lattice:
             if parameter.levels == 1:
                 continue
             if parameter.ordered:
-                columns.append(units[:, axis : axis + 1])
+                columns.append(_bent(parameter, units[:, axis : axis + 1]))
             else:  # two different categories are as far apart as half the range
                 columns.append(np.eye(parameter.levels)[array[:, axis]] * np.sqrt(0.125))
         return np.hstack(columns) if columns else np.zeros((len(array), 0))
@@ -94,6 +98,16 @@ def _condition(space: Space, parameter: Parameter) -> tuple[int, list[tuple[int,
         for name, values in parameter.when.items()
     ]
     return parameter.level(parameter.default), parents
+
+
+def _bent(parameter: Parameter, units: Floats) -> Floats:
+    """Return places on [0, 1] as the models see them."""
+    if parameter.scale != "log":
+        return units
+    low, high = float(parameter.value(0)), float(parameter.value(parameter.levels - 1))
+    rate = _POWER * (np.log(high) - np.log(low))
+    bent: Floats = np.expm1(rate * units) / np.expm1(rate)
+    return bent
 
 
 def _by_value(parameter: Parameter) -> bool:
