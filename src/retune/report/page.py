@@ -203,7 +203,7 @@ def _cards(trials: Sequence[TrialRecord], selection: Selection) -> list[dict[str
     spread = selection.spread_for(row.trial)
     if spread is not None:
         note = f"standard deviation of {spread.n} seeds, setting of {spread.trial}"
-        cards.append({"label": "spread over seeds", "value": number(spread.sd), "look": "", "note": note})
+        cards.append({"label": "spread over seeds", "value": f"{spread.sd:.3g}", "look": "", "note": note})
     hours = sum(t.seconds for t in trials) / 3600
     failed = sum(t.status == "failed" for t in trials)
     time = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
