@@ -75,7 +75,7 @@ def test_a_climb_ends_where_no_step_along_a_parameter_helps(size):
 
 @pytest.mark.slow
 def test_many_parameters_and_trials_need_few_predictions(monkeypatch):
-    """60 parameters and 1,000 trials: a batch of 8 took 310,607 predictions; this search takes 116,459."""
+    """60 parameters and 1,000 trials: a batch of 8 took 310,607 predictions; this search takes 30,939."""
     space, rng, history, asked = cube(60), random.Random(0), [], []
     for number in range(1000):
         assignment = space.decode(space.from_unit([rng.random() for _ in space.names]))
@@ -86,4 +86,4 @@ def test_many_parameters_and_trials_need_few_predictions(monkeypatch):
         Gaussian, "predict", lambda self, inputs: asked.append(len(inputs)) or predict(self, inputs)
     )
     assert len(search.suggest("gp", space, Objective(), {"LH_SEARCH": 0}, history, 8, 0)) == 8
-    assert sum(asked) < 150_000
+    assert sum(asked) < 60_000

@@ -29,7 +29,8 @@ def command(port: int, host: str, metrics_port: int | None, die_with_parent: boo
       retune serve                             as Katib expects it, port 6789
       retune serve --host 127.0.0.1 --port 0   on a free local port
     """
-    # Before NumPy is imported: threads slow down small matrices
+    # Before NumPy is imported: its threads would take memory, and calls at the same time would undo each other's
+    # `retune.search.linear_algebra.one_thread`
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a port that is taken is reported as an error of ours
     from retune import processes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING
 
 import click
@@ -34,8 +33,6 @@ def command(study_file: str, history: str | None, count: int, as_json: bool) -> 
       retune suggest --study study.yaml --count 9
       retune suggest --study study.yaml --history artifacts/my-study/search --count 4 --json
     """
-    # As in `retune serve`: threads sum in another order, and a rounding error can decide between two points
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from retune import search, study
 
     loaded = study.load(study_file)

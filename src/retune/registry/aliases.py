@@ -37,7 +37,7 @@ def aliases(uri: str, model: str) -> Aliases:
 
 
 def aliases_of(client: Any, model: str) -> Aliases:
-    """Return the same from a client."""
+    """Return the aliases that MLflow's client reads; see `aliases`."""
     from mlflow.exceptions import MlflowException
 
     try:

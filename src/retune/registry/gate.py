@@ -204,7 +204,7 @@ def _scores(
             lost = reference - bench.score
             text = (
                 f"{task} {bench.score:.4f} (stderr {bench.stderr:.4f}, n {bench.n}) against {reference:.4f} "
-                f"of {source}: change {0.0 - lost:+.4f}, a loss of at most {gate.max_score_loss:g} is allowed"
+                f"of {source}: change {bench.score - reference:+.4f}, a loss of at most {gate.max_score_loss:g} is allowed"
             )
             # 1e-12: a loss of exactly the limit must pass in spite of the subtraction's rounding
             rules.append(_rule(name, lost <= gate.max_score_loss + 1e-12, text, delta=-lost, **numbers))

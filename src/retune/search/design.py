@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from retune.search.problem import Candidate, Levels, Problem, hashed
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _ENUMERABLE = 50_000
 
@@ -38,8 +36,6 @@ def latin_hypercube(problem: Problem, size: int, block: int = 0) -> list[Levels]
     """
     if size == 0:
         return []
-    import numpy as np
-
     # The points of scipy.stats.qmc.LatinHypercube, whose import takes a second at the start of each service and run
     rng = np.random.default_rng(hashed(problem.seed, "latin hypercube", block)).spawn(1)[0]
     within = rng.uniform(size=(size, len(problem.space.parameters)))

@@ -20,7 +20,7 @@ from retune.search.lattice import Floats, Ints
 _SQRT5 = np.sqrt(5.0)
 _JITTER = 1e-8
 _BLOCK = 256  # points predicted at a time: their kernel stays in the processor's cache
-_FEW = 300  # points up to which equal values are not looked for
+_FEW = 300  # points up to which looking for equal values takes longer than it saves
 _FITTED = 150  # points used to fit the hyper-parameters; the cost grows with the cube
 
 # Priors on the logarithms: length scale (of the unit cube), signal variance, noise variance of standardised values.
@@ -99,7 +99,7 @@ def fit(inputs: Floats, values: Floats, groups: Ints, units: tuple[float, float]
     found = scipy.optimize.minimize(
         _objective,
         mean,
-        args=(_SQRT5 * np.sqrt(_squares(inputs[chosen], groups)), standard[chosen], mean, deviation),
+        args=(_SQRT5 * np.sqrt(_squares(inputs[chosen], groups, count)), standard[chosen], mean, deviation),
         jac=True,
         method="L-BFGS-B",
         bounds=[(_LOWEST[name], _HIGHEST[name]) for name in names],
@@ -143,14 +143,11 @@ class Kernel:
         tables = []
         for group in range(len(self.log_lengths)):
             columns = np.flatnonzero(self.groups == group)
+            ours, places = left[:, columns], None
             if len(columns) == 1 and len(left) > _FEW:
-                distinct, places = np.unique(left[:, columns[0]], return_inverse=True)
-                distances = np.abs(np.subtract.outer(distinct, right[:, columns[0]]))
-            elif len(columns) == 1:
-                places, distances = None, np.abs(np.subtract.outer(left[:, columns[0]], right[:, columns[0]]))
-            else:
-                places, distances = None, scipy.spatial.distance.cdist(left[:, columns], right[:, columns])
-            table = _matern(distances)
+                distinct, places = np.unique(ours[:, 0], return_inverse=True)
+                ours = distinct[:, None]
+            table = _matern(scipy.spatial.distance.cdist(ours, right[:, columns]))
             table *= share
             tables.append((table, places))
 
@@ -179,10 +176,10 @@ def _condition(
     return Gaussian(inputs, standard, kernel, noise, *units, factor, weights)
 
 
-def _squares(inputs: Floats, groups: Ints) -> Floats:
-    """Return the squared differences of all pairs by group, shape (groups, pairs)."""
+def _squares(inputs: Floats, groups: Ints, count: int) -> Floats:
+    """Return the squared differences of all pairs by group, of which there are `count`; shape (groups, pairs)."""
     left, right = np.triu_indices(len(inputs), 1)
-    found = np.zeros((int(groups.max()) + 1 if len(groups) else 0, len(left)))
+    found = np.zeros((count, len(left)))
     for column, group in enumerate(groups):
         found[group] += (inputs[left, column] - inputs[right, column]) ** 2
     return found

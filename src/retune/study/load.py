@@ -311,9 +311,7 @@ class _Loader(_Constructor, yaml.SafeLoader):
 
 
 class _FastLoader(_Constructor, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """PyYAML's loader in C, six times as fast, where it is built."""
-
-    name: str
+    """PyYAML's loader in C, several times as fast, where it is built."""
 
 
 _FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)\Z")

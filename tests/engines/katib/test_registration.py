@@ -127,9 +127,8 @@ def test_the_memory_that_the_service_needs_is_asked_for():
     service = services.Ours(WANTED[0])
     try:
         assert service.alive
-        with SuggestionClient(
-            service.address
-        ) as client:  # what a search needs is imported when its models are asked first
+        # What a search needs is imported when its models are asked first
+        with SuggestionClient(service.address) as client:
             study = load(DEMO, ["search.algorithm=mads-global"])
             points = client.suggest(study, [], count=12)
             history = [
