@@ -24,7 +24,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.all
 
-demo: $(VENV)/.all ## run a whole small study, from raw data to a promoted adapter (about 1 minute on 2 idle cores)
+demo: $(VENV)/.all ## run a whole small study, from raw data to a promoted adapter (1 to 2 minutes on 2 idle cores)
 	$(BIN)/retune run examples/01-first-study/study.yaml
 
 test: $(VENV)/.dev ## run every test
