@@ -15,7 +15,7 @@ from retune.space import tribes2024
 from retune.suggestion import messages as katib
 from retune.suggestion.service import UNLIMITED
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.fresh]  # the memory of the service is its own
 POINTS = 24  # more than any start design holds, so that the models are asked too
 TRIALS = 8000  # Katib's own object with all suggestions reaches etcd's limit at some 14,500
 LIMIT = registration.entries("image")[0]["resources"]["limits"]["memory"]

@@ -122,6 +122,7 @@ def test_what_is_no_configuration_is_refused(text):
 
 
 @pytest.mark.slow
+@pytest.mark.fresh
 def test_the_memory_that_the_service_needs_is_asked_for():
     """Katib's own limit, 100Mi, would kill it (trap 1)."""
     service = services.Ours(WANTED[0])
