@@ -12,6 +12,18 @@ import pytest
 from retune import web
 
 
+def _ipv6():
+    try:
+        with socket.socket(socket.AF_INET6) as tried:
+            tried.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+IPV6 = _ipv6()
+
+
 class Hello(web.Page):
     def do_GET(self):
         if self.path == "/endless":
@@ -25,11 +37,11 @@ class Hello(web.Page):
 def serve(monkeypatch):
     running = []
 
-    def start(**bounds):
+    def start(host="127.0.0.1", **bounds):
         for name, value in bounds.items():
             monkeypatch.setattr(web, name, value)
         monkeypatch.setattr(Hello, "timeout", web.SILENT_SECONDS)
-        server = web.Server(("127.0.0.1", 0), Hello)
+        server = web.Server((host, 0), Hello)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         running.append(server)
         return server.server_port
@@ -40,8 +52,8 @@ def serve(monkeypatch):
         server.server_close()
 
 
-def reads(port):
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as answer:
+def reads(port, host="127.0.0.1"):
+    with urllib.request.urlopen(f"http://{host}:{port}/", timeout=60) as answer:
         return answer.read()
 
 
@@ -55,6 +67,21 @@ def ended(connection):
         return connection.recv(1) == b""
     except ConnectionResetError:
         return True
+
+
+def test_all_addresses_are_those_of_ipv4_and_of_ipv6(serve):
+    """Pods of a cluster with IPv6 alone have no other address, and `kubectl port-forward` comes from either."""
+    port = serve("::")
+    assert reads(port) == b"hello"
+    if not IPV6:
+        pytest.skip("this machine has no IPv6")
+    assert reads(port, "[::1]") == b"hello"
+    assert reads(serve("::1"), "[::1]") == b"hello"
+
+
+def test_all_addresses_of_a_machine_without_ipv6(serve, monkeypatch):
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    assert reads(serve("::")) == b"hello"
 
 
 def test_one_connection_too_many_is_closed_and_room_is_made_again(serve):

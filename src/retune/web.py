@@ -28,14 +28,27 @@ MOST_CONNECTIONS = 100  # at a time; a further one is closed, and browsers try a
 
 
 class Server(ThreadingHTTPServer):
-    """A thread for each of at most `MOST_CONNECTIONS` connections."""
+    """A thread for each of at most `MOST_CONNECTIONS` connections.
+
+    The host `::` stands for all addresses: those of IPv6 and IPv4, or of IPv4 alone on a machine without IPv6.
+    """
 
     daemon_threads = True
     request_queue_size = MOST_CONNECTIONS
 
     def __init__(self, address: tuple[str, int], handler: type[Page]) -> None:
         self._places = threading.BoundedSemaphore(MOST_CONNECTIONS)
-        super().__init__(address, handler)
+        host, port = address
+        if host == "::" and not socket.has_dualstack_ipv6():
+            host = "0.0.0.0"
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), handler)
+
+    def server_bind(self) -> None:
+        """Bind; to `::` with the addresses of IPv4 too, whatever the system's default."""
+        if self.server_address[0] == "::":
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer a connection in its own thread; close it if there are too many."""

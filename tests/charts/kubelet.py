@@ -21,8 +21,11 @@ def environment(container, documents):
         for key, value in secrets[source["secretRef"]["name"]].items():
             env[key] = base64.b64decode(value).decode()
     for entry in container.get("env", []):
-        if "valueFrom" in entry:
-            ref = entry["valueFrom"]["secretKeyRef"]
+        if "fieldRef" in (source := entry.get("valueFrom", {})):
+            assert source["fieldRef"] == {"fieldPath": "status.podIP"}
+            env[entry["name"]] = "127.0.0.1"
+        elif source:
+            ref = source["secretKeyRef"]
             env[entry["name"]] = base64.b64decode(secrets[ref["name"]][ref["key"]]).decode()
         else:
             env[entry["name"]] = expand(entry["value"], env)

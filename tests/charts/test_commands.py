@@ -215,6 +215,18 @@ def test_the_pod_of_a_schedule_mounts_what_its_study_mounts(helm, tmp_path):
         ]
 
 
+@pytest.mark.parametrize("text", ["  # by the team\nname: a\n", "\n\n    # ü\n\nname: a\ndata:\n  train: 10"])
+def test_the_text_of_a_study_is_taken_as_it_is(helm, tmp_path, text):
+    (tmp_path / "study.yaml").write_text(text)
+    words = [
+        "--set", "schedules.studies[0].name=a,schedules.studies[0].cron=@daily",
+        "--set-file", f"schedules.studies[0].study={tmp_path}/study.yaml",
+    ]  # fmt: skip
+    assert (
+        find(helm.render(*words), "ConfigMap", "retune-a")["data"]["study.yaml"] == text.rstrip("\n") + "\n"
+    )
+
+
 # MLflow
 
 
@@ -291,6 +303,29 @@ def test_mlflow_serves_on_postgresql_and_s3_as_the_chart_starts_it(helm, postgre
     from retune import store
 
     assert [name.rpartition("/")[2] for name in store.listing(f"{s3}/team")] == ["hello.txt"]
+
+
+@pytest.mark.slow
+def test_mlflow_serves_in_a_cluster_of_ipv6_alone(helm, tmp_path):
+    documents = helm.render("--set", "mlflow.database.existingSecret=db,mlflow.login.enabled=false")
+    documents.append(secret("db", uri=f"sqlite:///{tmp_path}/mlflow.db"))
+    pod = find(documents, "Deployment", "retune-mlflow")["spec"]["template"]["spec"]
+    try:
+        with socket.socket(socket.AF_INET6) as free:
+            free.bind(("::1", 0))
+            port = free.getsockname()[1]
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    replaced = [("--port=5000", f"--port={port}")]
+    process = kubelet.start(pod, pod["containers"][0], documents, tmp_path, replaced, POD_IP="fd00::7")
+    try:
+        page = f"http://[::1]:{port}/health"
+        wait_for(lambda: process.poll() is not None or answers(page, "[fd00::7]:5000") == 200, 300)
+        assert process.poll() is None, process.stdout.read()
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
 
 
 def answers(address, host, **headers):

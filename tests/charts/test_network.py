@@ -1,5 +1,7 @@
 """Network policies, asked with the pods that the pipeline, the engine and the chart really make."""
 
+import re
+
 import pytest
 import yaml
 
@@ -163,6 +165,12 @@ def test_prometheus_reaches_the_metrics_of_suggestions(rendered, known):
     assert not connects(policies(rendered["small"]), prometheus, known["suggestion"], 9100)
     monitor = find(rendered["other clusters"], "PodMonitor", "retune-suggestion")
     assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    (relabeling,) = endpoint["relabelings"]
+    assert relabeling["sourceLabels"] == ["__address__"] == [relabeling["targetLabel"]]
+    for found, wanted in {"10.0.0.7:6789": "10.0.0.7:9100", "[fd00::7]:6789": "[fd00::7]:9100"}.items():
+        replacement = relabeling["replacement"].replace("$", "\\")
+        assert re.fullmatch(relabeling["regex"], found).expand(replacement) == wanted
     register = find(rendered["other clusters"], "Job", "retune-register")
     (container,) = register["spec"]["template"]["spec"]["containers"]
     assert container["command"][-5:] == ["--except", "gp", "--any-user", "--metrics-port", "9100"]

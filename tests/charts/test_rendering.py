@@ -5,12 +5,14 @@ After an intended change: RETUNE_GOLDEN=write pytest tests/charts/test_rendering
 
 import copy
 import os
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 import retune
+from retune.study import load
 from tests.charts.helm import CHART, SETS, find
 from tests.conftest import ROOT
 from tests.kubernetes_schemas import VERSIONS, problems
@@ -31,9 +33,7 @@ def test_lint(helm, name):
 def test_golden(rendered, name):
     documents = copy.deepcopy(rendered[name])
     for document in documents:
-        for key in {"password", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY"} & set(
-            document.get("data", ())
-        ):
+        for key in {"password", "MLFLOW_TRACKING_PASSWORD"} & set(document.get("data", ())):
             document["data"][key] = "another one each time"
     documents.sort(key=lambda d: (d["kind"], d["metadata"].get("namespace", ""), d["metadata"]["name"]))
     text = yaml.safe_dump_all(documents, width=100)
@@ -116,6 +116,62 @@ def test_names_fit_whatever_the_release_is_called(helm):
         assert len(name) <= limits.get(kind, 63), (kind, name)
         labels = document["metadata"].get("labels", {})
         assert all(len(value) <= 63 for value in labels.values()), (kind, name, labels)
+
+
+@pytest.mark.parametrize("release", ["3.1-tuning", "7b-retune", "2024", "null"])
+def test_any_name_of_a_release_makes_names_of_services(helm, release):
+    """A release's name may have dots and begin with a digit, a Service's (DNS-1035) may not."""
+    documents = helm.render(*SETS["small"], "--set", "watch.enabled=true", release=release)
+    names = {d["metadata"]["name"] for d in documents if d["kind"] == "Service"}
+    assert {name.rpartition("-")[2] for name in names} == {"mlflow", "postgresql", "watch"}
+    assert all(re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", name) and "retune" in name for name in names), names
+    assert [p for d in documents for p in problems(d, VERSIONS[-1])] == []
+
+
+@pytest.mark.parametrize(("word", "other"), [("2024", "007"), ("true", "no")])
+def test_names_that_yaml_reads_as_something_else_stay_text(helm, tmp_path, word, other):
+    """A namespace may be called `2024`, and a Secret `true`."""
+    placed = {"priorityClassName": word, "nodeSelector": {word: word}}
+    page = {
+        "ingress": {"enabled": True, "host": "a.example", "className": word, "tlsSecret": word},
+        "httpRoute": {"enabled": True, "hostnames": ["a.example"], "parentRefs": [{"name": word}]},
+    }
+    volume, key = {"claim": word, "mount": "/a"}, {"existingSecret": word, "key": word}
+    study = {"name": word, "cron": "@daily", "study": {"cluster": {"volumes": [volume]}}}
+    values = {
+        "images": {"pullSecrets": [word]},
+        "study": {"serviceAccount": {"name": word}},
+        "storage": {"existingSecret": word},
+        "models": {"persistence": {"enabled": True, "storageClass": word}},
+        "katib": {"namespace": word},
+        "trainJob": {
+            "enabled": True, "name": word, "volumes": [volume], "env": {"NO": word}, "caBundle": {"configMap": word, "key": word},
+            "runtimeClassName": word, **placed,
+        },
+        "mlflow": {"login": {"existingSecret": other}, **page, **placed},
+        "watch": {"enabled": True, **page, **placed},
+        "postgresql": {"key": word, "persistence": {"storageClass": word}, **placed},
+        "networkPolicy": {
+            "storage": {"namespace": word}, "pipelinesNamespace": word, "mlflowFrom": [word], "watchFrom": [word],
+        },
+        "schedules": {"studies": [study], "webhook": key, "tokenAudience": word, "namespace": word},
+        "kueue": {"queue": word, "clusterQueue": word},
+        "monitoring": {kind: {"enabled": True, "prometheusNamespace": word} for kind in ("podMonitor", "serviceMonitor")},
+        "commonLabels": {word: word},
+    }  # fmt: skip
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+    documents = helm.render("--values", str(tmp_path / "values.yaml"), release=word, namespace=word)
+    assert [p for d in documents for p in problems(d, VERSIONS[-1])] == []
+    elsewhere = helm.render(
+        "--set-string", f"mlflow.database.existingSecret={word},mlflow.database.key={word}"
+    )
+    assert [p for d in elsewhere for p in problems(d, VERSIONS[-1])] == []
+    (job,) = [d for d in documents if d["kind"] == "CronJob"]
+    (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    overrides = [w for w in container["command"] if "=" in w and not w.startswith("-")]
+    cluster = load(ROOT / "studies/davouse2024.yaml", overrides).cluster
+    assert {cluster.namespace, cluster.service_account, cluster.queue, cluster.katib.runtime} == {word}
+    assert (cluster.secrets[1:], cluster.pull_secrets) == ([word, other], [word])
 
 
 def test_two_releases_do_not_share_an_object_but_the_studies_account(helm):
@@ -242,6 +298,13 @@ def test_the_password_of_the_database_is_in_no_argument(rendered):
                 words = " ".join([*container.get("command", []), *container.get("args", [])])
                 assert "$(MLFLOW_BACKEND_STORE_URI)" not in words
                 assert "$(DATABASE_PASSWORD)" not in words
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_second_rendering_is_equal_once_the_passwords_are_given(helm, rendered, name):
+    """Argo CD compares each rendering with what is in the cluster, and can look up nothing."""
+    words = [*SETS[name], "--set", "postgresql.existingSecret=db,mlflow.login.existingSecret=account"]
+    assert helm.template(*words).stdout == helm.template(*words).stdout
 
 
 def test_the_cluster_may_choose_users_and_a_digest_goes_before_the_tag(rendered):

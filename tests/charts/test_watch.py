@@ -75,7 +75,8 @@ def answers(tmp_path_factory, served):
         pytest.skip("prometheus is missing: apt-get install prometheus")
     folder = tmp_path_factory.mktemp("prometheus")
     scraped = {"job_name": "retune", "static_configs": [{"targets": [served.removeprefix("http://")]}]}
-    config = {"global": {"scrape_interval": "200ms"}, "scrape_configs": [scraped]}
+    # A scrape may take as long as the interval, or what it would have brought is gone
+    config = {"global": {"scrape_interval": "2s"}, "scrape_configs": [scraped]}
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

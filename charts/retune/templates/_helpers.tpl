@@ -1,9 +1,12 @@
+{{/* A release may be called `3.1-tuning`, but a Service's name has no dots and begins with a letter. */}}
 {{- define "retune.fullname" -}}
-{{- if contains "retune" .Release.Name -}}
-{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
-{{- else -}}
-{{- printf "%s-retune" .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- $name := .Release.Name | replace "." "-" -}}
+{{- if regexMatch "^[0-9]" $name -}}
+{{- $name = printf "retune-%s" $name -}}
+{{- else if not (contains "retune" $name) -}}
+{{- $name = printf "%s-retune" $name -}}
 {{- end -}}
+{{- $name | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 
 {{/* Labels of an object: (list $ "component"). */}}
@@ -22,7 +25,7 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- define "retune.selector" -}}
 {{- $root := index . 0 -}}
 app.kubernetes.io/name: retune
-app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
@@ -36,7 +39,7 @@ app.kubernetes.io/component: {{ index . 1 }}
 
 {{- define "retune.pullSecrets" -}}
 {{- range .Values.images.pullSecrets }}
-- name: {{ . }}
+- name: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
@@ -62,13 +65,13 @@ capabilities: {drop: [ALL]}
 {{- define "retune.storageSecrets" -}}
 - {{ include "retune.fullname" . }}-storage
 {{- with .Values.storage.existingSecret }}
-- {{ . }}
+- {{ . | quote }}
 {{- end }}
 {{- end -}}
 
 {{- define "retune.storageEnv" -}}
 {{- range include "retune.storageSecrets" . | fromYamlArray }}
-- secretRef: {name: {{ . }}}
+- secretRef: {name: {{ . | quote }}}
 {{- end }}
 {{- end -}}
 
@@ -83,13 +86,13 @@ capabilities: {drop: [ALL]}
 {{- define "retune.studySecrets" -}}
 {{ include "retune.storageSecrets" . }}
 {{- with include "retune.loginSecret" . }}
-- {{ . }}
+- {{ . | quote }}
 {{- end }}
 {{- end -}}
 
 {{- define "retune.studyEnv" -}}
 {{- range include "retune.studySecrets" . | fromYamlArray }}
-- secretRef: {name: {{ . }}}
+- secretRef: {name: {{ . | quote }}}
 {{- end }}
 {{- end -}}
 
@@ -111,13 +114,13 @@ http://{{ include "retune.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc.clu
 {{- $name := printf "%s-postgresql" (include "retune.fullname" .) -}}
 - name: DATABASE_PASSWORD
   valueFrom:
-    secretKeyRef: {name: {{ .Values.postgresql.existingSecret | default $name }}, key: {{ .Values.postgresql.key }}}
+    secretKeyRef: {name: {{ .Values.postgresql.existingSecret | default $name | quote }}, key: {{ .Values.postgresql.key | quote }}}
 - name: MLFLOW_BACKEND_STORE_URI
   value: postgresql+psycopg://mlflow:$(DATABASE_PASSWORD)@{{ $name }}:5432/mlflow
 {{- else -}}
 - name: MLFLOW_BACKEND_STORE_URI
   valueFrom:
-    secretKeyRef: {name: {{ .Values.mlflow.database.existingSecret }}, key: {{ .Values.mlflow.database.key }}}
+    secretKeyRef: {name: {{ .Values.mlflow.database.existingSecret | quote }}, key: {{ .Values.mlflow.database.key | quote }}}
 {{- end -}}
 {{- end -}}
 
@@ -130,23 +133,35 @@ http://{{ include "retune.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc.clu
 {{- if and .Values.katib.register.enabled .Values.images.pullSecrets }}{{ include "retune.fullname" . }}-suggestion{{ end -}}
 {{- end -}}
 
+{{/* A name as YAML's text: `2024` and `true` would be a number and a truth value. */}}
+{{- define "retune.word" -}}
+{{- regexMatch "^([0-9].*|true|false|yes|no|on|off|null)$" . | ternary (quote .) . -}}
+{{- end -}}
+
+{{/* Names as YAML's list. */}}
+{{- define "retune.words" -}}
+{{- $words := list -}}
+{{- range . }}{{ $words = append $words (include "retune.word" .) }}{{ end -}}
+[{{ join "," $words }}]
+{{- end -}}
+
 {{/* Overrides with the settings of this cluster, for scheduled studies and NOTES, so that study files need none of them. */}}
 {{- define "retune.overrides" -}}
 - engine.kind=katib
-- cluster.namespace={{ .Release.Namespace }}
-- cluster.service_account={{ .Values.study.serviceAccount.name }}
+- cluster.namespace={{ include "retune.word" .Release.Namespace }}
+- cluster.service_account={{ include "retune.word" .Values.study.serviceAccount.name }}
 - cluster.images.train={{ include "retune.image" (list . "train") }}
 - cluster.images.eval={{ include "retune.image" (list . "eval") }}
-- cluster.secrets=[{{ include "retune.studySecrets" . | fromYamlArray | join "," }}]
+- cluster.secrets={{ include "retune.words" (include "retune.studySecrets" . | fromYamlArray) }}
 {{- with .Values.images.pullSecrets }}
-- cluster.pull_secrets=[{{ join "," . }}]
+- cluster.pull_secrets={{ include "retune.words" . }}
 {{- end }}
 {{- with .Values.kueue.queue }}
-- cluster.queue={{ . }}
+- cluster.queue={{ include "retune.word" . }}
 {{- end }}
 {{- if .Values.trainJob.enabled }}
 - cluster.katib.trial=TrainJob
-- cluster.katib.runtime={{ .Values.trainJob.name }}
+- cluster.katib.runtime={{ include "retune.word" .Values.trainJob.name }}
 {{- end }}
 {{- with include "retune.mlflowUri" . }}
 - tracking.uri={{ . }}
@@ -158,7 +173,7 @@ http://{{ include "retune.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc.clu
 {{- define "retune.placement" -}}
 {{- range $key := list "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "priorityClassName" "runtimeClassName" }}
 {{- with index $ $key }}
-{{ $key }}: {{- kindIs "string" . | ternary (printf " %v" .) (toYaml . | nindent 2) }}
+{{ $key }}: {{- kindIs "string" . | ternary (printf " %q" .) (toYaml . | nindent 2) }}
 {{- end }}
 {{- end }}
 {{- end -}}
@@ -199,7 +214,7 @@ http://{{ include "retune.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc.clu
     {{- if .namespace }}
     - namespaceSelector:
         matchLabels:
-          kubernetes.io/metadata.name: {{ .namespace }}
+          kubernetes.io/metadata.name: {{ .namespace | quote }}
     {{- else if not .cidrs }}
     - namespaceSelector: {}
     {{- end }}
@@ -236,10 +251,10 @@ metadata:
   {{- end }}
 spec:
   {{- with .className }}
-  ingressClassName: {{ . }}
+  ingressClassName: {{ . | quote }}
   {{- end }}
   {{- with .tlsSecret }}
-  tls: [{hosts: [{{ $values.ingress.host }}], secretName: {{ . }}}]
+  tls: [{hosts: [{{ $values.ingress.host }}], secretName: {{ . | quote }}}]
   {{- end }}
   rules:
     - host: {{ required (printf "`%s.ingress.enabled` needs `%s.ingress.host`, the name by which browsers call %s" $section $section $words) .host }}

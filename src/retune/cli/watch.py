@@ -14,7 +14,7 @@ from retune.cli._say import say
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address to listen on; the page has no authentication.",
+    help="Address to listen on, `::` for all of IPv4 and IPv6; the page has no authentication.",
 )
 @_options.port(8008)
 @click.option(
@@ -48,7 +48,8 @@ def command(folder: str, host: str, port: int, every: bool) -> None:
             f"{error.strerror or error}; --port 0 takes a free port",
             "retune watch",
         ) from error
-    say(f"watching {folder} on http://{host}:{server.server_port}/")
+    named = f"[{host}]" if ":" in host else host
+    say(f"watching {folder} on http://{named}:{server.server_port}/")
     try:
         server.serve_forever()
     except KeyboardInterrupt:

@@ -62,7 +62,7 @@ class Metrics:
                 self.send(CONTENT_TYPE_LATEST, generate_latest(registry))
 
         try:
-            server = Server(("", port), Handler)
+            server = Server(("::", port), Handler)
         except OSError as error:
             raise InputError(
                 f"`--metrics-port` must be free, but {port} cannot be bound: {error}; name another port",
