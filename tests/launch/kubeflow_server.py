@@ -26,7 +26,10 @@ components.load_component_from_file(sys.argv[1])(**json.load(open(sys.argv[2])))
 
 
 class Kubeflow:
-    """What the server knows; `faults` holds status codes that the next requests get instead of an answer."""
+    """What the server knows; `faults` holds status codes that the next requests get instead of an answer.
+
+    With a `token` it answers those alone who have it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -34,6 +37,7 @@ class Kubeflow:
         self.runs: dict[str, dict] = {}
         self.processes: dict[str, subprocess.Popen] = {}
         self.faults: list[int] = []
+        self.token: str | None = None
         self.requests: list[tuple[str, str]] = []
         self.execute = False
         self._count = 0
@@ -116,6 +120,8 @@ def serve(
             cluster.requests.append((self.command, path))
             if cluster.faults:
                 return self.answer({"message": "upstream is away"}, cluster.faults.pop(0))
+            if cluster.token and self.headers.get("Authorization") != f"Bearer {cluster.token}":
+                return self.answer({"message": "Unauthenticated"}, 401)
             try:
                 return self.answer(self.route(path, query, body))
             except ValueError as error:

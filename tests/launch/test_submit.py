@@ -1,6 +1,8 @@
 """`retune submit` and `retune schedule`, with KFP's own client, against a stand-in for its API server."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +70,41 @@ def test_waiting_bears_lost_replies_and_ends_on_a_cancelled_run(kubeflow, small)
 
     assert client.wait(run.id, watch, poll_seconds=0.01) == "CANCELED"
     assert seen == ["PENDING", "CANCELED"]
+
+
+def test_a_token_that_is_renewed_while_a_run_is_waited_for(kubeflow, tmp_path, monkeypatch):
+    """In a pod the kubelet renews it every hour or two; a run takes days."""
+    monkeypatch.setattr("retune.launch.submit.PATIENCE_SECONDS", 0.0)
+    file, kubeflow.token = tmp_path / "token", "first"
+    file.write_text("first\n")
+    client = Kubeflow(kubeflow.address, token_file=file)
+    kubeflow.runs["run"] = {"run_id": "run", "state": "RUNNING"}
+
+    def renewed(state):
+        if state == "RUNNING":
+            kubeflow.token = "second"
+            file.write_text("second\n")
+            kubeflow.runs["run"]["state"] = "SUCCEEDED"
+
+    assert client.wait("run", renewed, poll_seconds=0.01) == "SUCCEEDED"
+
+
+def test_a_token_from_a_pipe_counts_until_the_end(kubeflow):
+    """As in `--token-file <(kubectl create token default-editor)`: a second reading finds nothing."""
+    kubeflow.token = "from-a-pipe"
+    reader, writer = os.pipe()
+    os.write(writer, b"from-a-pipe\n")
+    os.close(writer)
+    client = Kubeflow(kubeflow.address, token_file=Path(f"/proc/self/fd/{reader}"))
+    kubeflow.runs["run"] = {"run_id": "run", "state": "SUCCEEDED"}
+    assert client.wait("run", lambda state: None) == "SUCCEEDED"
+    os.close(reader)
+
+
+def test_a_file_without_a_token_is_refused(tmp_path):
+    (tmp_path / "token").write_text("\n")
+    with pytest.raises(InputError, match=r"--token-file must hold a token, but .*token is empty"):
+        Kubeflow("http://127.0.0.1:9", token_file=tmp_path / "token")
 
 
 def test_a_server_that_is_away_or_refuses_is_told_in_one_sentence(kubeflow, small):

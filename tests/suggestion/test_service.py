@@ -270,6 +270,10 @@ def test_all_that_the_webhook_lets_through_is_refused_at_once(channel):
         spec.feasible_space.min, spec.feasible_space.max = low, "1"
     half = specs.add(name="half", parameter_type=katib.INT)
     half.feasible_space.min, half.feasible_space.max, half.feasible_space.step = "0.5", "3", "-1"
+    words = specs.add(name="texts", parameter_type=katib.INT)
+    words.feasible_space.min, words.feasible_space.max, words.feasible_space.step = "one", "two", "three"
+    bad.spec.algorithm.algorithm_settings.add(name="default.texts", value="four")
+    specs.add(name="half", parameter_type=katib.INT)
     specs.add(name="untyped")
     bad.spec.objective.type = 0
     bad.spec.objective.objective_metric_name = ""
@@ -281,6 +285,7 @@ def test_all_that_the_webhook_lets_through_is_refused_at_once(channel):
     details = refused(channel, bad)
     for part in (
         "'rank' has none", "'much'", "low=70", "low=0", "`min` of 'empty'", "'low'", "'NaN'", "0.5", "'untyped'",
+        "'one'", "'two'", "'three'", "'four'", "duplicates are ['half']",
         "objective.type", "objectiveMetricName", "'default.nobody'", "'peak_gpu_gib under 80'", "additionalMetricNames",
         "nasConfig", "'LH_SAERCH'", "did you mean 'LH_SEARCH'", "'seed'", "-4",
     ):  # fmt: skip

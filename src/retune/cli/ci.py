@@ -107,8 +107,7 @@ def run(
     else:
         from retune.launch.submit import Kubeflow, arguments_of
 
-        token = token_file.read_text().strip() if token_file else None
-        kubeflow = Kubeflow(host, namespace or loaded.cluster.namespace, token, ca)
+        kubeflow = Kubeflow(host, namespace or loaded.cluster.namespace, token_file, ca)
 
         def runner(which: study.Study, stops: retuning.Stops) -> None:
             started = kubeflow.submit("search", which, arguments_of(which))

@@ -54,8 +54,7 @@ def command(
         if dry_run:
             say_data(content, nl=False)
             return
-    token = token_file.read_text().strip() if token_file else None
-    kubeflow = Kubeflow(host, namespace or loaded.cluster.namespace, token, ca)
+    kubeflow = Kubeflow(host, namespace or loaded.cluster.namespace, token_file, ca)
     if cron is None:
         count = kubeflow.unschedule(loaded)
         say(f"{count} schedule(s) of {loaded.name} deleted")

@@ -52,8 +52,7 @@ def command(
     if dry_run or render:
         say_data(content, nl=False)
         return
-    token = token_file.read_text().strip() if token_file else None
-    kubeflow = Kubeflow(host, namespace or loaded.cluster.namespace, token, ca)
+    kubeflow = Kubeflow(host, namespace or loaded.cluster.namespace, token_file, ca)
     run = kubeflow.submit("search", loaded, arguments_of(loaded))
     if not as_json:
         say(f"{loaded.name} runs as pipeline version {run.version}\n{run.url}")

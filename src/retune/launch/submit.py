@@ -51,7 +51,8 @@ class Kubeflow:
     Args:
         host: its address, e.g. ``http://localhost:8080``; None: the kubeconfig's cluster, or this pod's own.
         namespace: the user's namespace in a multi-user Kubeflow.
-        token: bearer token, if the address requires one.
+        token_file: file with a bearer token, if the address requires one. It is read again for each request: a pod's token
+            lasts hours, a run days, and the kubelet renews the file.
         ca: file with the certificate of a private certificate authority.
 
     """
@@ -60,7 +61,7 @@ class Kubeflow:
         self,
         host: str | None = None,
         namespace: str | None = None,
-        token: str | None = None,
+        token_file: Path | None = None,
         ca: str | None = None,
     ) -> None:
         import kfp
@@ -80,7 +81,7 @@ class Kubeflow:
             self._client = kfp.Client(
                 host=host,
                 namespace=namespace or "kubeflow",
-                existing_token=token,
+                credentials=_token(token_file) if token_file else None,
                 ssl_ca_cert=ca,
             )
 
@@ -288,6 +289,27 @@ def _require_short(arguments: dict[str, Any]) -> None:
             "compressed: shorten its lists (search.parameters, search.warm_start, data.sources, cluster), or start it by "
             "`retune run` in a pod"
         )
+
+
+def _token(file: Path) -> Any:
+    """Return KFP's credentials that read a token from a file; it counts until the file has another one.
+
+    Raises:
+        InputError: if the file has none.
+    """
+    from kfp.client.token_credentials_base import TokenCredentialsBase
+
+    tokens = [file.read_text().strip()]
+    if not tokens[0]:
+        raise InputError(f"--token-file must hold a token, but {file} is empty")
+
+    class Token(TokenCredentialsBase):  # type: ignore[misc]
+        def refresh_api_key_hook(self, config: Any) -> None:
+            with contextlib.suppress(OSError):
+                tokens[0] = file.read_text().strip() or tokens[0]  # a pipe can be read once
+            config.api_key["authorization"] = tokens[0]
+
+    return Token()
 
 
 def _has_kubeconfig() -> bool:

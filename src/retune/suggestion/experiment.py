@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -201,7 +202,9 @@ def search_of(experiment: Any) -> Search:
     )
     for key in [k for k in settings if k.startswith(("default.", "log_step.", "when."))]:
         del settings[key]
-        problems.append(f"setting {key!r} names no parameter; there are {[p.name for p in parameters]}")
+        problems.append(
+            f"setting {key!r} names no parameter; there are {[p.name for p in spec.parameter_specs.parameters]}"
+        )
     if spec.HasField("nas_config"):
         problems.append("neural architecture search is not supported, but `nasConfig` is given")
     space = _space(parameters, spec, problems)
@@ -258,6 +261,9 @@ def _space(parameters: list[Parameter], spec: Any, problems: list[str]) -> Space
     if not spec.parameter_specs.parameters:
         problems.append("a search needs at least one parameter, but got none")
     if len(parameters) < max(len(spec.parameter_specs.parameters), 1):
+        names = Counter(entry.name for entry in spec.parameter_specs.parameters)
+        if twice := sorted(name for name, times in names.items() if name and times > 1):
+            problems.append(f"parameter names must differ, but duplicates are {twice}")
         return None
     try:
         return Space(parameters=tuple(parameters))
@@ -353,8 +359,10 @@ def _range(spec: Any, default: str | None, log10_step: str | None) -> tuple[Para
     fields |= {f"setting default.{name}": default, f"setting log_step.{name}": log10_step}
     for what, text in fields.items():
         numbers[what] = None if text is None else _finite(text)
-        if text is not None and numbers[what] is None:
-            raise InputError(f"`{what}` of {name!r} must be a finite number, but got {text!r}")
+    if wrong := [(what, text) for what, text in fields.items() if text is not None and numbers[what] is None]:
+        raise InputError(
+            [f"`{what}` of {name!r} must be a finite number, but got {text!r}" for what, text in wrong]
+        )
     low, high, step, start, log_step = numbers.values()
     assert low is not None
     assert high is not None
