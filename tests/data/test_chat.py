@@ -151,6 +151,20 @@ def test_a_tokenizer_that_puts_spaces_in_front_puts_none_inside(name, turns):
     assert runs == [answer(text, False) for text in answers]
 
 
+@given(turns=conversations(plain))
+@settings(max_examples=40, deadline=None)
+def test_answers_that_begin_with_a_space_are_located_where_decoding_drops_it(turns):
+    """Llama 2's template with its tokenizer as `tokenizers` has it: a space in front of every text, dropped in decoding."""
+    raw = Tokenizer.from_str(spaced().backend_tokenizer.to_str().replace("INST]", "TURN]"))
+    raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    chat = ChatTemplate(tokenizer, LLAMA2)
+    ids, counted = chat.encode(turns)
+    assert ids == tokenizer(chat.spans(turns)[0], add_special_tokens=False)["input_ids"]
+    runs, _ = parts(tokenizer, ids, counted)
+    assert runs == [text.strip() + " </s>" for role, text in turns if role == "assistant"]
+
+
 @given(turns=conversations())
 @settings(max_examples=30, deadline=None)
 def test_the_prompt_of_each_answer_is_what_the_model_is_asked_with(turns):

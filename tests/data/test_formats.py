@@ -70,7 +70,7 @@ TURNS = tuple((t["role"], t["content"]) for t in TALK)
 )
 def test_pairs_of_question_and_answer(data, name, taken, pack):
     found, read = parsed(pack(data), File(uri=f"x/{name}{'.gz' if pack is not bytes else ''}"))
-    assert found == taken
+    assert found.name == taken
     assert [(e.instruction, e.output) for e in read] == ASKED
 
 
@@ -102,7 +102,7 @@ def test_context_goes_into_the_input():
 def test_conversations(record, taken):
     for data in (lines([record]), parquet([record])):
         found, (example,) = parsed(data, File(uri="x"))
-        assert (found, example.messages) == (taken, TURNS)
+        assert (found.name, example.messages) == (taken, TURNS)
         assert (example.instruction, example.output, example.system) == ("Hi", "Hello", "Be kind.")
 
 
@@ -136,7 +136,7 @@ def test_prompt_and_completion_may_be_turns():
     record = {"prompt": TALK[:4], "completion": TALK[4:]}
     for data in (lines([record]), parquet([record])):
         taken, (example,) = parsed(data, File(uri="x"))
-        assert (taken, example.messages, example.unlearned) == ("prompt-completion", TURNS, (2,))
+        assert (taken.name, example.messages, example.unlearned) == ("prompt-completion", TURNS, (2,))
         assert example.output == "See you"
     (mixed,) = parse(lines([{"prompt": "Hi", "completion": TALK[2:3]}]), File(uri="x"))
     assert mixed.messages == (("user", "Hi"), ("assistant", "Hello"))

@@ -15,10 +15,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from retune import store
-from retune.data import filters, mixing, prompts
+from retune.data import filters, formats, mixing, prompts
 from retune.data.draw import counts, draw, grouped, largest_feasible
 from retune.data.encode import Encoder
 from retune.data.example import Example
+from retune.data.formats import Format, Schema
 from retune.data.mix_record import Lengths
 from retune.data.prompts import Prompt
 from retune.data.tokens import tokenize
@@ -377,6 +378,18 @@ def test_dropped_records_are_counted_by_rule(tmp_path):
     assert a.shared + d.shared == 3
     assert a.available + d.available == 41
     assert 0 in (a.shared, d.shared)  # one of the two sources keeps all
+
+
+def test_plain_texts_are_kept_whatever_tells_that_they_are_some(tmp_path, monkeypatch):
+    texts = [f"The cat {n} sat on the mat." for n in range(20)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps({"body": text, "text": text}) + "\n" for text in texts))
+    package = Format(Schema("pages", {"text": "body"}), lambda data: enumerate(map(json.loads, data.splitlines()), 1))
+    monkeypatch.setattr(formats, "package_format", lambda name: package if name == "pages" else None)
+    plain = Source(uri=str(tmp_path / "d.jsonl"), share=1.0)
+    for n, told in enumerate([{}, {"columns": {"text": "body"}}, {"format": "pages"}]):
+        data = Data(sources=[plain.model_copy(update=told)], train="all", validation=5)
+        record = mixing.mix(data, 0, None, str(tmp_path / f"out-{n}"))
+        assert (record.sources[0].empty, record.sources[0].available) == (0, 20)
 
 
 def test_shared_texts_stay_with_the_same_source_in_any_order(tmp_path):

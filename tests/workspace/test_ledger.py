@@ -1,6 +1,7 @@
 """The trials on disk: what was issued stays, what was pruned says so."""
 
 import json
+import shutil
 
 import pytest
 
@@ -37,6 +38,34 @@ def test_a_finished_trial_is_read_back(tmp_path):
     ledger.issue(2, "search", {"rank": 4}, seed=0)
     ledger.finish(record(2, 1.5, tmp_path), write=True)
     assert Ledger(str(tmp_path)).records["trial-002"].values == {"validation_loss": 1.5}
+
+
+def test_a_copied_search_writes_and_deletes_nothing_in_the_one_it_was_copied_from(tmp_path):
+    old, new = tmp_path / "artifacts/lab/search-1", tmp_path / "backup/lab/search-of-may"
+    ledger = Ledger(str(old))
+    for number in (1, 2, 3):
+        ledger.issue(number, "search", {"rank": 4}, seed=0)
+    for number in (1, 2):
+        ledger.finish(record(number, float(number), old), write=True)
+    shutil.copytree(old, new)
+    copy = Ledger(str(new))
+    assert copy.tasks["trial-003"].folder == str(new / "trials/trial-003")
+    assert copy.records["trial-002"].adapter_uri == str(new / "trials/trial-002/adapter")
+    copy.prune(keep={"trial-001"})
+    assert not (new / "trials/trial-002/adapter").exists()
+    assert (old / "trials/trial-002/adapter/adapter_model.safetensors").exists()
+    assert Ledger(str(old)).tasks == ledger.tasks
+    assert Ledger(str(old)).records == ledger.records
+
+
+def test_a_copied_search_finds_the_trials_of_katib(tmp_path):
+    old, new = tmp_path / "search-1", tmp_path / "search-2"
+    ledger = Ledger(str(old))
+    task = ledger.claim({"rank": 4}, 0, str(old / "katib/lab-abc"), default=True)
+    made = record(1, 1.0, old).model_copy(update={"adapter_uri": f"{task.folder}/adapter"})
+    ledger.finish(made, write=True)
+    shutil.copytree(old, new)
+    assert Ledger(str(new)).records["trial-001"].adapter_uri == str(new / "katib/lab-abc/adapter")
 
 
 def test_ranking_leaves_out_failures_base_and_what_breaks_a_constraint(tmp_path):

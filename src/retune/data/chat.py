@@ -223,7 +223,8 @@ class ChatTemplate:
             if (
                 not run
                 or run != list(range(run[0], run[-1] + 1))
-                or self._text([ids[k] for k in run]) != text[start:end]
+                # With all before it: at the start of a text, decoders of SentencePiece drop a space
+                or self._text(ids[: run[-1] + 1]) != self._text(ids[: run[0]]) + text[start:end]
             ):
                 return None
             for k in run:

@@ -95,12 +95,14 @@ def parse(pools: Sequence[Pool]) -> None:
     problems = []
     for pool in pools:
         try:
-            pool.detected, examples = sources.parsed(pool.data, pool.source)
+            schema, examples = sources.parsed(pool.data, pool.source)
         except InputError as error:
             problems += [f"{error.subject}: {problem}" for problem in error.problems]
             continue
+        pool.detected = schema.name
+        plain = "text" in schema.fields  # whatever the format is called: the study's `columns` or a package may say so
         for example in examples:
-            if example.output.strip() and (pool.detected == "text" or example.instruction.strip()):
+            if example.output.strip() and (plain or example.instruction.strip()):
                 pool.texts.append(Text(example, _keys(example)))
         pool.read = len(examples)
         pool.empty = pool.read - len(pool.texts)

@@ -108,8 +108,8 @@ def parse(data: bytes | Path, source: File) -> list[Example]:
     return parsed(data, source)[1]
 
 
-def parsed(data: bytes | Path, source: File) -> tuple[str, list[Example]]:
-    """Return the detected format of the source, e.g. ``alpaca``, and its records.
+def parsed(data: bytes | Path, source: File) -> tuple[formats.Schema, list[Example]]:
+    """Return the detected schema of the source, e.g. that of ``alpaca``, and its records.
 
     Raises:
         InputError: with the problems found.
@@ -162,7 +162,7 @@ def parsed(data: bytes | Path, source: File) -> tuple[str, list[Example]]:
         more = [f"and {rest:,} more problems"] if rest > 0 else []
         raise InputError(problems[:MAX_PROBLEMS] + more, source.uri)
     assert isinstance(schema, formats.Schema)
-    return schema.name, read
+    return schema, read
 
 
 def _fields(rows: list[tuple[int, Any]]) -> list[str]:

@@ -79,12 +79,21 @@ class Ledger:
             files = {name.removeprefix("trials/"): content for name, content in below.items()}
         issued = [name for name in files if _is_task_or_record(name) and name.endswith(ISSUED)]
         for name in sorted((each.removesuffix(ISSUED) for each in issued), key=by_number):
-            self.tasks[name] = parse(TrialTask, files[name + ISSUED], self._issued(name))
+            task = parse(TrialTask, files[name + ISSUED], self._issued(name))
+            self.tasks[name] = self._here(task)
             if (done := name + DONE) in files:
-                self.finish(parse(TrialRecord, files[done], store.join(folder, "trials", done)))
+                record = parse(TrialRecord, files[done], store.join(folder, "trials", done))
+                if record.adapter_uri == store.join(task.folder, "adapter"):
+                    record.adapter_uri = store.join(self.tasks[name].folder, "adapter")
+                self.finish(record)
+
+    def _here(self, task: TrialTask) -> TrialTask:
+        """Return a task with its folder in this search's: the search may have been moved or copied since it was issued."""
+        inner = task.folder.rstrip("/").rsplit("/", 2)[1:]  # trials/trial-007, with Katib katib/<its name there>
+        return task.model_copy(update={"folder": store.join(self.folder, *inner)})
 
     def _task(self, name: str) -> TrialTask:
-        return parse(TrialTask, store.read(self._issued(name)), self._issued(name))
+        return self._here(parse(TrialTask, store.read(self._issued(name)), self._issued(name)))
 
     def _issued(self, name: str) -> str:
         return store.join(self._trial_folder(name), "assignment.json")
