@@ -157,7 +157,9 @@ def test_answers_that_begin_with_a_space_are_located_where_decoding_drops_it(tur
     """Llama 2's template with its tokenizer as `tokenizers` has it: a space in front of every text, dropped in decoding."""
     raw = Tokenizer.from_str(spaced().backend_tokenizer.to_str().replace("INST]", "TURN]"))
     raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
     chat = ChatTemplate(tokenizer, LLAMA2)
     ids, counted = chat.encode(turns)
     assert ids == tokenizer(chat.spans(turns)[0], add_special_tokens=False)["input_ids"]

@@ -157,7 +157,7 @@ def test_calls_of_tools_are_kept_as_text():
 def test_plain_text(data):
     name = "x.jsonl" if data.startswith(b"{") else "x.txt"
     found, read = parsed(data, File(uri=name))
-    assert found == "text"
+    assert found.name == "text"
     assert [(e.instruction, e.output, e.is_text) for e in read] == [("", "a b", True), ("", "c", True)]
 
 

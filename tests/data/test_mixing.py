@@ -382,8 +382,12 @@ def test_dropped_records_are_counted_by_rule(tmp_path):
 
 def test_plain_texts_are_kept_whatever_tells_that_they_are_some(tmp_path, monkeypatch):
     texts = [f"The cat {n} sat on the mat." for n in range(20)]
-    (tmp_path / "d.jsonl").write_text("".join(json.dumps({"body": text, "text": text}) + "\n" for text in texts))
-    package = Format(Schema("pages", {"text": "body"}), lambda data: enumerate(map(json.loads, data.splitlines()), 1))
+    (tmp_path / "d.jsonl").write_text(
+        "".join(json.dumps({"body": text, "text": text}) + "\n" for text in texts)
+    )
+    package = Format(
+        Schema("pages", {"text": "body"}), lambda data: enumerate(map(json.loads, data.splitlines()), 1)
+    )
     monkeypatch.setattr(formats, "package_format", lambda name: package if name == "pages" else None)
     plain = Source(uri=str(tmp_path / "d.jsonl"), share=1.0)
     for n, told in enumerate([{}, {"columns": {"text": "body"}}, {"format": "pages"}]):

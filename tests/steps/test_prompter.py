@@ -7,10 +7,12 @@ import sys
 import pytest
 import torch
 from click.testing import CliRunner
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from retune import models, store
 from retune.cli import cli
+from retune.data.encode import Encoder
+from retune.data.example import Example
 from retune.data.prompts import Prompt
 from retune.errors import InputError
 from retune.evaluation.prompter import Prompter
@@ -18,12 +20,45 @@ from retune.registry import promotion
 from retune.registry.versions import register
 from retune.steps import contestants, export, tuned
 from retune.steps.chat import open_pair
+from tests.conftest import ROOT
+from tests.steps.conftest import CHAT
+
+TINY = ROOT / "examples/base/tiny"
 
 
 def run(*words):
     shown = CliRunner().invoke(cli, words, catch_exceptions=False)
     assert shown.exit_code == 0, shown.output
     return shown.output
+
+
+STRICT = (
+    "{% for m in messages %}{% if m.role not in ('user', 'assistant') %}{{ raise_exception('no role ' + m.role) }}{% endif %}"
+    "<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    "template", [Prompt(), Prompt(kind="chat", text=CHAT), Prompt(kind="chat", text=STRICT)]
+)
+def test_a_conversation_is_continued_as_it_was_learned(template):
+    """With turns of tools, whether the template has a role for them or not, and with earlier answers."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    said = [("user", "weather?"), ("assistant", "get"), ("tool", "18 C"), ("assistant", "mild"), ("user", "sure?"), ("assistant", "yes")]  # fmt: skip
+    example = Example("weather?", "", "get", "x", 1, messages=tuple(said))
+    ((ids, counted),) = Encoder(tokenizer, template).encode([example])
+    answer = next(k for k in range(len(ids), 0, -1) if not counted[k - 1] and any(counted[k:]))
+    prompter = Prompter(tokenizer, template)
+    assert prompter.ids(prompter.prompt_for(example)) == ids[:answer]
+
+
+def test_turns_that_the_template_rejects_are_told():
+    prompter = Prompter(AutoTokenizer.from_pretrained(TINY), Prompt(kind="chat", text=STRICT))
+    with pytest.raises(
+        InputError, match=r"the chat template cannot ask this: the template rejects .*no role system"
+    ):
+        prompter.prompt_for(Example("a", "", "b", "x", 1, system="Be kind."))
 
 
 def test_an_answer_ends_where_the_template_closes_a_turn(searched_chat):

@@ -59,8 +59,15 @@ class ChatTemplate:
         self.marked = bool(_MARK.search(self.text))
 
     def ask(self, turns: Sequence[Turn]) -> str:
-        """Return the prompt for the assistant's next turn."""
-        return self._render(turns, True)
+        """Return the prompt for the assistant's next turn, as `encode` has it before that turn.
+
+        Raises:
+            InputError: if the template rejects the turns.
+        """
+        try:
+            return self._render(self._known_turns(turns), True)
+        except TurnsNotFound as error:
+            raise InputError(f"the chat template cannot ask this: {error}", "data.prompt") from error
 
     def encode(self, turns: Sequence[Turn]) -> Ids:
         """Return the token ids of a conversation, and which of them are the assistant's.

@@ -100,7 +100,7 @@ def parse(pools: Sequence[Pool]) -> None:
             problems += [f"{error.subject}: {problem}" for problem in error.problems]
             continue
         pool.detected = schema.name
-        plain = "text" in schema.fields  # whatever the format is called: the study's `columns` or a package may say so
+        plain = "text" in schema.fields  # not by the format's name: `columns` or a package may say so too
         for example in examples:
             if example.output.strip() and (plain or example.instruction.strip()):
                 pool.texts.append(Text(example, _keys(example)))

@@ -50,7 +50,8 @@ class Prompter:
         if self._chat:
             return self._chat.ask(example.turns[:-1])
         *before, (asked, _) = pieces(example, self.template)
-        return "".join(asked + said for asked, said in before) + asked
+        end = self.tokenizer.eos_token or ""  # in training it closes every answer
+        return "".join(asked + said + end for asked, said in before) + asked
 
     def is_complete(self, text: str) -> bool:
         """Return whether the text so far holds the whole answer."""

@@ -89,7 +89,8 @@ class Ledger:
 
     def _here(self, task: TrialTask) -> TrialTask:
         """Return a task with its folder in this search's: the search may have been moved or copied since it was issued."""
-        inner = task.folder.rstrip("/").rsplit("/", 2)[1:]  # trials/trial-007, with Katib katib/<its name there>
+        # trials/trial-007, under Katib katib/<its name there>
+        inner = task.folder.rstrip("/").rsplit("/", 2)[1:]
         return task.model_copy(update={"folder": store.join(self.folder, *inner)})
 
     def _task(self, name: str) -> TrialTask:
