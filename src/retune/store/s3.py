@@ -10,6 +10,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ _RETRIES_DAMAGED = 2  # of an object whose content does not match its checksum
 _RETRIES_REPLACED = 20  # of an object that is replaced while it is read
 _RETRIES_CONFLICT = 20  # of a conditional write while other writes to the object are under way
 _MAX_PAGES = 2000  # of a listing: two million objects on S3. A broken server may repeat a page for ever
+# An answer to HEAD has no text: to keys that have expired and to another region's it is 400
+_REFUSALS = {
+    "400", "401", "403", "AccessDenied", "AuthorizationHeaderMalformed", "BadRequest", "ExpiredToken", "Forbidden",
+    "InvalidAccessKeyId", "InvalidToken", "RequestTimeTooSkewed", "SignatureDoesNotMatch",
+}  # fmt: skip
 _DELETE_BATCH = 1000  # keys that S3's DeleteObjects takes
 
 
@@ -372,8 +378,9 @@ def _checksums(head: Any, file: BinaryIO) -> tuple[dict[str, str], dict[str, str
     actual = {"size": str(file.seek(0, os.SEEK_END))}
     encrypted = head.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in head
     checksums = {"sha256": head["Metadata"].get("sha256")}
-    # The ETag is the content's MD5, unless the object was uploaded in parts or is encrypted with KMS or a customer's key
-    if "-" not in etag and not encrypted:
+    # The ETag is the content's MD5, unless the object was uploaded in parts, is encrypted with KMS or a customer's key, or the
+    # server is a gateway that has ETags of another form
+    if re.fullmatch("[0-9a-f]{32}", etag) and not encrypted:
         checksums["md5"] = etag
     for name, checksum in sorted(checksums.items()):
         if checksum is not None:
@@ -411,10 +418,23 @@ def _transfer() -> Any:
 
 
 def _client() -> Any:
-    """Return this process's S3 client; a new one after a fork, since connections must not be shared, or a changed setting."""
-    return _client_for(
-        os.getpid(), tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
-    )
+    """Return this process's S3 client; a new one after a fork, since connections must not be shared, or a changed setting.
+
+    A study may outlast the keys in a file, which a login or a sidecar then renews.
+    """
+    settings = sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))
+    return _client_for(os.getpid(), (*settings, *_profiles()))
+
+
+def _profiles() -> Iterator[tuple[str, str]]:
+    """Yield path and time of change of each file in which boto3 looks for keys and settings."""
+    for variable, usual in (
+        ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
+        ("AWS_CONFIG_FILE", "~/.aws/config"),
+    ):
+        path = os.path.expanduser(os.environ.get(variable) or usual)
+        with contextlib.suppress(OSError):
+            yield path, str(os.stat(path).st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=4)
@@ -478,18 +498,11 @@ def _refusal(uri: str, error: Any) -> Exception:
         return FileNotFoundError(errno.ENOENT, "No such bucket", uri)
     if code in ("404", "NoSuchKey", "NotFound"):
         return FileNotFoundError(errno.ENOENT, "No such object", uri)
-    if code in (
-        "401",
-        "403",
-        "AccessDenied",
-        "Forbidden",
-        "InvalidAccessKeyId",
-        "SignatureDoesNotMatch",
-        "ExpiredToken",
-    ):
+    if code in _REFUSALS:
         return RetuneError(
             f"{uri}: the server refused ({code}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or"
-            " AWS_PROFILE, to ones that may list the bucket, read it and write to it (and see that this machine's clock is right)"
+            " AWS_PROFILE, to ones that may list the bucket, read it and write to it, and that have not expired (and see that "
+            "AWS_REGION is the bucket's and this machine's clock is right)"
         )
     if code in (
         "507",
