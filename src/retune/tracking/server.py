@@ -60,16 +60,23 @@ def problem(uri: str) -> str | None:
     if not is_remote(uri):
         return None
     # This endpoint exists on every server. One that a hosted server lacks may answer 403 to everyone.
-    status, _ = _get(uri, "/api/2.0/mlflow/experiments/search?max_results=1")
+    status, text = _get(uri, "/api/2.0/mlflow/experiments/search?max_results=1")
     if status in (401, 403):
         return _refusal(uri, status)
     installed = version(uri)
-    if installed is None or int(installed.split(".")[0]) >= MIN_MAJOR_VERSION:
-        return None
-    return (
-        f"the MLflow server must be {MIN_MAJOR_VERSION}.0 or newer, but {uri} is {installed}: upgrade it "
-        "(its database by `mlflow db upgrade`), or name another in `tracking.uri`"
-    )
+    if installed is not None and int(installed.split(".")[0]) < MIN_MAJOR_VERSION:
+        return (
+            f"the MLflow server must be {MIN_MAJOR_VERSION}.0 or newer, but {uri} is {installed}: upgrade it "
+            "(its database by `mlflow db upgrade`), or name another in `tracking.uri`"
+        )
+    # Else a study would run for days before its model cannot be registered
+    if status == 404 or (status == 200 and not text.startswith("{")):
+        said = "a page for browsers" if status == 200 else status
+        return (
+            f"{uri} answers, but not as an MLflow server does ({said}): see whether a path belongs to the address, as in "
+            "https://host/mlflow, and whether a login in front of the server lets programs through"
+        )
+    return None
 
 
 def _refusal(uri: str, status: int) -> str:
