@@ -252,14 +252,17 @@ def test_nothing_sticks_out_and_answers_are_plain_text(browser, study, width, he
     for seen in walk(browser):
         texts.update(seen["answers"])
     assert browser.run(OUTSIDE) == [False]  # the overview
-    browser.press("b", "1")
+    browser.press("b")
+    if "from b" in browser.run(SHOWN)["answers"]:  # the only short question, and the bar follows what is read
+        browser.press("b")
+    browser.press("1")
     assert browser.run(OUTSIDE) == [False]
     assert "from b 0 <b>bold</b>" in texts
     assert "(empty: no answer was given)" in texts
-    places = browser.run(
+    left = browser.run(
         "return ['card-1', 'card-2'].map((id) => document.getElementById(id).getBoundingClientRect().left)"
     )
-    assert (places[0] == places[1]) == phone  # one below the other, or side by side
+    assert (left[0] == left[1]) == phone  # one below the other, or side by side
     bar = browser.run(
         "const b = document.querySelector('.bar').getBoundingClientRect(); return [b.top, b.bottom]"
     )
