@@ -56,7 +56,10 @@ def test_a_loss_that_is_flat_over_small_rates_is_learnt_from_few_trials():
     for seed in range(20):
         rng = np.random.default_rng(seed)
         tried = ((np.arange(12) + rng.random(12)) / 12 * len(levels)).astype(int)
-        for name, inputs in (("features", lattice.features(levels)), ("logarithm", lattice.places(levels))):
+        for name, inputs in (
+            ("features", lattice.features(levels)),
+            ("logarithm", lattice.positions(levels)),
+        ):
             model = fit(inputs[tried], loss[tried], lattice.groups)
             errors[name].append(np.abs(model.predict(inputs)[0] - loss).mean())
     assert np.mean(errors["features"]) < 0.85 * np.mean(errors["logarithm"])

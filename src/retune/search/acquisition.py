@@ -124,7 +124,7 @@ class Acquisition:
         """Return random points, and points near the best ones at several distances, shape (m, d)."""
         dimension = len(self.lattice.tops)
         leaders = sorted(self._problem.ok, key=lambda point: point.merit)[:5]
-        centers = self.lattice.places([point.levels for point in leaders])
+        centers = self.lattice.positions([point.levels for point in leaders])
         near = centers[rng.integers(len(centers), size=_NEAR)]
         moved = rng.random((_NEAR, dimension)) < rng.choice([0.3, 0.6, 1.0], size=(_NEAR, 1))
         reach = rng.choice([0.01, 0.03, 0.1, 0.3], size=(_NEAR, 1))
@@ -133,8 +133,8 @@ class Acquisition:
             reach * rng.standard_normal((_NEAR, dimension)),
             rng.random((_NEAR, dimension)) - near,
         )
-        places = np.vstack([rng.random((_RANDOM, dimension)), np.clip(near, 0, 1)])
-        return np.unique(self.lattice.levels(places), axis=0)
+        positions = np.vstack([rng.random((_RANDOM, dimension)), np.clip(near, 0, 1)])
+        return np.unique(self.lattice.levels(positions), axis=0)
 
 
 def climb(
@@ -155,12 +155,12 @@ def climb(
     rising, tried = np.arange(len(rows)), every
     for _ in range(rounds):
         around = np.clip(rows[rising, None, :] + tried[None], 0, lattice.tops)
-        found = value(around.reshape(-1, around.shape[-1])).reshape(len(rising), -1)
-        each, best = np.arange(len(rising)), found.argmax(axis=1)
-        helped = found > values[rising, None] + 1e-9
+        nearby = value(around.reshape(-1, around.shape[-1])).reshape(len(rising), -1)
+        each, best = np.arange(len(rising)), nearby.argmax(axis=1)
+        helped = nearby > values[rising, None] + 1e-9
         better = helped[each, best]
         rows[rising[better]] = around[each, best][better]
-        values[rising[better]] = found[each, best][better]
+        values[rising[better]] = nearby[each, best][better]
         if len(tried) == len(every):
             rising = rising[better]  # for the others no step helps
         if not len(rising):
@@ -173,8 +173,8 @@ def climb(
 
 def _signed_log(excesses: Floats) -> Floats:
     """Return excesses with their signs and the logarithms of their sizes: a huge one must not flatten the rest."""
-    found: Floats = np.sign(excesses) * np.log1p(10 * np.abs(excesses))
-    return found
+    compressed: Floats = np.sign(excesses) * np.log1p(10 * np.abs(excesses))
+    return compressed
 
 
 def _log_information(deviation: Floats, noise: float) -> Floats:

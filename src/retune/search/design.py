@@ -46,18 +46,18 @@ def latin_hypercube(problem: Problem, size: int, block: int = 0) -> list[Levels]
 def unseen(problem: Problem, taken: Collection[Levels], count: int, rng: np.random.Generator) -> list[Levels]:
     """Return `count` distinct random points that are neither seen nor taken; fewer only if no more exist."""
     avoid = set(problem.seen) | set(taken)
-    found: list[Levels] = []
+    points: list[Levels] = []
     if problem.space.size > _ENUMERABLE or len(avoid) < problem.space.size // 2:
         for _ in range(50 + 20 * count):
-            if len(found) == count:
-                return found
+            if len(points) == count:
+                return points
             levels = problem.snap(problem.space.from_unit(rng.random(len(problem.space.parameters)).tolist()))
             if levels not in avoid:
                 avoid.add(levels)
-                found.append(levels)
-    if len(found) < count:
-        found += _remaining(problem, avoid, count - len(found), rng)
-    return found
+                points.append(levels)
+    if len(points) < count:
+        points += _remaining(problem, avoid, count - len(points), rng)
+    return points
 
 
 def repeats(problem: Problem, taken: Collection[Levels], count: int) -> list[Levels]:
@@ -75,12 +75,12 @@ def _remaining(problem: Problem, avoid: set[Levels], count: int, rng: np.random.
         free = sorted({problem.snap(levels) for levels in itertools.product(*ladders)} - avoid)
         rng.shuffle(free)
         return [tuple(levels) for levels in free[:count]]
-    found = []
+    points = []
     for levels in itertools.islice(itertools.product(*ladders), len(avoid) + count + _ENUMERABLE):
         snapped = problem.snap(levels)
         if snapped not in avoid:
             avoid.add(snapped)
-            found.append(snapped)
-            if len(found) == count:
+            points.append(snapped)
+            if len(points) == count:
                 break
-    return found
+    return points

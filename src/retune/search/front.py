@@ -46,11 +46,11 @@ def focus(
     if not members:  # nothing feasible yet: the violation leads
         single = _valued(problem, lambda point: sum(scale(point.values)))
         return [(single, fold((*single.warm, *single.points), steps, free))]
-    places = [scale(member.point.values) for member in members]
+    positions = [scale(member.point.values) for member in members]
     views = []
-    for chosen in _by_gap(members, places)[:most]:
+    for chosen in _by_gap(members, positions)[:most]:
         center = members[chosen]
-        single = _valued(problem, _Score(scale, places[chosen], _corner(chosen, places)))
+        single = _valued(problem, _Score(scale, positions[chosen], _corner(chosen, positions)))
         best = next(p for p in (*single.warm, *single.points) if p.levels == center.point.levels)
         smallest = center.at == steps.floor
         views.append(
@@ -137,7 +137,7 @@ def _failed(center: _Member, steps: Steps) -> None:
         center.at = refined
 
 
-def _by_gap(members: Sequence[_Member], places: Sequence[Sequence[float]]) -> list[int]:
+def _by_gap(members: Sequence[_Member], positions: Sequence[Sequence[float]]) -> list[int]:
     """Return the members to improve next, ordered by the gap next to them, widest first."""
     fewest = min(m.restarts for m in members)
     largest = max(sum(m.at) for m in members if m.restarts == fewest)
@@ -146,27 +146,27 @@ def _by_gap(members: Sequence[_Member], places: Sequence[Sequence[float]]) -> li
         for k, m in enumerate(members)
         if m.restarts == fewest and sum(m.at) >= largest - len(m.at)  # one refinement behind at most
     ]
-    return sorted(ready, key=lambda k: (-_gap(k, places), k))
+    return sorted(ready, key=lambda k: (-_gap(k, positions), k))
 
 
-def _gap(chosen: int, places: Sequence[Sequence[float]]) -> float:
+def _gap(chosen: int, positions: Sequence[Sequence[float]]) -> float:
     """Return the widest distance between a point's neighbours along an objective; an extreme point's counts twice."""
-    if len(places) == 1:
+    if len(positions) == 1:
         return 0.0
     widest = 0.0
-    for k in range(len(places[0])):
-        column = sorted((position[k], number) for number, position in enumerate(places))
+    for k in range(len(positions[0])):
+        column = sorted((position[k], number) for number, position in enumerate(positions))
         at = [number for _, number in column].index(chosen)
         low, high = column[max(at - 1, 0)][0], column[min(at + 1, len(column) - 1)][0]
         widest = max(widest, (high - low) * (2 if at in (0, len(column) - 1) else 1))
     return widest
 
 
-def _corner(chosen: int, places: Sequence[Sequence[float]]) -> list[float]:
+def _corner(chosen: int, positions: Sequence[Sequence[float]]) -> list[float]:
     """Return the next worse value of the front in each objective."""
-    center = places[chosen]
+    center = positions[chosen]
     return [
-        min((position[k] for position in places if position[k] > center[k]), default=center[k] + _BEYOND)
+        min((position[k] for position in positions if position[k] > center[k]), default=center[k] + _BEYOND)
         for k in range(len(center))
     ]
 

@@ -96,7 +96,7 @@ def fit(inputs: Floats, values: Floats, groups: Ints, units: tuple[float, float]
     if not len(values):
         return _condition(inputs, standard, Kernel.of(mean, groups), mean[-1], (shift, scale))
     chosen = np.argsort(standard, kind="stable")[:_FITTED]  # the good ones: there the model must be right
-    found = scipy.optimize.minimize(
+    optimum = scipy.optimize.minimize(
         _objective,
         mean,
         args=(_SQRT5 * np.sqrt(_squares(inputs[chosen], groups, count)), standard[chosen], mean, deviation),
@@ -105,7 +105,7 @@ def fit(inputs: Floats, values: Floats, groups: Ints, units: tuple[float, float]
         bounds=[(_LOWEST[name], _HIGHEST[name]) for name in names],
         options={"maxiter": 60, "ftol": 1e-6},  # relative; closer to the maximum no prediction changes
     )
-    return _condition(inputs, standard, Kernel.of(found.x, groups), float(found.x[-1]), (shift, scale))
+    return _condition(inputs, standard, Kernel.of(optimum.x, groups), float(optimum.x[-1]), (shift, scale))
 
 
 @dataclass(frozen=True)
@@ -143,22 +143,22 @@ class Kernel:
         tables = []
         for group in range(len(self.log_lengths)):
             columns = np.flatnonzero(self.groups == group)
-            ours, places = left[:, columns], None
+            ours, index = left[:, columns], None
             if len(columns) == 1 and len(left) > _FEW:
-                distinct, places = np.unique(ours[:, 0], return_inverse=True)
+                distinct, index = np.unique(ours[:, 0], return_inverse=True)
                 ours = distinct[:, None]
             table = _matern(scipy.spatial.distance.cdist(ours, right[:, columns]))
             table *= share
-            tables.append((table, places))
+            tables.append((table, index))
 
         def rows(block: slice) -> Floats:
             # Rounding moves a distance near 0 by 1e-7, which the kernel, flat there, does not show
             squares = (left[block] ** 2).sum(axis=1)[:, None] + square - 2 * (left[block] @ right.T)
-            found: Floats = _matern(np.sqrt(np.maximum(squares, 0, out=squares), out=squares))
-            found *= joint
-            for table, places in tables:
-                found += table[block] if places is None else table[places[block]]
-            return found
+            covariance: Floats = _matern(np.sqrt(np.maximum(squares, 0, out=squares), out=squares))
+            covariance *= joint
+            for table, index in tables:
+                covariance += table[block] if index is None else table[index[block]]
+            return covariance
 
         return rows
 
@@ -179,21 +179,21 @@ def _condition(
 def _squares(inputs: Floats, groups: Ints, count: int) -> Floats:
     """Return the squared differences of all pairs by group, of which there are `count`; shape (groups, pairs)."""
     left, right = np.triu_indices(len(inputs), 1)
-    found = np.zeros((count, len(left)))
+    squares = np.zeros((count, len(left)))
     for column, group in enumerate(groups):
-        found[group] += (inputs[left, column] - inputs[right, column]) ** 2
-    return found
+        squares[group] += (inputs[left, column] - inputs[right, column]) ** 2
+    return squares
 
 
 def _matern(distances: Floats) -> Floats:
     """Return the kernel of unit variance at distances in length scales, times the root of 5; `distances` is spoilt."""
-    found: Floats = distances**2
-    found /= 3
-    found += distances
-    found += 1
+    kernel: Floats = distances**2
+    kernel /= 3
+    kernel += distances
+    kernel += 1
     np.negative(distances, out=distances)
-    found *= np.exp(distances, out=distances)
-    return found
+    kernel *= np.exp(distances, out=distances)
+    return kernel
 
 
 def _objective(
@@ -203,7 +203,7 @@ def _objective(
 
     `roots` are the distances of the pairs of points by group, times the root of 5: the covariance is symmetric.
     """
-    count, places = len(roots), np.triu_indices(len(values), 1)
+    count, upper = len(roots), np.triu_indices(len(values), 1)
     joint, single, noise = np.exp(logs[count:])
     share = single / max(count, 1)
     apart = roots * np.exp(-logs[:count, None])
@@ -217,12 +217,12 @@ def _objective(
     decay = np.exp(-distance)
     together = (1 + distance + distance**2 / 3) * decay
     covariance = np.zeros((len(values), len(values)))
-    covariance[places[::-1]] = joint * together + share * apart.sum(axis=0)
+    covariance[upper[::-1]] = joint * together + share * apart.sum(axis=0)
     covariance[np.diag_indices_from(covariance)] = joint + (single if count else 0.0) + noise + _JITTER
     factor = scipy.linalg.cholesky(covariance, lower=True, check_finite=False)
     weights = scipy.linalg.cho_solve((factor, True), values, check_finite=False)
     inverse, _ = scipy.linalg.lapack.dpotri(factor, lower=True)  # only the lower triangle
-    pairs = weights[places[0]] * weights[places[1]] - inverse[places[::-1]]
+    pairs = weights[upper[0]] * weights[upper[1]] - inverse[upper[::-1]]
     trace = weights @ weights - np.trace(inverse)
     gradient = np.empty_like(logs)
     gradient[:count] = -(share * (slopes @ pairs) + squares @ (joint * (1 + distance) * decay * pairs)) / 3

@@ -51,15 +51,15 @@ def searched(
     acquisition, rng = Acquisition(problem), problem.rng("acquisition")
     mixed = informed and acquisition.uses_earlier_studies is None
     if mixed or acquisition.uses_earlier_studies:
-        found: list[Candidate] = []
+        chosen: list[Candidate] = []
     else:
-        found = left[:count]
-    given = others() if any(turns[len(found) :]) else ()
-    taken = set(problem.seen) | {point.levels for point in found}
-    for turn in range(len(found), count):
+        chosen = left[:count]
+    given = others() if any(turns[len(chosen) :]) else ()
+    taken = set(problem.seen) | {point.levels for point in chosen}
+    for turn in range(len(chosen), count):
         if mixed and left and problem.issued + turn != _PROBE:
             taken.add(left[0].levels)
-            found.append(left.pop(0))
+            chosen.append(left.pop(0))
             continue
         point = acquisition.ranked(given, taken) if turn < len(turns) and turns[turn] else None
         if point is None:
@@ -68,5 +68,5 @@ def searched(
                 break
             point = Candidate(levels, "search: expected improvement")
         taken.add(point.levels)
-        found.append(point)
-    return found
+        chosen.append(point)
+    return chosen

@@ -53,18 +53,18 @@ class Lattice:
                 settled[~holds, axis] = default
         return settled
 
-    def levels(self, places: Floats) -> Ints:
-        """Return the levels, shape (m, d), at places of the unit cube, shape (m, d)."""
-        levels = np.minimum((places * (self.tops + 1)).astype(np.int64), self.tops)
+    def levels(self, positions: Floats) -> Ints:
+        """Return the levels, shape (m, d), at positions in the unit cube, shape (m, d)."""
+        levels = np.minimum((positions * (self.tops + 1)).astype(np.int64), self.tops)
         for axis, parameter in enumerate(self._parameters):
             if _by_value(parameter):
                 low, high = float(parameter.value(0)), float(parameter.value(parameter.levels - 1))
                 levels[:, axis] = np.clip(
-                    np.rint(low * (high / low) ** places[:, axis] - low), 0, self.tops[axis]
+                    np.rint(low * (high / low) ** positions[:, axis] - low), 0, self.tops[axis]
                 )
         return levels
 
-    def places(self, levels: Any) -> Floats:
+    def positions(self, levels: Any) -> Floats:
         """Return the middle of the cell of each point in the unit cube, shape (m, d); the inverse of `levels`."""
         array = np.asarray(levels, dtype=np.float64).reshape(-1, len(self.tops))
         units = (array + 0.5) / (self.tops + 1)
@@ -77,7 +77,7 @@ class Lattice:
     def features(self, levels: Any) -> Floats:
         """Return model inputs, shape (m, columns): ordered parameters on [0, 1], others as one column a category."""
         array = self.settled(np.asarray(levels, dtype=np.int64).reshape(-1, len(self.tops)))
-        units, columns = self.places(array), []
+        units, columns = self.positions(array), []
         for axis, parameter in enumerate(self._parameters):
             if parameter.levels == 1:
                 continue
@@ -101,7 +101,7 @@ def _condition(space: Space, parameter: Parameter) -> tuple[int, list[tuple[int,
 
 
 def _bent(parameter: Parameter, units: Floats) -> Floats:
-    """Return places on [0, 1] as the models see them."""
+    """Return positions on [0, 1] as the models see them."""
     if parameter.scale != "log":
         return units
     low, high = float(parameter.value(0)), float(parameter.value(parameter.levels - 1))

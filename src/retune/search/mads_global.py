@@ -71,9 +71,9 @@ def _poll(problem: Problem, settings: MadsGlobalSettings, free: set[Levels]) -> 
     for basis in range(_BASES):
         rng = np.random.default_rng(hashed(problem.seed, center, frame.sizes, frame.restarts, basis))
         around = [problem.snap(levels) for levels in _directions(frame, reaches, center, rng)]
-        found = [levels for levels in dict.fromkeys(around) if levels not in problem.seen]
-        yield from (Candidate(levels, _origin(frame)) for levels in found)
-        if found:
+        unseen = [levels for levels in dict.fromkeys(around) if levels not in problem.seen]
+        yield from (Candidate(levels, _origin(frame)) for levels in unseen)
+        if unseen:
             return
 
 
@@ -88,13 +88,13 @@ def _directions(
     normal /= np.linalg.norm(normal)
     columns: Floats = np.eye(len(axes)) - 2 * np.outer(normal, normal)
     columns /= np.abs(columns).max(axis=0)
-    found = []
+    points = []
     for column in (*columns.T, *-columns.T):
         levels = list(center)
         for axis, share in zip(axes, column, strict=True):
             levels[axis] = min(max(levels[axis] + round(share * frame.sizes[axis]), 0), ranges[axis])
-        found.append(levels)
-    return found
+        points.append(levels)
+    return points
 
 
 def _origin(frame: Frame) -> str:

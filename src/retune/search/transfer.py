@@ -45,7 +45,7 @@ class TransferModel:
     ) -> None:
         self._groups = lattice.groups
         self._sources = [
-            fit(lattice.features(places), targets, lattice.groups) for places, targets in earlier
+            fit(lattice.features(points), targets, lattice.groups) for points, targets in earlier
         ]
         inputs = lattice.features(own)
         self._level, self._shares = self._aligned(inputs, values)
@@ -146,9 +146,9 @@ def adapted(problem: Problem) -> Problem:
     return replace(problem, warm=(*same, *sources, *failed))
 
 
-def _expected(problem: Problem, lattice: Lattice, places: Sequence[Levels], objective: int) -> list[float]:
-    """Return what is expected of `places` here in one objective, in this study's own unit if it has results."""
-    if not places:
+def _expected(problem: Problem, lattice: Lattice, points: Sequence[Levels], objective: int) -> list[float]:
+    """Return what is expected of `points` here in one objective, in this study's own unit if it has results."""
+    if not points:
         return []
 
     def one(points: Sequence[Point]) -> tuple[Point, ...]:
@@ -156,7 +156,7 @@ def _expected(problem: Problem, lattice: Lattice, places: Sequence[Levels], obje
 
     own = one([point for point in problem.ok if point.source is None])
     view = replace(problem, points=own, warm=(), earlier=one(problem.earlier))
-    mean = objective_model(view, lattice).predict(lattice.features(places))[0]
+    mean = objective_model(view, lattice).predict(lattice.features(points))[0]
     if not own:
         return [float(value) for value in mean]
     values = np.array([point.value for point in own])
