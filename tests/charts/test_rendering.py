@@ -166,10 +166,7 @@ def test_names_that_yaml_reads_as_something_else_stay_text(helm, tmp_path, word,
         "--set-string", f"mlflow.database.existingSecret={word},mlflow.database.key={word}"
     )
     assert [p for d in elsewhere for p in problems(d, VERSIONS[-1])] == []
-    (job,) = [d for d in documents if d["kind"] == "CronJob"]
-    (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-    overrides = [w for w in container["command"] if "=" in w and not w.startswith("-")]
-    cluster = load(ROOT / "studies/davouse2024.yaml", overrides).cluster
+    cluster = load(ROOT / "studies/davouse2024.yaml", overrides(documents)).cluster
     assert {cluster.namespace, cluster.service_account, cluster.queue, cluster.katib.runtime} == {word}
     assert (cluster.secrets[1:], cluster.pull_secrets) == ([word, other], [word])
 
@@ -314,6 +311,24 @@ def test_the_cluster_may_choose_users_and_a_digest_goes_before_the_tag(rendered)
         assert spec["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
         images = {c["image"] for c in spec["containers"] if "retune-train" in c["image"]}
         assert all(image.endswith(f"@sha256:{'a' * 64}") for image in images)
+
+
+@pytest.mark.parametrize(("written", "user"), [("null", None), ("1000680000", 1000680000), ("10001", 10001)])
+def test_the_pods_of_a_scheduled_study_run_as_the_charts_do(helm, written, user):
+    """OpenShift refuses pods that name a user outside of the namespace's range."""
+    words = [
+        "--set", "schedules.studies[0].name=a,schedules.studies[0].cron=@daily,schedules.studies[0].study.name=a",
+        "--set", f"podSecurity.runAsUser={written},trainJob.enabled=true,trainJob.gpuResource=amd.com/gpu",
+    ]  # fmt: skip
+    cluster = load(ROOT / "studies/davouse2024.yaml", overrides(helm.render(*words))).cluster
+    assert (cluster.run_as_user, cluster.gpu_resource) == (user, "amd.com/gpu")
+
+
+def overrides(documents):
+    """Return the keys of the study that the one schedule sets."""
+    (job,) = [d for d in documents if d["kind"] == "CronJob"]
+    (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    return [word for word in container["command"] if "=" in word and not word.startswith("-")]
 
 
 def test_helm_template_does_not_take_out_what_it_puts_in(helm):

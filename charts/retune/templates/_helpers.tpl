@@ -156,12 +156,19 @@ http://{{ include "retune.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc.clu
 {{- with .Values.images.pullSecrets }}
 - cluster.pull_secrets={{ include "retune.words" . }}
 {{- end }}
+{{- $user := .Values.podSecurity.runAsUser | int64 }}
+{{- if ne $user 10001 }}{{/* a study's default */}}
+- cluster.run_as_user={{ $user | default "null" }}
+{{- end }}
 {{- with .Values.kueue.queue }}
 - cluster.queue={{ include "retune.word" . }}
 {{- end }}
 {{- if .Values.trainJob.enabled }}
 - cluster.katib.trial=TrainJob
 - cluster.katib.runtime={{ include "retune.word" .Values.trainJob.name }}
+{{- if ne .Values.trainJob.gpuResource "nvidia.com/gpu" }}
+- cluster.gpu_resource={{ .Values.trainJob.gpuResource }}
+{{- end }}
 {{- end }}
 {{- with include "retune.mlflowUri" . }}
 - tracking.uri={{ . }}
