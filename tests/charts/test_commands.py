@@ -173,7 +173,7 @@ def test_a_schedule_submits_the_study_with_this_clusters_settings_and_its_budget
     assert started["service_account"] == "retune"
     assert (ran["name"], ran["search"]["trials"], ran["engine"]["kind"]) == ("support-bot", 50, "katib")
     assert ran["artifacts"]["uri"] == f"{s3}/team-a"
-    assert ran["tracking"]["uri"] == "http://retune-mlflow.team-a.svc.cluster.local:5000"
+    assert ran["tracking"]["uri"] == "http://retune-mlflow.team-a.svc:5000"
     assert ran["cluster"]["secrets"] == ["retune-storage", "retune-s3", "retune-mlflow-login"]
     assert ran["cluster"]["pull_secrets"] == ["registry"]
     assert ran["cluster"]["images"] == {f: f"registry.example/ml/retune-{f}:0.1.0" for f in ("train", "eval")}
@@ -284,6 +284,7 @@ def test_mlflow_serves_on_postgresql_and_s3_as_the_chart_starts_it(helm, postgre
         for host in (
             "retune-mlflow",
             "retune-mlflow:5000",
+            "retune-mlflow.team-a.svc:5000",
             "retune-mlflow.team-a.svc.cluster.local:5000",
             "localhost:5000",
             "mlflow.team-a.example",
@@ -291,7 +292,7 @@ def test_mlflow_serves_on_postgresql_and_s3_as_the_chart_starts_it(helm, postgre
             assert answers(api, host, Authorization=f"Basic {account}") == 200, host
             assert answers(api, host) == 401, host
         assert answers(api, "evil.example", Authorization=f"Basic {account}") == 403
-        uri = "http://retune-mlflow.team-a.svc.cluster.local:5000"
+        uri = "http://retune-mlflow.team-a.svc:5000"
         code, output = run(documents, "Pod", "retune-test-mlflow", (uri, address))
         assert (code, "keeps metrics and artifacts" in output) == (0, True), output
         code, output = run(documents, "Pod", "retune-test-storage")
@@ -345,7 +346,7 @@ def test_a_check_fails_where_there_is_nothing(helm, run, name):
     documents = helm.render(
         "--set", "storage.endpoint=http://127.0.0.1:9,storage.accessKeyId=a,storage.secretAccessKey=b"
     )
-    uri = "http://retune-mlflow.team-a.svc.cluster.local:5000"
+    uri = "http://retune-mlflow.team-a.svc:5000"
     code, output = run(
         documents,
         "Pod",

@@ -96,9 +96,10 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- end -}}
 
+{{/* Without `cluster.local`, as not every cluster's domain is called; the pods' search list adds it. */}}
 {{- define "retune.mlflowUri" -}}
 {{- if .Values.mlflow.enabled -}}
-http://{{ include "retune.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc.cluster.local:{{ .Values.mlflow.service.port }}
+http://{{ include "retune.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc:{{ .Values.mlflow.service.port }}
 {{- else -}}
 {{- .Values.mlflow.externalUri -}}
 {{- end -}}
