@@ -120,6 +120,13 @@ def test_bitsandbytes_is_spared_where_no_base_can_need_it(monkeypatch, tmp_path)
     monkeypatch.setattr("retune.gpus.visible", list)
     models.skip_bitsandbytes(Model(base="x", quantization="nf4"))
     assert "bitsandbytes" not in sys.modules
+    (tmp_path / "quantised").mkdir()
+    (tmp_path / "quantised/config.json").write_text(
+        '{"quantization_config": {"quant_method": "bitsandbytes"}}'
+    )
+    for base in (tmp_path / "quantised", "owner/name"):
+        models.skip_bitsandbytes(Model(base=str(base)))
+        assert "bitsandbytes" not in sys.modules
     done = subprocess.run(
         [sys.executable, "-c", "import sys; from retune import models; from retune.study import Model\n"
          "import gc; models.import_libraries(Model(base=sys.argv[1]))\n"

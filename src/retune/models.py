@@ -54,11 +54,40 @@ def quiet() -> None:
 def skip_bitsandbytes(model: Model) -> None:
     """Keep PEFT from importing bitsandbytes, which takes a second, in a process that loads this base alone.
 
-    Only bases in 4 or 8 bits need it, and those need a GPU.
+    Only bases in 4 or 8 bits need it: those of `model.quantization`, which need a GPU, and those whose files are quantised.
     """
-    if model.quantization is None and not gpus.visible():
+    if model.quantization is None and not gpus.visible() and not _may_be_quantized(model):
         # With None for a module Python raises ModuleNotFoundError, so PEFT takes it for not installed
         sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+
+
+def _may_be_quantized(model: Model) -> bool:
+    """Return whether a base's files are quantised, or are not here to tell."""
+    try:
+        return "quantization_config" in json.loads(Path(model.base, "config.json").read_text())
+    except (OSError, ValueError, TypeError, RecursionError):
+        return not Path(model.base).is_dir()
+
+
+def cannot_load_quantized(folder: Path) -> str | None:
+    """Return why transformers cannot load a base whose files are quantised on this machine; None if it can.
+
+    Args:
+        folder: of the base; its config.json has a `quantization_config`.
+    """
+    quiet()
+    import torch
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    try:
+        quantizer = AutoHfQuantizer.from_config(config_of(folder).quantization_config, pre_quantized=True)
+        device = pick_device()
+        quantizer.validate_environment(dtype=torch.float32, device_map={"": device})
+    except InputError:
+        raise
+    except Exception as error:  # each quantisation has its own
+        return first_line(error)
+    return None
 
 
 def import_libraries(model: Model) -> None:

@@ -57,6 +57,17 @@ def test_a_tokenizer_that_closes_every_text_does_not_close_the_prompt():
     assert found.ids[-1] == END
 
 
+def test_a_text_begins_with_the_end_token_where_the_tokenizer_says_so():
+    """OPT has one token for both; a plain text has no prompt, so that token is all there is in front."""
+    raw = tokenizer().backend_tokenizer
+    raw.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", END)])
+    opt = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="</s>", eos_token="</s>")
+    found = tokenize([("", "ab"), ("a", "b")], opt, 100)
+    a, b = opt.convert_tokens_to_ids(["a", "b"])
+    assert found.ids.tolist() == [END, a, b, END, END, a, b, END]
+    assert found.counted.int().tolist() == [0, 1, 1, 1, 0, 0, 1, 1]
+
+
 def test_cut_at_the_end_and_nothing_left_is_left_out():
     found = tokenize([("ab", "cdefgh"), ("abcdefgh", "i"), ("a", "b")], tokenizer(), 6)
     assert found.lengths.tolist() == [6, 4]

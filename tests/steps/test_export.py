@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pty
+import subprocess
 import sys
 import tarfile
 
@@ -21,6 +22,9 @@ from retune.errors import InputError, RetuneError
 from retune.steps import export, tuned
 from retune.steps.chat import open_pair
 from retune.steps.oci import to_oci
+from retune.study import Model
+from tests.conftest import ROOT
+from tests.evaluation.conftest import make_adapter, make_base
 
 
 def run(*words):
@@ -67,6 +71,64 @@ def test_merged_is_what_base_and_adapter_say_together(searched):
     together = PeftModel.from_pretrained(base, tuned.from_run(study.root).adapter).eval()
     torch.testing.assert_close(logits(merged, tokenizer), logits(together, tokenizer), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(logits(merged, tokenizer), before)
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_merging_leaves_alone_what_shares_its_weights_with_an_adapted_layer(tmp_path, target):
+    base = make_base(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(base)
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules=[target])
+    what = tuned.Tuned("tied", adapter, Model(base=str(base)))
+    export.write(what, tmp_path / "out", merge=True)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    loaded = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    together = PeftModel.from_pretrained(loaded, adapter).eval()
+    torch.testing.assert_close(logits(merged, tokenizer), logits(together, tokenizer), rtol=1e-4, atol=1e-5)
+
+
+QUANTISED = """
+import sys
+from pathlib import Path
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from retune.steps import export, tuned
+from retune.study import Model
+from tests.conftest import ROOT
+from tests.evaluation.conftest import make_adapter, make_base
+place = Path(sys.argv[1])
+base = make_base(place / "base", hidden=64)
+four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+AutoModelForCausalLM.from_pretrained(base, quantization_config=four_bits, device_map={"": "cpu"}).save_pretrained(base)
+adapter = make_adapter(base, place / "adapter")
+export.write(tuned.Tuned("quantised", adapter, Model(base=str(base))), place / "out", merge=True)
+merged = AutoModelForCausalLM.from_pretrained(place / "out", dtype=torch.float32)
+loaded = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+ids = torch.arange(30)[None]
+untuned = loaded(ids).logits.detach()
+together = PeftModel.from_pretrained(loaded, adapter).eval()(ids).logits
+print((merged(ids).logits - together).abs().max().item(), (untuned - together).abs().max().item())
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="loads the base on the CPU")
+def test_merging_into_a_quantised_base_rounds_nothing_again(tmp_path):
+    """In a process of its own: others have told PEFT that there is no bitsandbytes."""
+    pytest.importorskip("bitsandbytes")
+    done = subprocess.run(
+        [sys.executable, "-c", QUANTISED, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    off, moved = map(float, done.stdout.split()[-2:])
+    assert off < 1e-4 < 0.1 < moved
+    assert "quantization_config" not in (tmp_path / "out/config.json").read_text()
 
 
 def test_an_oci_layout_is_whole_and_the_same_every_time(searched):

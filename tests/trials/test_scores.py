@@ -17,8 +17,10 @@ from retune.search.random import RandomSettings
 from retune.space import tribes2024
 from retune.study import Study
 from retune.training.resident import ResidentBase
+from retune.trials import trial_record
 from retune.trials.run_trial import run_trial
 from retune.trials.task import TrialTask
+from retune.workspace import folders
 from tests.evaluation.tasks.test_hellaswag import ROWS
 from tests.training.conftest import make_base, make_data, make_study
 
@@ -147,6 +149,25 @@ def test_a_score_decides_the_folder_of_a_search_and_no_other_study_changes_its_o
     assert plain.settings_digest("d", "b") == make_study(place / "base", epochs=1).settings_digest("d", "b")
     fewer = study_of(place, {"objective": GOAL, "benchmark": {"limit": 5}})
     assert len({s.settings_digest("d", "b") for s in (plain, study, fewer)}) == 3
+
+
+def test_other_questions_in_the_same_file_begin_a_new_search_and_the_same_ones_elsewhere_do_not(
+    study, place, base, tmp_path
+):
+    def digests(study):
+        task = task_at(tmp_path, 2, rank=4)
+        return folders.search_folder(study, "d"), trial_record.digest(study, str(place / "data"), task, base)
+
+    moved = tmp_path / place.name / "hellaswag.jsonl"  # the folder's name is part of the files' digest
+    moved.parent.mkdir()
+    moved.write_bytes((place / "hellaswag.jsonl").read_bytes())
+    elsewhere = study_of(
+        place, {"objective": GOAL, "benchmark": {"limit": 6}}, data={"hellaswag": str(moved)}
+    )
+    before = digests(study)
+    assert digests(elsewhere) == before
+    moved.write_text("".join(moved.read_text().splitlines(keepends=True)[1:]))
+    assert not set(digests(elsewhere)) & set(before)
 
 
 def test_katib_collects_the_score(study, place):

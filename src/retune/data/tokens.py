@@ -178,9 +178,10 @@ def join(
     rest_ids = iter(
         tokenizer([text for texts in rest for text in texts], add_special_tokens=False)["input_ids"]
     )
+    # Some tokenizers append it to every text, but here the text continues. Others (OPT) begin every text with it.
+    appends = tokenizer(["a"])["input_ids"][0][-1:] == [end]
     for prompt, texts in zip(prompts, rest, strict=True):
-        # Some tokenizers append it to every text, but here the text continues
-        if prompt and prompt[-1] == end:
+        if appends and prompt[-1:] == [end]:
             prompt = prompt[:-1]
         ids, counted = list(prompt), [False] * len(prompt)
         for index in range(len(texts)):

@@ -97,6 +97,18 @@ def check(benchmark: Benchmark) -> list[str]:
     return problems
 
 
+def data_digests(benchmark: Benchmark | None) -> dict[str, str]:
+    """Return the digest of each task's files, by its name; none without a benchmark. Nothing is parsed.
+
+    Raises:
+        InputError: if a file is missing or cannot be fetched.
+    """
+    if benchmark is None:
+        return {}
+    found = [tasks.find(name) for name in benchmark.tasks]
+    return {task.name: file_digest(task.files(_locate(benchmark, task))) for task in found}
+
+
 def check_candidates(model: Model, candidates: Sequence[Candidate]) -> list[str]:
     """Return every problem with the base and the adapters: none at that URI, or made for another base."""
     names = [candidate.name for candidate in candidates]
@@ -225,14 +237,19 @@ def _score_all(
     return not changed
 
 
-def _read_task(benchmark: Benchmark, task: Task) -> tuple[list[Question], str]:
+def _locate(benchmark: Benchmark, task: Task) -> Path:
+    """Return the local file or folder of a task."""
     uri = benchmark.data[task.name]  # type: ignore[index]
     try:
-        path = store.download(uri)
+        return store.download(uri)
     except FileNotFoundError as error:
         raise InputError(f"there is no file or folder {uri}") from error
     except RetuneError as error:
         raise InputError(str(error)) from error
+
+
+def _read_task(benchmark: Benchmark, task: Task) -> tuple[list[Question], str]:
+    path = _locate(benchmark, task)
     return task.read(path), file_digest(task.files(path))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from retune import models
 from retune.data import mixing
+from retune.evaluation import bench
 from retune.records import digest
 from retune.study import Study
 
@@ -15,7 +16,7 @@ _BUDGETS = {"trials", "parallel", "max_failed", "max_hours"}
 
 
 def inputs(study: Study) -> dict[str, str]:
-    """Return the digest of each input: ``data <file>`` for every file, ``base``, ``code``, ``study`` and ``budget``.
+    """Return the digest of each input: ``data <file>``, ``benchmark <task>``, ``base``, ``code``, ``study`` and ``budget``.
 
     Raises:
         InputError: if a file is missing.
@@ -27,6 +28,8 @@ def inputs(study: Study) -> dict[str, str]:
         source.pop("uri", None)  # files that were moved are still the same data
     model = study.model.model_dump(mode="json", exclude={"base", "revision"})
     digests = {f"data {name}": sha256 for name, sha256 in mixing.source_digests(study.data).items()}
+    for used in (study.benchmark, study.scored):
+        digests |= {f"benchmark {task}": files for task, files in bench.data_digests(used).items()}
     digests["base"] = study.model.revision or models.base_digest(models.locate(study.model))
     if study.code is not None:
         digests["code"] = study.code

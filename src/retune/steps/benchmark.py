@@ -21,6 +21,7 @@ def inputs(study: Study, folder: SearchFolder) -> dict[str, Any]:
     return {
         "search": folder.search.digest,
         "benchmark": study.benchmark.model_dump(mode="json"),
+        "data": bench.data_digests(study.benchmark),
         "seed": study.seed,
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 from collections.abc import Callable, Iterator
 
 from pydantic import ValidationError
@@ -62,6 +63,7 @@ def _problems(study: Study, network: bool, tracking: bool, notes: list[str]) -> 
             yield f"`search.warm_start` names finished searches, but there is no search.json in {uri}"
     if base_is_local:
         yield from _quantization(study)
+        yield from _problems_of(lambda: _quantized_base(study))
         yield from _problems_of(lambda: _base(study, read_facts))
     if study.benchmark.tasks and not any(uri in skipped for uri in study.benchmark.data.values()):
         yield from bench.check(study.benchmark)
@@ -145,10 +147,7 @@ def _quantization(study: Study) -> list[str]:
     """Return why the base cannot be loaded in 4 bits where the trials run, in Katib's pods or on this machine."""
     if study.model.quantization is None:
         return []
-    inits = {study.training.init} | {
-        str(value) for p in study.search.space.parameters if p.name == "init" for value in p.values or ()
-    }
-    if editing := sorted(inits & set(EDITING)):
+    if editing := _editing(study):
         return [
             f"`init: {editing[0]}` edits the base's weights, which `model.quantization` keeps in 4 bits: remove one of the two"
         ]
@@ -158,6 +157,37 @@ def _quantization(study: Study) -> list[str]:
     import torch
 
     return models.quantization_problems(study.model, torch.cuda.is_available())
+
+
+def _editing(study: Study) -> list[str]:
+    """Return the initialisations of the study that edit the base's weights."""
+    inits = {study.training.init} | {
+        str(value) for p in study.search.space.parameters if p.name == "init" for value in p.values or ()
+    }
+    return sorted(inits & set(EDITING))
+
+
+def _quantized_base(study: Study) -> None:
+    """Refuse a base whose files are quantised, if this machine cannot load it, or the study edits its weights."""
+    try:
+        base = models.locate(study.model)
+        config = json.loads((base / "config.json").read_text())
+    except (InputError, FileNotFoundError, ValueError, RecursionError):
+        return  # reported elsewhere
+    if not isinstance(config, dict) or not config.get("quantization_config"):
+        return
+    kept = f"the weights of {study.model.base} are quantised"
+    problems = []
+    if study.model.quantization:
+        problems.append(
+            f"{kept} already: remove `model.quantization: {study.model.quantization}`, or name the base that is not"
+        )
+    if editing := _editing(study):
+        problems.append(f"`init: {editing[0]}` edits the base's weights, but {kept}: choose another `init`")
+    if study.engine.kind == "local" and (reason := models.cannot_load_quantized(base)):
+        problems.append(f"{kept}, and cannot be loaded here: {reason}")
+    if problems:
+        raise InputError(problems, "model.base")
 
 
 def _base(study: Study, read_facts: Callable[[], base_facts.BaseFacts]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from retune import models, store
-from retune.errors import InputError, RetuneError
+from retune.errors import InputError, RetuneError, first_line
 from retune.markdown import block, plain, row
 from retune.steps.tuned import PROMPT, Tuned, require_fit
 
@@ -148,6 +148,43 @@ def _merge(what: Tuned, out: Path) -> None:
     from peft import PeftModel
 
     base = models.load_base(what.model)
+    if getattr(base.model, "is_quantized", False):
+        base.model = _dequantized(base.model, what.model.base)
     tuned = PeftModel.from_pretrained(base.model, what.adapter)
+    _untie_adapted(base.model)
     tuned.merge_and_unload(safe_merge=True).save_pretrained(out)
     _tokenizer(what).save_pretrained(out)
+
+
+def _dequantized(model: Any, name: str) -> Any:
+    """Return a quantised base in its full precision: rounding the sum with an adapter to a few bits again would change it.
+
+    Raises:
+        InputError: if transformers cannot do that for this quantisation.
+    """
+    try:
+        model = model.dequantize()
+    except NotImplementedError as error:
+        raise InputError(
+            f"--merge needs weights in full precision, but those of {name} are quantised, and transformers cannot restore "
+            f"them ({first_line(error)}): name the base that is not quantised by --base"
+        ) from error
+    model._weight_conversions = None  # how the quantised files were read, which saving would try to reverse
+    return model
+
+
+def _untie_adapted(model: Any) -> None:
+    """Give embeddings and output layer weights of their own if they share them and one has an adapter.
+
+    Otherwise merging the adapter of one would change the other too.
+    """
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    inner = [layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer for layer in layers]
+    if None in inner or inner[0].weight is not inner[1].weight or layers == inner:
+        return
+    inner[1].weight = torch.nn.Parameter(inner[1].weight.detach().clone(), requires_grad=False)
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
@@ -548,22 +549,34 @@ class Study(Section):
         """The folder of everything this study writes."""
         return f"{self.artifacts.uri.rstrip('/')}/{self.name}"
 
-    def settings_digest(self, data_digest: str, base_digest: str) -> str:
-        """Return the digest of all that affects the result of a setting: data, base, training, seed, code."""
+    def settings_digest(
+        self, data_digest: str, base_digest: str, scored: Mapping[str, str] | None = None
+    ) -> str:
+        """Return the digest of all that affects the result of a setting: data, base, training, seed, code.
+
+        Args:
+            data_digest, base_digest: of the mixed data and the base.
+            scored: the digest of each benchmark's files that every trial is scored on, by its task.
+        """
         used = {"data": data_digest, "base": base_digest, "dtype": self.model.dtype, "training": self.training.decides(),
                 "max_length": self.data.max_length, "loss_on": self.data.loss_on, "seed": self.seed}  # fmt: skip
         if self.model.quantization is not None:
             used["quantization"] = self.model.quantization
         if self.scored is not None:
             kept = {"tasks", "limit", "protocol", "temperature", "samples"}
-            data = {task: self.benchmark.data[task] for task in self.scored.tasks}
-            used["scored"] = {**self.scored.model_dump(mode="json", include=kept), "data": data}
+            used["scored"] = {**self.scored.model_dump(mode="json", include=kept), "data": dict(scored or {})}
         if self.code is not None:
             used["code"] = self.code
         return digest(used)
 
-    def search_digest(self, data_digest: str, base_digest: str) -> str:
-        """Return the digest of all that affects which settings are tried; budgets (trials, hours) are not part of it."""
+    def search_digest(
+        self, data_digest: str, base_digest: str, scored: Mapping[str, str] | None = None
+    ) -> str:
+        """Return the digest of all that affects which settings are tried; budgets (trials, hours) are not part of it.
+
+        Args:
+            data_digest, base_digest, scored: as of `settings_digest`.
+        """
         search = self.search.model_dump(
             mode="json", include={"algorithm", "settings", "objective", "constraints", "warm_start"}
         )
@@ -574,7 +587,7 @@ class Study(Section):
         if self.search.proxy is not None:
             search["proxy"] = self.search.proxy.share
         decides = {
-            "settings": self.settings_digest(data_digest, base_digest),
+            "settings": self.settings_digest(data_digest, base_digest, scored),
             "search": search,
             "space": {"parameters": [_digest_content(p) for p in self.search.space.parameters]},
         }

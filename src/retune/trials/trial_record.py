@@ -47,12 +47,13 @@ def finished(task: TrialTask, settings_digest: str) -> TrialRecord | None:
 
 def digest(study: Study, data_uri: str, task: TrialTask, base: ResidentBase) -> str:
     """Return the digest of everything, besides assignment and seed, that determines the trial's result."""
+    from retune.evaluation import bench
     from retune.training import resident
 
     data = resident.data_digest(data_uri)
     if task.role == "proxy":
         data = f"{data}-{base.proxy_subset(data_uri, study)[1].digest}"
-    return study.settings_digest(data, base.load().digest)
+    return study.settings_digest(data, base.load().digest, bench.data_digests(study.scored))
 
 
 def new(

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from retune import models, store
 from retune.data import mixing
+from retune.evaluation import bench
 from retune.study import Study
 
 
@@ -31,7 +32,8 @@ def data_folder(study: Study) -> str:
 def search_folder(study: Study, data_digest: str) -> str:
     """Return the URI of the study's search on the mixed data with this digest."""
     base = models.base_digest(models.locate(study.model))
-    return store.join(study.root, f"search-{study.search_digest(data_digest, base)}")
+    scored = bench.data_digests(study.scored)
+    return store.join(study.root, f"search-{study.search_digest(data_digest, base, scored)}")
 
 
 def work_folder(study: Study) -> Path:
