@@ -405,3 +405,20 @@ def test_a_version_that_was_deleted_meanwhile_is_named(database, versions, tmp_p
         with pytest.raises(InputError, match="there is no version '1'"):
             ask()
     assert not (tmp_path / "x").exists()
+
+
+def test_an_adapter_that_mlflow_removed_for_good_is_named_and_registered_anew(
+    database, versions, adapter, tmp_path
+):
+    """`mlflow gc` removes a deleted run with its artifacts; the version stays."""
+    versions(1)
+    client = connect(database)
+    run = client.get_model_version("m", "1").run_id
+    client.delete_run(run)
+    words = ["gc", "--backend-store-uri", database, "--tracking-uri", database, "--run-ids", run]
+    subprocess.run([sys.executable, "-m", "mlflow", *words], check=True, capture_output=True, timeout=120)
+    with pytest.raises(InputError, match=f"m version 1: its adapter is gone from MLflow: run {run}"):
+        download_adapter(database, "m", "1", tmp_path / "x")
+    versions(1)
+    assert aliases(database, "m").challenger == "2"
+    assert (download_adapter(database, "m", "2", tmp_path / "x") / "adapter_config.json").is_file()

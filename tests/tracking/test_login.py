@@ -11,10 +11,14 @@ import pytest
 
 from retune.errors import InputError, RetuneError
 from retune.registry.aliases import aliases
+from retune.registry.promotion import promote
+from retune.registry.versions import register
 from retune.steps.check import check
 from retune.tracking import server
 from tests.conftest import ROOT
 from tests.mlflow_server import Server
+from tests.registry.test_promotion import adapter  # noqa: F401
+from tests.selection.test_choice import trial
 
 pytest_plugins = ["tests.mlflow_server"]
 pytestmark = pytest.mark.slow
@@ -82,6 +86,25 @@ def test_a_study_that_would_be_refused_at_its_end_is_refused_at_once(guarded, lo
         check(small(f"tracking.uri={guarded.uri}"))
     with pytest.raises(RetuneError, match=answer):
         aliases(guarded.uri, "model")
+
+
+def test_an_account_that_may_only_read_is_told_so(guarded, log_in, adapter):  # noqa: F811
+    """MLflow lets everyone read the model of others, and only them change it."""
+    from mlflow.server import get_app_client
+
+    log_in("retune", PASSWORD)
+    register(guarded.uri, "m", trial(1, 1.9, "search"), adapter("a"), study="demo")
+    get_app_client("basic-auth", tracking_uri=guarded.uri).create_user("reader", "a-readers-password")
+    log_in("reader", "a-readers-password")
+    assert aliases(guarded.uri, "m").challenger == "1"
+    for change in (
+        lambda: promote(guarded.uri, "m", "1", None),
+        lambda: register(guarded.uri, "m", trial(2, 1.8, "search"), adapter("b"), study="demo"),
+    ):
+        with pytest.raises(
+            RetuneError, match=r"MLflow refused \(PERMISSION_DENIED\): .*whether the account may do this"
+        ):
+            change()
 
 
 def test_helms_test_passes_with_the_account_and_a_changed_password_counts_from_the_next_start(guarded, log_in, small):  # fmt: skip

@@ -10,7 +10,7 @@ from retune.records import GateRecord, now
 from retune.registry.aliases import CHAMPION, PREVIOUS, Aliases, aliases_of
 from retune.registry.client import existing_client
 from retune.registry.lock import Lock
-from retune.registry.retry import retries_outages
+from retune.registry.retry import refusals_in_words, retries_outages
 from retune.registry.versions import require_version
 from retune.tracking.runs import connect, tracking_uri
 
@@ -71,6 +71,7 @@ def promote(uri: str, model: str, version: str, expected: str | None) -> Aliases
         return aliases_of(client, model)
 
 
+@refusals_in_words()
 def promote_challenger(uri: str, model: str) -> Aliases:
     """Promote the challenger if the gate decided so; do nothing if it is champion already.
 
@@ -96,6 +97,7 @@ def promote_challenger(uri: str, model: str) -> Aliases:
     return promote(uri, model, current.challenger, tags.get("gate_champion") or None)
 
 
+@refusals_in_words()
 def rollback(uri: str, model: str) -> Aliases:
     """Make ``previous`` the champion again; the current champion becomes ``previous``, so twice is back.
 

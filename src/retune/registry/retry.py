@@ -1,15 +1,19 @@
-"""Repeats operations of the registry while the MLflow server is unreachable, for as long as `retune.outages` says."""
+"""Repeats operations of the registry while the MLflow server is unreachable, for as long as `retune.outages` says.
+
+What MLflow refuses for good is told in a sentence.
+"""
 
 from __future__ import annotations
 
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Concatenate, ParamSpec, TypeVar
 
 from retune import outages
-from retune.errors import first_line
+from retune.errors import RetuneError, first_line
 from retune.registry.lock import Expired
 from retune.tracking import server
 from retune.tracking.runs import is_remote, tracking_uri
@@ -26,11 +30,12 @@ def retries_outages(operation: Callable[Concatenate[str, P], T]) -> Callable[Con
     The operation must be idempotent: the server may have carried out a request whose answer was lost.
 
     Raises:
-        Unreachable: if the server stays unreachable.
+        Unreachable: if the server stays unreachable. RetuneError: if it refuses.
 
     """
 
     @functools.wraps(operation)
+    @refusals_in_words()
     def call(uri: str, /, *args: P.args, **kwargs: P.kwargs) -> T:
         limit, begin = outages.retry_seconds(), time.monotonic()
         warned = False
@@ -50,6 +55,22 @@ def retries_outages(operation: Callable[Concatenate[str, P], T]) -> Callable[Con
             time.sleep(min(_PAUSE, limit / 10))
 
     return call
+
+
+@contextmanager
+def refusals_in_words() -> Iterator[None]:
+    """Convert what MLflow's client raises, inside a ``with`` block or as a decorator."""
+    try:
+        yield
+    except Exception as error:
+        from mlflow.exceptions import MlflowException
+
+        if not isinstance(error, MlflowException):
+            raise
+        raise RetuneError(
+            f"MLflow refused ({error.error_code}): {first_line(error)[:500]}; see whether the account may do this "
+            "(MLFLOW_TRACKING_USERNAME), and whether somebody has deleted what it is about"
+        ) from error
 
 
 def _is_passing(error: Exception) -> bool:

@@ -17,7 +17,7 @@ from retune.registry.aliases import CHALLENGER, CHAMPION, PREVIOUS, aliases_of
 from retune.registry.client import client_of, existing_client
 from retune.registry.gate import ChampionFacts
 from retune.registry.lock import Lock
-from retune.registry.retry import retries_outages
+from retune.registry.retry import refusals_in_words, retries_outages
 from retune.store import names
 from retune.tracking.runs import TRIAL, ensure_experiment, tracking_uri, trial_run
 
@@ -100,10 +100,24 @@ def _ensure_model(client: Any, model: str) -> None:
 
 
 def _registered(client: Any, model: str, digest: str) -> str | None:
+    """Return the version with this adapter, unless its files are gone: somebody may have deleted the run for good."""
     for version in client.search_model_versions(f"name = '{model}'"):
-        if version.tags.get("adapter_digest") == digest and version.status == "READY":
+        same = version.tags.get("adapter_digest") == digest and version.status == "READY"
+        if same and _artifacts(client, version.run_id):
             return str(version.version)
     return None
+
+
+def _artifacts(client: Any, run_id: str) -> list[Any]:
+    """Return the files of the adapter in a run; none if `mlflow gc` has removed it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return list(client.list_artifacts(run_id, "adapter"))
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return []
+        raise
 
 
 def _run_with_adapter(
@@ -147,6 +161,7 @@ def _tags(
     return {**tags, **{name: str(value) for name, value in extra_tags.items()}}
 
 
+@refusals_in_words()
 def version(uri: str, model: str, named: str) -> tuple[str, dict[str, str]]:
     """Return the version that an alias or a number names, and its tags.
 
@@ -181,6 +196,7 @@ def require_version(client: Any, model: str, version: str) -> str:
     raise InputError(f"there is no version {version!r}; the newest are {known[:10]}", model)
 
 
+@refusals_in_words()
 def describe(uri: str, model: str) -> dict[str, dict[str, str] | None]:
     """Return for each alias its version and that version's tags; None where it points to none."""
     client = existing_client(uri, model)
@@ -193,6 +209,7 @@ def describe(uri: str, model: str) -> dict[str, dict[str, str] | None]:
     return described
 
 
+@refusals_in_words()
 def prompt(uri: str, model: str, version: str) -> Prompt | None:
     """Return the prompt template that a registered version was tuned with; None for versions of older releases."""
     client = existing_client(uri, model)
@@ -215,7 +232,13 @@ def download_adapter(uri: str, model: str, version: str, folder: Path) -> Path:
     """
     client = existing_client(uri, model)
     entry = client.get_model_version(model, require_version(client, model, version))
-    listed = client.list_artifacts(entry.run_id, "adapter")
+    listed = _artifacts(client, entry.run_id)
+    if not listed:
+        raise InputError(
+            f"its adapter is gone from MLflow: run {entry.run_id} has no such files any more; promote another version, or "
+            "run the study again, which registers its adapter anew",
+            f"{model} version {version}",
+        )
     names.check((item.path for item in listed), f"{model} version {version}")
     if folders := [item.path for item in listed if item.is_dir]:
         raise InputError(
