@@ -36,6 +36,24 @@ def test_a_request_on_github_is_opened_once_and_then_updated(server):
     assert server.requests[-1][:3] == ("PATCH", "/repos/team/bot/pulls/7", {"title": "T2", "body": "B2"})
 
 
+def test_a_job_on_a_tag_proposes_to_the_default_branch_and_one_on_a_pull_request_to_none(tmp_path):
+    """GitHub has no request whose base is a tag, or `7/merge`, and would say so only when the GPU hours are spent."""
+    (tmp_path / "event.json").write_text('{"repository": {"default_branch": "trunk"}}')
+    env = {
+        "GITHUB_REPOSITORY": "team/bot",
+        "GITHUB_TOKEN": "t0ken",
+        "GITHUB_REF_NAME": "v1.0",
+        "GITHUB_REF_TYPE": "tag",
+    }
+    event = {"GITHUB_EVENT_PATH": str(tmp_path / "event.json")}
+    assert forge.Forge.from_environment({**env, **event}).base == "trunk"
+    with pytest.raises(InputError, match=r"runs on the tag v1\.0: run it on a branch"):
+        forge.Forge.from_environment(env)
+    env |= {"GITHUB_REF_NAME": "7/merge", "GITHUB_REF_TYPE": "branch", "GITHUB_BASE_REF": "trunk", **event}
+    with pytest.raises(InputError, match=r"on a pull request \(7/merge\)"):
+        forge.Forge.from_environment(env)
+
+
 def test_a_request_on_gitlab(server):
     found = forge.Forge.from_environment(
         {"CI_PROJECT_ID": "12", "CI_API_V4_URL": server.url, "GITLAB_TOKEN": "t0ken"}

@@ -50,11 +50,11 @@ class Forge:
         """Return the forge of this CI job.
 
         Raises:
-            InputError: if the job runs on a forge but has no token for it.
+            InputError: if the job runs on a forge but has no token for it, or no branch to propose to.
         """
         if name := env.get("GITHUB_REPOSITORY"):
             api = f"{env.get('GITHUB_API_URL', 'https://api.github.com')}/repos/{name}"
-            return cls("github", api, _token(env, "GITHUB_TOKEN"), env.get("GITHUB_REF_NAME", "main"))
+            return cls("github", api, _token(env, "GITHUB_TOKEN"), _branch(env))
         if number := env.get("CI_PROJECT_ID"):
             server = env.get("CI_API_V4_URL", "https://gitlab.com/api/v4")
             project = f"{server}/projects/" + quote(number, safe="")
@@ -118,6 +118,25 @@ def _token(env: Mapping[str, str], name: str) -> str:
     raise InputError(
         f"--pull-request needs a token that is allowed to open pull requests: set {name} or RETUNE_TOKEN in the environment"
     )
+
+
+def _branch(env: Mapping[str, str]) -> str:
+    """Return the branch of a GitHub job; the repository's default where the job runs on a tag."""
+    name = env.get("GITHUB_REF_NAME", "main")
+    if env.get("GITHUB_BASE_REF"):
+        raise InputError(
+            f"--pull-request proposes a change of a branch, but this job runs on a pull request ({name}), whose own changes "
+            "would be proposed too: run it on push, schedule or workflow_dispatch"
+        )
+    if env.get("GITHUB_REF_TYPE") != "tag":
+        return name
+    try:
+        event = json.loads(Path(env["GITHUB_EVENT_PATH"]).read_text())
+        return str(event["repository"]["default_branch"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"--pull-request proposes a change of a branch, but this job runs on the tag {name}: run it on a branch"
+        ) from error
 
 
 def require_repository() -> None:
