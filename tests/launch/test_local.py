@@ -1,6 +1,7 @@
 """The log of a local run: how failures are reported, and that earlier logs are kept."""
 
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -40,6 +41,23 @@ def test_the_error_of_the_failed_step_is_shown(tmp_path, monkeypatch):
         log.failure()
         == "the run ended without an error message, so it was probably killed (is there memory enough?)"
     )
+
+
+def test_a_disk_that_has_no_room_for_the_error_is_told_too(small, tmp_path):
+    """A limit on the size of files stands for the full disk."""
+    log = Log(tmp_path / "logs/pipeline.log")
+    log.rotate()
+    arguments = tmp_path / "study.json"
+    arguments.write_text(small().model_dump_json())
+    done = subprocess.run(
+        [sys.executable, "-m", "retune.launch.run", str(arguments)], env={**os.environ, ERROR_FILE: str(log.error)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5, 5)), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 75, done.stderr
+    assert log.error.read_text() == "the s"
+    assert "DiskFull" in done.stderr
+    log.path.write_text("step mix\n")
+    assert log.failure(done.returncode).startswith("the step 'mix' failed: No space left on device, not even")
 
 
 def test_the_order_of_the_steps_is_that_of_the_compiled_pipeline(small):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from retune.errors import FULL, DiskFull, Interrupted, RetuneError
+from retune.errors import FULL, REMEDIES, DiskFull, Interrupted, RetuneError
 from retune.launch.run import ERROR_FILE
 from retune.processes import PARENT
 from retune.steps.search import STOP_FILE
@@ -48,13 +49,22 @@ class Log:
         for old in earlier[:-KEPT_LOGS]:
             old.unlink(missing_ok=True)
 
-    def failure(self) -> str:
-        """Return which step failed and its error, so that users need not search the log."""
-        if self.error.exists():
-            return self.error.read_text(encoding="utf-8", errors="replace")[:2000]
+    def failure(self, code: int = 1) -> str:
+        """Return which step failed and its error, so that users need not search the log.
+
+        Args:
+            code: the exit code of the steps' process.
+        """
+        kept = self.error.read_text(encoding="utf-8", errors="replace") if self.error.exists() else ""
+        full = code == DiskFull.exit_code
+        # On a full disk the file may be empty, or end in mid-word
+        if kept and (not full or any(os.strerror(number) in kept for number in FULL)):
+            return kept[:2000]
         text = self.path.read_text(errors="replace") if self.path.exists() else ""
         begun = re.findall(r"^step (\w+)$", text, re.M)
         step = f"the step {begun[-1]!r}" if begun else "the run"
+        if full:
+            return f"{step} failed: {os.strerror(errno.ENOSPC)}, not even the error could be written; {REMEDIES[errno.ENOSPC]}"
         return f"{step} ended without an error message, so it was probably killed (is there memory enough?)"
 
 
@@ -99,7 +109,7 @@ def run(
         if requested and process.returncode != 0:
             raise Interrupted("stopped; running trials saved a checkpoint. Run the same command to resume")
         if process.returncode != 0:
-            failure = log.failure()
+            failure = log.failure(process.returncode)
             # The error's class does not survive the process, but its text holds the system's words
             kind = DiskFull if any(os.strerror(number) in failure for number in FULL) else RetuneError
             raise kind(f"{failure}; the whole log is {log.path}")

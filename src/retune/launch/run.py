@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from retune import models, outages
 from retune.engines import spares, worker
-from retune.errors import RetuneError
+from retune.errors import FULL, DiskFull, RetuneError
 from retune.processes import die_with_run
 from retune.study import Study, parse
 from retune.workspace import folders, progress
@@ -80,7 +81,8 @@ def error_kept(step: str) -> Iterator[None]:
         path = Path(os.environ.get(ERROR_FILE, os.devnull))
         if not path.exists():
             text = str(error) if isinstance(error, RetuneError) else f"{type(error).__name__}: {error}"
-            path.write_text(f"the step {step!r} failed: {text.strip()}", encoding="utf-8")
+            with suppress(OSError):  # on a full disk the exit code has to tell
+                path.write_text(f"the step {step!r} failed: {text.strip()}", encoding="utf-8")
         raise
 
 
@@ -110,4 +112,11 @@ def _is_searched(study: Study) -> bool:
 
 
 if __name__ == "__main__":
-    main(parse(json.loads(Path(sys.argv[1]).read_text())))
+    try:
+        main(parse(json.loads(Path(sys.argv[1]).read_text())))
+    except (DiskFull, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in FULL:
+            raise
+        with suppress(OSError):
+            traceback.print_exc()
+        sys.exit(DiskFull.exit_code)

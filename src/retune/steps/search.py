@@ -79,8 +79,7 @@ def _run(
     should_stop: Callable[[], bool],
 ) -> SearchRecord:
     seconds_file = work / "logs" / f"{folder.name}.seconds"
-    seconds_file.parent.mkdir(parents=True, exist_ok=True)
-    before = float(seconds_file.read_text()) if seconds_file.exists() else 0.0
+    before = _seconds_before(seconds_file)
     finished = list(Ledger(folder.uri).records.values())
     display = progress.SearchProgress(
         work / "progress.json",
@@ -104,7 +103,7 @@ def _run(
     def observe(event: Event) -> None:
         display(event)
         if event.kind == "finished":
-            seconds_file.write_text(f"{display.seconds:.1f}\n")
+            store.write(seconds_file, f"{display.seconds:.1f}\n".encode())
         track(tracker, event)
         track(boards, event)
 
@@ -114,11 +113,19 @@ def _run(
     try:
         job = SearchJob(study, data_uri, folder.uri, work, observe, stop, before / 3600)
         outcome = engines.start(job).run()
-        seconds_file.write_text(f"{display.seconds:.1f}\n")
+        store.write(seconds_file, f"{display.seconds:.1f}\n".encode())
     finally:
         tracker.close()
         boards.close()
     return _record(study, folder.ledger, outcome.stopped_by, data_digest, display.seconds / 3600)
+
+
+def _seconds_before(file: Path) -> float:
+    """Return the seconds that earlier runs of a search took; 0 if that is not known."""
+    try:
+        return float(file.read_text())
+    except (FileNotFoundError, ValueError):  # an older release left it empty where the disk was full
+        return 0.0
 
 
 def _record(study: Study, ledger: Ledger, stopped_by: str, data_digest: str, hours: float) -> SearchRecord:
