@@ -12,7 +12,7 @@ from retune.errors import InputError, RetuneError
 from retune.search import Observation
 from retune.study import load
 from retune.suggestion.client import SuggestionClient
-from tests.conftest import DEMO
+from tests.conftest import DEMO, wait_for
 from tests.katib_simulator import services
 from tests.katib_simulator.admission import suggestion_config
 
@@ -258,17 +258,10 @@ def experiment(cluster, on_katib, tmp_path):
                 mark(made, how)
                 cluster.objects.replace("experiments", made, status_only=True)
         name = made["metadata"]["name"]
-        wait(lambda: cluster.objects.get("experiments", namespace, name)["metadata"].get("finalizers"))
+        wait_for(lambda: cluster.objects.get("experiments", namespace, name)["metadata"].get("finalizers"))
         return name
 
     return make
-
-
-def wait(condition):
-    until = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def test_it_is_not_taken_out_while_an_experiment_uses_it_running_or_finished(cluster, experiment):
@@ -286,7 +279,7 @@ def test_it_is_not_taken_out_while_an_experiment_uses_it_running_or_finished(clu
     assert cluster.objects.find("experiments", "team-b", done) is None
     assert suggestion_config(cluster.objects, "lhs")
     cluster.objects.delete("experiments", "team-a", running)
-    wait(lambda: cluster.objects.find("experiments", "team-a", running) is None)
+    wait_for(lambda: cluster.objects.find("experiments", "team-a", running) is None)
     retune("unregister")
     assert suggestion_config(cluster.objects, "lhs") is None
 
@@ -310,7 +303,7 @@ def test_an_experiment_whose_entry_was_taken_out_by_force_goes_once_it_is_back(c
     time.sleep(0.5)
     assert cluster.objects.get("experiments", "team-a", name)["metadata"]["deletionTimestamp"]
     retune("register", "--image", "r/s:1")
-    wait(lambda: cluster.objects.find("experiments", "team-a", name) is None)
+    wait_for(lambda: cluster.objects.find("experiments", "team-a", name) is None)
 
 
 def test_an_experiment_that_does_not_go_is_told_and_nothing_is_taken_out(cluster, experiment, monkeypatch):
