@@ -70,6 +70,10 @@ class Cluster:
         chosen = ["--selector", selector] if selector else []
         return json.loads(self.kubectl("get", kind, *chosen, "--output", "json"))["items"]
 
+    def trials(self, experiment, state):
+        """How many trials of an Experiment are in a state, e.g. ``Succeeded``; 0 before the controller has looked at it."""
+        return self.get("experiment", experiment).get("status", {}).get(f"trials{state}", 0)
+
     def pods(self, selector, phase="Running"):
         """Names of the pods in a phase that nobody is deleting."""
         return [

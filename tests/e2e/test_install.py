@@ -84,10 +84,7 @@ def test_a_new_user_gets_from_the_page_to_a_search_and_back(shell, images):
     assert "Kind:         Experiment" in printed
     assert "Kind:         Suggestion" in printed
 
-    def succeeded():
-        return shell.get("experiment", name)["status"].get("trialsSucceeded") == 2
-
-    until(succeeded, 900, "the end of two trials")
+    until(lambda: shell.trials(name, "Succeeded") == 2, 900, "the end of two trials")
     (shell.folder / "my-values.yaml").write_text(shell.helm("get", "values", "retune", "--output", "yaml"))
     shell.shell("helm upgrade retune")
     assert json.loads(shell.helm("status", "retune", "--output", "json"))["version"] == 2

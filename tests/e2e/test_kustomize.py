@@ -54,9 +54,7 @@ def test_the_way_without_helm(namespace, images, tmp_path):
     assert registered(place) == set(OURS)
     # A search in that namespace, under its rules for pods and for their network.
     search(place, images, "done", "sleep 3; echo loss=1")
-    until(
-        lambda: place.get("experiment", "done")["status"].get("trialsSucceeded"), 300, "the end of the search"
-    )
+    until(lambda: place.trials("done", "Succeeded"), 300, "the end of the search")
 
     place.kubectl("delete", "job", "retune-register", "--namespace", "kubeflow", namespaced=False)
     kubectl("apply", "register")  # as an upgrade does

@@ -35,10 +35,8 @@ def test_removal_is_refused_while_katib_needs_our_algorithms(team, namespace, im
     other = namespace("c")
     search(other, images, "done", "sleep 3; echo loss=1")
     search(team, images, "at-work", "sleep 3600")
-    until(lambda: other.get("experiment", "done")["status"].get("trialsSucceeded"), 300, "the end of `done`")
-    until(
-        lambda: team.get("experiment", "at-work")["status"].get("trialsRunning"), 300, "a trial of `at-work`"
-    )
+    until(lambda: other.trials("done", "Succeeded"), 300, "the end of `done`")
+    until(lambda: team.trials("at-work", "Running"), 300, "a trial of `at-work`")
 
     begun = time.monotonic()
     printed = team.helm("uninstall", "retune", "--timeout", "10m", fails=True)
