@@ -260,7 +260,7 @@ def test_mlflow_serves_on_postgresql_and_s3_as_the_chart_starts_it(helm, postgre
     documents = helm.render(
         "--set", f"storage.uri={s3}/team,storage.endpoint={os.environ['AWS_ENDPOINT_URL']}",
         "--set", "storage.accessKeyId=test,storage.secretAccessKey=test,mlflow.database.existingSecret=db,mlflow.workers=1",
-        "--set", "mlflow.allowedHosts={mlflow.team-a.example}",
+        "--set", "mlflow.allowedHosts={mlflow.team-a.example},mlflow.ingress.enabled=true,mlflow.ingress.host=m.example",
     )  # fmt: skip
     documents.append(secret("db", uri=postgres))
     pod = find(documents, "Deployment", "retune-mlflow")["spec"]["template"]["spec"]
@@ -292,6 +292,21 @@ def test_mlflow_serves_on_postgresql_and_s3_as_the_chart_starts_it(helm, postgre
             assert answers(api, host, Authorization=f"Basic {account}") == 200, host
             assert answers(api, host) == 401, host
         assert answers(api, "evil.example", Authorization=f"Basic {account}") == 403
+        # What MLflow's page asks for has this header in browsers, since it is a POST
+        ajax = address + "/ajax-api/2.0/mlflow/runs/search"
+        for host, origin, status in (
+            ("mlflow.team-a.example", "https://mlflow.team-a.example", 200),
+            ("m.example", "https://m.example", 200),
+            ("m.example:8080", "http://m.example:8080", 200),
+            ("m.example", "https://evil.example", 403),
+            ("m.example", "https://m.example.evil.example", 403),
+        ):
+            asked = {
+                "Authorization": f"Basic {account}",
+                "Origin": origin,
+                "Content-Type": "application/json",
+            }
+            assert answers(ajax, host, b'{"experiment_ids": ["0"]}', **asked) == status, origin
         uri = "http://retune-mlflow.team-a.svc:5000"
         code, output = run(documents, "Pod", "retune-test-mlflow", (uri, address))
         assert (code, "keeps metrics and artifacts" in output) == (0, True), output
@@ -329,9 +344,9 @@ def test_mlflow_serves_in_a_cluster_of_ipv6_alone(helm, tmp_path):
         process.stdout.close()
 
 
-def answers(address, host, **headers):
+def answers(address, host, body=None, **headers):
     try:
-        request = urllib.request.Request(address, headers={"Host": host, **headers})
+        request = urllib.request.Request(address, body, headers={"Host": host, **headers})
         with urllib.request.urlopen(request, timeout=20) as reply:
             return reply.status
     except urllib.error.HTTPError as error:
