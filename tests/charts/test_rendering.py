@@ -261,8 +261,11 @@ def test_the_runtime_is_the_one_that_retune_render_prints(helm):
         (["--set", "storage.existingSecret=a,storage.accessKeyId=b,storage.secretAccessKey=c"], "must be empty"),
         (["--set", "kueue.clusterQueue=gpus"], "needs `kueue.queue`"),
         (["--set", f"schedules.studies[0].name={'x' * 60},schedules.studies[0].cron=@daily,schedules.studies[0].study=a"], "shorten"),
+        (["--set", "schedules.studies[0].name=s,schedules.studies[0].cron=@daily,schedules.studies[0].study=name: ["], 'the study of "s" must be'),
+        (["--set-json", 'schedules.studies=[{"name": "s", "cron": "@daily", "study": "name: s\\ncluster:\\n"}]'], 'the study of "s" must have keys'),
+        (["--set-json", 'schedules.studies=[{"name": "s", "cron": "@daily", "study": {"cluster": "a"}}]'], 'the study of "s" must have keys'),
     ],
-    ids=["access key", "secret key", "two sources", "queue", "long name"],
+    ids=["access key", "secret key", "two sources", "queue", "long name", "no YAML", "no keys", "no section"],
 )  # fmt: skip
 def test_what_cannot_work_is_refused(helm, words, message):
     found = helm.template(*words)

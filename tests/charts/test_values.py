@@ -115,7 +115,7 @@ def test_a_wrong_value_is_refused(helm, word):
 
 @pytest.mark.parametrize("cron", ["0 3 * * 1", "@weekly", "*/5 0-6 1,15 * MON"])
 def test_times_of_cron_are_taken(helm, cron):
-    study = ["--set", "schedules.studies[0].name=a,schedules.studies[0].study=b"]
+    study = ["--set", "schedules.studies[0].name=a,schedules.studies[0].study.name=b"]
     assert helm.render(*study, "--set-string", "schedules.studies[0].cron=" + cron.replace(",", "\\,"))
     assert helm.template(*study, "--set-string", "schedules.studies[0].cron=0 3 * *").returncode
 

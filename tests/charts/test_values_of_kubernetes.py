@@ -114,9 +114,9 @@ WRONG = {
     "schedules.webhook.key": SECRET_KEYS,
     "schedules.resources": RESOURCES,
     "schedules.studies": [
-        *[[{"name": "a", "study": "b", "cron": cron}] for cron in CRONS],
-        *[[{"name": "a", "study": "b", "cron": "@daily", "timeZone": zone}] for zone in ("", "Local", "local", "europe/berlin")],
-        *[[{"name": "a", "study": "b", "cron": "@daily", "timeoutSeconds": number}] for number in HUGE],
+        *[[{"name": "a", "study": "name: b", "cron": cron}] for cron in CRONS],
+        *[[{"name": "a", "study": "name: b", "cron": "@daily", "timeZone": zone}] for zone in ("", "Local", "local", "europe/berlin")],
+        *[[{"name": "a", "study": "name: b", "cron": "@daily", "timeoutSeconds": number}] for number in HUGE],
     ],
     "monitoring.dashboard.labels": LABELS,
     "kueue.queue": [*NAMES, *NAMES_OF_64],
@@ -158,9 +158,9 @@ RIGHT = {
     "mlflow.nodeSelector": [{"kubernetes.io/arch": "amd64", "a": "", "B_c": "d.E-f"}],
     "postgresql.key": ["password", "tls.key", ".hidden"],
     "schedules.studies": [
-        [{"name": "a", "study": "b", "cron": cron}]
+        [{"name": "a", "study": "name: b", "cron": cron}]
         for cron in ("0 3 * * 1", "*/5 0-6 1,15 * MON", "@daily", "@every 1h", "5/10 * * jan-mar sun,Sat", "00 03 01 01 0", "0-30/5 * ? * *")
-    ] + [[{"name": "a", "study": "b", "cron": "@daily", "timeZone": zone}] for zone in ("UTC", "Europe/Berlin", "America/Argentina/Ushuaia", "Etc/GMT+5")],
+    ] + [[{"name": "a", "study": "name: b", "cron": "@daily", "timeZone": zone}] for zone in ("UTC", "Europe/Berlin", "America/Argentina/Ushuaia", "Etc/GMT+5")],
     "resourceQuota.hard": [
         {"requests.nvidia.com/gpu": "4", "requests.cpu": "32", "limits.memory": "1Gi", "pods": 10, "count/jobs.batch": "5",
          "fast.storageclass.storage.k8s.io/requests.storage": "1Gi", "persistentvolumeclaims": "10", "requests.storage": "1Ti"},
@@ -266,7 +266,7 @@ def test_patterns_are_ones_that_go_and_editors_read():
 )  # fmt: skip
 def test_a_request_above_its_limit_is_refused(helm, section, words, said):
     """Users often set only one of the two; the other is then the chart's default."""
-    study = "watch.enabled=true,schedules.studies[0].name=a,schedules.studies[0].cron=@daily,schedules.studies[0].study=b"
+    study = "watch.enabled=true,schedules.studies[0].name=a,schedules.studies[0].cron=@daily,schedules.studies[0].study.name=b"
     found = helm.template("--set", study, "--set", f"{section}.resources.{words}")
     assert (found.returncode == 0) == (said is None), found.stderr
     assert said is None or f"`{section}.resources.{said}" in found.stderr
