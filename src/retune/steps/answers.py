@@ -46,7 +46,7 @@ def answers(study: Study, folder: SearchFolder) -> AnswersRecord | None:
             study.report.model_dump(mode="json"),
             [[trial.trial, trial.adapter_digest] for trial in trials],
         ]
-        if folder.stamps.outputs("answers", inputs) is not None:
+        if folder.done("answers", inputs) is not None:
             return folder.answers
         with folder.stamps.step("answers", inputs) as outputs:
             record = _record(study, folder, trials)

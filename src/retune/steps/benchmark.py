@@ -35,7 +35,7 @@ def benchmark(study: Study, folder: SearchFolder) -> list[BenchRecord]:
 
 def _scores(study: Study, folder: SearchFolder) -> list[BenchRecord]:
     step_inputs = inputs(study, folder)
-    if folder.stamps.outputs("benchmark", step_inputs) is not None:
+    if folder.done("benchmark", step_inputs) is not None:
         return folder.benches(study)
     with folder.stamps.step("benchmark", step_inputs) as outputs:
         candidates = [
@@ -59,6 +59,7 @@ def _scores(study: Study, folder: SearchFolder) -> list[BenchRecord]:
             records = bench.run(
                 study.model, candidates, study.benchmark, study.seed, folder.path("bench"), report
             )
+        outputs["records"] = [f"{record.model}/{record.task}" for record in records]
         outputs["digest"] = digest([(r.model, r.task, r.score, r.n, r.prompt_digest) for r in records])
         _track(study, folder, records)
     return records

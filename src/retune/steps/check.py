@@ -233,7 +233,7 @@ def _candidates(study: Study) -> None:
         return  # the data or the base are missing, as reported above
     if folder is None or not folder.has(SEARCH):
         return
-    if folder.stamps.outputs("benchmark", benchmark.inputs(study, folder)) is not None:
+    if folder.done("benchmark", benchmark.inputs(study, folder)) is not None:
         return
     candidates = [bench.Candidate(t.trial, t.adapter_uri, t.adapter_digest) for t in folder.candidates(study)]
     problems = bench.check_candidates(study.model, candidates)

@@ -55,4 +55,4 @@ def _states(study: Study) -> Iterator[bool]:
     yield store.exists(store.join(data, "mix.json"))
     folder = SearchFolder(folders.search_folder(study, mixing.read_mix_record(data).digest), at_once=True)
     for step, inputs in _INPUTS.items():
-        yield folder.stamps.outputs(step, inputs(study, folder)) is not None
+        yield folder.done(step, inputs(study, folder)) is not None

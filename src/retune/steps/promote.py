@@ -37,7 +37,7 @@ def promote(study: Study, folder: SearchFolder, data_uri: str) -> GateRecord:
         RetuneError: if the registry cannot be reached, or the champion changed in the meantime.
     """
     step_inputs = inputs(study, folder)
-    if folder.stamps.outputs("promote", step_inputs) is not None:
+    if folder.done("promote", step_inputs) is not None:
         return folder.gate
     with folder.stamps.step("promote", step_inputs) as outputs:
         uri, model = study.tracking.uri, study.promote.model

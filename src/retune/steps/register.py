@@ -28,7 +28,7 @@ def register(study: Study, folder: SearchFolder) -> str:
         RetuneError: if the registry cannot be reached, or there is nothing to register.
     """
     step_inputs = inputs(study, folder)
-    done = folder.stamps.outputs("register", step_inputs)
+    done = folder.done("register", step_inputs)
     if done is not None:
         return str(done["version"])
     with folder.stamps.step("register", step_inputs) as outputs:

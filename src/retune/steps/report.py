@@ -43,7 +43,7 @@ def _report(study: Study) -> str | None:
     if folder is None:
         return None
     out, step_inputs = folder.path(PAGE), inputs(study, folder)
-    if folder.stamps.outputs("report", step_inputs) is not None:
+    if folder.done("report", step_inputs) is not None:
         return out
     trials = list(folder.trials.values())
     benches = folder.benches(study) if SEARCH in step_inputs else []

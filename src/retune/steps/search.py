@@ -49,8 +49,9 @@ def search(study: Study, data_uri: str, should_stop: Callable[[], bool] = lambda
     mix = mixing.read_mix_record(data_uri)
     folder = SearchFolder(folders.search_folder(study, mix.digest))
     study = spread.settled(study, _parallel_before(folder))
-    if folder.stamps.outputs("search", inputs(study, folder)) is not None:
+    if folder.done("search", inputs(study, folder)) is not None:
         return folder
+    folder = SearchFolder(folder.uri)  # without the records that were read to see whether all are there
     work = folders.work_folder(study)
     with (
         locks.only_writer(work / "search.lock", wait_seconds=15),
@@ -60,6 +61,7 @@ def search(study: Study, data_uri: str, should_stop: Callable[[], bool] = lambda
         record = _run(study, data_uri, folder, work, mix.digest, should_stop)
         folder.write(SEARCH, record)
         outputs["digest"] = record.digest
+        outputs["records"] = len(folder.trials)
     return folder
 
 

@@ -28,7 +28,7 @@ def select(study: Study, folder: SearchFolder) -> Selection:
         RetuneError: if no trial completed.
     """
     step_inputs = inputs(study, folder)
-    if folder.stamps.outputs("select", step_inputs) is not None:
+    if folder.done("select", step_inputs) is not None:
         return folder.selection
     with folder.stamps.step("select", step_inputs) as outputs:
         selection = choice(study, folder)

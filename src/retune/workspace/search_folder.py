@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import Field
 
@@ -86,6 +86,23 @@ class SearchFolder:
             return None
         folder = cls(folders.search_folder(study, mixing.read_mix_record(data).digest), at_once)
         return folder if folder.has("study.json") else None
+
+    def done(self, step: str, inputs: Any) -> dict[str, Any] | None:
+        """Return the outputs of a step that ran on these inputs; None if it has to run, also if what it wrote was deleted."""
+        outputs = self.stamps.outputs(step, inputs)
+        return outputs if outputs is not None and self._has_results(step, outputs) else None
+
+    def _has_results(self, step: str, outputs: dict[str, Any]) -> bool:
+        if step == "search":  # stamps of older releases do not have the number
+            return self.has(SEARCH) and len(self.trials) >= outputs.get("records", 0)
+        if step == "benchmark":
+            return all(self.has(f"bench/{name}.json") for name in outputs.get("records", ()))
+        if step == "answers":
+            return not outputs.get("questions") or self.has(ANSWERS)
+        if step == "report":
+            return store.exists(self.path(PAGE))
+        written = {"select": SELECTION, "promote": GATE}.get(step)
+        return written is None or self.has(written)
 
     @property
     def name(self) -> str:
