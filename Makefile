@@ -27,8 +27,11 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 demo: $(VENV)/.all ## run a whole small study, from raw data to a promoted adapter (1 to 2 minutes on 2 idle cores)
 	$(BIN)/retune run examples/01-first-study/study.yaml
 
-test: $(VENV)/.dev ## run every test
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+# A worker a core; each takes 2 to 3 GB with the programs that its tests start.
+WORKERS ?= $(shell $(BIN)/python -c 'from retune import cores; print(max(2, min(cores.available(), 8)))')
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+test: $(VENV)/.dev ## run every test (WORKERS=4: in so many processes at once)
+	$(PYTEST)
 
 E2E ?= tests/e2e
 # LOAD names the command that gives the nodes an image, one call an image, e.g. LOAD='kind load docker-image'.
@@ -38,11 +41,11 @@ cluster-test: $(VENV)/.dev ## run tests/e2e on the cluster of KUBECONFIG (docs/c
 	RETUNE_E2E_TAG=$(TAG) $(BIN)/python -m pytest $(E2E) -m cluster
 
 quick: $(VENV)/.dev ## run the tests that take seconds
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(PYTEST) -m "not slow"
 
 slow: $(VENV)/.dev ## run every test, and write anew which ones `make quick` leaves out (tests/slow.txt)
 	mkdir -p build && rm -f build/measured.jsonl
-	RETUNE_TESTS_MEASURE=$(CURDIR)/build/measured.jsonl $(BIN)/python -m pytest -n 2 --dist worksteal; test $$? -le 1
+	RETUNE_TESTS_MEASURE=$(CURDIR)/build/measured.jsonl $(PYTEST); test $$? -le 1
 	$(BIN)/python -m tests.slow build/measured.jsonl
 
 test-gpu: $(VENV)/.dev ## run what trains and scores on this machine's GPU, Llama-2-7B's shape among it, and print its peaks
