@@ -51,11 +51,22 @@ def run(
     from retune.steps import outcome
     from retune.steps.plan import checked
 
+    _require_study("run", study)
     states = checked(study)
     with outages.long_waits():
         if not all(states.values()):
             local.run(study, lambda progress: on_progress(progress) if progress else None, stops)
         return outcome.read(study)
+
+
+def _require_study(function: str, given: object) -> None:
+    from retune.study import Study
+
+    if not isinstance(given, Study):
+        raise InputError(
+            f"retune.{function} takes a retune.Study, but got an object of type {type(given).__name__}; "
+            "make one with retune.load(path), or with retune.Study.model_validate(keys) from a dictionary"
+        )
 
 
 def suggest(study: Study, count: int = 1) -> list[Assignment]:
@@ -72,6 +83,7 @@ def suggest(study: Study, count: int = 1) -> list[Assignment]:
     from retune import search
     from retune.workspace.search_folder import SearchFolder
 
+    _require_study("suggest", study)
     folder = SearchFolder.of(study)
     history = folder.ledger.observations() if folder else []
     return search.suggest(
@@ -126,7 +138,7 @@ def bench(
 
 
 def select(
-    source: Study | Mapping[str, str] | Sequence[str],
+    source: Study | Mapping[str, str] | Sequence[str] | str,
     *,
     weights: Mapping[str, float] | None = None,
     order: Sequence[str] | None = None,
@@ -134,8 +146,8 @@ def select(
     """Return the comparison of all scored models, and the choice among them; nothing is changed.
 
     Args:
-        source: a study whose search is finished; or tables of scores, folders of `bench` or searches, as a list or
-            by the name of their method.
+        source: a study whose search is finished; or tables of scores, folders of `bench` or searches, as a list, by the
+            name of their method, or a single one.
         weights: with tables: weights of the mean that chooses; default: equal.
         order: with tables: compare task after task instead. The rule of a study is its section `select`.
 
@@ -156,6 +168,8 @@ def select(
         return tables(source)
     from retune.selection.score_files import compare
 
+    if isinstance(source, str):
+        source = [source]
     sources = (
         [f"{name}={path}" for name, path in source.items()] if isinstance(source, Mapping) else list(source)
     )
