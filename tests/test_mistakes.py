@@ -201,14 +201,15 @@ def test_what_it_points_to(key, value, answer, monkeypatch):
 
 @pytest.fixture
 def server():
-    """Yield a function that starts a web server which answers everything with one status."""
+    """Yield a function that starts a web server which answers everything with one status and text."""
     started = []
 
-    def start(status):
+    def start(status, text):
         class Answer(BaseHTTPRequestHandler):
             def do_GET(self):
                 self.send_response(status)
                 self.end_headers()
+                self.wfile.write(text.encode())
 
             def log_message(self, *words):
                 pass
@@ -226,20 +227,25 @@ def server():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("status", "answer"), [(200, None), (401, "requires a login"), (404, "it is not an MLflow server"), (503, "answers with an error")]
-)  # fmt: skip
-def test_the_tracking_server_is_asked_by_validate_alone(server, status, answer):
-    loaded = study.parse(changed("tracking", {"uri": server(status)}))
-    if status == 401:  # it would refuse whatever a run has to say
-        with pytest.raises(InputError, match=answer):
-            check(loaded)
-    else:
-        check(loaded)  # a run goes on without it
-    if answer is None:
-        check(loaded, tracking=True)
-        return
-    with pytest.raises(InputError, match=answer):
-        check(loaded, tracking=True)
+    ("status", "text", "run", "validate"),
+    [
+        (200, "{}", None, None),
+        (200, "<html>", "a page for browsers", "a page for browsers"),
+        (401, "", "requires a login", "requires a login"),
+        (404, "", "not as an MLflow server does", "not as an MLflow server does|it is not an MLflow server"),
+        (503, "", None, "answers with an error"),
+    ],
+)
+def test_the_tracking_server_is_asked_by_validate_and_refused_by_a_run_where_waiting_is_no_use(
+    server, status, text, run, validate
+):
+    loaded = study.parse(changed("tracking", {"uri": server(status, text)}))
+    for answer, tracking in ((run, False), (validate, True)):
+        if answer is None:
+            check(loaded, tracking=tracking)
+        else:
+            with pytest.raises(InputError, match=answer):
+                check(loaded, tracking=tracking)
 
 
 def test_offline_leaves_the_network_out_and_says_so(tmp_path):
