@@ -201,6 +201,24 @@ def _stand_in() -> None:
     sys.exit(code)
 
 
+def _request(connection: socket.socket) -> tuple[bytes | None, list[int]]:
+    """Return the content of a request and its three files; no content if the other end closes before it is whole."""
+    files: list[int] = []
+    with contextlib.suppress(OSError):
+        size, files, _, _ = socket.recv_fds(connection, 8, 3)
+        content = b""
+        while size and (missing := int.from_bytes(size, "big") - len(content)):
+            if not (part := connection.recv(missing)):
+                break
+            content += part
+        else:
+            if size:
+                return content, files
+    for file in files:
+        os.close(file)
+    return None, []
+
+
 def _serve(address: str) -> dict:
     """Fork at each request, and return in the child, with the request."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -228,10 +246,10 @@ def _serve(address: str) -> dict:
                 connection.close()
                 continue
             connection, _ = listening.accept()
-            size, files, _, _ = socket.recv_fds(connection, 8, 3)
-            content = b""
-            while len(content) < int.from_bytes(size, "big"):
-                content += connection.recv(1 << 16)
+            content, files = _request(connection)
+            if content is None:  # whoever asked was killed before it had said what for
+                connection.close()
+                continue
             pid = os.fork()
             if pid == 0:
                 ready.close()
@@ -246,7 +264,8 @@ def _serve(address: str) -> dict:
                 return json.loads(content)
             for file in files:
                 os.close(file)
-            connection.sendall(f"{pid}\n".encode())
+            with contextlib.suppress(OSError):  # killed since
+                connection.sendall(f"{pid}\n".encode())
             ended = os.pidfd_open(pid)
             running[ended] = pid, connection
             ready.register(ended, selectors.EVENT_READ)

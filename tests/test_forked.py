@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -79,3 +80,22 @@ def test_the_program_for_shells_ends_as_the_command_and_takes_it_along(tmp_path)
         assert program.stdout.readline().startswith(b"serving on")
         program.kill()
         assert program.stdout.read() == b"", "the service has its end of the pipe no more"
+
+
+def test_who_is_killed_while_it_asks_takes_nobody_along(tmp_path):
+    """A test kills runs at random moments: one of them may be about to start a worker."""
+    address = forked.Popen._address()
+    for said in (b"", (1000).to_bytes(8, "big"), (1000).to_bytes(8, "big") + b"{"):
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking,
+            (tmp_path / "file").open("w") as file,
+        ):
+            asking.connect(address)
+            if said:
+                socket.send_fds(asking, [said[:8]], [file.fileno()] * 3)
+                asking.sendall(said[8:])
+    done = subprocess.run(
+        [sys.executable, "-m", "retune", "--version"], env={**os.environ, forked.ADDRESS: address},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
