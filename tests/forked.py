@@ -206,14 +206,11 @@ def _request(connection: socket.socket) -> tuple[bytes | None, list[int]]:
     files: list[int] = []
     with contextlib.suppress(OSError):
         size, files, _, _ = socket.recv_fds(connection, 8, 3)
-        content = b""
-        while size and (missing := int.from_bytes(size, "big") - len(content)):
-            if not (part := connection.recv(missing)):
-                break
+        length, content = int.from_bytes(size, "big"), b""
+        while len(content) < length and (part := connection.recv(length - len(content))):
             content += part
-        else:
-            if size:
-                return content, files
+        if content and len(content) == length:
+            return content, files
     for file in files:
         os.close(file)
     return None, []

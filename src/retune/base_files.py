@@ -52,6 +52,12 @@ def problems(folder: Path) -> list[str]:
     return reasons
 
 
+def is_quantized(folder: Path) -> bool:
+    """Return whether the files of a base are quantised, as its config.json says; False if there is none to read."""
+    config = _json(folder / "config.json")
+    return isinstance(config, dict) and bool(config.get("quantization_config"))
+
+
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())

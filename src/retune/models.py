@@ -63,10 +63,8 @@ def skip_bitsandbytes(model: Model) -> None:
 
 def _may_be_quantized(model: Model) -> bool:
     """Return whether a base's files are quantised, or are not here to tell."""
-    try:
-        return "quantization_config" in json.loads(Path(model.base, "config.json").read_text())
-    except (OSError, ValueError, TypeError, RecursionError):
-        return not Path(model.base).is_dir()
+    folder = Path(model.base)
+    return base_files.is_quantized(folder) or not folder.is_dir()
 
 
 def cannot_load_quantized(folder: Path) -> str | None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 from collections.abc import Callable, Iterator
 
 from pydantic import ValidationError
 
-from retune import models, search, store
+from retune import base_files, models, search, store
 from retune.data import mixing, plain_tokenizer
 from retune.errors import InputError, RetuneError, nearest
 from retune.evaluation import bench
@@ -171,10 +170,9 @@ def _quantized_base(study: Study) -> None:
     """Refuse a base whose files are quantised, if this machine cannot load it, or the study edits its weights."""
     try:
         base = models.locate(study.model)
-        config = json.loads((base / "config.json").read_text())
-    except (InputError, FileNotFoundError, ValueError, RecursionError):
+    except InputError:
         return  # reported elsewhere
-    if not isinstance(config, dict) or not config.get("quantization_config"):
+    if not base_files.is_quantized(base):
         return
     kept = f"the weights of {study.model.base} are quantised"
     problems = []
