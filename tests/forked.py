@@ -216,6 +216,12 @@ def _request(connection: socket.socket) -> tuple[bytes | None, list[int]]:
     return None, []
 
 
+def _status(pid: int) -> int:
+    """Return the status of a child that has ended, as `os.waitpid` does, and leave the child to be waited for."""
+    end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    return end.si_status << 8 if end.si_code == os.CLD_EXITED else end.si_status
+
+
 def _serve(address: str) -> dict:
     """Fork at each request, and return in the child, with the request."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -225,12 +231,18 @@ def _serve(address: str) -> dict:
     ready = selectors.DefaultSelector()
     ready.register(listening, selectors.EVENT_READ)
     running: dict[int, tuple[int, socket.socket]] = {}  # by the descriptor that tells of the end of a process
+    ended: dict[int, int] = {}  # by the descriptor on which whoever started it hears of that
     print("ready", flush=True)
     while os.getppid() == parent:
         for key, _ in sorted(ready.select(timeout=1), key=lambda one: one[0].data is None):
             if key.data is not None:  # the program `retune` that it stands for is gone
                 ready.unregister(key.fileobj)
                 signal.pidfd_send_signal(key.data, signal.SIGKILL)
+                continue
+            if key.fd in ended:
+                ready.unregister(key.fileobj)
+                os.waitpid(ended.pop(key.fd), 0)
+                key.fileobj.close()
                 continue
             if key.fileobj is not listening:
                 ready.unregister(key.fd)
@@ -239,8 +251,10 @@ def _serve(address: str) -> dict:
                     ready.unregister(connection)
                 os.close(key.fd)
                 with contextlib.suppress(OSError):  # nobody waits for it any more
-                    connection.sendall(f"{os.waitpid(pid, 0)[1]}\n".encode())
-                connection.close()
+                    connection.sendall(f"{_status(pid)}\n".encode())
+                # As of any child, its pid is there until whoever started it has asked for the status (and closes this)
+                ended[connection.fileno()] = pid
+                ready.register(connection, selectors.EVENT_READ)
                 continue
             connection, _ = listening.accept()
             content, files = _request(connection)
@@ -255,6 +269,8 @@ def _serve(address: str) -> dict:
                 for other, (_, theirs) in running.items():
                     os.close(other)
                     theirs.close()
+                for theirs in ended:
+                    os.close(theirs)
                 for number, file in enumerate(files):
                     os.dup2(file, number)
                     os.close(file)
@@ -263,11 +279,11 @@ def _serve(address: str) -> dict:
                 os.close(file)
             with contextlib.suppress(OSError):  # killed since
                 connection.sendall(f"{pid}\n".encode())
-            ended = os.pidfd_open(pid)
-            running[ended] = pid, connection
-            ready.register(ended, selectors.EVENT_READ)
+            end = os.pidfd_open(pid)
+            running[end] = pid, connection
+            ready.register(end, selectors.EVENT_READ)
             if json.loads(content)["tied"]:
-                ready.register(connection, selectors.EVENT_READ, ended)
+                ready.register(connection, selectors.EVENT_READ, end)
     sys.exit()
 
 

@@ -45,6 +45,14 @@ def test_a_signal_ends_it(worker, number):
     assert worker.wait(timeout=60) == -number
 
 
+def test_its_pid_is_there_until_somebody_asked_how_it_ended(worker):
+    os.kill(worker.pid, signal.SIGKILL)
+    wait_for(lambda: Path(f"/proc/{worker.pid}/stat").read_text().split()[2] == "Z")
+    os.kill(worker.pid, signal.SIGKILL)  # in vain, and no error
+    assert worker.wait(timeout=60) == -signal.SIGKILL
+    wait_for(lambda: not Path(f"/proc/{worker.pid}").exists(), seconds=30, message="nobody waited for it")
+
+
 def test_a_session_of_its_own_is_killed_whole():
     process = subprocess.Popen(WORKER, stdin=subprocess.PIPE, start_new_session=True)
     wait_for(lambda: os.getsid(process.pid) == process.pid)
