@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from retune import models, study
 from retune.cli import cli
-from retune.data import cuts, mixing
+from retune.data import mixing, truncation
 from retune.errors import InputError
 from retune.steps.check import check
 
@@ -332,9 +332,12 @@ def test_what_the_base_cannot_read_is_not_proposed():
         (2048, 2048, "the longest has 5,000, and the base reads no more than 2,048"),
         (512, None, "`data.max_length: 5000` keeps them whole"),
     ]:  # fmt: skip
-        assert cuts._remedy(lengths, max_length, context) == words
+        assert truncation._remedy(lengths, max_length, context) == words
     long = [100] * 50 + [600] * 49 + [5000]
-    assert cuts._remedy(long, 512, None) == "`data.max_length: 600` keeps 99 % of the records whole, 5000 all"
+    assert (
+        truncation._remedy(long, 512, None)
+        == "`data.max_length: 600` keeps 99 % of the records whole, 5000 all"
+    )
 
 
 def test_plain_text_is_asked_by_no_template(tmp_path, monkeypatch):

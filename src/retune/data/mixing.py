@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retune import models, store
-from retune.data import cuts, filters, plain_tokenizer, sources, stored_tokens
+from retune.data import filters, plain_tokenizer, sources, stored_tokens, truncation
 from retune.data.amounts import draw_splits
 from retune.data.encode import Encoder, resolve, tokenize_examples
 from retune.data.example import Example
@@ -177,7 +177,9 @@ def preview(data: Data, seed: int, tokenizer: Any, context: int | None = None) -
         lengths = [text.prompt_tokens + text.completion_tokens for text in sample]
     mean = sum(min(length, data.max_length) for length in lengths) / len(lengths)
     if encoder is not None and (
-        cut := cuts.told([text for _, text in train + validation], encoder, data.max_length, mean, context)
+        cut := truncation.describe(
+            [text for _, text in train + validation], encoder, data.max_length, mean, context
+        )
     ):
         lines.append(cut)
     return Preview(lines, len(train), len(validation), mean)

@@ -12,7 +12,7 @@ _LOOKED_AT = 10_000  # records; tokenising more takes longer than the rest of a 
 _RARE = 0.01  # a value that keeps all but so many records is named too, if it is much smaller
 
 
-def told(
+def describe(
     texts: Sequence[Text], encoder: Encoder, max_length: int, mean: float, context: int | None
 ) -> str | None:
     """Return a line for people; None if no record is cut.
