@@ -74,20 +74,20 @@ class Popen(_real):
             not (executable or preexec_fn or pass_fds or shell or gid or gids or uid)
             and umask == process_group == -1
         )
-        told = dict(os.environ if env is None else env)
-        if not (plain and close_fds and self._can_be_forked(args, cwd, told)):
+        variables = dict(os.environ if env is None else env)
+        if not (plain and close_fds and self._can_be_forked(args, cwd, variables)):
             return super()._execute_child(
                 args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell,
                 p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, restore_signals, gid, gids, uid, umask,
                 start_new_session, process_group,
             )  # fmt: skip
-        told[ADDRESS] = self._address()
+        variables[ADDRESS] = self._address()
         asked = {
-            "args": [os.fspath(arg) for arg in args[1:]], "env": told, "cwd": os.fspath(cwd or os.getcwd()),
+            "args": [os.fspath(arg) for arg in args[1:]], "env": variables, "cwd": os.fspath(cwd or os.getcwd()),
             "session": start_new_session, "parent": os.getpid(), "tied": self.tied,
         }  # fmt: skip
         self._answers = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._answers.connect(told[ADDRESS])
+        self._answers.connect(variables[ADDRESS])
         content = json.dumps(asked).encode()
         files = [own if given == -1 else given for own, given in enumerate((p2cread, c2pwrite, errwrite))]
         socket.send_fds(self._answers, [len(content).to_bytes(8, "big")], files)

@@ -16,9 +16,9 @@ def text(name):
 def test_the_python_that_is_asked_for():
     least = tomllib.loads(text("pyproject.toml"))["project"]["requires-python"].removeprefix(">=")
     for name in ("README.md", "docs/install.md", "Makefile"):
-        told = re.findall(r"Python (\d\.\d+)( or newer)?", text(name))
-        assert told, name
-        assert set(told) == {(least, " or newer")}, name
+        versions = re.findall(r"Python (\d\.\d+)( or newer)?", text(name))
+        assert versions, name
+        assert set(versions) == {(least, " or newer")}, name
 
 
 def test_how_long_the_demo_takes():

@@ -306,12 +306,12 @@ def test_validate_tells_what_is_cut_and_what_keeps_it(tmp_path, monkeypatch):
         Path("s.yaml").write_text(yaml.safe_dump(content))
         return CliRunner().invoke(cli, ["validate", "s.yaml"], catch_exceptions=False).output
 
-    told = said(160)
+    message = said(160)
     found = re.search(
         r"10 of 100 records are cut at `max_length`, 160 tokens, and lose about (\d+) % of all tokens; "
-        r"`data.max_length: (\d+)` keeps them whole\n", told
+        r"`data.max_length: (\d+)` keeps them whole\n", message
     )  # fmt: skip
-    assert found, told
+    assert found, message
     longest = int(found[2])
     read = mixing.mix(
         study.parse(content).data, 0, models.load_tokenizer(study.parse(content).model), str(tmp_path / "mix")

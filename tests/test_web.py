@@ -155,8 +155,8 @@ def test_what_breaks_a_page_is_told_in_one_line(serve, capfd):
         client.sendall(b"GET /broken HTTP/1.0\r\n\r\n")
         assert ended(client)
     deadline = time.monotonic() + 60
-    told = ""
-    while not told and time.monotonic() < deadline:
-        told += capfd.readouterr().err
+    output = ""
+    while not output and time.monotonic() < deadline:
+        output += capfd.readouterr().err
         time.sleep(0.05)
-    assert told == "note: a page could not be shown: \\x1b[2J is broken\n"
+    assert output == "note: a page could not be shown: \\x1b[2J is broken\n"

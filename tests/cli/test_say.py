@@ -51,11 +51,11 @@ def test_a_sentence_steers_no_terminal(capsys):
 
 
 def test_data_for_programs_stays_the_same_to_them(capsys):
-    told = {"name": EVIL, "plain": "Grüße\n"}
-    _say.say_data(json.dumps(told, ensure_ascii=False))
+    fields = {"name": EVIL, "plain": "Grüße\n"}
+    _say.say_data(json.dumps(fields, ensure_ascii=False))
     said = capsys.readouterr().out
     assert not set(said) & STEERING
-    assert json.loads(said) == told
+    assert json.loads(said) == fields
 
 
 def test_a_secret_is_shown_by_no_sentence(capsys, monkeypatch):

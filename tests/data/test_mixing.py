@@ -390,8 +390,8 @@ def test_plain_texts_are_kept_whatever_tells_that_they_are_some(tmp_path, monkey
     )
     monkeypatch.setattr(formats, "package_format", lambda name: package if name == "pages" else None)
     plain = Source(uri=str(tmp_path / "d.jsonl"), share=1.0)
-    for n, told in enumerate([{}, {"columns": {"text": "body"}}, {"format": "pages"}]):
-        data = Data(sources=[plain.model_copy(update=told)], train="all", validation=5)
+    for n, changes in enumerate([{}, {"columns": {"text": "body"}}, {"format": "pages"}]):
+        data = Data(sources=[plain.model_copy(update=changes)], train="all", validation=5)
         record = mixing.mix(data, 0, None, str(tmp_path / f"out-{n}"))
         assert (record.sources[0].empty, record.sources[0].available) == (0, 20)
 
@@ -412,8 +412,8 @@ def test_shared_texts_stay_with_the_same_source_in_any_order(tmp_path):
 def test_same_prompt_with_other_answers_stays_in_one_split_across_sources(tmp_path):
     """Every prompt stands in both sources, each time with another answer."""
     asked = [(f"ask {n}", "", f"one {n}") for n in range(60)]
-    told = [(f"ask {n}", "", f"two {n}") for n in range(60)]
-    first, second = write_alpaca(tmp_path / "a.json", asked), write_dolly(tmp_path / "d.jsonl", told)
+    answers = [(f"ask {n}", "", f"two {n}") for n in range(60)]
+    first, second = write_alpaca(tmp_path / "a.json", asked), write_dolly(tmp_path / "d.jsonl", answers)
     first.share = second.share = 0.5
     mixing.mix(Data(sources=[first, second], train=80, validation=40), 0, None, str(tmp_path / "out"))
     train, validation, _ = mixing.read_mix(str(tmp_path / "out"))

@@ -24,9 +24,9 @@ from retune.engines.workers import Worker
 secret = os.open(os.devnull, os.O_RDONLY)
 if spares.fork(4):
     import torch
-    told = {"threads": torch.get_num_threads(), "OMP": os.environ["OMP_NUM_THREADS"], "files": os.listdir("/proc/self/fd"),
+    reported = {"threads": torch.get_num_threads(), "OMP": os.environ["OMP_NUM_THREADS"], "files": os.listdir("/proc/self/fd"),
             "parent": os.getppid()}
-    print(json.dumps(told), flush=True)
+    print(json.dumps(reported), flush=True)
     print("for the log", file=sys.stderr)
     sys.exit(75 if sys.stdin.readline() else 3)
 first, second, third, fourth = [process.pid for process in spares._waiting]
@@ -34,7 +34,7 @@ os.kill(first, 9)
 os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
 log = Path(sys.argv[1])
 one = spares.take(log, 3)
-told = json.loads(one.stdout.readline())
+reported = json.loads(one.stdout.readline())
 assert one.poll() is None and one.pid == second, "the one that was killed while it waited is passed over"
 one.stdin.write("end\\n"); one.stdin.flush()
 two = spares.take(log, 1)
@@ -42,7 +42,7 @@ two.kill()
 spares.end()
 codes = [one.wait(60), two.wait(60)]
 left = [pid for pid in (first, second, third, fourth) if os.path.exists(f"/proc/{pid}")]
-print(json.dumps({**told, "me": os.getpid(), "codes": codes, "left": left, "more": spares.take(log, 1) is None}))
+print(json.dumps({**reported, "me": os.getpid(), "codes": codes, "left": left, "more": spares.take(log, 1) is None}))
 """
 
 

@@ -70,8 +70,8 @@ def suggested(cluster, name):
 def test_the_optimizer_client_searches_by_our_algorithm(python, cluster):
     program = python("kubeflow==0.5.*")
     cluster.objects.create("trainingruntimes", NAMESPACE, RUNTIME)
-    name, *told = call(program, cluster, "optimize.py")
-    assert " ".join(told) == "MadsGlobal(seed=7)"  # `get_job` reads it back
+    name, *lines = call(program, cluster, "optimize.py")
+    assert " ".join(lines) == "MadsGlobal(seed=7)"  # `get_job` reads it back
     spec = cluster.objects.get("experiments", NAMESPACE, name)["spec"]
     assert spec["algorithm"]["algorithmName"] == "mads-global"
     for setting in suggested(cluster, name):

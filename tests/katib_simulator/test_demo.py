@@ -55,15 +55,15 @@ def test_the_demo_study_ends_with_real_trials_through_restarts_and_lost_replies(
     assert cluster.lose == cluster.kill_before == cluster.kill_under == set(), "all of it happened"
     (made,) = experiments(cluster)
     assert made["status"]["trialsSucceeded"] == len(cluster.trials())
-    told = {
+    reported = {
         trial["metadata"]["name"]: float(trial["status"]["observation"]["metrics"][0]["latest"])
         for trial in cluster.objects.list("trials", NAMESPACE)
     }
     for record in run.searched.values():
         assert store.exists(f"{record.adapter_uri}/adapter_model.safetensors")
         trial = record.adapter_uri.split("/")[-2]
-        if trial in told:  # else the default, a Job of the engine's own
-            assert told[trial] == record.values["validation_loss"], "Katib read what the record holds"
+        if trial in reported:  # else the default, a Job of the engine's own
+            assert reported[trial] == record.values["validation_loss"], "Katib read what the record holds"
 
 
 def printed(cluster, name):

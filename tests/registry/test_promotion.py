@@ -182,11 +182,11 @@ def _expect_one_winner(uri: str, models: list[str]) -> None:
     racers = [context.Process(target=_race, args=(uri, v, models, barrier, results)) for v in ("2", "3")]
     for racer in racers:
         racer.start()
-    told = [results.get(timeout=240) for _ in range(2 * len(models))]
+    outcomes = [results.get(timeout=240) for _ in range(2 * len(models))]
     for racer in racers:
         racer.join(60)
     for model in models:
-        outcome = {version: how for name, version, how in told if name == model}
+        outcome = {version: how for name, version, how in outcomes if name == model}
         assert sorted(outcome.values()) == ["overtaken", "won"]
         winner = next(version for version, how in outcome.items() if how == "won")
         assert aliases(uri, model) == Aliases(winner, "1", "3")

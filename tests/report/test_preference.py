@@ -92,9 +92,9 @@ def test_score_on_the_command_line_finds_the_key_and_writes_all(study, tmp_path)
             str(tmp_path / "out"),
         ],
     )
-    told, kept = json.loads(again.stdout), json.loads((tmp_path / "out/preference.json").read_text())
-    assert told == kept
-    assert told["overall"]["win"] + told["overall"]["tie"] + told["overall"]["lose"] == 6 * 8 - 3
+    printed, kept = json.loads(again.stdout), json.loads((tmp_path / "out/preference.json").read_text())
+    assert printed == kept
+    assert printed["overall"]["win"] + printed["overall"]["tie"] + printed["overall"]["lose"] == 6 * 8 - 3
 
 
 @pytest.mark.parametrize(

@@ -86,8 +86,10 @@ def test_the_p_values_are_adjusted_for_their_number(trials):
     less = [bench(0, BASE), bench(1, BASE), bench(2, BASE), bench(3, flipped(BASE, 6, 0))]
     selection = select(trials, less, LOSS, Select(), ["mmlu"])
     assert {c.verdict for c in selection.comparisons} == {"noise"}
-    told = "no score of the chosen trial-003 differs from the untuned base's beyond noise: mmlu +1.50 points"
-    assert told in selection.findings
+    finding = (
+        "no score of the chosen trial-003 differs from the untuned base's beyond noise: mmlu +1.50 points"
+    )
+    assert finding in selection.findings
 
 
 def test_equal_answers_and_worse_scores_are_said_so(trials):

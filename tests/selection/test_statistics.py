@@ -328,9 +328,9 @@ def test_other_questions_and_other_prompts_are_refused_by_number_and_name():
         compare(first, changed)
     twice = record([1] * 6, model="b")
     twice.answers[5]["id"] = "anatomy/0"
-    told = " ".join(mismatches(first, twice))
-    assert "1 duplicate ids" in told
-    assert "1 were answered by only one of them: anatomy/5" in told
+    message = " ".join(mismatches(first, twice))
+    assert "1 duplicate ids" in message
+    assert "1 were answered by only one of them: anatomy/5" in message
     with pytest.raises(InputError, match="task and protocol must be the same"):
         compare(first, record([1] * 6, "bbh", "b"))
     bare = record([1] * 6, answers=[], prompt_digest="x")

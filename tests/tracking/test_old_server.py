@@ -66,10 +66,10 @@ def test_validate_refuses_it(old, small):
 def test_an_address_that_is_not_mlflows_is_refused_before_anything_runs(small, status, text, said):
     """As with a path left out, or a login page in front: nothing was said before the end, when the model is registered."""
     with answering(lambda path: (status, text)) as other:
-        told = rf"not as an MLflow server does \({said}\): see whether a path"
-        with pytest.raises(InputError, match=f"tracking.uri: {other} answers, but {told}"):
+        message = rf"not as an MLflow server does \({said}\): see whether a path"
+        with pytest.raises(InputError, match=f"tracking.uri: {other} answers, but {message}"):
             check(small(f"tracking.uri={other}"))
-        with pytest.raises(RetuneError, match=told):
+        with pytest.raises(RetuneError, match=message):
             aliases(other, "model")
 
 

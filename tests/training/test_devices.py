@@ -168,7 +168,7 @@ from tests.training.conftest import make_study
 
 llama, left_out, data, out, settings = sys.argv[1:]
 base = ResidentBase(make_study(left_out).model)
-rank, told = base.devices.rank, {}
+rank, reported = base.devices.rank, {}
 assert base.devices.world == 2
 
 def run(name, base, folder, until=1.0, at=out, **settings):
@@ -180,7 +180,7 @@ run("left-out", base, left_out, **json.loads(settings))
 run("halfway", base, left_out, until=0.5, **json.loads(settings))
 # its checkpoint and, later, its record lie where the first process alone sees them
 run("halfway", base, left_out, at=out if rank == 0 else f"{out}/elsewhere", **json.loads(settings))
-told["again"] = run("halfway", base, left_out, at=out if rank == 0 else f"{out}/elsewhere", **json.loads(settings)).status
+reported["again"] = run("halfway", base, left_out, at=out if rank == 0 else f"{out}/elsewhere", **json.loads(settings)).status
 
 base = ResidentBase(make_study(llama).model)
 layer = base.load().model.model.layers[1]
@@ -191,7 +191,7 @@ def failing(name, when, what):
     handle = layer.register_forward_pre_hook(fail)
     record = run(name, base, llama, epochs=1, dropout=0.0)
     handle.remove()
-    told[name] = [record.status, record.failure, record.reason]
+    reported[name] = [record.status, record.failure, record.reason]
 
 full = torch.OutOfMemoryError("CUDA out of memory.")
 failing("training", lambda module: module.training, full)
@@ -200,7 +200,7 @@ failing("other", lambda module: module.training, ValueError("a wheel came off"))
 def nan(module, arguments):
     return (arguments[0] * float("nan"),) if rank == 1 and module.training else None
 handle = layer.register_forward_pre_hook(nan)
-told["nan"] = run("nan", base, llama, epochs=1).failure
+reported["nan"] = run("nan", base, llama, epochs=1).failure
 handle.remove()
 from retune import store
 write = store.write
@@ -212,9 +212,9 @@ store.write = away
 try:
     run("away", base, llama, epochs=1)
 except RetuneError as error:
-    told["away"] = str(error)
-with open(f"{out}/told-{rank}.json", "w") as file:
-    json.dump(told, file)
+    reported["away"] = str(error)
+with open(f"{out}/reported-{rank}.json", "w") as file:
+    json.dump(reported, file)
 time.sleep(1)
 torch.distributed.destroy_process_group()
 """
@@ -258,17 +258,17 @@ def test_what_one_process_lacks_or_fails_by(base_folder, left_out, data, task, t
             [point.value for point in alone.curves[curve]], rel=1e-4
         )
     assert halfway.adapter_digest == together.adapter_digest
-    told = [json.loads((tmp_path / f"told-{rank}.json").read_text()) for rank in (0, 1)]
-    for each in told:
+    reported = [json.loads((tmp_path / f"reported-{rank}.json").read_text()) for rank in (0, 1)]
+    for each in reported:
         assert each["again"] == "completed"
         assert each["training"][:2] == each["validation"][:2] == ["failed", "out_of_memory"]
         assert each["other"][:2] == ["failed", "error"]
         assert "ValueError: a wheel came off" in each["other"][2]
         assert each["nan"] == "nan"
-    assert "process 1" in told[0]["training"][2]
-    assert told[0]["away"] == "the storage is away"
-    assert told[1]["away"] == "process 0 of this trial stopped: RetuneError: the storage is away"
-    assert record(tmp_path / "other").reason == told[0]["other"][2]
+    assert "process 1" in reported[0]["training"][2]
+    assert reported[0]["away"] == "the storage is away"
+    assert reported[1]["away"] == "process 0 of this trial stopped: RetuneError: the storage is away"
+    assert record(tmp_path / "other").reason == reported[0]["other"][2]
     assert not (tmp_path / "away" / "trial.json").exists()
 
 

@@ -129,8 +129,8 @@ def _questions(p: Preference) -> list[str]:
     lines = ["", "| question | | better | same | worse | score |", "|---|---|---:|---:|---:|---:|"]
     for q in p.questions:
         value = q.score()
-        told = "equal answers" if q.equal else "" if value is None else f"{100 * value:+.0f}"
-        lines.append(_row(q.id, _short(q.question, 60), q.win, q.tie, q.lose, told))
+        difference = "equal answers" if q.equal else "" if value is None else f"{100 * value:+.0f}"
+        lines.append(_row(q.id, _short(q.question, 60), q.win, q.tie, q.lose, difference))
     return lines
 
 

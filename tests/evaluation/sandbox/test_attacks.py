@@ -204,10 +204,10 @@ def test_what_its_own_limit_of_cpu_time_kills_is_a_wrong_answer():
     os.close(control[1])
     os.close(verdict[1])
     assert child.wait(60) == 0
-    told = os.read(control[0], 1000).splitlines()
+    reported = os.read(control[0], 1000).splitlines()
     os.close(control[0])
     os.close(verdict[0])
-    assert [json.loads(line) for line in told] == [{"ready": True}]
+    assert [json.loads(line) for line in reported] == [{"ready": True}]
 
 
 # Run by an ordinary user, to whom the sandboxes' processes belong too

@@ -41,9 +41,9 @@ before = now()
 try:
     outcome = runner.run(probes.program(folder, os.getpid(), shared, queue, semaphore), runner.Limits(seconds=20), isolation)
     class Info(ctypes.Structure): _fields_ = [("room", ctypes.c_char * 256)]
-    told = [libc.shmctl(shared, 2, ctypes.byref(Info())), libc.msgctl(queue, 2, ctypes.byref(Info())), libc.semctl(semaphore, 0, 2, ctypes.byref(Info()))]
+    statuses = [libc.shmctl(shared, 2, ctypes.byref(Info())), libc.msgctl(queue, 2, ctypes.byref(Info())), libc.semctl(semaphore, 0, 2, ctypes.byref(Info()))]
     kept = open(mine).read() == "kept" and now() == before
-    print(json.dumps([outcome.passed, outcome.reason, told, kept, os.path.exists("/tmp/retune-was-here")]))
+    print(json.dumps([outcome.passed, outcome.reason, statuses, kept, os.path.exists("/tmp/retune-was-here")]))
 finally:
     libc.shmctl(shared, 0, None); libc.msgctl(queue, 0, None); libc.semctl(semaphore, 0, 0, 0)
 """
@@ -67,9 +67,9 @@ def test_no_probe_gets_out(user, isolation, shown):
     place.chmod(0o777)
     (shown / "probes.py").write_bytes((HERE / "probes.py").read_bytes())
     done = as_user(SCENE, user, isolation, shown, place / user)
-    passed, reason, told, kept, left = json.loads(done.stdout)
+    passed, reason, statuses, kept, left = json.loads(done.stdout)
     assert passed, reason
-    assert told == [0, 0, 0]
+    assert statuses == [0, 0, 0]
     assert kept
     assert not left
 
