@@ -50,7 +50,7 @@ SETS = {
         "--set", "watch.enabled=true,watch.ingress.enabled=true,watch.ingress.host=w.example,watch.ingress.tlsSecret=tls,watch.ingress.className=nginx",
         "--set", "watch.httpRoute.enabled=true,watch.httpRoute.parentRefs[0].name=gateway,watch.httpRoute.hostnames={w.example}",
         "--set", "monitoring.serviceMonitor.enabled=true,monitoring.dashboard.enabled=true,networkPolicy.watchFrom={ingress}",
-        "--set", "trainJob.priorityClassName=low,trainJob.env.HF_ENDPOINT=https://hub.example,trainJob.caBundle.configMap=company-ca",
+        "--set", "trainJob.priorityClassName=low,trainJob.env.HF_ENDPOINT=https://hub.example,caBundle.configMap=company-ca,schedules.studies[0].name=a,schedules.studies[0].cron=@daily,schedules.studies[0].study.name=a",
     ],
 }  # fmt: skip
 

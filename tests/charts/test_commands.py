@@ -5,8 +5,11 @@ import json
 import os
 import signal
 import socket
+import threading
 import urllib.error
 import urllib.request
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 
 import pytest
 import yaml
@@ -371,6 +374,65 @@ def test_a_check_fails_where_there_is_nothing(helm, run, name):
         AWS_MAX_ATTEMPTS="1",
     )
     assert code == 1, output
+
+
+@pytest.fixture
+def private_s3(moto_server, s3, tmp_path):
+    """The address of the same S3 server behind TLS, and the certificate of the authority that nobody else knows."""
+    from werkzeug.serving import make_server
+
+    key, certificate = certificate_of("127.0.0.1")
+    (tmp_path / "server.key").write_bytes(key)
+    (tmp_path / "server.crt").write_bytes(certificate)
+    found = make_server(
+        "127.0.0.1", 0, moto_server._app, threaded=True,
+        ssl_context=(str(tmp_path / "server.crt"), str(tmp_path / "server.key")),
+    )  # fmt: skip
+    thread = threading.Thread(target=found.serve_forever, daemon=True)
+    thread.start()
+    yield f"https://127.0.0.1:{found.server_port}", certificate.decode()
+    found.shutdown()
+    thread.join()
+    found.server_close()
+
+
+def certificate_of(address):
+    """Return a key and a certificate for a server, signed by itself, both as PEM."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "company")])
+    begin = datetime.now(UTC) - timedelta(days=1)
+    made = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(1).not_valid_before(begin).not_valid_after(begin + timedelta(days=9))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    return private, made.public_bytes(serialization.Encoding.PEM)
+
+
+@pytest.mark.slow
+def test_a_storage_of_a_private_authority_is_reached_with_its_certificate_alone(helm, private_s3, s3, run):
+    address, certificate = private_s3
+    bundle = {"kind": "ConfigMap", "metadata": {"name": "company-ca"}, "data": {"ca.crt": certificate}}
+    words = [
+        "--set",
+        f"storage.uri={s3}/team,storage.endpoint={address},storage.accessKeyId=a,storage.secretAccessKey=b",
+    ]
+    for more, code in (([], 1), (["--set", "caBundle.configMap=company-ca"], 0)):
+        documents = [*helm.render(*words, *more), bundle]
+        found, output = run(documents, "Pod", "retune-test-storage", AWS_MAX_ATTEMPTS="1")
+        assert found == code, output
+        assert ("CERTIFICATE_VERIFY_FAILED" in output) == bool(code), output
 
 
 def test_the_checks_are_those_that_can_be_made(rendered):

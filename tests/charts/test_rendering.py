@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 import retune
+from retune.engines.katib.pods import CA_ENV, CA_FOLDER
 from retune.study import load
-from tests.charts.helm import CHART, SETS, find
+from tests.charts.helm import CHART, SETS, find, pods
 from tests.conftest import ROOT
 from tests.kubernetes_schemas import VERSIONS, problems
 
@@ -140,12 +141,13 @@ def test_names_that_yaml_reads_as_something_else_stay_text(helm, tmp_path, word,
     study = {"name": word, "cron": "@daily", "study": {"cluster": {"volumes": [volume]}}}
     values = {
         "images": {"pullSecrets": [word]},
+        "caBundle": {"configMap": word, "key": word},
         "study": {"serviceAccount": {"name": word}},
         "storage": {"existingSecret": word},
         "models": {"persistence": {"enabled": True, "storageClass": word}},
         "katib": {"namespace": word},
         "trainJob": {
-            "enabled": True, "name": word, "volumes": [volume], "env": {"NO": word}, "caBundle": {"configMap": word, "key": word},
+            "enabled": True, "name": word, "volumes": [volume], "env": {"NO": word},
             "runtimeClassName": word, **placed,
         },
         "mlflow": {"login": {"existingSecret": other}, **page, **placed},
@@ -169,6 +171,7 @@ def test_names_that_yaml_reads_as_something_else_stay_text(helm, tmp_path, word,
     cluster = load(ROOT / "studies/davouse2024.yaml", overrides(documents)).cluster
     assert {cluster.namespace, cluster.service_account, cluster.queue, cluster.katib.runtime} == {word}
     assert (cluster.secrets[1:], cluster.pull_secrets) == ([word, other], [word])
+    assert (cluster.ca_bundle.config_map, cluster.ca_bundle.key) == (word, word)
 
 
 def test_two_releases_do_not_share_an_object_but_the_studies_account(helm):
@@ -187,8 +190,6 @@ def test_two_releases_do_not_share_an_object_but_the_studies_account(helm):
 
 def test_what_belongs_to_a_pod_is_selected_and_nothing_else(rendered):
     """Services, disruption budgets and workloads select by labels that their own pods have and no other pod has."""
-    from tests.charts.helm import pods
-
     for documents in rendered.values():
         templates = [(d["metadata"]["name"], meta["labels"]) for d, meta, _ in pods(documents)]
         for document in documents:
@@ -201,8 +202,6 @@ def test_what_belongs_to_a_pod_is_selected_and_nothing_else(rendered):
 
 
 def test_ports_by_name_and_mounts_are_there(rendered):
-    from tests.charts.helm import pods
-
     for documents in rendered.values():
         for document, _, spec in pods(documents):
             volumes = {volume["name"] for volume in spec.get("volumes", [])}
@@ -290,8 +289,6 @@ def test_kueues_newer_version_is_used_where_it_is(helm):
 
 
 def test_the_password_of_the_database_is_in_no_argument(rendered):
-    from tests.charts.helm import pods
-
     for documents in rendered.values():
         for _, _, spec in pods(documents):
             for container in [*spec.get("initContainers", []), *spec["containers"]]:
@@ -308,8 +305,6 @@ def test_a_second_rendering_is_equal_once_the_passwords_are_given(helm, rendered
 
 
 def test_the_cluster_may_choose_users_and_a_digest_goes_before_the_tag(rendered):
-    from tests.charts.helm import pods
-
     for _, _, spec in pods(rendered["other clusters"]):
         assert spec["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
         images = {c["image"] for c in spec["containers"] if "retune-train" in c["image"]}
@@ -332,6 +327,52 @@ def overrides(documents):
     (job,) = [d for d in documents if d["kind"] == "CronJob"]
     (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     return [word for word in container["command"] if "=" in word and not word.startswith("-")]
+
+
+def test_certificates_of_a_private_authority_reach_every_pod_that_calls_a_server(rendered):
+    """As in a study's pods: MLflow calls storage and database, the watch page the storage, a schedule Kubeflow Pipelines too."""
+    documents, seen = rendered["other clusters"], set()
+    for document, _, spec in pods(documents):
+        name = document["metadata"]["name"]
+        if name in ("retune-postgresql", "retune-register", "retune-unregister"):
+            continue  # these call nobody, and the Kubernetes API with its own certificate
+        seen.add(name)
+        assert {"name": "ca", "configMap": {"name": "company-ca"}} in spec["volumes"], name
+        for container in [*spec.get("initContainers", []), *spec["containers"]]:
+            env = {entry["name"]: entry.get("value") for entry in container["env"]}
+            assert {env.get(key) for key in CA_ENV} == {f"{CA_FOLDER}/ca.crt"}, name
+            assert {"name": "ca", "mountPath": CA_FOLDER, "readOnly": True} in container["volumeMounts"], name
+    assert {"retune-mlflow", "retune-watch", "retune-a", "retune-test-storage", "retune-test-mlflow"} < seen
+    (command,) = [s["containers"][0]["command"] for d, _, s in pods(documents) if d["kind"] == "CronJob"]
+    assert f"--ca={CA_FOLDER}/ca.crt" in command
+    cluster = load(ROOT / "studies/davouse2024.yaml", overrides(documents)).cluster
+    assert (cluster.ca_bundle.config_map, cluster.ca_bundle.key) == ("company-ca", "ca.crt")
+
+
+def test_an_environment_of_the_trials_has_each_variable_once(helm):
+    """The API server's merge of a list by names fails where one is there twice."""
+    made = helm.render(
+        "--set", "trainJob.enabled=true,caBundle.configMap=ca,trainJob.env.HOME=/h,trainJob.env.SSL_CERT_FILE=/own",
+        "--set-string", "trainJob.env.RETUNE_CORES=2",
+    )  # fmt: skip
+    ((_, _, pod),) = [found for found in pods(made) if found[0]["kind"] == "TrainingRuntime"]
+    env = [(entry["name"], entry["value"]) for entry in pod["containers"][0]["env"]]
+    assert {("HOME", "/h"), ("SSL_CERT_FILE", "/own"), ("RETUNE_CORES", "2")} < set(env)
+    assert len(dict(env)) == len(env)
+
+
+def test_no_address_names_the_domain_of_a_cluster(rendered):
+    """It need not be `cluster.local`; without it the pods' search list completes a name. MLflow answers to that name too."""
+    for name, documents in rendered.items():
+        text = "\n".join(
+            line for line in yaml.safe_dump_all(documents, width=10**6).splitlines()
+            if not line.strip().startswith(("- --allowed-hosts=", "- --cors-allowed-origins="))
+        )  # fmt: skip
+        assert "cluster.local" not in text, name
+    named = [
+        path for path in (ROOT / "k8s").rglob("*") if path.is_file() and "cluster.local" in path.read_text()
+    ]
+    assert named == []
 
 
 def test_helm_template_does_not_take_out_what_it_puts_in(helm):

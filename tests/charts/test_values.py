@@ -192,7 +192,7 @@ BESIDES = {
         for key in ("labels", "interval", "prometheusNamespace")
     },
     "katib.register.unregister": {"katib": {"register": {"unregister": "always"}}},
-    "trainJob.caBundle.key": {"trainJob": {"caBundle": {"configMap": "a"}}},
+    "caBundle.key": {"caBundle": {"configMap": "a"}},
     "mlflow.database.key": {"mlflow": {"database": {"existingSecret": "d"}}},
 }
 # … and another value for those whose kind a simple one does not fit.

@@ -75,6 +75,34 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- end -}}
 
+{{/* The file with the certificates of `caBundle`, where a study's pods have it too; empty without. */}}
+{{- define "retune.caFile" -}}
+{{- if .Values.caBundle.configMap }}/etc/retune/ca/{{ .Values.caBundle.key }}{{ end -}}
+{{- end -}}
+
+{{/* The variables from which OpenSSL, requests, curl and boto3 read that file. */}}
+{{- define "retune.caEnv" -}}
+{{- with include "retune.caFile" . }}
+{{- $file := . }}
+{{- range list "SSL_CERT_FILE" "REQUESTS_CA_BUNDLE" "CURL_CA_BUNDLE" "AWS_CA_BUNDLE" }}
+- {name: {{ . }}, value: {{ $file | quote }}}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "retune.caMount" -}}
+{{- if .Values.caBundle.configMap }}
+- {name: ca, mountPath: /etc/retune/ca, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{- define "retune.caVolume" -}}
+{{- with .Values.caBundle.configMap }}
+- name: ca
+  configMap: {name: {{ . | quote }}}
+{{- end }}
+{{- end -}}
+
 {{/* The Secret with the account of this chart's MLflow; empty where it has no login. */}}
 {{- define "retune.loginSecret" -}}
 {{- if and .Values.mlflow.enabled .Values.mlflow.login.enabled -}}
@@ -160,6 +188,11 @@ http://{{ include "retune.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc:{{ 
 {{- $user := .Values.podSecurity.runAsUser | int64 }}
 {{- if ne $user 10001 }}{{/* a study's default */}}
 - cluster.run_as_user={{ $user | default "null" }}
+{{- end }}
+{{- with .Values.caBundle }}
+{{- if .configMap }}
+- {{ printf "cluster.ca_bundle={config_map: %q, key: %q}" .configMap .key | squote }}
+{{- end }}
 {{- end }}
 {{- with .Values.kueue.queue }}
 - cluster.queue={{ include "retune.word" . }}
