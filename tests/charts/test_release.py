@@ -96,11 +96,29 @@ def test_install_check_upgrade_roll_back_remove_and_install_again(kubernetes, re
     release("uninstall")
     assert images(kubernetes) == {"random": "theirs:1"}
     # The check's pod stays for its log: `helm test --logs` reads it afterwards.
-    left = {("secrets", "team-a", "retune-postgresql"), ("pods", "team-a", "retune-test-katib")}
+    left = {("secrets", "team-a", name) for name in ("retune-postgresql", "retune-mlflow-login")}
+    left.add(("pods", "team-a", "retune-test-katib"))
     assert kubernetes.there() - before == left
 
     release("install", *SETS["small"])
     assert password(kubernetes) == first
+
+
+def test_the_login_that_running_studies_name_outlasts_another_one(kubernetes, release):
+    """Katib makes a trial's pod at any time, and a pod whose Secret is gone does not start."""
+
+    def login():
+        return kubernetes.objects.get("secrets", "team-a", "retune-mlflow-login")["data"]
+
+    release("install", "--no-hooks")
+    first = login()
+    for words in (
+        ["mlflow.login.existingSecret=account"],
+        ["mlflow.login.enabled=false"],
+        ["mlflow.login.existingSecret="],
+    ):
+        release("upgrade", "--no-hooks", "--reset-values", "--set", *words)
+        assert login() == first
 
 
 def test_the_address_of_the_kubernetes_api_is_looked_up(kubernetes, release):

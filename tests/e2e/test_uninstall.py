@@ -17,6 +17,7 @@ KINDS = "all,configmaps,secrets,serviceaccounts,roles,rolebindings,networkpolici
 STAYS = {
     "PersistentVolumeClaim",
     "Secret/retune-postgresql",
+    "Secret/retune-mlflow-login",
     "Pod/retune-test-storage",
     "Pod/retune-test-mlflow",
     "Pod/retune-test-katib",
@@ -97,6 +98,6 @@ def test_nothing_is_left_that_should_not_be(team):
     known = {entry["algorithmName"] for entry in yaml.safe_load(config)["runtime"]["suggestions"]}
     assert known & set(OURS) == set()
     assert known, "Katib's own algorithms are still there"
-    # The two commands that docs/install.md gives for the rest.
-    team.kubectl("delete", "persistentvolumeclaims,pods", "--selector", "app.kubernetes.io/instance=retune")
-    team.kubectl("delete", "secret", "retune-postgresql")
+    # The command that docs/install.md gives for the rest.
+    kinds = "persistentvolumeclaims,pods,secrets"
+    team.kubectl("delete", kinds, "--selector", "app.kubernetes.io/instance=retune")
