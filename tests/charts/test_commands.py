@@ -79,6 +79,18 @@ def test_the_hooks_put_our_algorithms_into_katib_and_take_them_out(rendered, clu
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("written", "user"), [("10001", 10001), ("1000680000", 1000680000), ("null", None)], ids=str
+)
+def test_katibs_suggestion_pods_run_as_the_charts_do(helm, cluster, run, written, user):
+    documents = helm.render("--set", f"podSecurity.runAsUser={written}")
+    code, output = run(documents, "Job", "retune-register", KUBECONFIG=cluster.kubeconfig())
+    assert code == 0, output
+    security = suggestion_config(cluster.objects, "nomad")["securityContext"]
+    assert (security.get("runAsUser"), security.get("runAsGroup")) == (user, user)
+
+
+@pytest.mark.slow
 def test_removal_is_refused_while_an_experiment_of_any_namespace_uses_them(
     rendered, cluster, on_katib, run, tmp_path
 ):

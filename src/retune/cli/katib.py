@@ -43,8 +43,10 @@ def command() -> None:
 )
 @click.option("--except", "left_out", multiple=True, metavar="NAME",
               help="Skip an algorithm whose name the cluster already uses; may be repeated.")  # fmt: skip
+@click.option("--user", type=click.IntRange(1, 2**31 - 1), default=10001, show_default=True,
+              help="User and group id of the suggestion pods.")  # fmt: skip
 @click.option("--any-user", is_flag=True,
-              help="Let the cluster choose the pods' user id (OpenShift) instead of 10001.")  # fmt: skip
+              help="Let the cluster choose the pods' user id (OpenShift) instead of `--user`.")  # fmt: skip
 @click.option(
     "--metrics-port", type=click.IntRange(1, 65535), help="Port for Prometheus metrics; none by default."
 )
@@ -54,6 +56,7 @@ def register(
     namespace: str,
     service_account: str | None,
     left_out: tuple[str, ...],
+    user: int,
     any_user: bool,
     metrics_port: int | None,
     dry_run: bool,
@@ -72,7 +75,7 @@ def register(
 
     if unknown := [name for name in left_out if name not in OURS]:
         raise InputError(f"--except takes names of retune's algorithms, {list(OURS)}, but got {unknown}")
-    entries = registration.entries(image, service_account, None if any_user else 10001, metrics_port)
+    entries = registration.entries(image, service_account, None if any_user else user, metrics_port)
     wanted = [entry for entry in entries if entry["algorithmName"] not in left_out]
     _change(_api(namespace), lambda text: registration.registered(text, wanted), dry_run)
 

@@ -39,7 +39,7 @@ def entries(
             },
             "securityContext": {
                 "runAsNonRoot": True,
-                **({"runAsUser": user} if user is not None else {}),
+                **({"runAsUser": user, "runAsGroup": user} if user is not None else {}),
                 "allowPrivilegeEscalation": False,
                 "capabilities": {"drop": ["ALL"]},
                 "seccompProfile": {"type": "RuntimeDefault"},
