@@ -34,8 +34,8 @@ def ranges(draw):
     try:
         return Parameter(name="x", kind=kind, low=low, high=high, scale=scale, step=step, default=default)
     except ValidationError as error:
-        # Levels that are equal in six digits are refused
-        assume("too close" not in str(error))
+        # Levels that are equal in six digits are refused, and a step that leaves one level
+        assume("too close" not in str(error) and "`step` must be at most" not in str(error))
         raise
 
 
@@ -180,6 +180,9 @@ BAD = [
     ({"kind": "real", "low": 1, "high": 1e-3}, "`low <= high` must hold for 'x', but got low=1.0, high=0.001"),
     ({"kind": "real", "low": 0, "high": 1, "scale": "log"}, "`low > 0` must hold on a log scale, but got low=0.0"),
     ({"kind": "real", "low": 0, "high": 1, "step": 0}, "`step > 0` must hold, but got step=0.0"),
+    ({"kind": "real", "low": 0, "high": 1, "step": 1.5}, "`step` must be at most `high` - `low`, 1, or 'x' would always be 0, but got step=1.5"),
+    ({"kind": "integer", "low": 1, "high": 4, "step": 4}, "`step` must be at most `high` - `low`, 3"),
+    ({"kind": "real", "low": 1e-5, "high": 1e-4, "scale": "log", "step": 2}, "`step` must be at most `high` - `low` in log10, 1,"),
     ({"kind": "real", "low": 0, "high": 1, "step": math.nan}, "`step > 0` must hold, but got step=nan"),
     ({"kind": "real", "low": 0, "high": math.inf}, "must be finite, but got low=0.0, high=inf"),
     ({"kind": "real", "low": math.nan, "high": 1}, "must be finite"),

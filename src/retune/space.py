@@ -185,9 +185,18 @@ class Parameter(BaseModel):
         return problems or self._level_problems(low, high)
 
     def _level_problems(self, low: float, high: float) -> list[str]:
-        """Refuse levels that are equal after rounding: their trials would be the same, and `level` could not invert `value`."""
+        """Refuse a step that leaves one level, and levels that are equal after rounding.
+
+        Trials at equal levels would be the same, and `level` could not invert `value`.
+        """
         if not math.isfinite(high - low):
             return [f"`low` and `high` are too far apart for {self.name!r}: got low={low}, high={high}"]
+        if self.step is not None and low < high and self._span / self.step + 1e-9 < 1:
+            span = f"`high` - `low`{' in log10' if self.scale == 'log' else ''}, {self._span:g}"
+            return [
+                f"`step` must be at most {span}, or {self.name!r} would always be {low:g}, but got step={self.step:g}: "
+                "lower it, or set the one value outside of the search"
+            ]
         if low == high or (self.kind == "integer" and (self.scale == "linear" or self.step is None)):
             return []
         if self.kind == "integer":

@@ -149,6 +149,13 @@ def test_normal_distributions_begin_at_their_mean():
     assert double("0.001", "0.1", "", katib.LOG_NORMAL).scale == "log"
 
 
+@pytest.mark.parametrize("distribution", [katib.UNIFORM, katib.LOG_UNIFORM])
+def test_a_step_that_leaves_one_value_is_refused(distribution):
+    """Katib lets it through, and every trial would have the same value."""
+    with pytest.raises(InputError, match=r"`step` must be at most .*would always be 1, but got step=5"):
+        double("1", "4", "5", distribution)
+
+
 def test_steps_that_cannot_be_counted_on_a_log_scale_are_refused():
     """Each of these once raised in the parser; Katib ends the Experiment when a call fails."""
     with pytest.raises(InputError, match="`step` is too small"):

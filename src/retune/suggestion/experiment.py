@@ -379,6 +379,10 @@ def _range(spec: Any, default: str | None, log10_step: str | None) -> tuple[Para
         raise InputError(f"`step > 0` must hold for {name!r}, but got step={step:g}")
     if kind == "integer" and step != int(step):
         raise InputError(f"an integer parameter has a whole `step`, but got {step:g} for {name!r}")
+    if low < high and (high - low) / step < 1 - 1e-9:
+        raise InputError(
+            f"`step` must be at most `max` - `min`, {high - low:g}, or {name!r} would always be {low:g}, but got step={step:g}"
+        )
     if not math.isfinite((high - low) / step):
         raise InputError(f"`step` is too small for the range of {name!r}, but got step={step:g}")
     return _stepped_log(spec, parameter, step)

@@ -1,5 +1,6 @@
 """Hypothesis strategies for spaces of every kind."""
 
+import math
 from typing import Any
 
 from hypothesis import strategies as st
@@ -30,11 +31,19 @@ def parameters(draw: st.DrawFn, name: str) -> Parameter:
         step = (
             draw(st.sampled_from([None, 1, 3])) if scale == "linear" else draw(st.sampled_from([None, 0.2]))
         )
+        step = _fitting(step, low, high, scale)
         return Parameter(name=name, kind=kind, low=low, high=high, scale=scale, step=step, default=low)
     low = draw(st.sampled_from([1e-6, 0.1, 1.0]))
     high = low * draw(st.sampled_from([1.0, 1.5, 1e3, 1e6]))
     step = draw(st.sampled_from([None, 0.3 if scale == "log" or high == low else (high - low) / 7.5]))
+    step = _fitting(step, low, high, scale)
     return Parameter(name=name, kind=kind, low=low, high=high, scale=scale, step=step)
+
+
+def _fitting(step: float | None, low: float, high: float, scale: str) -> float | None:
+    """Return the step, unless it is larger than the range, which is refused."""
+    span = math.log10(high / low) if scale == "log" else high - low
+    return None if step is not None and 0 < span < step else step
 
 
 @st.composite
