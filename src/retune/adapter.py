@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from retune import store
-from retune.errors import RetuneError
+from retune.errors import InputError, RetuneError
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -40,15 +40,39 @@ def read(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in FILES}
 
 
+def fetch(uri: str, expected: str | None = None) -> Path:
+    """Return a local folder with the adapter at `uri`, whole and as its trial wrote it.
+
+    Raises:
+        InputError: if a file is missing or changed, with what to do; see `damage`.
+    """
+    if problems := damage(uri, expected):
+        raise InputError(problems)
+    return store.download(uri)
+
+
 def damage(uri: str, expected: str | None = None) -> list[str]:
     """Return how the adapter at `uri` differs from what its trial wrote; empty if it does not, or no digest is known.
+
+    An adapter that is not there, or lacks a file, is damaged too.
 
     Args:
         uri: the adapter's folder. A `trial.json` beside it holds the digest and the checksum of each file.
         expected: its digest, or that of older releases, which covered the weights alone.
     """
-    files = read(store.download(uri))
     record = _record_beside(uri)
+    try:
+        files = read(store.download(uri))
+    except FileNotFoundError:
+        lacking = [name for name in FILES if not store.exists(store.join(uri, name))]
+        if not record.get("adapter_digest"):
+            return [
+                f"an adapter's folder holds {' and '.join(FILES)}, but {uri} lacks {' and '.join(lacking)}"
+            ]
+        return [
+            f"{uri} lacks {' and '.join(lacking)}, which {record.get('trial')} wrote: deleted since, or left out of a copy; "
+            f"copy it back, or remove the trial's folder and run its study again, which trains it anew"
+        ]
     written = str(expected or record.get("adapter_digest"))
     if not _DIGEST.fullmatch(written):  # no digest, but "None" or a name that another program gave
         return []
@@ -60,6 +84,11 @@ def damage(uri: str, expected: str | None = None) -> list[str]:
         f"{' or '.join(store.join(uri, name) for name in changed)} is not what the trial wrote: the adapter's digest was "
         f"{written}, but is {digest(files)}; restore the file, or remove the trial's folder and train it again"
     ]
+
+
+def was_written(uri: str) -> bool:
+    """Return whether a trial's record says that it wrote an adapter at `uri`."""
+    return bool(_record_beside(uri).get("adapter_digest"))
 
 
 def _record_beside(uri: str) -> dict[str, Any]:

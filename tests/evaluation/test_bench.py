@@ -247,7 +247,10 @@ def test_every_problem_is_told_before_a_model_is_loaded(model, base, bbh, mmlu, 
     text = str(caught.value)
     assert "one of A, B, C, D, but got 'F'" in text
     assert f"bbh: there is no file or folder {tmp_path / 'nowhere'}" in text
-    assert f"gone: there is no adapter at {tmp_path / 'gone'}" in text
+    assert (
+        f"gone: an adapter's folder holds adapter_config.json and adapter_model.safetensors, but {tmp_path / 'gone'}"
+        in text
+    )
     assert "half: an adapter folder must have adapter_config.json" in text
     assert "cut: the adapter in" in text
     assert "foreign: the adapter in" in text

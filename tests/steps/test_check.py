@@ -57,7 +57,7 @@ def test_adapters_of_a_finished_search_are_checked_before_they_are_scored(search
     shutil.rmtree(tmp_path / "adapter-2")
     make_adapter(other, tmp_path / "adapter-2")
     messages = problems(study)
-    assert "trial-001: there is no adapter at" in messages
+    assert "trial-001: an adapter's folder holds adapter_config.json" in messages
     assert "trial-002" in messages
     assert "was made for another base" in messages
     with folder.stamps.step("benchmark", benchmark.inputs(study, folder)):

@@ -4,9 +4,11 @@ import hashlib
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from retune import models
+from retune.adapter import WEIGHTS, digest, read
 from retune.cli import cli
 from retune.cli.chat import converse
 from retune.data.prompts import prompt
@@ -224,3 +227,40 @@ def test_a_chat_in_a_terminal(searched):
     _, status = os.waitpid(pid, 0)
     os.close(terminal)
     assert os.waitstatus_to_exitcode(status) == 0, said
+
+
+@pytest.mark.parametrize("harm", ["folder", "weights", "bytes"])
+def test_an_adapter_that_was_deleted_or_changed_is_told_with_what_to_do(searched, harm):
+    """By every command that reads it; exporting copied what was left of it, without a word."""
+    study, folder, tmp_path = searched
+    trial = folder.path("trials/trial-002")
+    shutil.move(tmp_path / "adapter-2", f"{trial}/adapter")
+    record = folder.trials["trial-002"]
+    record.adapter_uri, record.adapter_digest = f"{trial}/adapter", digest(read(Path(trial, "adapter")))
+    folder.ledger.finish(record, write=True)
+    tuned.from_run(study.root)
+    weights = Path(trial, "adapter", WEIGHTS)
+    if harm == "folder":
+        shutil.rmtree(weights.parent)
+    elif harm == "weights":
+        weights.unlink()
+    else:
+        weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    questions = tmp_path / "questions.txt"
+    questions.write_text("the little test\n")
+    told = "is not what the trial wrote" if harm == "bytes" else "which trial-002 wrote"
+    asked = ("judge", "prepare", "--b", "base", "--questions", str(questions), "-n", "1")
+    for words in [
+        ("export", study.root, "--out", str(tmp_path / "plain")),
+        ("export", study.root, "--out", str(tmp_path / "merged"), "--merge"),
+        ("chat", study.root, "--ask", "the little test"),
+        (*asked, "--a", study.root, "--out", str(tmp_path / "j")),
+        (*asked, "--a", str(weights.parent), "--out", str(tmp_path / "j"), "--base", study.model.base),
+        ("bench", "--model", study.model.base, "--adapter", str(weights.parent), "--tasks", "mmlu",
+         "--data", f"mmlu={study.benchmark.data['mmlu']}", "--out", str(tmp_path / "b")),
+    ]:  # fmt: skip
+        error = CliRunner().invoke(cli, words).exception
+        assert isinstance(error, InputError), (words, error)
+        assert told in str(error)
+        assert "remove the trial's folder" in str(error)
+    assert not (tmp_path / "plain").exists()

@@ -127,7 +127,7 @@ def check_candidates(model: Model, candidates: Sequence[Candidate]) -> list[str]
         try:
             folder = store.download(candidate.adapter_uri)
         except FileNotFoundError:
-            problems.append(f"{candidate.name}: there is no adapter at {candidate.adapter_uri}")
+            problems += [f"{candidate.name}: {reason}" for reason in adapter.damage(candidate.adapter_uri)]
             continue
         except RetuneError as error:
             problems.append(
@@ -135,7 +135,7 @@ def check_candidates(model: Model, candidates: Sequence[Candidate]) -> list[str]
             )
             continue
         reasons = adapters.problems(candidate.name, folder, base)
-        if not reasons or not any("lacks" in problem for problem in reasons):
+        if not any("lacks" in problem for problem in reasons) or adapter.was_written(candidate.adapter_uri):
             damage = adapter.damage(candidate.adapter_uri, candidate.adapter_digest)
             reasons = [f"{candidate.name}: {reason}" for reason in damage] or reasons
         problems += reasons

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from retune import models, store
+from retune import adapter, models
 from retune.data import mixing
 from retune.data.example import Example
 from retune.data.prompts import Prompt
@@ -123,7 +123,8 @@ def _generated(
         shown = progress.begin(path, "benchmark")
         shown.running = {f"answers of {trial.trial}": number / len(trials)}
         progress.write(path, shown)
-        folder = store.download(trial.adapter_uri) if trial.adapter_uri else None
+        uri = trial.adapter_uri
+        folder = adapter.fetch(uri, trial.adapter_digest) if uri else None
         with ExitStack() as stack:
             tuned: Any = stack.enter_context(adapters.attached(base.model, folder))
             decoder, _ = stack.enter_context(decoding(tuned, base.tokenizer, base.device, context, _BATCH))

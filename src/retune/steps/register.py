@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from retune import store
+from retune import adapter
 from retune.errors import RetuneError
 from retune.registry import versions
 from retune.registry.client import wait_for_server
@@ -47,7 +47,7 @@ def register(study: Study, folder: SearchFolder) -> str:
             study.tracking.uri,
             study.promote.model,
             trial,
-            store.download(trial.adapter_uri),
+            adapter.fetch(trial.adapter_uri, trial.adapter_digest),
             study=study.name,
             objective=study.search.objective.metric,
             scores=[record for record in folder.benches(study) if record.model == trial.trial],

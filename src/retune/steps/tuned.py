@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from retune import adapter as adapter_files
 from retune import models, store
 from retune.data.encode import resolve
 from retune.data.mix_record import MixRecord
@@ -95,7 +96,7 @@ def from_run(folder: str, trial: str | None = None) -> Tuned:
     """Return the chosen trial of a study's folder, or another one by name.
 
     Raises:
-        InputError: if there is no such study or trial, or its adapter was not kept.
+        InputError: if there is no such study or trial, or its adapter was not kept, was deleted or changed.
     """
     search = SearchFolder(newest_search(folder))
     study = study_in(search.uri)
@@ -104,6 +105,7 @@ def from_run(folder: str, trial: str | None = None) -> Tuned:
     if record is None or not record.adapter_uri:
         kept = [name for name, one in search.trials.items() if one.adapter_uri]
         raise InputError(f"a trial with an adapter must be one of {kept}, but got {chosen!r}", search.uri)
+    files = adapter_files.fetch(record.adapter_uri, record.adapter_digest)
     wanted = record.data_digest or (search.search.data_digest if search.has(SEARCH) else "")
     mix = search.mix(wanted)
     setting = [f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.assignment.items()]
@@ -128,7 +130,7 @@ def from_run(folder: str, trial: str | None = None) -> Tuned:
         )
     facts["Adapter digest"] = record.adapter_digest or "unknown"
     prompt = mix.prompt if mix else _named(study)
-    return Tuned(study.name, store.download(record.adapter_uri), study.model, prompt, facts)
+    return Tuned(study.name, files, study.model, prompt, facts)
 
 
 def from_registry(model: str, alias: str, uri: str) -> Tuned:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from retune import store
+from retune import adapter as adapter_files
 from retune.data import mixing
 from retune.data.encode import tokenize_examples
 from retune.data.subset import Subset, choose
@@ -185,7 +185,7 @@ class ResidentBase:
             base = self.load().model
             with reading(base, checked):
                 return validation_loss(base, tokens, self.devices)
-        folder = store.download(adapter_uri)
+        folder = adapter_files.fetch(adapter_uri)
         base = self.load().model
         with ExitStack() as stack:
             with self.devices.together():

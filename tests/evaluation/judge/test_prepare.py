@@ -192,15 +192,19 @@ def test_an_answer_ends_where_the_template_begins_anew(text, answer):
 def test_the_base_is_what_the_adapters_name(adapter, base, tmp_path, questions):
     tuned, untuned = Candidate("tuned", str(adapter)), Candidate("base")
     assert prepare.common_base(tuned, untuned) == str(base)
-    for wrong in ((untuned, untuned), (Candidate("none", str(tmp_path)), tuned)):
-        with pytest.raises(InputError, match="without --base"):
+    nothing = Candidate("none", str(tmp_path))
+    for wrong, words in (
+        ((untuned, untuned), "without --base"),
+        ((nothing, tuned), "none: an adapter's folder"),
+    ):
+        with pytest.raises(InputError, match=words):
             prepare.common_base(*wrong)
     with pytest.raises(InputError) as error:
         prepare.prepare(
             None, Candidate("none", str(tmp_path)), untuned, "nowhere", 1, 0, str(tmp_path / "out")
         )
     assert "there is no file nowhere" in str(error.value)
-    assert "none: without --base" in str(error.value)
+    assert "none: an adapter's folder holds adapter_config.json" in str(error.value)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from retune import store
+from retune import adapter, store
 from retune.data.prompts import Prompt
 from retune.errors import InputError, RetuneError
 from retune.evaluation.bench import Candidate, check_candidates
@@ -106,10 +106,12 @@ def common_base(*candidates: Candidate) -> str:
         try:
             config = json.loads(store.read(store.join(candidate.adapter_uri, "adapter_config.json")))
             named.add(str(config["base_model_name_or_path"] or ""))
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except FileNotFoundError:
+            damage = adapter.damage(candidate.adapter_uri)
+            problems += [f"{candidate.name}: {reason}" for reason in damage]
+        except (ValueError, KeyError, TypeError):
             problems.append(
-                f"{candidate.name}: without --base an adapter names its base, but there is none at "
-                f"{candidate.adapter_uri} that does"
+                f"{candidate.name}: without --base an adapter names its base, but that at {candidate.adapter_uri} does not"
             )
     if not problems and (len(named) != 1 or "" in named):
         problems.append(f"without --base the adapters name one base, but they name {sorted(named)}")
