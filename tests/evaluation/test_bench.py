@@ -24,6 +24,7 @@ from retune.evaluation.prompts import fit
 from retune.evaluation.tasks.question import Question
 from retune.records import BenchRecord
 from retune.study import Benchmark, Model
+from tests.conftest import ROOT
 
 from .conftest import make_adapter, make_base, write_mmlu
 
@@ -470,3 +471,26 @@ def test_prompts_read_in_pieces_are_the_prompts_read_whole(real_data, name, plac
     tokens, shots = fit(tokenizer, questions, task, 1024)
     whole = tokenizer([question.prompt(k) for question, k in zip(questions, shots, strict=True)])["input_ids"]
     assert tokens == [ids[-(1024 - task.new_tokens) :] for ids in whole]
+
+
+def test_a_benchmark_that_was_moved_is_the_same_and_one_that_was_changed_is_another(tmp_path):
+    """Its digest held the name of its folder: moved data was scored again, and a search on its scores began anew."""
+    asked = ["mmlu", "bbh", "drop", "humaneval"]
+
+    def digests(folder, drop="drop.jsonl.gz"):
+        names = ["mmlu", "bbh", drop, "humaneval.jsonl.gz"]
+        data = {task: str(folder / name) for task, name in zip(asked, names, strict=True)}
+        return bench.data_digests(Benchmark(tasks=asked, data=data, allow_code_execution=True))
+
+    examples = ROOT / "examples" / "data" / "benchmarks"
+    moved = shutil.copytree(examples, tmp_path / "moved")
+    (moved / "drop.jsonl.gz").rename(moved / "other.jsonl.gz")
+    (moved / "bbh").rename(tmp_path / "elsewhere")
+    (moved / "bbh").symlink_to(tmp_path / "elsewhere")
+    before = digests(examples)
+    assert digests(moved, "other.jsonl.gz") == before
+    first, second, *_ = sorted((tmp_path / "elsewhere").iterdir())  # two subjects change places
+    contents = first.read_bytes(), second.read_bytes()
+    first.write_bytes(contents[1]), second.write_bytes(contents[0])
+    changed = digests(moved, "other.jsonl.gz")
+    assert [task for task in asked if changed[task] != before[task]] == ["bbh"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -153,10 +154,15 @@ def draw(questions: Sequence[Question], limit: int | None, seed: int) -> list[Qu
 
 
 def file_digest(files: Sequence[Path]) -> str:
-    """Return the digest of names and contents of the files."""
+    """Return the digest of the files' contents and of their names below the folder that holds them all.
+
+    The same files in another folder, or in a bucket, are the same benchmark; so is a single file of another name.
+    """
+    folder = os.path.commonpath(files) if files else ""
     sha = hashlib.sha256()
     for path in sorted(files):
-        sha.update(f"{path.parent.name}/{path.name}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
+        name = os.path.relpath(path, folder)
+        sha.update(f"{name}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
     return sha.hexdigest()[:16]
 
 
