@@ -6,6 +6,7 @@ After an intended change: RETUNE_GOLDEN=write pytest tests/charts/test_rendering
 import copy
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -373,6 +374,30 @@ def test_no_address_names_the_domain_of_a_cluster(rendered):
         path for path in (ROOT / "k8s").rglob("*") if path.is_file() and "cluster.local" in path.read_text()
     ]
     assert named == []
+
+
+def test_a_chart_of_ones_own_may_contain_it(helm, tmp_path):
+    """Helm passes such a chart's `global` values on, and the one by which it turns this chart on."""
+    (tmp_path / "Chart.yaml").write_text(
+        "apiVersion: v2\nname: platform\nversion: 1.0.0\n"
+        "dependencies: [{name: retune, version: '*', condition: retune.enabled}]\n"
+    )
+    shutil.copytree(CHART, tmp_path / "charts/retune")
+    values = {
+        "retune": yaml.safe_load(Path(__file__).with_name("hooks.yaml").read_text()),
+        "global": {"domain": "example.org"},
+    }
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+    words = ["--namespace", "team-a", "--kube-version", "1.31.0"]
+
+    def names(enabled):
+        found = helm.run("template", "retune", str(tmp_path), *words, "--set", f"retune.enabled={enabled}")
+        assert found.returncode == 0, found.stderr
+        return {(d["kind"], d["metadata"]["name"]) for d in yaml.safe_load_all(found.stdout) if d}
+
+    alone = {(d["kind"], d["metadata"]["name"]) for d in helm.render(apis=())}
+    assert names("true") == alone
+    assert names("false") == set()
 
 
 def test_helm_template_does_not_take_out_what_it_puts_in(helm):

@@ -26,6 +26,10 @@ def readme():
     sys.path.remove(str(ROOT / "charts"))
 
 
+OF_A_PARENT = {"global", "enabled"}
+"""What a chart that contains this one passes to it; it has no value of its own for them."""
+
+
 def objects(schema, path=""):
     """Every schema of an object inside a schema, with its path."""
     if isinstance(schema, dict):
@@ -49,7 +53,7 @@ def keys(schema, above=""):
 
 def test_the_schema_holds_the_keys_of_values_and_no_other(readme):
     documented = [value.key for value in readme.values((CHART / "values.yaml").read_text())]
-    assert sorted(keys(SCHEMA)) == sorted(documented)
+    assert sorted(keys(SCHEMA)) == sorted([*documented, *OF_A_PARENT])
 
 
 def test_the_readme_is_what_values_say():
@@ -73,14 +77,14 @@ def test_an_undocumented_key_changes_the_readme(readme):
 
 
 def test_every_object_of_the_schema_is_closed():
-    """Except Kubernetes' own objects (NetworkPolicy rules, affinity, topology spread) and studies, which `retune` checks."""
+    """Except Kubernetes' own objects (NetworkPolicy rules, affinity, topology spread), studies, which `retune` checks, and a parent's."""
     open_ = {path for path, schema in objects(SCHEMA) if "additionalProperties" not in schema}
     kubernetes = {
         "networkPolicy/properties/benchmarkEgress/items",
         "trainJob/properties/topologySpreadConstraints/items",
     }
     kubernetes |= {f"{part}/properties/affinity" for part in ("trainJob", "mlflow", "watch", "postgresql")}
-    assert open_ == {f"/properties/{path}" for path in kubernetes}
+    assert open_ == {f"/properties/{path}" for path in kubernetes | {"global"}}
     assert {schema["additionalProperties"] for _, schema in objects(SCHEMA) if "properties" in schema} == {
         False
     }
