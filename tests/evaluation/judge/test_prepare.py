@@ -144,7 +144,7 @@ def test_all_that_is_wrong_is_said_before_a_model_is_loaded(make, base, tmp_path
     text = str(error.value)
     assert "-n is at most the number of questions, but got 10" in text
     assert "made for another base" in text
-    assert "no adapter at" in text
+    assert "nowhere lacks adapter_config.json and adapter_model.safetensors" in text
     assert not (tmp_path / "judge").exists()
 
 
