@@ -46,9 +46,14 @@ def fetch(uri: str, expected: str | None = None) -> Path:
     Raises:
         InputError: if a file is missing or changed, with what to do; see `damage`.
     """
-    if problems := damage(uri, expected):
+    try:
+        folder = store.download(uri)
+        problems = _changes(uri, read(folder), expected)
+    except FileNotFoundError:
+        raise InputError(_lacking(uri)) from None
+    if problems:
         raise InputError(problems)
-    return store.download(uri)
+    return folder
 
 
 def damage(uri: str, expected: str | None = None) -> list[str]:
@@ -60,19 +65,25 @@ def damage(uri: str, expected: str | None = None) -> list[str]:
         uri: the adapter's folder. A `trial.json` beside it holds the digest and the checksum of each file.
         expected: its digest, or that of older releases, which covered the weights alone.
     """
-    record = _record_beside(uri)
     try:
-        files = read(store.download(uri))
+        return _changes(uri, read(store.download(uri)), expected)
     except FileNotFoundError:
-        lacking = [name for name in FILES if not store.exists(store.join(uri, name))]
-        if not record.get("adapter_digest"):
-            return [
-                f"an adapter's folder holds {' and '.join(FILES)}, but {uri} lacks {' and '.join(lacking)}"
-            ]
-        return [
-            f"{uri} lacks {' and '.join(lacking)}, which {record.get('trial')} wrote: deleted since, or left out of a copy; "
-            f"copy it back, or remove the trial's folder and run its study again, which trains it anew"
-        ]
+        return [_lacking(uri)]
+
+
+def _lacking(uri: str) -> str:
+    record = _record_beside(uri)
+    lacking = " and ".join(name for name in FILES if not store.exists(store.join(uri, name)))
+    if not record.get("adapter_digest"):
+        return f"an adapter's folder holds {' and '.join(FILES)}, but {uri} lacks {lacking}"
+    return (
+        f"{uri} lacks {lacking}, which {record.get('trial')} wrote: deleted since, or left out of a copy; "
+        f"copy it back, or remove the trial's folder and run its study again, which trains it anew"
+    )
+
+
+def _changes(uri: str, files: dict[str, bytes], expected: str | None) -> list[str]:
+    record = _record_beside(uri)
     written = str(expected or record.get("adapter_digest"))
     if not _DIGEST.fullmatch(written):  # no digest, but "None" or a name that another program gave
         return []
