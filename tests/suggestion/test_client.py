@@ -1,6 +1,7 @@
 """The local engine's client: it returns what the functions return, over gRPC and through kills of the service."""
 
 import random
+import signal
 import threading
 import time
 
@@ -139,9 +140,15 @@ def test_a_service_that_stays_away_is_said_in_a_sentence():
 def test_a_service_killed_under_the_call_is_a_lost_connection():
     service = Service()
     history = [Observation(ROW, "completed", measured(ROW), number=0)]
-    threading.Timer(0.3, service.kill).start()
-    with SuggestionClient(service.address, patience=0.5) as client, pytest.raises(ConnectionError):
-        client.suggest(study(algorithm="gp"), history * 50, 2000)
+    timer = threading.Timer(0.3, service.kill)
+    with SuggestionClient(service.address, patience=0.5) as client:
+        assert client.validate(study(algorithm="gp")) == []
+        # However fast it is, the call is under way when it is killed
+        service.process.send_signal(signal.SIGSTOP)
+        timer.start()
+        with pytest.raises(ConnectionError):
+            client.suggest(study(algorithm="gp"), history * 50, 2000)
+    timer.join()
     service.close()
 
 
